@@ -1,0 +1,1 @@
+"""Durable state: immutable parts, commits, attempts."""

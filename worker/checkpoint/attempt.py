@@ -1,0 +1,43 @@
+"""Attempts: one numbered object per start of a job; the number is the fencing token."""
+
+import datetime
+import json
+import os
+import socket
+import uuid
+
+from worker.errors import InfrastructureError, Superseded
+from worker.store import Store
+
+_PREFIX = "attempts/"
+_TRIES = 100
+
+
+def newest_attempt(store: Store) -> int:
+    """The number of the newest attempt, 0 if there was none."""
+    names = [info.key.removeprefix(_PREFIX).removesuffix(".json") for info in store.list(_PREFIX)]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def claim_attempt(store: Store) -> int:
+    """Register a new attempt and return its number, greater than every other."""
+    record = {
+        "id": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    data = json.dumps(record).encode()
+    number = newest_attempt(store)
+    for _ in range(_TRIES):
+        number += 1
+        if store.put_if_absent(f"{_PREFIX}{number:06d}.json", data):
+            return number
+    raise InfrastructureError(f"{store.uri}{_PREFIX}: cannot claim an attempt, others keep winning")
+
+
+def ensure_newest(store: Store, attempt: int) -> None:
+    """Raise `Superseded` where a newer attempt exists; called before anything is committed."""
+    newest = newest_attempt(store)
+    if newest > attempt:
+        raise Superseded(f"attempt {newest} of this job has started, attempt {attempt} ends")

@@ -1,0 +1,213 @@
+"""The command line; the only place that turns errors into exit codes.
+
+Commands import what they need when they run, so that `--help` and a stop signal never wait for torch.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from worker import __version__
+from worker.errors import ConfigurationError, DataError
+from worker.launch.guard import report
+from worker.logs import configure_logs, is_live
+
+_MIB = 1 << 20
+
+
+class _Commands(click.Group):
+    """Ends an error of any command with one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        try:
+            code = super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            code = report(error)
+        sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="auto draws a live line on a terminal and writes text lines elsewhere.",
+)
+@click.pass_context
+def main(ctx: click.Context, log_format: str) -> None:
+    """Fine-tune image classifiers from and to S3-compatible storage.
+
+    \b
+    worker pack photos/ s3://datasets/photos/     image folder to shards
+    worker plan s3://bucket/job.yaml              what would be trained, at which rates
+    worker train s3://bucket/job.yaml             train, or go on where it stopped
+
+    Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
+    the usual AWS_* variables.
+
+    \b
+    Exit codes: 0 done, 2 wrong command line, 65 broken data, 69 infrastructure
+    (run again), 70 bug, 75 stopped on request (run again), 76 superseded by a
+    newer attempt, 78 wrong manifest, credentials or environment.
+    """
+    configure_logs(log_format)
+    ctx.obj = log_format
+
+
+@main.command()
+@click.argument("manifest")
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    help="Ranks to start on this machine; default: one per GPU, or one on the CPU.",
+)
+@click.pass_obj
+def train(log_format: str, manifest: str, nproc: int | None) -> int:
+    """Train what MANIFEST says, or go on from its last checkpoint.
+
+    Stops on SIGTERM, SIGUSR1 or Ctrl-C with everything committed (exit code 75); the same command
+    goes on from there, on this or any other machine and number of ranks.
+    """
+    from worker.train.stop import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    from worker.launch.start import train
+
+    return train(manifest, nproc, stop, is_live(log_format))
+
+
+@main.command()
+@click.argument("manifest")
+@click.option("--ranks", type=click.IntRange(min=1), default=1, help="Number of ranks to plan for.")
+def plan(manifest: str, ranks: int) -> None:
+    """Show what MANIFEST would train, at which rates, without training.
+
+    Checks all that `train` checks before it starts: the manifest, data, weights and groups.
+    """
+    from worker.launch.topology import require_divisible
+    from worker.manifest import load_manifest
+    from worker.model.weights import load_pretrained
+    from worker.train.describe import describe_job
+    from worker.train.job import open_job
+
+    loaded = load_manifest(manifest)
+    require_divisible(loaded.train.batch_size, ranks)
+    job = open_job(loaded)
+    if loaded.model.weights:
+        load_pretrained(job.backbone, loaded.model.weights)
+    click.echo(describe_job(job, ranks))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("dest")
+@click.option(
+    "--shard-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=64,
+    show_default=True,
+    help="Size of a shard in MiB of images, about.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides the order of the images.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="Default: the number of cores."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
+def pack(
+    folder: Path, dest: str, shard_size: float, seed: int, threads: int | None, overwrite: bool
+) -> None:
+    """Pack the image FOLDER into WebDataset shards and an index at DEST.
+
+    FOLDER holds one folder of images per class, or such trees in train/ and val/, which become
+    DEST/train/ and DEST/val/. The same files and seed always give the same shards.
+    """
+    from worker.data.pack import ensure_empty, find_splits, write_split
+    from worker.store import open_store
+
+    splits = find_splits(folder)
+    stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
+    if not overwrite:
+        for store in stores:
+            ensure_empty(store)
+    for split, store in zip(splits, stores, strict=True):
+        with click.progressbar(
+            length=len(split.files), label=f"packing {split.name or 'images'}", file=sys.stderr
+        ) as bar:
+            index = write_split(
+                split,
+                store,
+                int(shard_size * _MIB),
+                seed,
+                threads or len(os.sched_getaffinity(0)),
+                lambda: bar.update(1),
+            )
+        skipped = f", {split.skipped} other files left out" if split.skipped else ""
+        click.echo(
+            f"{store.uri}: {index.samples} images of {len(index.classes)} classes "
+            f"in {len(index.shards)} shards{skipped}"
+        )
+
+
+@main.command()
+@click.argument("run")
+def audit(run: str) -> None:
+    """Prove from the ledger of RUN that each epoch held each sample exactly once.
+
+    RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
+    sample was lost or repeated.
+    """
+    from worker.data.index import read_index
+    from worker.manifest import load_manifest
+    from worker.store import open_store
+    from worker.train.audit import audit_epochs, read_ledger, surviving_rows
+
+    store = open_store(run)
+    manifest = load_manifest(f"{store.uri}manifest.json")
+    samples = read_index(open_store(manifest.data.train)).samples
+    rows = surviving_rows(read_ledger(store))
+    faults = 0
+    for epoch in audit_epochs(rows, samples, manifest.train.batch_size):
+        faults += len(epoch.lost) + len(epoch.repeated)
+        click.echo(
+            f"epoch {epoch.epoch + 1}: {epoch.trained} of {samples} samples trained on, "
+            f"{len(epoch.lost)} lost, {len(epoch.repeated)} repeated"
+            + ("" if epoch.complete else "; not finished")
+        )
+        for kind, ids in (("lost", epoch.lost), ("repeated", epoch.repeated)):
+            if ids:
+                click.echo(f"  {kind}: {', '.join(map(str, ids[:10]))}{' …' * (len(ids) > 10)}")
+    if faults:
+        raise DataError(f"{store.uri}: {faults} samples lost or repeated")
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the manifest."""
+    from worker.manifest import Manifest
+
+    click.echo(json.dumps(Manifest.model_json_schema(), indent=1))
+
+
+@main.command()
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the pictures in.")
+def demo(keep: Path | None) -> None:
+    """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
+
+    Needs `pip install worker[demo]`, no network and no GPU; takes about two minutes on 2 cores.
+    """
+    try:
+        from worker.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the demo needs {error.name}; pip install 'worker[demo]'"
+        ) from None
+    run_demo(keep)

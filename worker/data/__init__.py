@@ -1,0 +1,1 @@
+"""Data plane: index, plan, reader, decoding, packing."""

@@ -1,0 +1,126 @@
+"""Which samples form which global batch: a pure function of (counts, seed, epoch, step).
+
+The epoch's permuted shards, laid end to end, are cut into lanes of equal length (give or take one
+sample). Step t takes the next `batch_size / lanes` samples of every lane, and inside a lane the
+samples are shuffled window by window. Ranks and loader threads decide only who reads what, so the
+state of the stream is one integer, the step.
+
+The last batch of an epoch holds what is left: every sample is seen exactly once, nothing is padded
+or dropped, and every rank takes part in every step (with no sample, if fewer are left than ranks).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+_LANES = 16
+_WINDOW = 64
+_SHARDS, _SAMPLES = 0, 1  # streams of the keyed hash
+
+
+def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
+    """64 well-mixed bits per element, the same on every machine and numpy version.
+
+    Chains the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+    generators", 2014) over `words`, which broadcast. Shape: that of the words, at least [1].
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for word in words:
+        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The slice [start, stop) of `total` things that is `rank`'s; early ranks get the larger."""
+    return -(-rank * total // world_size), -(-(rank + 1) * total // world_size)
+
+
+def default_lanes(batch_size: int) -> int:
+    """The largest divisor of the batch that is at most 16."""
+    return max(lanes for lanes in range(1, _LANES + 1) if batch_size % lanes == 0)
+
+
+class EpochPlan:
+    """The global batches of one epoch.
+
+    `counts` are the samples of each shard, shape [shards]. Sample ids number the samples in index
+    order. Memory is O(shards); any step costs the same.
+    """
+
+    def __init__(
+        self,
+        counts: Ids,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        lanes: int | None = None,
+        window: int = _WINDOW,
+    ) -> None:
+        self.total = int(counts.sum())
+        self.steps = -(-self.total // batch_size)
+        self._lanes = lanes or default_lanes(batch_size)
+        if batch_size % self._lanes:
+            raise ValueError(f"{self._lanes} lanes do not divide a batch of {batch_size}")
+        self._per_lane = batch_size // self._lanes
+        self._window = window
+        self._key = (seed, epoch)
+        order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
+        self._ends = np.cumsum(counts[order])
+        # Adding this to a position in the permuted shards gives the sample's id.
+        self._shift = (np.cumsum(counts) - counts)[order] - (self._ends - counts[order])
+        bounds = np.arange(self._lanes + 1) * self.total // self._lanes
+        self._starts, self._lengths = bounds[:-1], np.diff(bounds)
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Ids:
+        """The sample ids that `rank` trains on at `step` (0-based within the epoch), in order.
+
+        The ranks' parts, joined in rank order, are the global batch. Raises `IndexError` beyond
+        the epoch.
+        """
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of an epoch of {self.steps}")
+        taken = np.clip(self._lengths - step * self._per_lane, 0, self._per_lane)
+        ends = np.cumsum(taken)
+        start, stop = split(int(ends[-1]), rank, world_size)
+        if start == stop:
+            return np.empty(0, dtype=np.int64)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        lanes = np.arange(first, last + 1)
+        positions = self._positions(lanes, step)
+        offset = int(ends[first] - taken[first])
+        return self._ids(positions[start - offset : stop - offset])
+
+    def shards(self, rank: int = 0, world_size: int = 1) -> int:
+        """How many shards `rank` reads from in this epoch."""
+        ids = np.concatenate([self.batch(step, rank, world_size) for step in range(self.steps)])
+        starts = np.sort(self._shift + self._ends - np.diff(self._ends, prepend=0))
+        return len(np.unique(np.searchsorted(starts, ids, side="right")))
+
+    def _positions(self, lanes: Ids, step: int) -> Ids:
+        """Positions in the permuted shards that `lanes` give to `step`, lane by lane."""
+        low = step * self._per_lane
+        high = low + self._per_lane
+        windows = range(low // self._window, (high - 1) // self._window + 1)
+        shuffled = np.concatenate([self._shuffle(lanes, number) for number in windows], axis=1)
+        first = windows[0] * self._window
+        inside = shuffled[:, low - first : high - first]
+        return (self._starts[lanes, None] + inside)[inside < self._lengths[lanes, None]]
+
+    def _shuffle(self, lanes: Ids, number: int) -> Ids:
+        """Window `number` of each lane as shuffled offsets into the lane, shape [lanes, window].
+
+        Offsets beyond a lane's end sort last.
+        """
+        offsets = number * self._window + np.arange(self._window)
+        keys = keyed_hash(*self._key, _SAMPLES, lanes[:, None], offsets[None, :])
+        keys[offsets[None, :] >= self._lengths[lanes, None]] = np.iinfo(np.uint64).max
+        return offsets[np.argsort(keys, axis=1, kind="stable")]
+
+    def _ids(self, positions: Ids) -> Ids:
+        place = np.searchsorted(self._ends, positions, side="right")
+        ids: Ids = positions + self._shift[place]
+        return ids

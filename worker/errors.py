@@ -1,0 +1,86 @@
+"""One exception type per exit code; the CLI's edge is the only place that turns them into codes.
+
+The codes are an API for schedulers (README, "Exit codes").
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from signal import SIGKILL, SIGTERM
+
+
+class ExitCode(IntEnum):
+    """What a scheduler may act on."""
+
+    DONE = 0
+    USAGE = 2
+    DATA = 65
+    INFRASTRUCTURE = 69
+    BUG = 70
+    STOPPED = 75
+    SUPERSEDED = 76
+    CONFIGURATION = 78
+
+
+class WorkerError(Exception):
+    """An expected end of the program; its text is one line for the user."""
+
+    code = ExitCode.BUG
+
+
+class DataError(WorkerError):
+    """Training data is broken beyond the error budget."""
+
+    code = ExitCode.DATA
+
+
+class InfrastructureError(WorkerError):
+    """Storage, rendezvous or a peer rank gave up after retries; running again may help."""
+
+    code = ExitCode.INFRASTRUCTURE
+
+
+class StopRequested(WorkerError):
+    """Stopped by a signal; all that was done is committed."""
+
+    code = ExitCode.STOPPED
+
+
+class Superseded(WorkerError):
+    """A newer attempt of the same job exists; this one must write nothing more."""
+
+    code = ExitCode.SUPERSEDED
+
+
+class ConfigurationError(WorkerError):
+    """Manifest, credentials or environment are wrong; running again will not help."""
+
+    code = ExitCode.CONFIGURATION
+
+
+# Most fatal first: a code that forbids a retry must never be hidden by one that asks for it.
+_SEVERITY = (
+    ExitCode.CONFIGURATION,
+    ExitCode.DATA,
+    ExitCode.SUPERSEDED,
+    ExitCode.BUG,
+    ExitCode.INFRASTRUCTURE,
+    ExitCode.STOPPED,
+    ExitCode.DONE,
+)
+
+
+def exit_code_of(status: int) -> int:
+    """Map a child's status (`-N` for a signal N, as in `subprocess`) to an exit code of ours.
+
+    SIGKILL (the OOM killer, a dead node) and SIGTERM come from outside, so they are 69; any other
+    signal is a crash of ours, 70.
+    """
+    if status < 0:
+        outside = -status in (SIGKILL, SIGTERM)
+        return ExitCode.INFRASTRUCTURE if outside else ExitCode.BUG
+    return status if status in _SEVERITY else ExitCode.BUG
+
+
+def most_fatal(codes: Iterable[int]) -> int:
+    """The exit code of a job whose ranks ended with `codes`."""
+    return min(codes, key=lambda code: _SEVERITY.index(ExitCode(code)))

@@ -1,0 +1,1 @@
+"""Where ranks come from, and the process that starts them."""

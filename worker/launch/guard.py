@@ -1,0 +1,27 @@
+"""The edge where an exception becomes an exit code, for the command and for every rank."""
+
+import logging
+from collections.abc import Callable
+
+from worker.errors import ExitCode, WorkerError
+
+log = logging.getLogger(__name__)
+
+
+def report(error: Exception) -> int:
+    """Log an error and return its exit code; an expected one is one line, without traceback."""
+    if isinstance(error, WorkerError):
+        level = logging.INFO if error.code == ExitCode.STOPPED else logging.ERROR
+        log.log(level, "%s", error)
+        return error.code
+    log.error("unexpected error, please report it", exc_info=error)
+    return ExitCode.BUG
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Run, and return the exit code that its end means."""
+    try:
+        run()
+    except Exception as error:
+        return report(error)
+    return ExitCode.DONE

@@ -1,0 +1,107 @@
+"""The parent of the ranks of one node: forks them, passes signals on, returns their exit code.
+
+Forked, since the parent has imported torch already and nothing in it uses a device or a thread.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+
+from worker.errors import ExitCode, exit_code_of, most_fatal
+from worker.launch.guard import exit_code
+from worker.launch.topology import Spawn
+from worker.train.rank import Rank
+from worker.train.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+_PEER_GRACE_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1
+
+RunRank = Callable[[Rank, socket.socket | None], None]
+"""Runs one rank; rank 0 is given the socket on which the others will look for it."""
+
+
+def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
+    """Start the ranks of this node and wait for them; returns the most fatal of their codes.
+
+    A single rank runs in this process. After a rank fails, its peers get a moment to end by
+    themselves (they see the lost connection) and are then killed.
+    """
+    listener = _listen(spawn) if spawn.node_rank == 0 else None
+    if listener and spawn.nodes == 1:
+        port = listener.getsockname()[1]
+        spawn = Spawn(0, 1, spawn.local_world_size, spawn.master_addr, port)
+    if spawn.world_size == 1:
+        return exit_code(lambda: run(spawn.ranks()[0], listener))
+    parent = os.getpid()
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(
+            target=_child,
+            args=(parent, run, rank, listener if rank.rank == 0 else None),
+            name=f"rank {rank.rank}",
+        )
+        for rank in spawn.ranks()
+    ]
+    for child in children:
+        child.start()
+    if listener:
+        listener.close()
+
+    def forward() -> None:
+        for child in children:
+            child.terminate()
+
+    stop.listener = forward
+    if stop.requested:  # between the forks, when there was nobody to tell
+        forward()
+    return _wait(children)
+
+
+def _listen(spawn: Spawn) -> socket.socket:
+    """The socket of the rendezvous; bound here, so that no other job can take the port meanwhile."""
+    alone = spawn.nodes == 1
+    return socket.create_server(("127.0.0.1", 0) if alone else ("", spawn.master_port))
+
+
+def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None) -> None:
+    # A rank must not outlive its parent: it would train on as a second attempt that nobody sees.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitCode.INFRASTRUCTURE)
+    # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SystemExit(exit_code(lambda: run(rank, listener)))
+
+
+def _wait(children: list[ForkProcess]) -> int:
+    running = list(children)
+    codes: list[int] = []
+    deadline: float | None = None
+    while running:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ended = wait([child.sentinel for child in running], timeout)
+        for child in [child for child in running if child.sentinel in ended]:
+            child.join()
+            running.remove(child)
+            status = child.exitcode or 0
+            if status < 0:
+                log.error("%s was killed by %s", child.name, signal.Signals(-status).name)
+            codes.append(exit_code_of(status))
+            if codes[-1] not in (ExitCode.DONE, ExitCode.STOPPED) and deadline is None:
+                deadline = time.monotonic() + _PEER_GRACE_SECONDS
+        if deadline is not None and time.monotonic() >= deadline:
+            for child in running:
+                log.error("%s still runs after a peer failed, killing it", child.name)
+                child.kill()
+                child.join()
+            break
+    return most_fatal(codes)

@@ -1,0 +1,92 @@
+"""From a manifest to running ranks."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import socket
+
+import torch
+
+from worker.checkpoint.commit import list_commits
+from worker.launch.guard import exit_code
+from worker.launch.spawn import run_ranks
+from worker.launch.topology import detect, require_divisible
+from worker.manifest import Manifest, load_manifest
+from worker.metrics.export import exported
+from worker.model.weights import load_pretrained
+from worker.train.distributed import process_group
+from worker.train.job import Job, open_job
+from worker.train.progress import Progress
+from worker.train.result import read_done
+from worker.train.session import Session
+from worker.train.rank import Rank
+from worker.train.stop import StopFlag
+
+log = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
+
+
+def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
+    """Train what the manifest says on all ranks of this node; returns the exit code.
+
+    Everything that can be wrong with the manifest is found before a rank starts and before
+    anything is written. Raises `WorkerError` for it.
+    """
+    if not torch.cuda.is_available():
+        _keep_freed_memory()
+    # Forked ranks may use OpenMP only if their parent has not.
+    torch.set_num_threads(1)
+    place = detect(os.environ, torch.cuda.device_count(), nproc)
+    manifest = load_manifest(manifest_uri)
+    require_divisible(manifest.train.batch_size, place.world_size)
+    job = open_job(manifest)
+    done = read_done(job.output)
+    if done:
+        job.require_identity(done["identity"], "the finished job there")
+        log.info("job %s was done by attempt %d; nothing to do", manifest.job, done["attempt"])
+        return 0
+    _load_weights(manifest, job)
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        _run_rank(job, rank, listener, stop, live)
+
+    if isinstance(place, Rank):
+        return exit_code(lambda: run(place, None))
+    return run_ranks(place, run, stop)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next step.
+
+    By default it hands large blocks back to the kernel at once; the page faults that follow took
+    half of the time of a training step on the CPU (EfficientNet-B0, 2 virtual cores: 8.6 to 3.9 s).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _load_weights(manifest: Manifest, job: Job) -> None:
+    """Load pretrained weights, but for a job that will go on from a checkpoint."""
+    if manifest.model.weights and not list_commits(job.output):
+        count = load_pretrained(job.backbone, manifest.model.weights)
+        log.info("%d tensors loaded from %s; the head is new", count, manifest.model.weights)
+
+
+def _run_rank(
+    job: Job, rank: Rank, listener: socket.socket | None, stop: StopFlag, live: bool
+) -> None:
+    if rank.rank:
+        logging.getLogger("worker").setLevel(logging.WARNING)
+    progress = Progress(live and rank.rank == 0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
+        stack.enter_context(process_group(rank, listener))
+        session = Session(job, rank, stop, progress)
+        if rank.rank == 0:
+            metrics = session.metrics
+            stack.enter_context(exported(metrics, job.manifest.job, job.output.uri))
+        session.run()

@@ -1,0 +1,1 @@
+"""Prometheus metrics and the ways out of the process."""

@@ -1,0 +1,1 @@
+"""Backbone, head, weights and graded learning-rate groups."""

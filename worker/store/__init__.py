@@ -1,0 +1,38 @@
+"""Object storage behind one small interface: S3 and a local directory."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from worker.errors import ConfigurationError
+from worker.store.base import ObjectInfo, ObjectMissing, Store
+from worker.store.local import LocalStore
+from worker.store.s3 import S3Store
+
+__all__ = ["ObjectInfo", "ObjectMissing", "Store", "open_store", "read_uri"]
+
+
+def open_store(uri: str) -> Store:
+    """The store whose root is `uri`: `s3://bucket/prefix`, `file:///path` or a path.
+
+    Opening costs no request. Raises `ConfigurationError` for any other scheme.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        if not parts.netloc or "@" in parts.netloc:
+            raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
+        return S3Store(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}"))
+    if parts.scheme == "file":
+        return LocalStore(Path(unquote(parts.path)))
+    if "://" in uri:
+        raise ConfigurationError(
+            f"{parts.scheme}:// is not supported; use s3://BUCKET/PREFIX, file:///PATH or a path"
+        )
+    return LocalStore(Path(uri))
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes of the one object that `uri` names."""
+    parent, _, name = uri.rpartition("/")
+    if not name:
+        raise ConfigurationError(f"{uri}: names a folder where a file is needed")
+    return open_store((parent or "/") if "/" in uri else ".").get(name)

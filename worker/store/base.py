@@ -1,0 +1,49 @@
+"""What the worker asks of storage, and the errors that storage raises."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.errors import ConfigurationError
+
+
+class ObjectMissing(ConfigurationError):
+    """A named object does not exist; callers that expect this catch it."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing: its key below the store's root and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """Objects below one root; keys are relative, with forward slashes.
+
+    Every method raises `ConfigurationError` for what no retry heals (no such bucket, no rights),
+    `InfrastructureError` when retries gave up, `ObjectMissing` when a named object is not there.
+    """
+
+    uri: str
+    """The root, ending in a slash; free of secrets, so that it can be logged."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of an object; fewer where the object is shorter."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace a whole object; readers see all of it or nothing."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create an object unless it exists; false when somebody else's is there.
+
+        `data` must be unique to the caller: an object with just these bytes counts as created by
+        this call, since a retry can meet its own first try.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with `prefix`, in key order."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if it is gone."""

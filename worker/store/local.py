@@ -1,0 +1,83 @@
+"""A local directory with the semantics of an object store, for tests and laptops."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.errors import ConfigurationError, InfrastructureError
+from worker.store.base import ObjectInfo, ObjectMissing
+
+_TEMPORARY = ".tmp-"
+
+
+class LocalStore:
+    """`Store` on a directory, which is made by the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.uri = f"{self.root.as_uri()}/"
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        try:
+            with self._path(key).open("rb") as file:
+                file.seek(start)
+                return file.read(-1 if stop is None else stop - start)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise ObjectMissing(f"{self.uri}{key}: no such file") from None
+        except OSError as error:
+            raise self._translate(key, error) from error
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        try:
+            os.replace(self._write_temporary(path, data), path)
+        except OSError as error:
+            raise self._translate(key, error) from error
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        try:
+            temporary = self._write_temporary(path, data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return path.read_bytes() == data
+            finally:
+                temporary.unlink()
+        except OSError as error:
+            raise self._translate(key, error) from error
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        folder = self.root / prefix.rpartition("/")[0]
+        found = []
+        for path in folder.rglob("*"):
+            key = path.relative_to(self.root).as_posix()
+            if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
+                found.append(ObjectInfo(key, path.stat().st_size))
+        yield from sorted(found, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        if ".." in key.split("/") or key.startswith("/"):
+            raise ConfigurationError(f"{key!r}: an object name may not leave {self.uri}")
+        return self.root / key
+
+    def _write_temporary(self, path: Path, data: bytes) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        return Path(name)
+
+    def _translate(self, key: str, error: OSError) -> Exception:
+        line = f"{self.uri}{key}: {error.strerror}"
+        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
+            return ConfigurationError(f"{line}; check the path and its rights")
+        return InfrastructureError(line)

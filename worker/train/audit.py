@@ -1,0 +1,87 @@
+"""Proof from a run's ledger that each epoch held each sample exactly once."""
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.errors import ConfigurationError
+from worker.store import Store
+
+Rows = npt.NDArray[np.int64]
+
+_LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)-(\d+)\.npy")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one rank of an attempt trained on in steps [first, stop): rows (step, sample id)."""
+
+    attempt: int
+    first: int
+    stop: int
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class EpochAudit:
+    """One epoch: samples trained on, ids never or more than once; `complete` if it was finished."""
+
+    epoch: int
+    trained: int
+    lost: tuple[int, ...]
+    repeated: tuple[int, ...]
+    complete: bool
+
+
+def read_ledger(store: Store) -> list[Piece]:
+    """All pieces of a run's ledger; raises `ConfigurationError` where it kept none."""
+    pieces = []
+    for info in store.list("records/"):
+        match = _LEDGER.fullmatch(info.key)
+        if match:
+            rows = np.load(io.BytesIO(store.get(info.key)), allow_pickle=False)
+            attempt, first, stop, _ = map(int, match.groups())
+            pieces.append(Piece(attempt, first, stop, rows))
+    if not pieces:
+        raise ConfigurationError(
+            f"{store.uri}: holds no sample ledger; train with `record: {{samples: true}}`"
+        )
+    return pieces
+
+
+def surviving_rows(pieces: Iterable[Piece]) -> Rows:
+    """The rows that are in the final weights.
+
+    Where an attempt began, everything that earlier attempts did from that step on was thrown away.
+    """
+    kept = []
+    limit = np.iinfo(np.int64).max
+    by_attempt: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_attempt.setdefault(piece.attempt, []).append(piece)
+    for attempt in sorted(by_attempt, reverse=True):
+        rows = np.concatenate([piece.rows for piece in by_attempt[attempt]])
+        kept.append(rows[rows[:, 0] < limit])
+        limit = min(limit, *(piece.first for piece in by_attempt[attempt]))
+    return np.concatenate(kept)
+
+
+def audit_epochs(rows: Rows, samples: int, batch_size: int) -> list[EpochAudit]:
+    """Count every sample of every epoch; in an unfinished epoch only repeats are faults."""
+    steps = -(-samples // batch_size)
+    done = int(rows[:, 0].max()) + 1
+    audits = []
+    for epoch in range(-(-done // steps)):
+        ids = rows[rows[:, 0] // steps == epoch, 1]
+        counts = np.bincount(ids, minlength=samples)
+        complete = done >= (epoch + 1) * steps
+        lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)
+        repeated = np.flatnonzero(counts > 1)
+        audits.append(
+            EpochAudit(epoch, len(ids), tuple(lost.tolist()), tuple(repeated.tolist()), complete)
+        )
+    return audits

@@ -1,0 +1,131 @@
+"""The process group of a job, and the few things that ranks agree on."""
+
+import datetime
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker.errors import InfrastructureError
+from worker.train.rank import Rank
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = datetime.timedelta(seconds=300)
+_LOOPBACK = ("localhost", "127.0.0.1")
+
+
+def device_of(rank: Rank) -> torch.device:
+    """The GPU of this rank, or the CPU; Slurm shows each task just its own GPU, hence the modulo."""
+    gpus = torch.cuda.device_count()
+    return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
+
+
+def cores_per_rank(rank: Rank) -> int:
+    """CPU cores that this rank may count on, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // rank.local_world_size)
+
+
+@contextmanager
+def process_group(rank: Rank, listener: socket.socket | None) -> Iterator[None]:
+    """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.
+
+    Rank 0 serves the rendezvous, on `listener` where its parent has bound one. Raises
+    `InfrastructureError` when the others cannot be found, or when one of them is lost inside.
+    """
+    if rank.master_addr in _LOOPBACK:
+        # gloo else asks the resolver for this machine's name, which containers often lack
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    device = device_of(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        _wait_for_name(rank.master_addr)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=_open_rendezvous(rank, listener),
+            rank=rank.rank,
+            world_size=rank.world_size,
+            timeout=_TIMEOUT,
+        )
+    except (dist.DistError, RuntimeError) as error:
+        raise InfrastructureError(
+            f"no rendezvous at {rank.master_addr}:{rank.master_port}: {_first_line(error)}"
+        ) from None
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InfrastructureError(f"lost another rank: {_first_line(error)}") from None
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _open_rendezvous(rank: Rank, listener: socket.socket | None) -> dist.Store:
+    """The store through which ranks find each other; torchrun's agent serves it, else rank 0."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        rank.master_addr,
+        rank.master_port,
+        rank.world_size,
+        is_master=rank.rank == 0 and not agent,
+        timeout=_TIMEOUT,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+    # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+
+
+def _wait_for_name(host: str) -> None:
+    """Wait until the cluster's DNS knows the pod of rank 0, which can lag its start."""
+    deadline = time.monotonic() + _TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{host}: {error.strerror}") from None
+            log.warning("MASTER_ADDR %s is not known yet, trying again", host)
+            time.sleep(2)
+        else:
+            return
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def total(*values: float) -> list[float]:
+    """Each value summed over all ranks, in float64 on the CPU."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    summed: list[float] = tensor.tolist()
+    return summed
+
+
+def sum_counts(counts: Tensor) -> Tensor:
+    """Integer counts summed over all ranks, in place."""
+    dist.all_reduce(counts)
+    return counts
+
+
+class Agreement:
+    """A flag that every rank sees alike: set once any rank sets it.
+
+    The exchange runs beside the step that lies between `propose` and `result`.
+    """
+
+    def propose(self, flag: bool) -> None:
+        self._tensor = torch.tensor([int(flag)])
+        self._work = dist.all_reduce(self._tensor, op=dist.ReduceOp.MAX, async_op=True)
+
+    def result(self) -> bool:
+        self._work.wait()
+        return bool(self._tensor.item())

@@ -1,0 +1,96 @@
+"""What a person sees of a running job: a live line on a terminal, log lines elsewhere."""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.logs import end_live, show_live
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a job stands: `loss` and `accuracy` are means over the global batches since the last."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    remaining_seconds: float
+    rates: Mapping[str, float]
+
+
+class Progress:
+    """Shows steps: as a live line where there is a terminal, and as a log line else."""
+
+    def __init__(self, live: bool) -> None:
+        self._live = live
+
+    def show(self, step: Step) -> None:
+        """Show one step."""
+        text = describe(step)
+        if self._live:
+            show_live(f"{bar(step.step / step.total_steps)} {text}", _terminal_width())
+        else:
+            fields = {"event": "step", **step.__dict__}
+            log.info("%s", text, extra={"fields": fields})
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live:
+            end_live()
+
+
+def describe(step: Step) -> str:
+    """One line: step, epoch, loss, rates, speed and time to the end."""
+    rates = " ".join(f"{name}={rate:.2g}" for name, rate in step.rates.items())
+    return (
+        f"step {step.step}/{step.total_steps}  epoch {step.epoch}  loss {step.loss:.3f}  "
+        f"acc {step.accuracy:.3f}  {step.images_per_second:.0f} img/s  "
+        f"left {duration(step.remaining_seconds)}  lr {rates}"
+    )
+
+
+def bar(done: float, width: int = 20) -> str:
+    """A bar of `width` characters, filled by the share `done`."""
+    full = round(done * width)
+    return "█" * full + "░" * (width - full)
+
+
+def duration(seconds: float) -> str:
+    """`3:07`, or `1:02:03` beyond an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _terminal_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+class Stopwatch:
+    """Mean duration of the steps, by which the end is foretold."""
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last call, which also move the mean."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
+        return seconds
+
+    def skip(self) -> None:
+        """Leave the time since the last call out (an evaluation, a checkpoint)."""
+        self._last = time.monotonic()
+
+    def remaining(self, steps: int) -> float:
+        """Seconds that `steps` more will take."""
+        return self._mean * steps

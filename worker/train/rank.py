@@ -1,0 +1,15 @@
+"""Which of the job's processes this one is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a job; `master_*` is where rank 0 listens."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int

@@ -1,0 +1,60 @@
+"""The record that a run leaves in its store: history, and which sample was trained on when.
+
+Written in immutable pieces, one per commit and rank, always before the commit that they lead to.
+"""
+
+import io
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from worker.data.plan import Ids
+from worker.store import Store
+
+
+def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
+    """The object that holds what `rank` trained on in steps [first, stop)."""
+    return f"records/{attempt:06d}/samples/{first:08d}-{stop:08d}-{rank:04d}.npy"
+
+
+class Recorder:
+    """Collects what one rank has to say and writes it when asked.
+
+    Rank 0 keeps the history; with `samples`, every rank keeps its rows (step, sample id).
+    """
+
+    def __init__(self, store: Store, attempt: int, rank: int, step: int, samples: bool) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._rank = rank
+        self._first = step
+        self._samples = samples
+        self._events: list[dict[str, Any]] = []
+        self._rows: list[Ids] = []
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Note something for the history."""
+        if self._rank == 0:
+            self._events.append({"time": round(time.time(), 3), "event": kind, **fields})
+
+    def trained(self, step: int, ids: Ids) -> None:
+        """Note that these samples are in what step `step` (0-based) did to the weights."""
+        if self._samples:
+            self._rows.append(np.stack([np.full_like(ids, step), ids], axis=1))
+
+    def flush(self, step: int) -> None:
+        """Write everything noted before `step`."""
+        if self._events:
+            lines = "".join(f"{json.dumps(event)}\n" for event in self._events)
+            name = f"records/{self._attempt:06d}/history/{self._first:08d}-{step:08d}.jsonl"
+            self._store.put(name, lines.encode())
+            self._events = []
+        if self._rows and step > self._first:
+            buffer = io.BytesIO()
+            np.save(buffer, np.concatenate(self._rows), allow_pickle=False)
+            name = ledger_name(self._attempt, self._first, step, self._rank)
+            self._store.put(name, buffer.getvalue())
+            self._rows = []
+        self._first = step
