@@ -1,6 +1,6 @@
 """The command line; the only place that turns errors into exit codes.
 
-Commands import what they need when they run, so that `--help` and a stop signal never wait for torch.
+Commands import what they need when they run: neither `--help` nor a stop signal waits for torch.
 """
 
 import json
@@ -80,6 +80,9 @@ def train(log_format: str, manifest: str, nproc: int | None) -> int:
 
     stop = StopFlag()
     stop.install()
+    # Waiting threads would spin by default, which next to busy neighbours or under a CPU quota
+    # makes a step up to ten times slower. Read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.launch.start import train
 
     return train(manifest, nproc, stop, is_live(log_format))
@@ -102,8 +105,8 @@ def plan(manifest: str, ranks: int) -> None:
     loaded = load_manifest(manifest)
     require_divisible(loaded.train.batch_size, ranks)
     job = open_job(loaded)
-    if loaded.model.weights:
-        load_pretrained(job.backbone, loaded.model.weights)
+    if loaded.model.pretrained:
+        load_pretrained(job.backbone, loaded.model.pretrained)
     click.echo(describe_job(job, ranks))
 
 

@@ -25,6 +25,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from worker.errors import ConfigurationError
 from worker.store import ObjectMissing, read_uri
 
+
 def _as_tuple(value: Any) -> Any:
     """One pattern is a list of one; anything else is left for the type to refuse."""
     if isinstance(value, str):
@@ -47,7 +48,9 @@ Patterns = Annotated[
 class Section(BaseModel):
     """Base of every part of the manifest."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
 
 class Augment(Section):
@@ -83,9 +86,14 @@ class Model(Section):
 
     backbone: Text
     """Name in `torchvision.models`, such as `efficientnet_b0`."""
-    weights: Text | None = None
-    """`s3://`, `file://` or path of a safetensors or state-dict file, or a torchvision weights
-    name such as `IMAGENET1K_V1`; without it the backbone starts at random."""
+    weights: Text = "none"
+    """`s3://`, `file://` or path of a safetensors or state-dict file, a torchvision weights name
+    such as `IMAGENET1K_V1`, or `none` for a backbone that starts at random."""
+
+    @property
+    def pretrained(self) -> str | None:
+        """The weights to start from, if any."""
+        return None if self.weights == "none" else self.weights
 
 
 class Group(Section):
@@ -131,9 +139,11 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    """When to commit, besides the end of every epoch and a requested stop."""
+    """When to commit, besides the end of every epoch and a requested stop, and what is kept."""
 
     every_steps: Count | None = None
+    keep: Count = 2
+    """Newest checkpoints to keep."""
 
 
 class Record(Section):

@@ -27,7 +27,7 @@ class Part:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class CommitName:
     """A committed checkpoint: the number of optimiser steps done, and who wrote it."""
 
@@ -65,11 +65,11 @@ def list_commits(store: Store) -> list[CommitName]:
         step, _, attempt = info.key.removeprefix(_COMMITS).removesuffix(".json").partition("-")
         if step.isdecimal() and attempt.isdecimal():
             names.append(CommitName(int(step), int(attempt)))
-    return sorted(names, key=lambda name: (name.step, name.attempt), reverse=True)
+    return sorted(names, reverse=True)
 
 
 def read_commit(store: Store, name: CommitName) -> dict[str, bytes] | None:
-    """The parts of a checkpoint by name, or None (and one log line) where one is not as committed."""
+    """The parts of a checkpoint by name, or None (and a log line) where one is not as committed."""
     try:
         record = json.loads(store.get(f"{_COMMITS}{name}.json"))
         parts = {}
@@ -82,3 +82,10 @@ def read_commit(store: Store, name: CommitName) -> dict[str, bytes] | None:
         log.warning("checkpoint %s is not valid (%s), trying an older one", name, error)
         return None
     return parts
+
+
+def delete_commit(store: Store, name: CommitName) -> None:
+    """Remove a checkpoint: first the record, so that it is never there with parts missing."""
+    store.delete(f"{_COMMITS}{name}.json")
+    for info in list(store.list(f"checkpoints/{name}/")):
+        store.delete(info.key)

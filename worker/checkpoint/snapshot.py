@@ -66,6 +66,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}": value.contiguous()
-        for parameter, values in optimizer.state.items()
-        for kind, value in values.items()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for kind, value in optimizer.state[parameter].items()
     }

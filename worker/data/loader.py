@@ -5,7 +5,7 @@ lies in shared memory, and no child has to be shielded from signals.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class Loader:
         self._pin = pin_memory
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def batches(self, batches_of_ids: Iterable[Ids], decode: Decode, size: int) -> Iterator[Batch]:
+    def batches(self, batches_of_ids: Iterable[Ids], decode: Decode, size: int) -> Generator[Batch]:
         """The batches in the order given; `size` is the side of the images in pixels.
 
         Raises what reading and decoding raise, at the batch that the bad sample belongs to.

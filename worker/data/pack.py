@@ -1,4 +1,4 @@
-"""An image folder as shards plus index: planned purely, written in parallel, the same every time."""
+"""An image folder as shards plus index: planned purely, written in parallel, repeatable."""
 
 import hashlib
 import io
@@ -171,7 +171,10 @@ def _write_shard(
             note()
     data = buffer.getvalue()
     sidecar = encode_sidecar(
-        [(start, stop - start, xxhash.xxh3_64_intdigest(data[start:stop])) for start, stop in bounds]
+        [
+            (start, stop - start, xxhash.xxh3_64_intdigest(data[start:stop]))
+            for start, stop in bounds
+        ]
     )
     store.put(name, data)
     store.put(sidecar_name(name), sidecar)

@@ -62,6 +62,7 @@ class EpochPlan:
     ) -> None:
         self.total = int(counts.sum())
         self.steps = -(-self.total // batch_size)
+        self._batch_size = batch_size
         self._lanes = lanes or default_lanes(batch_size)
         if batch_size % self._lanes:
             raise ValueError(f"{self._lanes} lanes do not divide a batch of {batch_size}")
@@ -74,6 +75,10 @@ class EpochPlan:
         self._shift = (np.cumsum(counts) - counts)[order] - (self._ends - counts[order])
         bounds = np.arange(self._lanes + 1) * self.total // self._lanes
         self._starts, self._lengths = bounds[:-1], np.diff(bounds)
+
+    def size(self, step: int) -> int:
+        """Samples in the global batch of `step`."""
+        return min(self._batch_size, self.total - step * self._batch_size)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Ids:
         """The sample ids that `rank` trains on at `step` (0-based within the epoch), in order.

@@ -30,6 +30,7 @@ _FETCHES = 8
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 Run = tuple[int, int]  # shard number, run number within the shard
+Fetched = tuple[Sidecar, bytes]  # a run's rows and bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class SampleReader:
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         self._sidecar = functools.lru_cache(maxsize=1024)(self._load_sidecar)
-        self._runs: OrderedDict[Run, Future[bytes]] = OrderedDict()
+        self._runs: OrderedDict[Run, Future[Fetched]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
 
@@ -68,11 +69,12 @@ class SampleReader:
         second time) or are no labelled image, and what the store raises.
         """
         shard, number = self._locate(sample_id)
-        offset, length, digest = self._sidecar(shard)[number].item()
         run = (shard, number // _RUN_SAMPLES)
         for _ in range(2):
-            first = int(self._sidecar(shard)["offset"][run[1] * _RUN_SAMPLES])
-            data = self._fetch(run).result()[offset - first :][:length]
+            rows, fetched = self._fetch(run).result()
+            offset, length, digest = rows[number % _RUN_SAMPLES].item()
+            start = offset - int(rows["offset"][0])
+            data = fetched[start : start + length]
             if xxhash.xxh3_64_intdigest(data) == digest:
                 where = f"{self._store.uri}{self._index.shards[shard].name}, byte {offset}"
                 return parse_sample(data, self._index.classes, where)
@@ -98,7 +100,7 @@ class SampleReader:
     def _load_sidecar(self, shard: int) -> Sidecar:
         return read_sidecar(self._store, self._index.shards[shard])
 
-    def _fetch(self, run: Run) -> Future[bytes]:
+    def _fetch(self, run: Run) -> Future[Fetched]:
         with self._lock:
             future = self._runs.get(run)
             if future is None:
@@ -109,7 +111,11 @@ class SampleReader:
 
     def _evict(self) -> None:
         """Drop the runs used longest ago until the rest fits; the newest always stays."""
-        done = {run: len(f.result()) for run, f in self._runs.items() if f.done() and not f.exception()}
+        done = {
+            run: len(future.result()[1])
+            for run, future in self._runs.items()
+            if future.done() and not future.exception()
+        }
         excess = sum(done.values()) - CACHE_BYTES
         for run, size in done.items():
             if excess <= 0:
@@ -117,12 +123,12 @@ class SampleReader:
             del self._runs[run]
             excess -= size
 
-    def _read_run(self, run: Run) -> bytes:
+    def _read_run(self, run: Run) -> Fetched:
         shard, number = run
         rows = self._sidecar(shard)[number * _RUN_SAMPLES : (number + 1) * _RUN_SAMPLES]
         start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
         try:
-            return self._store.get(self._index.shards[shard].name, start, stop)
+            return rows, self._store.get(self._index.shards[shard].name, start, stop)
         except ObjectMissing as error:
             raise DataError(f"{error}; the index names it: pack the data again") from None
 

@@ -18,7 +18,7 @@ from worker.errors import ExitCode, exit_code_of, most_fatal
 from worker.launch.guard import exit_code
 from worker.launch.topology import Spawn
 from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.train.stop import STOP_SIGNALS, StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
         )
         for rank in spawn.ranks()
     ]
+    # Held back until parent and child can pass them on: what reaches a child while it is being
+    # forked is lost, since Python forgets the signals pending at a fork.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for child in children:
         child.start()
     if listener:
@@ -61,13 +64,14 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
             child.terminate()
 
     stop.listener = forward
-    if stop.requested:  # between the forks, when there was nobody to tell
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if stop.requested:  # heard by another thread meanwhile, when there was nobody to tell
         forward()
     return _wait(children)
 
 
 def _listen(spawn: Spawn) -> socket.socket:
-    """The socket of the rendezvous; bound here, so that no other job can take the port meanwhile."""
+    """The socket of the rendezvous; bound here, so that no other job can take the port."""
     alone = spawn.nodes == 1
     return socket.create_server(("127.0.0.1", 0) if alone else ("", spawn.master_port))
 
@@ -79,6 +83,7 @@ def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None
         os._exit(ExitCode.INFRASTRUCTURE)
     # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     raise SystemExit(exit_code(lambda: run(rank, listener)))
 
 

@@ -18,9 +18,9 @@ from worker.model.weights import load_pretrained
 from worker.train.distributed import process_group
 from worker.train.job import Job, open_job
 from worker.train.progress import Progress
+from worker.train.rank import Rank
 from worker.train.result import read_done
 from worker.train.session import Session
-from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,10 @@ def _keep_freed_memory() -> None:
 
 def _load_weights(manifest: Manifest, job: Job) -> None:
     """Load pretrained weights, but for a job that will go on from a checkpoint."""
-    if manifest.model.weights and not list_commits(job.output):
-        count = load_pretrained(job.backbone, manifest.model.weights)
-        log.info("%d tensors loaded from %s; the head is new", count, manifest.model.weights)
+    weights = manifest.model.pretrained
+    if weights and not list_commits(job.output):
+        count = load_pretrained(job.backbone, weights)
+        log.info("%d tensors loaded from %s; the head is new", count, weights)
 
 
 def _run_rank(

@@ -115,7 +115,7 @@ def _text(env: Mapping[str, str], name: str) -> str:
 
 
 def _integer(env: Mapping[str, str], name: str, default: str | None = None) -> int:
-    text = env[name] if name in env or default is None and _text(env, name) else str(default)
+    text = _text(env, name) if default is None else env.get(name, default)
     if not text.isdecimal():
         raise ConfigurationError(f"{name}: must be a whole number, not {text!r}")
     return int(text)

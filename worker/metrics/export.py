@@ -48,7 +48,9 @@ def exported(metrics: Metrics, job: str, run: str) -> Iterator[None]:
             server()
 
 
-def _try(setting: str, action: Callable[[], Callable[[], None] | None]) -> Callable[[], None] | None:
+def _try(
+    setting: str, action: Callable[[], Callable[[], None] | None]
+) -> Callable[[], None] | None:
     try:
         return action()
     except (OSError, ValueError, OverflowError) as error:

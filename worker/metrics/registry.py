@@ -20,7 +20,9 @@ class Metrics:
         self.samples = self._add(Counter, "samples", "Images trained on by this attempt, all ranks")
         self.loss = self._add(Gauge, "loss", "Mean training loss since the last log line")
         self.accuracy = self._add(Gauge, "accuracy_ratio", "Top-1 accuracy on the validation set")
-        self.validation_loss = self._add(Gauge, "validation_loss", "Mean loss on the validation set")
+        self.validation_loss = self._add(
+            Gauge, "validation_loss", "Mean loss on the validation set"
+        )
         self.rate = self._add(Gauge, "learning_rate", "Learning rate of a group", ("group",))
         self.throughput = self._add(
             Gauge, "images_per_second", "Images trained on per second, all ranks"

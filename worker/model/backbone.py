@@ -54,7 +54,7 @@ def build_backbone(name: str, classes: int, seed: int) -> Backbone:
 def preprocessing_of(name: str, image_size: int | None) -> Preprocessing:
     """The preset of the backbone's default weights, its sizes scaled to `image_size` if given."""
     _require_known(name)
-    preset = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    preset = models.get_model_weights(name).DEFAULT.transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     size = image_size or crop
     return Preprocessing(

@@ -73,7 +73,7 @@ class LocalStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        Path(name).chmod(0o644)
         return Path(name)
 
     def _translate(self, key: str, error: OSError) -> Exception:

@@ -1,5 +1,7 @@
 """What a job would do, as a table for people: `worker plan`."""
 
+from collections.abc import Sequence
+
 from worker.train.job import Dataset, Job
 
 
@@ -13,7 +15,7 @@ def describe_job(job: Job, ranks: int) -> str:
         "job": manifest.job,
         "output": job.output.uri,
         "backbone": f"{job.backbone.name}, head {job.backbone.head}, "
-        f"weights {manifest.model.weights or 'random'}",
+        f"weights {manifest.model.weights}",
         "images": f"{job.preprocessing.crop_size} pixels square",
         "classes": f"{len(job.train.index.classes)}: {', '.join(job.train.index.classes)}",
         "train": _describe_data(job.train),
@@ -31,7 +33,9 @@ def describe_job(job: Job, ranks: int) -> str:
 def _describe_data(dataset: Dataset) -> str:
     index = dataset.index
     size = sum(shard.bytes for shard in index.shards) / 1e6
-    return f"{dataset.store.uri}: {index.samples} images in {len(index.shards)} shards, {size:.1f} MB"
+    return (
+        f"{dataset.store.uri}: {index.samples} images in {len(index.shards)} shards, {size:.1f} MB"
+    )
 
 
 def _describe_groups(job: Job) -> list[str]:
@@ -54,7 +58,7 @@ def _describe_groups(job: Job) -> list[str]:
     return table(rows)
 
 
-def table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Aligned lines, the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

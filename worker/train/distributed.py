@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ _LOOPBACK = ("localhost", "127.0.0.1")
 
 
 def device_of(rank: Rank) -> torch.device:
-    """The GPU of this rank, or the CPU; Slurm shows each task just its own GPU, hence the modulo."""
+    """The GPU of this rank, or the CPU; modulo, as Slurm may show a task just one."""
     gpus = torch.cuda.device_count()
     return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
 
@@ -68,10 +69,10 @@ def process_group(rank: Rank, listener: socket.socket | None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _open_rendezvous(rank: Rank, listener: socket.socket | None) -> dist.Store:
+def _open_rendezvous(rank: Rank, listener: socket.socket | None) -> Any:
     """The store through which ranks find each other; torchrun's agent serves it, else rank 0."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         rank.master_addr,
         rank.master_port,
         rank.world_size,
@@ -80,7 +81,8 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None) -> dist.Store:
         master_listen_fd=listener.detach() if listener else None,
     )
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
-    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def _wait_for_name(host: str) -> None:

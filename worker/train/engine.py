@@ -19,7 +19,7 @@ _SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result over the whole validation set: `confusion` is [classes, classes], true by predicted."""
+    """Result over the validation set; `confusion` is [classes, classes], true by predicted."""
 
     loss: float
     accuracy: float
@@ -107,7 +107,9 @@ class Engine:
             size = self._preprocessing.crop_size
             filler = images if count else torch.zeros(_SMALLEST, 3, size, size, dtype=torch.uint8)
             images = torch.cat([images, filler])
-            labels = torch.cat([labels, labels if count else torch.zeros(_SMALLEST, dtype=torch.int64)])
+            labels = torch.cat(
+                [labels, labels if count else torch.zeros(_SMALLEST, dtype=torch.int64)]
+            )
         return (
             images.to(self._device, non_blocking=True),
             labels.to(self._device, non_blocking=True),

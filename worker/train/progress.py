@@ -10,10 +10,12 @@ from worker.logs import end_live, show_live
 
 log = logging.getLogger(__name__)
 
+_LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
+
 
 @dataclass(frozen=True)
 class Step:
-    """Where a job stands: `loss` and `accuracy` are means over the global batches since the last."""
+    """Where a job stands; `loss` and `accuracy` are means over the batches since the last."""
 
     step: int
     total_steps: int
@@ -30,9 +32,14 @@ class Progress:
 
     def __init__(self, live: bool) -> None:
         self._live = live
+        self._interval = _LIVE_SECONDS if live else _LINE_SECONDS
+        self._next = time.monotonic()
 
     def show(self, step: Step) -> None:
-        """Show one step."""
+        """Show one step, unless the last one was shown a moment ago."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._interval
         text = describe(step)
         if self._live:
             show_live(f"{bar(step.step / step.total_steps)} {text}", _terminal_width())
@@ -78,7 +85,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._mean = 0.0
-        self._last = time.monotonic()
+        self._last = self._split = time.monotonic()
 
     def lap(self) -> float:
         """Seconds since the last call, which also move the mean."""
@@ -87,9 +94,17 @@ class Stopwatch:
         self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
         return seconds
 
+    def split(self) -> float:
+        """Seconds since the last split."""
+        now = time.monotonic()
+        seconds, self._split = now - self._split, now
+        return seconds
+
     def skip(self) -> None:
-        """Leave the time since the last call out (an evaluation, a checkpoint)."""
-        self._last = time.monotonic()
+        """Leave the time since the last lap out (a checkpoint)."""
+        now = time.monotonic()
+        self._split += now - self._last
+        self._last = now
 
     def remaining(self, steps: int) -> float:
         """Seconds that `steps` more will take."""

@@ -12,14 +12,14 @@ import torchvision
 
 import worker
 from worker.checkpoint.snapshot import encode_model
-from worker.train.rank import Rank
 from worker.store import ObjectMissing, Store
 from worker.train.job import Job
+from worker.train.rank import Rank
 
 _DONE = "done.json"
 
 
-def write_environment(store: Store, attempt: int, rank: Rank, device: torch.device) -> None:
+def write_environment(store: Store, attempt: int, rank: Rank) -> None:
     """Keep what an attempt ran on."""
     facts = {
         "worker": worker.__version__,
@@ -28,7 +28,7 @@ def write_environment(store: Store, attempt: int, rank: Rank, device: torch.devi
         "torchvision": torchvision.__version__,
         "platform": platform.platform(),
         "world_size": rank.world_size,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
     store.put(f"records/{attempt:06d}/environment.json", json.dumps(facts, indent=1).encode())
 

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopFlag:
@@ -18,7 +18,7 @@ class StopFlag:
 
     def install(self) -> None:
         """Take over the signals; called first thing, before anything slow is imported."""
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, _number: int, _frame: object) -> None:

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine with Python 3.11 or newer:
+# `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test e2e lint lock clean
+
+demo: .venv/ready
+	$(BIN)/worker demo
+
+test: .venv/ready
+	$(BIN)/pytest
+
+e2e: .venv/ready
+	$(BIN)/pytest -m e2e -s
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Debian and Ubuntu keep venv in a package of its own, and a slim image may lack git, which only
+# the checkout needed.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
+	    V=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    echo "installing $$V"; $$SUDO apt-get update -q; $$SUDO apt-get install -qy $$V; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+# The versions that the tests have passed with, for installs that repeat.
+lock: .venv/ready
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+
+clean:
+	rm -rf .venv

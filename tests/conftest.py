@@ -1,0 +1,211 @@
+"""An S3 server, small data sets, and `worker` processes that start from one preloaded server."""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from ruamel.yaml import YAML
+
+from tests.pictures import write_pictures
+from worker.data.pack import find_splits, write_split
+from worker.store import Store, open_store
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.train.audit"])
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server on loopback that any test process may use."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that leads to the S3 server, and a short patience."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "WORKER_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+
+
+@pytest.fixture
+def bucket(aws: None, request: pytest.FixtureRequest) -> str:
+    """The address of a new, empty bucket."""
+    name = f"b{abs(hash(request.node.nodeid)) % 10**12}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with train/ (52 pictures) and val/ (14) of the classes blue and red."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder / "train", 26)
+    write_pictures(folder / "val", 7, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures as shards of about ten, in train/ and val/."""
+    folder = tmp_path_factory.mktemp("dataset")
+    for split in find_splits(pictures):
+        store = open_store(str(folder / split.name))
+        write_split(split, store, shard_bytes=12_000, seed=0, threads=2, advance=lambda: None)
+    return folder
+
+
+@dataclass
+class Ended:
+    """How a `worker` command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON log lines."""
+        return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
+
+
+class Running:
+    """A `worker` command in a process of its own."""
+
+    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
+        self._out, self._err = folder / "out.txt", folder / "err.txt"
+        self._process: ForkServerProcess = _CONTEXT.Process(
+            target=_run_command,
+            args=(arguments, dict(os.environ), str(self._out), str(self._err)),
+        )
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Wait until the log holds `text`."""
+        deadline = time.monotonic() + seconds
+        while text not in self._read(self._err):
+            assert self._process.is_alive(), f"ended without {text!r}: {self._read(self._err)}"
+            assert time.monotonic() < deadline, f"no {text!r} in {self._read(self._err)}"
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 120) -> Ended:
+        """Wait for the end."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            pytest.fail(f"still running after {seconds} s: {self._read(self._err)}")
+        return Ended(self._process.exitcode, self._read(self._out), self._read(self._err))
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        return path.read_text() if path.exists() else ""
+
+
+Start = Callable[..., Running]
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `worker ARGUMENTS` in a process forked from one that has torch imported."""
+    started: list[Running] = []
+
+    def begin(*arguments: str) -> Running:
+        folder = tmp_path / f"process-{len(started)}"
+        folder.mkdir()
+        started.append(Running(arguments, folder))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running._process.kill()
+
+
+@pytest.fixture
+def run(start: Start) -> Run:
+    """Runs `worker ARGUMENTS` to its end."""
+    return lambda *arguments: start(*arguments).wait()
+
+
+def _run_command(arguments: tuple[str, ...], env: dict[str, str], out: str, err: str) -> None:
+    """Become `worker ARGUMENTS` with its own environment and output files."""
+    for number, path in ((1, out), (2, err)):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    os.environ.clear()
+    os.environ |= env
+    from worker.cli import main
+
+    main(["--log-format", "json", *arguments], prog_name="worker")
+
+
+@pytest.fixture
+def job(dataset: Path, tmp_path: Path) -> dict[str, Any]:
+    """A small job on local disk, as the data of its manifest."""
+    return {
+        "version": 1,
+        "job": "blue-red",
+        "output": f"{tmp_path}/run/",
+        "data": {
+            "train": f"{dataset}/train/",
+            "val": f"{dataset}/val/",
+            "image_size": 32,
+            "augment": {"crop_scale": [0.5, 1.0]},
+        },
+        "model": {"backbone": "mobilenet_v3_small"},
+        "optimizer": {
+            "lr": 1e-3,
+            "weight_decay": 1e-5,
+            "groups": [{"match": "head"}, {"match": "*", "scale": 0.1}],
+        },
+        "train": {"epochs": 2, "batch_size": 12},
+        "record": {"samples": True},
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """Writes a manifest to disk and returns its path."""
+
+    def save(manifest: dict[str, Any]) -> str:
+        path = tmp_path / f"{manifest.get('job', 'job')}.yaml"
+        YAML(typ="safe", pure=True).dump(manifest, path)
+        return str(path)
+
+    return save
+
+
+def keys(store: Store) -> list[str]:
+    """All object names of a store."""
+    return [info.key for info in store.list()]

@@ -1,0 +1,69 @@
+"""The audit of the ledger, against plans that were cut short and taken up again."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.data.plan import EpochPlan
+from worker.store import open_store
+from worker.train.audit import Piece, audit_epochs, read_ledger, surviving_rows
+from worker.train.record import Recorder
+
+SAMPLES, BATCH = 50, 12
+STEPS = 5
+
+
+def rows(first: int, stop: int) -> np.ndarray:
+    """What a right run trains on in steps [first, stop)."""
+    found = []
+    for step in range(first, stop):
+        plan = EpochPlan(np.array([20, 30]), BATCH, seed=0, epoch=step // STEPS)
+        ids = plan.batch(step % STEPS)
+        found.append(np.stack([np.full_like(ids, step), ids], axis=1))
+    return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=5))
+def test_work_that_was_thrown_away_does_not_count(runs: list[tuple[int, int]]) -> None:
+    pieces, committed = [], 0
+    for attempt, (begin, length) in enumerate(runs, start=1):
+        first = min(begin, committed)  # resumed from the newest valid commit, or from an older one
+        stop = min(first + length, 15)
+        pieces.append(Piece(attempt, first, stop, rows(first, stop)))
+        committed = stop
+    pieces.append(Piece(99, committed, 15, rows(committed, 15)))
+    audits = audit_epochs(surviving_rows(pieces), SAMPLES, BATCH)
+    assert [(a.epoch, a.trained, a.lost, a.repeated, a.complete) for a in audits] == [
+        (epoch, SAMPLES, (), (), True) for epoch in range(3)
+    ]
+
+
+def test_a_lost_and_a_repeated_sample_are_named() -> None:
+    whole = rows(0, 5)
+    lost = whole[7, 1]
+    whole[7] = (0, whole[9, 1])
+    (audit,) = audit_epochs(whole, SAMPLES, BATCH)
+    assert (audit.lost, audit.repeated) == ((lost,), (whole[9, 1],))
+
+
+def test_an_unfinished_epoch_has_lost_nothing_yet() -> None:
+    audits = audit_epochs(rows(0, 7), SAMPLES, BATCH)
+    assert [(audit.complete, audit.lost, audit.trained) for audit in audits] == [
+        (True, (), 50),
+        (False, (), 24),
+    ]
+
+
+def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    recorder = Recorder(store, attempt=2, rank=0, step=3, samples=True)
+    recorder.trained(3, np.array([5, 1]))
+    recorder.trained(4, np.array([], dtype=np.int64))
+    recorder.flush(5)
+    recorder.flush(5)
+    (piece,) = read_ledger(store)
+    assert (piece.attempt, piece.first, piece.stop) == (2, 3, 5)
+    assert piece.rows.tolist() == [[3, 5], [3, 1]]

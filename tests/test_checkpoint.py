@@ -1,0 +1,152 @@
+"""Commits, attempts, retention, and optimiser state by name."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.conftest import keys
+from worker.checkpoint.attempt import claim_attempt, ensure_newest, newest_attempt
+from worker.checkpoint.commit import (
+    CommitName,
+    delete_commit,
+    list_commits,
+    read_commit,
+    write_commit,
+)
+from worker.checkpoint.retention import expendable
+from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
+from worker.errors import Superseded
+from worker.store import Store, open_store
+
+PARTS = {"model": b"weights", "state.json": b"{}"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "run"))
+
+
+def test_a_commit_is_read_back(store: Store) -> None:
+    name = CommitName(12, 3)
+    assert write_commit(store, name, PARTS) == 9
+    assert list_commits(store) == [name]
+    assert read_commit(store, name) == PARTS
+    record = json.loads(store.get("commits/00000012-000003.json"))
+    assert (record["step"], record["attempt"], len(record["parts"])) == (12, 3, 2)
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "record"])
+def test_a_damaged_checkpoint_is_passed_over(store: Store, damage: str) -> None:
+    name = CommitName(12, 3)
+    write_commit(store, name, PARTS)
+    part = f"checkpoints/{name}/model"
+    if damage == "missing":
+        store.delete(part)
+    elif damage == "record":
+        store.put(f"commits/{name}.json", b'{"parts": [{"name": 1}]}')
+    else:
+        store.put(part, b"weightz" if damage == "altered" else b"weig")
+    assert read_commit(store, name) is None
+
+
+def test_parts_without_a_record_do_not_exist(store: Store) -> None:
+    store.put("checkpoints/00000012-000003/model", b"weights")
+    assert list_commits(store) == []
+
+
+def test_the_newest_step_and_then_attempt_comes_first(store: Store) -> None:
+    names = [CommitName(*pair) for pair in ((5, 2), (12, 1), (5, 1), (12, 3))]
+    for name in names:
+        write_commit(store, name, PARTS)
+    store.put("commits/notes.txt", b"")
+    assert list_commits(store) == sorted(names, reverse=True)
+
+
+def test_nobody_commits_over_another(store: Store) -> None:
+    write_commit(store, CommitName(5, 1), PARTS)
+    with pytest.raises(Superseded):
+        write_commit(store, CommitName(5, 1), {"model": b"other"})
+    assert json.loads(store.get("commits/00000005-000001.json"))["parts"][0]["bytes"] == 7
+
+
+def test_deleting_leaves_nothing(store: Store) -> None:
+    write_commit(store, CommitName(5, 1), PARTS)
+    delete_commit(store, CommitName(5, 1))
+    assert keys(store) == []
+
+
+def test_attempts_are_numbered_and_fence(bucket: str) -> None:
+    store = open_store(bucket)
+    assert newest_attempt(store) == 0
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(lambda _: claim_attempt(store), range(12)))
+    assert sorted(numbers) == list(range(1, 13))
+    ensure_newest(store, 12)
+    with pytest.raises(Superseded, match="attempt 12 of this job has started, attempt 11 ends"):
+        ensure_newest(store, 11)
+
+
+NAMES = st.lists(st.builds(CommitName, st.integers(0, 50), st.integers(1, 5)), unique=True)
+
+
+@given(NAMES, st.data(), st.integers(1, 4))
+def test_retention_never_takes_what_may_be_needed(
+    commits: list[CommitName], data: st.DataObject, keep: int
+) -> None:
+    trusted = [name for name in commits if data.draw(st.booleans())]
+    gone = expendable(commits, trusted, keep)
+    left = [name for name in trusted if name not in gone]
+    assert len(left) >= min(keep, len(trusted))
+    if gone:
+        assert len(left) == keep
+        assert max(gone) < min(left)
+    if trusted:
+        assert max(trusted) in left
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    model(torch.randn(5, 3, 4, 4)).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_restored_model_goes_on_to_the_last_bit() -> None:
+    models = [small_model().to(memory_format=torch.channels_last) for _ in range(2)]
+    optimizers = [torch.optim.Adam(model.parameters(), 0.1) for model in models]
+    for seed in range(3):
+        step(models[0], optimizers[0], seed)
+    parts = take_snapshot(models[0], optimizers[0], {"step": 3})
+    assert read_state(parts) == {"step": 3}
+    restore_snapshot(parts, models[1], optimizers[1])
+    for seed in range(3, 6):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            step(model, optimizer, seed)
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+
+
+def test_optimizer_state_follows_names_and_not_positions() -> None:
+    one, other = small_model(), small_model()
+    optimizer = torch.optim.Adam(one.parameters(), 0.1)
+    step(one, optimizer, 0)
+    parts = take_snapshot(one, optimizer, {})
+    reordered = torch.optim.Adam(list(other[3].parameters()) + list(other[0].parameters()), 0.2)
+    restore_snapshot(parts, other, reordered)
+    parameters, others = dict(one.named_parameters()), dict(other.named_parameters())
+    for name in ("3.weight", "3.bias", "0.weight", "0.bias"):
+        kept = reordered.state[others[name]]["exp_avg"]
+        assert torch.equal(kept, optimizer.state[parameters[name]]["exp_avg"]), name
+    assert reordered.param_groups[0]["lr"] == 0.2
+    assert others["1.weight"] not in reordered.state

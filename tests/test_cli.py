@@ -1,0 +1,140 @@
+"""The command line: help, packing, planning, the live line, log formats."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, keys
+from worker.store import open_store
+
+Write = Callable[[dict[str, Any]], str]
+
+
+def test_help_names_every_command_and_exit_code(run: Run) -> None:
+    ended = run("--help")
+    assert ended.code == 0
+    for word in ("train", "plan", "pack", "audit", "demo", "schema", "65", "69", "75", "76", "78"):
+        assert word in ended.out
+    for command in ("train", "plan", "pack", "audit", "demo", "schema"):
+        assert run(command, "--help").out.startswith(f"Usage: worker {command}")
+
+
+def test_a_wrong_command_line_is_2(run: Run) -> None:
+    assert run("train").code == 2
+    assert run("train", "--nproc", "0", "x").code == 2
+    assert run("fly").code == 2
+
+
+def test_pack_and_plan(
+    run: Run, write: Write, job: dict[str, Any], pictures: Path, bucket: str
+) -> None:
+    ended = run("pack", str(pictures), f"{bucket}/photos", "--shard-size", "0.012")
+    assert ended.code == 0, ended.err
+    assert f"{bucket}/photos/train/: 52 images of 2 classes in" in ended.out
+    again = run("pack", str(pictures), f"{bucket}/photos")
+    assert again.code == 78
+    assert "holds a data set already" in again.err
+    assert run("pack", str(pictures), f"{bucket}/photos", "--overwrite").code == 0
+
+    job["data"]["train"], job["data"]["val"] = f"{bucket}/photos/train", f"{bucket}/photos/val"
+    job["output"] = f"{bucket}/run"
+    job["model"]["backbone"] = "efficientnet_b0"
+    job["optimizer"]["groups"] = [
+        {"match": "features.1", "scale": 0.05},
+        {"match": ["features.2", "features.3"], "scale": 0.1},
+        {"match": "head"},
+        {"match": "features.0", "freeze": "always"},
+        {"match": "*", "scale": 0.01},
+    ]
+    ended = run("plan", "--ranks", "2", write(job))
+    assert ended.code == 0, ended.err
+    lines = [re.sub(" +", " ", line) for line in ended.out.splitlines()]
+    assert "steps 2 epochs of 5 = 10, 12 images each, 4 in the last of an epoch" in lines
+    assert "classes 2: blue, red" in lines
+    assert "features.1 5e-05 1e-05 10 1,448 0.04%" in lines
+    assert "features.0 frozen 1e-05 3 928 0.02%" in lines
+    assert "head 0.001 1e-05 2 2,562 0.06%" in lines
+    assert not [key for key in keys(open_store(bucket)) if key.startswith("run")]
+    refused = run("plan", "--ranks", "5", write(job))
+    assert refused.code == 78
+    assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in refused.err
+
+
+def test_the_schema_is_json(run: Run) -> None:
+    assert json.loads(run("schema").out)["properties"]["train"]
+
+
+def test_audit_without_a_ledger(run: Run, write: Write, job: dict[str, Any]) -> None:
+    job["record"]["samples"] = False
+    assert run("train", write(job)).code == 0
+    ended = run("audit", job["output"])
+    assert ended.code == 78
+    assert "record: {samples: true}" in ended.err
+
+
+def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
+    """Exit code and all output of a real `worker` process whose stderr is a terminal."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "worker", *arguments], stderr=child)
+    os.close(child)
+    output = b""
+    while select.select([parent], [], [], 120)[0]:
+        try:
+            output += os.read(parent, 65536)
+        except OSError:  # the other end is closed
+            break
+    return process.wait(), output.decode()
+
+
+def test_a_terminal_shows_a_live_line(write: Write, job: dict[str, Any]) -> None:
+    code, output = on_a_terminal(["train", write(job)])
+    assert code == 0, output
+    assert re.search(r"\r\x1b\[K[█░]{20} step \d+/10 +epoch \d +loss \d", output)
+    lines = re.split(r"\r?\n", output.replace("\r\x1b[K", ""))
+    assert any("validation accuracy" in line for line in lines)
+    assert "done: 10 steps" in output
+
+
+def test_plain_lines_elsewhere(write: Write, job: dict[str, Any]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "train", write(job)], stderr=subprocess.PIPE, text=True
+    )
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "\x1b" not in text
+    line = next(line for line in text.splitlines() if "step 1/10" in line)
+    for word in ("epoch 1", "loss", "acc", "img/s", "left", "lr head=0.001 *=0.0001"):
+        assert word in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_start_up_is_heeded(
+    number: signal.Signals, write: Write, job: dict[str, Any]
+) -> None:
+    """Importing torch takes seconds; a scheduler may stop the job meanwhile."""
+    code = "import sys, time; print('up', flush=True); from worker.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", write(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    process.stdout.readline()
+    import time
+
+    time.sleep(1.0)
+    process.send_signal(number)
+    _, text = process.communicate(timeout=120)
+    assert process.returncode == 75, text
+    assert "Traceback" not in text

@@ -1,0 +1,102 @@
+"""The manifest: what it takes, and one clear line for what it refuses."""
+
+import json
+from pathlib import Path
+
+import boto3
+import pytest
+
+from worker.errors import ConfigurationError
+from worker.manifest import Manifest, load_manifest, parse_manifest
+
+DESIGN = """
+version: 1
+job: ants-bees-b0
+output: s3://runs/ants-bees-b0/
+data:
+  train: s3://datasets/ants-bees/train/
+  val: s3://datasets/ants-bees/val/
+model:
+  backbone: efficientnet_b0
+  weights: s3://models/efficientnet_b0.safetensors   # or a torchvision weights name, or none
+optimizer:
+  name: adam
+  lr: 1.0e-3
+  weight_decay: 1.0e-5
+  groups:                                  # first match wins; whole dotted components
+    - {match: features.1, scale: 0.05}
+    - {match: [features.2, features.3], scale: 0.1}
+    - {match: head}                        # "head" is the replaced head of any family
+    - {match: "*", scale: 0.01}
+train: {epochs: 6, batch_size: 64, seed: 0}
+"""
+
+
+def test_the_manifest_of_the_design_page() -> None:
+    manifest = parse_manifest(DESIGN, "job.yaml")
+    assert manifest.optimizer.groups[1].match == ("features.2", "features.3")
+    assert manifest.optimizer.groups[0].match == ("features.1",)
+    assert manifest.train.batch_size == 64
+
+
+def test_json_and_short_floats_are_taken() -> None:
+    assert parse_manifest(DESIGN.replace("1.0e-3", "1e-3"), "x").optimizer.lr == 1e-3
+    again = parse_manifest(DESIGN, "x").model_dump_json()
+    assert parse_manifest(again, "x") == parse_manifest(DESIGN, "x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("lr: 1.0e-3", "lr: fast", "optimizer.lr: should be a valid number, not 'fast'"),
+        ("lr: 1.0e-3", "lr: 0", "optimizer.lr: should be greater than 0, not 0"),
+        ("lr: 1.0e-3", "lr: .inf", "optimizer.lr: should be a finite number"),
+        (
+            "epochs: 6",
+            "epoch: 6",
+            "train.epochs: missing; add it; train.epoch: unknown key; did you",
+        ),
+        ("seed: 0", "speed: 0", "train.speed: unknown key; did you mean seed?"),
+        ("batch_size: 64", "batch_size: 64.5", "train.batch_size: should be a valid integer"),
+        ("batch_size: 64", 'batch_size: "64"', "train.batch_size: should be a valid integer"),
+        ("job: ants", "job: Ants_", "job: must be 1 to 63 lower-case letters"),
+        ("version: 1", "version: 2", "version: should be 1, not 2"),
+        ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: give at most one of scale"),
+        ("match: features.1,", "match: [],", "optimizer.groups[0].match: "),
+        ("match: features.1,", "match: 3,", "optimizer.groups[0].match: "),
+        ("  lr: 1.0e-3", "  lr: 1.0e-3\n  lr: 2.0e-3", 'line 14: found duplicate key "lr"'),
+        ("train: {epochs", "train: [epochs", "line 20: "),
+    ],
+)
+def test_mistakes_are_one_line_with_the_field(old: str, new: str, complaint: str) -> None:
+    assert old in DESIGN
+    with pytest.raises(ConfigurationError) as caught:
+        parse_manifest(DESIGN.replace(old, new), "job.yaml")
+    assert str(caught.value).startswith(f"manifest job.yaml: {complaint}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "just text", "- a\n- b", "\t: x"])
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="manifest x: "):
+        parse_manifest(text, "x")
+
+
+def test_manifests_are_read_from_anywhere(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "job.yaml").write_text(DESIGN)
+    boto3.client("s3").put_object(
+        Bucket=bucket.removeprefix("s3://"), Key="jobs/job.yaml", Body=DESIGN.encode()
+    )
+    addresses = [
+        str(tmp_path / "job.yaml"),
+        f"file://{tmp_path}/job.yaml",
+        f"{bucket}/jobs/job.yaml",
+    ]
+    assert {load_manifest(address).job for address in addresses} == {"ants-bees-b0"}
+
+
+def test_the_schema_describes_every_field() -> None:
+    schema = json.dumps(Manifest.model_json_schema())
+    for field in ("image_size", "weight_decay", "freeze", "every_steps"):
+        assert f'"{field}"' in schema
+    assert "Leading components of the parameter's dotted name" in schema

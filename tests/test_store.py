@@ -1,0 +1,111 @@
+"""One contract for both backends, and what S3 faults turn into."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import keys
+from worker.errors import ConfigurationError, InfrastructureError
+from worker.store import ObjectMissing, Store, open_store, read_uri
+from worker.store.local import LocalStore
+from worker.store.s3 import S3Store
+
+
+@pytest.fixture(params=["s3", "local"])
+def store(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> Store:
+    return open_store(f"{bucket}/some/prefix" if request.param == "s3" else f"{tmp_path}/prefix")
+
+
+def test_objects_are_written_whole_and_read_in_parts(store: Store) -> None:
+    store.put("a/b.bin", b"0123456789")
+    assert store.get("a/b.bin") == b"0123456789"
+    assert store.get("a/b.bin", 3) == b"3456789"
+    assert store.get("a/b.bin", 3, 5) == b"34"
+    assert store.get("a/b.bin", 3, 3) == b""
+    assert store.get("a/b.bin", 8, 20) == b"89"
+    assert store.get("a/b.bin", 10, 20) == b""
+    store.put("a/b.bin", b"new")
+    assert store.get("a/b.bin") == b"new"
+
+
+def test_listing_is_in_key_order_and_by_prefix(store: Store) -> None:
+    for name in ("b/2", "a/1", "b/10", "bc"):
+        store.put(name, b"x" * len(name))
+    assert keys(store) == ["a/1", "b/10", "b/2", "bc"]
+    assert [(info.key, info.size) for info in store.list("b/")] == [("b/10", 4), ("b/2", 3)]
+    assert [info.key for info in store.list("b/1")] == ["b/10"]
+    assert list(store.list("none/")) == []
+
+
+def test_missing_objects_are_named(store: Store) -> None:
+    with pytest.raises(ObjectMissing, match="prefix/nothing.json: no such"):
+        store.get("nothing.json")
+    store.delete("nothing.json")
+
+
+def test_deleted_objects_are_gone(store: Store) -> None:
+    store.put("x", b"1")
+    store.delete("x")
+    assert keys(store) == []
+
+
+def test_one_of_many_creates(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.put_if_absent("lock", b"%d" % n), range(24)))
+    assert won.count(True) == 1
+    assert store.get("lock") == b"%d" % won.index(True)
+
+
+def test_creating_again_with_the_same_bytes_counts_as_created(store: Store) -> None:
+    """A retry after a lost answer meets what its own first try wrote."""
+    assert store.put_if_absent("lock", b"mine")
+    assert store.put_if_absent("lock", b"mine")
+    assert not store.put_if_absent("lock", b"yours")
+
+
+def test_a_long_listing_is_read_in_pages(bucket: str) -> None:
+    store = open_store(bucket)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.put(f"{n:05d}", b""), range(1005)))
+    assert len(keys(store)) == 1005
+
+
+def test_addresses() -> None:
+    assert isinstance(open_store("s3://bucket/a/b"), S3Store)
+    assert open_store("s3://bucket/a/b").uri == "s3://bucket/a/b/"
+    assert open_store("s3://bucket").uri == "s3://bucket/"
+    assert isinstance(open_store("file:///tmp/x%20y"), LocalStore)
+    assert open_store("file:///tmp/x%20y").uri == "file:///tmp/x%20y/"
+    for wrong in ("gs://bucket/a", "s3://", "s3://key:secret@bucket/a"):
+        with pytest.raises(ConfigurationError) as caught:
+            open_store(wrong)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="names a folder"):
+        read_uri("s3://bucket/a/")
+
+
+def test_local_names_stay_below_the_root(tmp_path: Path) -> None:
+    for name in ("../x", "a/../../x", "/etc/passwd"):
+        with pytest.raises(ConfigurationError, match="may not leave"):
+            open_store(str(tmp_path)).get(name)
+
+
+def test_an_unreachable_endpoint_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from worker.store import s3
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    s3._client.cache_clear()
+    try:
+        with pytest.raises(InfrastructureError, match=f"127.0.0.1:{port} cannot be reached"):
+            open_store("s3://bucket/x").get("y")
+    finally:
+        s3._client.cache_clear()
+
+
+def test_a_missing_bucket_is_configuration(aws: None) -> None:
+    with pytest.raises(ConfigurationError, match="s3://no-such-bucket/x/y: no such bucket"):
+        open_store("s3://no-such-bucket/x").get("y")

@@ -1,0 +1,365 @@
+"""`worker train` as processes over gloo: what a user relies on from start to end."""
+
+import copy
+import io
+import json
+import os
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.conftest import Ended, Run, Start, keys
+from worker.data.pack import find_splits, write_split
+from worker.store import Store, open_store
+from worker.train.audit import read_ledger, surviving_rows
+
+Job = dict[str, Any]
+Write = Callable[[Job], str]
+EPOCHS, STEPS = 2, 5  # 52 samples in batches of 12
+
+
+def global_batches(store: Store) -> dict[int, list[int]]:
+    """Step -> sample ids in the order of ranks, as the ledger tells."""
+    pieces = sorted(read_ledger(store), key=lambda piece: piece.first)
+    rows = surviving_rows(pieces)
+    return {int(step): rows[rows[:, 0] == step, 1].tolist() for step in np.unique(rows[:, 0])}
+
+
+def final_weights(store: Store) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(store.get("final/model.safetensors"))
+
+
+def done(store: Store) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(store.get("done.json"))
+    return result
+
+
+def with_output(job: Job, output: str, **changes: Any) -> Job:
+    changed = copy.deepcopy(job) | {"output": output}
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        changed[section][key] = value
+    return changed
+
+
+def train(run: Run, write: Write, job: Job, *options: str) -> Store:
+    ended = run("train", *options, write(job))
+    assert ended.code == 0, ended.err
+    return open_store(job["output"])
+
+
+def test_a_job_from_start_to_end_through_s3(
+    run: Run, write: Write, job: Job, pictures: Path, bucket: str
+) -> None:
+    for split in find_splits(pictures):
+        write_split(split, open_store(f"{bucket}/data/{split.name}"), 12_000, 0, 2, lambda: None)
+    job["output"] = f"{bucket}/runs/one/"
+    job["model"]["backbone"] = "resnet18"
+    job["data"]["train"], job["data"]["val"] = f"{bucket}/data/train/", f"{bucket}/data/val/"
+    manifest = Path(write(job)).read_bytes()
+    boto3.client("s3").put_object(Bucket=bucket[5:], Key="jobs/job.yaml", Body=manifest)
+    ended = run("train", f"{bucket}/jobs/job.yaml")
+    assert ended.code == 0, ended.err
+
+    store = open_store(job["output"])
+    patterns = [
+        r"attempts/000001\.json",
+        r"checkpoints/000000(05|10)-000001/(model|optimizer)\.safetensors",
+        r"checkpoints/000000(05|10)-000001/state\.json",
+        r"commits/000000(05|10)-000001\.json",
+        r"done\.json",
+        r"final/model\.(json|safetensors)",
+        r"manifest\.json",
+        r"records/000001/environment\.json",
+        r"records/000001/history/\d{8}-\d{8}\.jsonl",
+        r"records/000001/samples/\d{8}-\d{8}-0000\.npy",
+    ]
+    for key in keys(store):
+        assert any(re.fullmatch(pattern, key) for pattern in patterns), key
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, key) for key in keys(store)), pattern
+
+    assert done(store)["accuracy"] >= 0.9
+    card = json.loads(store.get("final/model.json"))
+    assert card["classes"] == ["blue", "red"]
+    assert card["preprocessing"]["crop_size"] == 32
+    history = [
+        json.loads(line)
+        for key in keys(store)
+        if "/history/" in key
+        for line in store.get(key).splitlines()
+    ]
+    steps = [event for event in history if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 11))
+    assert steps[0]["rates"] == {"head": 1e-3, "*": pytest.approx(1e-4)}
+    assert [e["epoch"] for e in history if e["event"] == "evaluation"] == [1, 2]
+    assert all(sum(map(sum, e["confusion"])) == 14 for e in history if e["event"] == "evaluation")
+
+    again = run("train", f"{bucket}/jobs/job.yaml")
+    assert again.code == 0
+    assert "was done by attempt 1; nothing to do" in again.err
+    assert newest_attempts(store) == 1
+
+
+def newest_attempts(store: Store) -> int:
+    return len(list(store.list("attempts/")))
+
+
+def test_one_and_two_and_three_ranks_see_the_same_global_batches(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    batches = []
+    for ranks in (1, 2, 3):
+        store = train(
+            run, write, with_output(job, f"{tmp_path}/ranks-{ranks}/"), "--nproc", str(ranks)
+        )
+        batches.append(global_batches(store))
+    assert len(batches[0]) == EPOCHS * STEPS
+    assert batches[0] == batches[1] == batches[2]
+    for epoch in range(EPOCHS):
+        ids = [i for step in range(epoch * STEPS, (epoch + 1) * STEPS) for i in batches[0][step]]
+        assert sorted(ids) == list(range(52))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_stopped_and_resumed_ends_with_the_same_bytes(
+    ranks: int, run: Run, start: Start, write: Write, job: Job, tmp_path: Path
+) -> None:
+    """EfficientNet, for its dropout: random draws must not depend on where a run was cut."""
+    job["model"]["backbone"] = "efficientnet_b0"
+    nproc = ("--nproc", str(ranks))
+    whole = train(run, write, with_output(job, f"{tmp_path}/whole/"), *nproc)
+
+    job["output"] = f"{tmp_path}/cut/"
+    store = open_store(job["output"])
+    codes: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = start("train", *nproc, write(job))
+        process.wait_for('"event": "step"' if not codes else '"event": "start"')
+        process.send(number)
+        ended = process.wait()
+        codes.append(ended.code)
+        assert ended.code == 75, ended.err
+        assert "start again to go on" in ended.events[-1]["message"]
+        assert "Traceback" not in ended.err
+    train(run, write, job, *nproc)
+
+    assert newest_attempts(store) == 3
+    assert global_batches(store) == global_batches(whole)
+    assert store.get("final/model.safetensors") == whole.get("final/model.safetensors")
+
+
+def test_killed_and_resumed_on_other_ranks_loses_and_repeats_nothing(
+    run: Run, start: Start, write: Write, job: Job, tmp_path: Path
+) -> None:
+    job["checkpoint"] = {"every_steps": 2}
+    job["train"]["epochs"] = 3
+    store = open_store(job["output"])
+    for ranks, commit in ((2, 1), (3, 2)):
+        process = start("train", "--nproc", str(ranks), write(job))
+        for _ in range(600):
+            if len([k for k in keys(store) if k.startswith("commits/")]) >= commit:
+                break
+            time.sleep(0.02)
+        process.send(signal.SIGKILL)
+        assert process.wait().code == -signal.SIGKILL
+    train(run, write, job)
+    ended = run("audit", job["output"])
+    assert ended.code == 0, ended.err
+    lines = [f"epoch {n}: 52 of 52 samples trained on, 0 lost, 0 repeated" for n in (1, 2, 3)]
+    assert ended.out.splitlines() == lines
+
+    key = next(key for key in keys(store) if "/samples/" in key)
+    rows = np.load(io.BytesIO(store.get(key)))
+    lost = rows[3, 1]
+    buffer = io.BytesIO()
+    np.save(buffer, np.delete(rows, 3, axis=0))
+    store.put(key, buffer.getvalue())
+    ended = run("audit", job["output"])
+    assert ended.code == 65
+    assert f"lost: {lost}\n" in ended.out
+
+
+def test_a_damaged_checkpoint_means_the_one_before(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    whole = train(run, write, with_output(job, f"{tmp_path}/whole/"))
+    store = train(run, write, job)
+    for key in ("done.json", "final/model.safetensors", "final/model.json"):
+        store.delete(key)
+    newest = "checkpoints/00000010-000001/model.safetensors"
+    data = bytearray(store.get(newest))
+    data[len(data) // 2] ^= 1
+    store.put(newest, bytes(data))
+    ended = run("train", write(job))
+    assert ended.code == 0, ended.err
+    assert "checkpoint 00000010-000001 is not valid (model.safetensors was altered)" in ended.err
+    assert "attempt 2 resumes after step 5 of 10" in ended.err
+    assert store.get("final/model.safetensors") == whole.get("final/model.safetensors")
+    assert global_batches(store) == global_batches(whole)
+
+
+def test_fine_tuning_starts_from_another_jobs_model(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    source = train(run, write, job)
+    frozen = with_output(job, f"{tmp_path}/frozen/")
+    frozen["model"]["weights"] = f"{source.uri}final/model.safetensors"
+    frozen["optimizer"]["groups"] = [
+        {"match": "head"},
+        {"match": "backbone", "freeze": "always"},
+    ]
+    before = final_weights(source)
+    after = final_weights(train(run, write, frozen, "--nproc", "2"))
+    for name, tensor in before.items():
+        if name.startswith("classifier.3."):
+            assert not torch.equal(tensor, after[name]), name
+        else:  # BatchNorm statistics included
+            assert torch.equal(tensor, after[name]), name
+
+
+def test_a_newer_attempt_ends_an_older_one(
+    start: Start, write: Write, job: Job, tmp_path: Path
+) -> None:
+    job["train"]["epochs"] = 50
+    process = start("train", write(job))
+    process.wait_for('"event": "step"')
+    store = open_store(job["output"])
+    store.put("attempts/000007.json", b"{}")
+    ended = process.wait()
+    assert ended.code == 76, ended.err
+    assert "attempt 7 of this job has started" in ended.events[-1]["message"]
+    commits = len(list(store.list("commits/")))
+    assert commits <= 2
+
+
+def test_a_dead_rank_ends_the_job_for_a_retry(start: Start, write: Write, job: Job) -> None:
+    job["train"]["epochs"] = 50
+    process = start("train", "--nproc", "2", write(job))
+    process.wait_for('"event": "step"')
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    ended = process.wait()
+    assert ended.code == 69, ended.err
+    assert "rank 1 was killed by SIGKILL" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_broken_data_ends_without_retry(run: Run, write: Write, job: Job, tmp_path: Path) -> None:
+    original = open_store(job["data"]["train"])
+    store = open_store(f"{tmp_path}/damaged/")
+    for key in keys(original):
+        data = original.get(key)
+        store.put(key, data[: len(data) // 2] if key == "shard-000001.tar" else data)
+    job["data"]["train"] = store.uri
+    ended = run("train", "--nproc", "2", write(job))
+    assert ended.code == 65, ended.err
+    assert "shard-000001.tar: sample" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_metrics_are_served_while_training(
+    start: Start, write: Write, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
+    monkeypatch.setenv("WORKER_PUSHGATEWAY", "http://user:hunter2@127.0.0.1:1")
+    job["train"]["epochs"] = 50
+    process = start("train", write(job))
+    process.wait_for('"event": "step"')
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        text = response.read().decode()
+    labels = f'job="blue-red",rank="0",run="{open_store(job["output"]).uri}"'
+    assert f"worker_steps{{{labels}}} 250.0" in text
+    assert f'worker_learning_rate{{group="head",{labels}}} 0.001' in text
+    assert float(re.search(r"worker_samples_total\{.*\} (\S+)", text).group(1)) >= 12  # type: ignore[union-attr]
+    process.send(signal.SIGTERM)
+    ended = process.wait()
+    assert ended.code == 75, ended.err
+    assert "metrics: WORKER_PUSHGATEWAY does not work" in ended.err
+    assert "hunter2" not in ended.err
+    written = (tmp_path / "worker-blue-red.prom").read_text()
+    assert "worker_last_commit_timestamp_seconds" in written
+
+
+def refused(ended: Ended, code: int, complaint: str) -> None:
+    assert ended.code == code, ended.err
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert complaint in ended.events[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("train__batch", 3, "train.batch: unknown key; did you mean batch_size?"),
+        ("train__epochs", "two", "train.epochs: should be a valid integer, not 'two'"),
+        ("data__train", "/nowhere", "data.train: file:///nowhere/index.json: no such object"),
+        ("model__backbone", "resnet19", "model.backbone: no model 'resnet19'; did you mean resnet"),
+        ("model__backbone", "squeezenet1_0", "model.backbone: squeezenet1_0 has 0 linear heads"),
+        ("model__weights", "/nowhere/w.safetensors", "/nowhere/w.safetensors: no such file"),
+        (
+            "model__weights",
+            "IMAGENET",
+            "'IMAGENET' is neither an address nor weights of mobilenet_v3_small",
+        ),
+        ("train__batch_size", 13, "train.batch_size: 13 is not a multiple of the 2 ranks"),
+        (
+            "optimizer__groups",
+            [{"match": "features.13"}, {"match": "*"}],
+            "optimizer.groups[0].match: 'features.13' matches no parameter; nearest: features.",
+        ),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_and_writes_nothing(
+    path: str, value: Any, complaint: str, run: Run, write: Write, job: Job
+) -> None:
+    section, _, key = path.partition("__")
+    job[section][key] = value
+    refused(run("train", "--nproc", "2", write(job)), 78, complaint)
+    assert not Path(job["output"]).exists()
+
+
+def test_a_missing_manifest_and_credentials_and_endpoint(
+    run: Run, write: Write, job: Job, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run("train", f"{bucket}/job.yaml"), 78, f"manifest {bucket}/job.yaml: no such object")
+    refused(run("train", "s3://nobody-has-this/job.yaml"), 78, "no such bucket")
+    refused(run("train", "/nowhere/job.yaml"), 78, "no such file")
+    job["output"] = f"{bucket}/run/"
+    with monkeypatch.context() as patch:
+        patch.delenv("AWS_ACCESS_KEY_ID")
+        patch.setenv("AWS_CONFIG_FILE", "/dev/null")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+        refused(run("train", write(job)), 78, "no usable S3 credentials")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        ended = run("train", write(job))
+        assert ended.code == 69
+        assert "http://127.0.0.1:1 cannot be reached" in ended.events[-1]["message"]
+        assert "Traceback" not in ended.err
+    assert keys(open_store(bucket)) == []
+
+
+def test_another_experiment_may_not_take_over_an_output(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    train(run, write, job)
+    job["model"]["backbone"] = "mobilenet_v3_large"
+    refused(run("train", write(job)), 78, "model.backbone: not what the finished job there")
+    open_store(job["output"]).delete("done.json")
+    ended = run("train", write(job))
+    assert ended.code == 78
+    assert "model.backbone: not what checkpoint 00000010-000001 was made with" in ended.err
