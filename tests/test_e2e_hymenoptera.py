@@ -20,7 +20,7 @@ NOISE = 0.05
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(not WEIGHTS.exists(), reason="../shared is not here"),
+    pytest.mark.skipif(not SHARED.exists(), reason="../shared is not here"),
 ]
 
 
