@@ -131,6 +131,15 @@ class Running:
         return path.read_text() if path.exists() else ""
 
 
+def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a process that may fork ranks, as pytest's own may not once it used torch."""
+    process = _CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    process.join(120)
+    process.kill()
+    assert process.exitcode == 0
+
+
 Start = Callable[..., Running]
 Run = Callable[..., Ended]
 

@@ -34,11 +34,13 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     Everything that can be wrong with the manifest is found before a rank starts and before
     anything is written. Raises `WorkerError` for it.
     """
-    if not torch.cuda.is_available():
+    # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
+    gpus = torch.cuda.device_count()
+    if not gpus:
         _keep_freed_memory()
-    # Forked ranks may use OpenMP only if their parent has not.
+    # Likewise they may use OpenMP only if their parent has not.
     torch.set_num_threads(1)
-    place = detect(os.environ, torch.cuda.device_count(), nproc)
+    place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
     job = open_job(manifest)
