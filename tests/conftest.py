@@ -41,8 +41,13 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment that leads to the S3 server, and a short patience."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "WORKER_", "SLURM_"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith(("AWS_", "WORKER_", "SLURM_", "JOB_", "RANK"))
+    ]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")

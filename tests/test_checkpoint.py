@@ -85,7 +85,7 @@ def test_attempts_are_numbered_and_fence(bucket: str) -> None:
     store = open_store(bucket)
     assert newest_attempt(store) == 0
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: claim_attempt(store), range(12)))
+        numbers = list(pool.map(lambda _: claim_attempt(store, {"job": "x"}), range(12)))
     assert sorted(numbers) == list(range(1, 13))
     ensure_newest(store, 12)
     with pytest.raises(Superseded, match="attempt 12 of this job has started, attempt 11 ends"):

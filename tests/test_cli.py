@@ -99,7 +99,7 @@ def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
 def test_a_terminal_shows_a_live_line(write: Write, job: dict[str, Any]) -> None:
     code, output = on_a_terminal(["train", write(job)])
     assert code == 0, output
-    assert re.search(r"\r\x1b\[K[█░]{20} step \d+/10 +epoch \d +loss \d", output)
+    assert re.search(r"\r\x1b\[K[█░]{10} step \d+/10 +left \d:\d\d +loss \d", output)
     lines = re.split(r"\r?\n", output.replace("\r\x1b[K", ""))
     assert any("validation accuracy" in line for line in lines)
     assert "done: 10 steps" in output

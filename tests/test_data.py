@@ -82,6 +82,11 @@ def test_one_tree_and_odd_names(tmp_path: Path) -> None:
     assert sorted(reader.read(n).label for n in range(8)) == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
+def make_empty_class(folder: Path) -> None:
+    write_pictures(folder, 1)
+    (folder / "green").mkdir()
+
+
 def make_unknown_class(folder: Path) -> None:
     write_pictures(folder / "train", 1)
     write_pictures(folder / "val", 1)
@@ -94,6 +99,7 @@ def make_unknown_class(folder: Path) -> None:
         (lambda folder: None, "no such folder"),
         (lambda folder: folder.mkdir(), "holds no class folders"),
         (lambda folder: (folder / "a").mkdir(parents=True), "holds no images"),
+        (make_empty_class, "green: holds no images"),
         (make_unknown_class, "class 'green' is not in"),
     ],
 )
@@ -103,6 +109,31 @@ def test_folders_that_cannot_be_packed(
     make(tmp_path / "photos")
     with pytest.raises(ConfigurationError, match=complaint):
         find_splits(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])
+def test_what_is_no_image_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 2)
+    (tmp_path / "photos" / "red" / "x.jpg").write_bytes(data)
+    with pytest.raises(ConfigurationError, match="red/x.jpg: not a JPEG, PNG or WebP"):
+        pack(tmp_path / "photos", f"{tmp_path}/out")
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 6)
+    (split,) = find_splits(tmp_path / "photos")
+    store = open_store(f"{tmp_path}/out")
+    write_split(split, store, 1, 0, 1, lambda: None)
+    store.put("notes.txt", b"kept")
+    assert len(keys(store)) == 26
+    write_split(split, store, 10**9, 0, 1, lambda: None)
+    assert keys(store) == [
+        "index.json",
+        "notes.txt",
+        "shard-000000.samples.npy",
+        "shard-000000.tar",
+    ]
 
 
 @given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 9))
@@ -214,7 +245,9 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_a_broken_image_names_its_sample() -> None:
-    with pytest.raises(DataError, match=r"shard-7.tar, byte 9 \(k\): cannot be decoded"):
+    with pytest.raises(
+        DataError, match=r"shard-7.tar, byte 9 \(k\): cannot be decoded \([^/]*\); repair"
+    ):
         decode(Sample("shard-7.tar, byte 9 (k)", encoded("RGB", "JPEG")[:200], 0))
 
 

@@ -40,7 +40,7 @@ def train(world_size: int, folder: Path) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        with process_group(rank, listener):
+        with process_group(rank, listener, StopFlag()):
             engine = Engine(
                 model, optimizer, PREPROCESSING, torch.device("cpu"), 0, rank.rank, world_size
             )
@@ -84,7 +84,7 @@ def train_on_one_image() -> None:
             nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2)
         )
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        with process_group(rank, listener):
+        with process_group(rank, listener, StopFlag()):
             engine = Engine(model, optimizer, PREPROCESSING, torch.device("cpu"), 0, 0, 1)
             loss, _ = engine.step(3, batch(3, 0, 1), 1).tolist()
         assert 0 < loss < 10

@@ -33,6 +33,7 @@ SLURM = {
     "SLURM_JOB_NODELIST": "node[07-08]",
     "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
 }
+LOCAL = Spawn(0, 1, 1, "localhost", 29400)
 INDEXED = {"JOB_COMPLETION_INDEX": "1", "WORKER_NODES": "2", "MASTER_ADDR": "job-0.job"}
 
 
@@ -47,7 +48,7 @@ INDEXED = {"JOB_COMPLETION_INDEX": "1", "WORKER_NODES": "2", "MASTER_ADDR": "job
         (SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "9"}, 1, None, Rank(3, 4, 1, 2, "b", 9)),
         (SLURM | {"SLURM_NTASKS": "1"}, 2, None, Spawn(0, 1, 2, "localhost", 29400)),
         (INDEXED, 2, None, Spawn(1, 2, 2, "job-0.job", 29400)),
-        ({"JOB_COMPLETION_INDEX": "0"}, 0, None, Spawn(0, 1, 1, "localhost", 29400)),
+        (INDEXED | {"JOB_COMPLETION_INDEX": "0", "WORKER_NODES": "1"}, 0, None, LOCAL),
     ],
 )
 def test_environments(env: dict[str, str], gpus: int, nproc: int | None, expected: object) -> None:
@@ -62,6 +63,8 @@ def test_environments(env: dict[str, str], gpus: int, nproc: int | None, expecte
         (TORCHRUN, 2, "--nproc: RANK says"),
         (SLURM, 2, "--nproc: SLURM_PROCID says"),
         ({"JOB_COMPLETION_INDEX": "1", "WORKER_NODES": "2"}, None, "MASTER_ADDR: not set"),
+        ({"JOB_COMPLETION_INDEX": "1"}, None, "WORKER_NODES: not set"),
+        (INDEXED | {"WORKER_NODES": "1"}, None, "WORKER_NODES: 1, but this is pod 1"),
     ],
 )
 def test_broken_environments_are_named(

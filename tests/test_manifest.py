@@ -76,7 +76,9 @@ def test_mistakes_are_one_line_with_the_field(old: str, new: str, complaint: str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "just text", "- a\n- b", "\t: x"])
+@pytest.mark.parametrize(
+    "text", ["", "just text", "- a\n- b", "\t: x", "? [1, 2]\n: 3", "a: &x\n  b: *x"]
+)
 def test_what_is_no_mapping_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="manifest x: "):
         parse_manifest(text, "x")

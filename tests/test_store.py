@@ -78,12 +78,16 @@ def test_addresses() -> None:
     assert open_store("s3://bucket").uri == "s3://bucket/"
     assert isinstance(open_store("file:///tmp/x%20y"), LocalStore)
     assert open_store("file:///tmp/x%20y").uri == "file:///tmp/x%20y/"
-    for wrong in ("gs://bucket/a", "s3://", "s3://key:secret@bucket/a"):
+    assert open_store("file:///a/b#c?d").uri == "file:///a/b%23c%3Fd/"
+    for wrong in ("gs://bucket/a", "file://tmp/x", "s3://", "s3://key:secret@bucket/a"):
         with pytest.raises(ConfigurationError) as caught:
             open_store(wrong)
         assert "secret" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="names a folder"):
         read_uri("s3://bucket/a/")
+    for root in ("file:///no-such-file", "/no-such-file"):
+        with pytest.raises(ObjectMissing, match="file:///no-such-file: no such"):
+            read_uri(root)
 
 
 def test_local_names_stay_below_the_root(tmp_path: Path) -> None:
@@ -92,16 +96,20 @@ def test_local_names_stay_below_the_root(tmp_path: Path) -> None:
             open_store(str(tmp_path)).get(name)
 
 
-def test_an_unreachable_endpoint_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint_is_infrastructure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from worker.store import s3
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hunter2@127.0.0.1:{port}")
     s3._client.cache_clear()
     try:
-        with pytest.raises(InfrastructureError, match=f"127.0.0.1:{port} cannot be reached"):
+        with pytest.raises(InfrastructureError, match=f" http://127.0.0.1:{port} cannot be rea"):
             open_store("s3://bucket/x").get("y")
+        assert "trying again" in caplog.text
+        assert "hunter2" not in caplog.text
     finally:
         s3._client.cache_clear()
 
@@ -109,3 +117,6 @@ def test_an_unreachable_endpoint_is_infrastructure(monkeypatch: pytest.MonkeyPat
 def test_a_missing_bucket_is_configuration(aws: None) -> None:
     with pytest.raises(ConfigurationError, match="s3://no-such-bucket/x/y: no such bucket"):
         open_store("s3://no-such-bucket/x").get("y")
+    with pytest.raises(ConfigurationError, match="s3://a~b/x/y: not a valid S3 address") as caught:
+        open_store("s3://a~b/x").get("y")
+    assert "\n" not in str(caught.value)

@@ -14,7 +14,7 @@ import click
 from worker import __version__
 from worker.errors import ConfigurationError, DataError
 from worker.launch.guard import report
-from worker.logs import configure_logs, is_live
+from worker.logs import configure_logs, count, is_live
 
 _MIB = 1 << 20
 
@@ -25,7 +25,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> NoReturn:
         try:
             code = super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             code = report(error)
@@ -153,10 +153,10 @@ def pack(
                 threads or len(os.sched_getaffinity(0)),
                 lambda: bar.update(1),
             )
-        skipped = f", {split.skipped} other files left out" if split.skipped else ""
+        skipped = f", {count(split.skipped, 'other file')} left out" if split.skipped else ""
         click.echo(
-            f"{store.uri}: {index.samples} images of {len(index.classes)} classes "
-            f"in {len(index.shards)} shards{skipped}"
+            f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
+            f"in {count(len(index.shards), 'shard')}{skipped}"
         )
 
 
@@ -171,23 +171,20 @@ def audit(run: str) -> None:
     from worker.data.index import read_index
     from worker.manifest import load_manifest
     from worker.store import open_store
-    from worker.train.audit import audit_epochs, read_ledger, surviving_rows
+    from worker.train.audit import (
+        audit_epochs,
+        describe_audit,
+        read_ledger,
+        surviving_rows,
+    )
 
     store = open_store(run)
     manifest = load_manifest(f"{store.uri}manifest.json")
     samples = read_index(open_store(manifest.data.train)).samples
     rows = surviving_rows(read_ledger(store))
-    faults = 0
-    for epoch in audit_epochs(rows, samples, manifest.train.batch_size):
-        faults += len(epoch.lost) + len(epoch.repeated)
-        click.echo(
-            f"epoch {epoch.epoch + 1}: {epoch.trained} of {samples} samples trained on, "
-            f"{len(epoch.lost)} lost, {len(epoch.repeated)} repeated"
-            + ("" if epoch.complete else "; not finished")
-        )
-        for kind, ids in (("lost", epoch.lost), ("repeated", epoch.repeated)):
-            if ids:
-                click.echo(f"  {kind}: {', '.join(map(str, ids[:10]))}{' …' * (len(ids) > 10)}")
+    audits = audit_epochs(rows, samples, manifest.train.batch_size)
+    click.echo("\n".join(describe_audit(audits, samples)))
+    faults = sum(audit.faults for audit in audits)
     if faults:
         raise DataError(f"{store.uri}: {faults} samples lost or repeated")
 
@@ -205,7 +202,7 @@ def schema() -> None:
 def demo(keep: Path | None) -> None:
     """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
 
-    Needs `pip install worker[demo]`, no network and no GPU; takes about two minutes on 2 cores.
+    Needs `pip install worker[demo]`, no network and no GPU; takes under two minutes on 2 cores.
     """
     try:
         from worker.demo import run_demo

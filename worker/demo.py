@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from worker.errors import ExitCode, InfrastructureError
+from worker.logs import end_live
 
 _BUCKET = "demo"
 _PIXELS = 64
 _TARGET_PER_CLASS = 24
 _VALIDATION_SHARE = 0.25
-_METRICS_PORT = 9464
 
 _SOURCE = """\
 version: 1
@@ -96,6 +97,7 @@ def run_demo(keep: Path | None) -> None:
         _tell("The source task, from random weights")
         _worker("train", "s3://demo/jobs/source.yaml")
         _tell("The target task: fine-tune the source's model, deeper blocks faster than early ones")
+        click.echo(_TARGET.format(name="graded", groups=_GRADED))
         _worker("plan", "s3://demo/jobs/graded.yaml", "--ranks", "2")
         metrics = _stop_half_way("s3://demo/jobs/graded.yaml")
         _tell("The same command on one rank goes on where it stopped")
@@ -120,17 +122,27 @@ def _embedded_s3() -> Iterator[Any]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    for name in [name for name in os.environ if name.startswith(("AWS_", "WORKER_"))]:
+        del os.environ[name]
     os.environ |= {
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "demo",
         "AWS_SECRET_ACCESS_KEY": "demo",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "WORKER_METRICS_PORT": str(_METRICS_PORT),
+        "WORKER_METRICS_PORT": str(_free_port()),
     }
     try:
         yield boto3.client("s3")
     finally:
         server.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 def _write_digits(folder: Path) -> None:
@@ -179,6 +191,8 @@ def _stop_half_way(manifest: str) -> str:
         while process.poll() is None and not _half_done(lines):
             time.sleep(0.1)
             lines = _scrape() or lines
+        if sys.stderr.isatty():
+            end_live()
         click.secho(f"$ kill -TERM {process.pid}", fg="cyan")
         process.terminate()
         code = process.wait()
@@ -193,8 +207,9 @@ def _stop_half_way(manifest: str) -> str:
 
 
 def _scrape() -> list[str]:
+    address = f"http://127.0.0.1:{os.environ['WORKER_METRICS_PORT']}/metrics"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{_METRICS_PORT}/metrics") as response:
+        with urllib.request.urlopen(address) as response:
             text: str = response.read().decode()
     except OSError:
         return []
@@ -209,9 +224,14 @@ def _half_done(lines: list[str]) -> bool:
 
 def _show_bucket(s3: Any) -> None:
     _tell("What lies in the bucket below runs/graded/")
-    listed = s3.list_objects_v2(Bucket=_BUCKET, Prefix="runs/graded/")["Contents"]
-    for item in listed:
-        click.echo(f"{item['Size']:>12,}  {item['Key'].removeprefix('runs/graded/')}")
+    sizes: dict[str, list[int]] = {}
+    for item in s3.list_objects_v2(Bucket=_BUCKET, Prefix="runs/graded/")["Contents"]:
+        name = item["Key"].removeprefix("runs/graded/")
+        folder, _, _ = name.rpartition("/")
+        many = folder.endswith(("history", "samples"))
+        sizes.setdefault(f"{folder}/*" if many else name, []).append(item["Size"])
+    for name, found in sizes.items():
+        click.echo(f"{sum(found):>12,}  {name}" + (f" ({len(found)})" if len(found) > 1 else ""))
 
 
 def _accuracy(s3: Any, name: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -60,9 +61,9 @@ def is_live(style: str) -> bool:
     return style == "auto" and sys.stderr.isatty()
 
 
-def show_live(text: str, width: int) -> None:
+def show_live(text: str) -> None:
     """Draw the live line, cut to the terminal's width."""
-    sys.stderr.write(_CLEAR_LINE + text[: width - 1])
+    sys.stderr.write(_CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
     sys.stderr.flush()
 
 
@@ -70,3 +71,8 @@ def end_live() -> None:
     """Remove the live line."""
     sys.stderr.write(_CLEAR_LINE)
     sys.stderr.flush()
+
+
+def count(number: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

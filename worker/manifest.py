@@ -191,13 +191,17 @@ def parse_manifest(text: str, uri: str) -> Manifest:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = str(error.problem or error).splitlines()[0]
         raise ConfigurationError(f"manifest {uri}: line {line}: {problem}") from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"manifest {uri}: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"manifest {uri}: not a mapping; it starts with `version: 1`")
     try:
         # By way of JSON, so that strict mode takes lists for tuples as a manifest writes them.
-        return Manifest.model_validate_json(json.dumps(data, default=str))
+        text = json.dumps(data, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigurationError(f"manifest {uri}: not plain data: {error}") from None
+    try:
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         lines = dict.fromkeys(_complaint(detail) for detail in error.errors())
         raise ConfigurationError(f"manifest {uri}: " + "; ".join(lines)) from None

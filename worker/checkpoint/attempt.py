@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from worker.errors import InfrastructureError, Superseded
 from worker.store import Store
@@ -19,9 +21,19 @@ def newest_attempt(store: Store) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def claim_attempt(store: Store) -> int:
-    """Register a new attempt and return its number, greater than every other."""
+def read_attempt(store: Store, number: int) -> dict[str, Any]:
+    """What attempt `number` said of itself when it claimed its place."""
+    record: dict[str, Any] = json.loads(store.get(_name(number)))
+    return record
+
+
+def claim_attempt(store: Store, identity: Mapping[str, str]) -> int:
+    """Register a new attempt and return its number, greater than every other.
+
+    `identity` is what must be the same for all attempts of one job.
+    """
     record = {
+        "identity": dict(identity),
         "id": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -31,7 +43,7 @@ def claim_attempt(store: Store) -> int:
     number = newest_attempt(store)
     for _ in range(_TRIES):
         number += 1
-        if store.put_if_absent(f"{_PREFIX}{number:06d}.json", data):
+        if store.put_if_absent(_name(number), data):
             return number
     raise InfrastructureError(f"{store.uri}{_PREFIX}: cannot claim an attempt, others keep winning")
 
@@ -41,3 +53,7 @@ def ensure_newest(store: Store, attempt: int) -> None:
     newest = newest_attempt(store)
     if newest > attempt:
         raise Superseded(f"attempt {newest} of this job has started, attempt {attempt} ends")
+
+
+def _name(number: int) -> str:
+    return f"{_PREFIX}{number:06d}.json"

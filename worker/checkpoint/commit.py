@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from worker.checkpoint.attempt import ensure_newest
 from worker.errors import Superseded
 from worker.store import ObjectMissing, Store
 
@@ -41,7 +42,8 @@ class CommitName:
 def write_commit(store: Store, name: CommitName, parts: Mapping[str, bytes]) -> int:
     """Write the parts, then the commit record; returns the bytes written.
 
-    Raises `Superseded` where the record exists with other contents.
+    Raises `Superseded` where a newer attempt has started, even during the upload, or where the
+    record exists with other contents.
     """
     for part, data in parts.items():
         store.put(f"checkpoints/{name}/{part}", data)
@@ -53,6 +55,7 @@ def write_commit(store: Store, name: CommitName, parts: Mapping[str, bytes]) -> 
             for part, data in parts.items()
         ],
     }
+    ensure_newest(store, name.attempt)
     if not store.put_if_absent(f"{_COMMITS}{name}.json", json.dumps(record).encode()):
         raise Superseded(f"commit {name} exists already: this attempt runs twice")
     return sum(map(len, parts.values()))

@@ -14,6 +14,6 @@ def expendable(
     count, and nothing goes before `keep` (at least 1) trusted ones exist.
     """
     newest = sorted(set(trusted), reverse=True)[:keep]
-    if keep < 1 or len(newest) < keep:
+    if len(newest) < keep:
         return []
     return sorted(name for name in commits if name < newest[-1])

@@ -86,8 +86,10 @@ def decode(sample: Sample) -> Tensor:
             apply_exif_orientation=True,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(". ")
-        raise DataError(f"{sample.name}: cannot be decoded: {reason}") from None
+        reason = str(error).splitlines()[0].rpartition(", ")[2].rstrip(". ")
+        raise DataError(
+            f"{sample.name}: cannot be decoded ({reason}); repair or remove it and pack again"
+        ) from None
 
 
 def for_training(

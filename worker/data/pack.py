@@ -20,6 +20,7 @@ from worker.errors import ConfigurationError
 from worker.store import ObjectMissing, Store
 
 _SPLITS = ("train", "val")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def find_splits(folder: Path) -> list[Split]:
         raise ConfigurationError(f"{folder}: no such folder")
     names = [name for name in _SPLITS if (folder / name).is_dir()]
     if not names:
-        return [_scan("", folder, _class_names(folder))]
+        return [_require_every_class(folder, _scan("", folder, _class_names(folder)))]
     classes = _class_names(folder / names[0])
     for name in names[1:]:
         unknown = set(_class_names(folder / name)) - set(classes)
@@ -60,7 +61,18 @@ def find_splits(folder: Path) -> list[Split]:
             raise ConfigurationError(
                 f"{folder / name}: class {min(unknown)!r} is not in {folder / names[0]}"
             )
-    return [_scan(name, folder / name, classes) for name in names]
+    splits = [_scan(name, folder / name, classes) for name in names]
+    _require_every_class(folder / names[0], splits[0])
+    return splits
+
+
+def _require_every_class(folder: Path, split: Split) -> Split:
+    """A class without pictures would be an output that nothing trains."""
+    present = {file.label for file in split.files}
+    for label, name in enumerate(split.classes):
+        if label not in present:
+            raise ConfigurationError(f"{folder / name}: holds no images; add some or remove it")
+    return split
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -126,6 +138,7 @@ def write_split(
     data set without one does not exist, so an interrupted pack is never taken for a whole one.
     """
     shards = plan_shards(split.files, shard_bytes, seed)
+    store.delete(INDEX_NAME)
     lock = threading.Lock()
 
     def note() -> None:
@@ -142,6 +155,10 @@ def write_split(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     index = Index(classes=split.classes, shards=written)
+    kept = {name for shard in written for name in (shard.name, sidecar_name(shard.name))}
+    for info in list(store.list("shard-")):
+        if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
+            store.delete(info.key)
     store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
     return index
 
@@ -195,6 +212,9 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
+    if not data.startswith(_SIGNATURES):
+        raise ConfigurationError(f"{path}: not a JPEG, PNG or WebP image; repair or remove it")
+    return data

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 
-from worker.errors import ExitCode, exit_code_of, most_fatal
+from worker.errors import ExitCode, InfrastructureError, exit_code_of, most_fatal
 from worker.launch.guard import exit_code
 from worker.launch.topology import Spawn
 from worker.train.rank import Rank
@@ -72,8 +72,11 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
 
 def _listen(spawn: Spawn) -> socket.socket:
     """The socket of the rendezvous; bound here, so that no other job can take the port."""
-    alone = spawn.nodes == 1
-    return socket.create_server(("127.0.0.1", 0) if alone else ("", spawn.master_port))
+    address = ("127.0.0.1", 0) if spawn.nodes == 1 else ("", spawn.master_port)
+    try:
+        return socket.create_server(address)
+    except OSError as error:
+        raise InfrastructureError(f"MASTER_PORT {address[1]}: {error.strerror}") from None
 
 
 def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None) -> None:

@@ -19,7 +19,6 @@ from worker.train.distributed import process_group
 from worker.train.job import Job, open_job
 from worker.train.progress import Progress
 from worker.train.rank import Rank
-from worker.train.result import read_done
 from worker.train.session import Session
 from worker.train.stop import StopFlag
 
@@ -44,10 +43,10 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
     job = open_job(manifest)
-    done = read_done(job.output)
-    if done:
-        job.require_identity(done["identity"], "the finished job there")
-        log.info("job %s was done by attempt %d; nothing to do", manifest.job, done["attempt"])
+    if job.done:
+        log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])
+        if job.changes():
+            log.warning("changed since, without effect: %s", "; ".join(job.changes()))
         return 0
     _load_weights(manifest, job)
 
@@ -87,7 +86,7 @@ def _run_rank(
     progress = Progress(live and rank.rank == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
-        stack.enter_context(process_group(rank, listener))
+        stack.enter_context(process_group(rank, listener, stop))
         session = Session(job, rank, stop, progress)
         if rank.rank == 0:
             metrics = session.metrics

@@ -49,6 +49,8 @@ def detect(env: Mapping[str, str], gpus: int, nproc: int | None) -> Rank | Spawn
     Raises `ConfigurationError` for a missing or malformed variable, naming it.
     """
     per_node = nproc or max(gpus, 1)
+    if 0 < gpus < per_node:
+        raise ConfigurationError(f"--nproc: {per_node} ranks, but {gpus} GPUs; give at most {gpus}")
     if "RANK" in env:
         _refuse_nproc(nproc, "RANK")
         return Rank(
@@ -63,10 +65,15 @@ def detect(env: Mapping[str, str], gpus: int, nproc: int | None) -> Rank | Spawn
         _refuse_nproc(nproc, "SLURM_PROCID")
         return _slurm(env)
     if "JOB_COMPLETION_INDEX" in env:
-        nodes = _integer(env, "WORKER_NODES", "1")
+        index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES")
+        if index >= nodes:
+            raise ConfigurationError(
+                f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "
+                "set it to the Job's completions"
+            )
         address = "localhost" if nodes == 1 else _text(env, "MASTER_ADDR")
         port = _integer(env, "MASTER_PORT", str(_PORT))
-        return Spawn(_integer(env, "JOB_COMPLETION_INDEX"), nodes, per_node, address, port)
+        return Spawn(index, nodes, per_node, address, port)
     return Spawn(0, 1, per_node, "localhost", _PORT)
 
 

@@ -33,6 +33,7 @@ def exported(metrics: Metrics, job: str, run: str) -> Iterator[None]:
         _try("WORKER_METRICS_TEXTFILE", lambda: _write(metrics, job))
 
     def send_regularly() -> None:
+        send()
         while not stop.wait(_INTERVAL_SECONDS):
             send()
 
@@ -53,9 +54,10 @@ def _try(
 ) -> Callable[[], None] | None:
     try:
         return action()
-    except (OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # whatever a strange gateway answers, training goes on
         # An address can hold a password, so the setting is named and not shown.
-        log.warning("metrics: %s does not work: %s", setting, type(error).__name__)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        log.warning("metrics: %s does not work: %s", setting, reason)
         return None
 
 

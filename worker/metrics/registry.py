@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
 _LABELS = ("job", "run", "rank")
 
@@ -11,6 +17,7 @@ class Metrics:
     """Every metric of one rank; `run` is the address of the job's output."""
 
     def __init__(self, job: str, run: str, rank: int) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = {"job": job, "run": run, "rank": str(rank)}
 
@@ -24,16 +31,12 @@ class Metrics:
             Gauge, "validation_loss", "Mean loss on the validation set"
         )
         self.rate = self._add(Gauge, "learning_rate", "Learning rate of a group", ("group",))
-        self.throughput = self._add(
-            Gauge, "images_per_second", "Images trained on per second, all ranks"
-        )
+        self.throughput = self._add(Gauge, "images_per_second", "Training speed, all ranks")
         self.step_seconds = self._add(Histogram, "step_seconds", "Duration of a training step")
         self.wait_seconds = self._add(
             Counter, "data_wait_seconds", "Time that this rank waited for its batches"
         )
-        self.remaining = self._add(
-            Gauge, "remaining_seconds", "Expected time to the end of training"
-        )
+        self.remaining = self._add(Gauge, "remaining_seconds", "Expected time to the end")
         self.checkpoint_seconds = self._add(
             Histogram, "checkpoint_seconds", "Duration of a checkpoint, commit included"
         )

@@ -14,7 +14,7 @@ from torchvision import models
 
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.model.backbone import Backbone
-from worker.store import read_uri
+from worker.store import ObjectMissing, read_uri
 
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SHOWN = 3
@@ -28,7 +28,10 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     names or shapes do not fit, naming them.
     """
     if "/" in weights or weights.endswith(_FILE_SUFFIXES):
-        state = _decode(read_uri(weights), weights)
+        try:
+            state = _decode(read_uri(weights), weights)
+        except ObjectMissing as error:
+            raise ConfigurationError(f"model.weights: {error}; check the address") from None
     else:
         state = _from_torchvision(backbone.name, weights)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}

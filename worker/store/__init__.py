@@ -22,7 +22,10 @@ def open_store(uri: str) -> Store:
             raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
         return S3Store(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}"))
     if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.path)))
+        path = uri.removeprefix("file://").removeprefix("localhost")
+        if not path.startswith("/"):
+            raise ConfigurationError(f"{uri}: a file address is file:///PATH, with three slashes")
+        return LocalStore(Path(unquote(path)))
     if "://" in uri:
         raise ConfigurationError(
             f"{parts.scheme}:// is not supported; use s3://BUCKET/PREFIX, file:///PATH or a path"
@@ -35,4 +38,4 @@ def read_uri(uri: str) -> bytes:
     parent, _, name = uri.rpartition("/")
     if not name:
         raise ConfigurationError(f"{uri}: names a folder where a file is needed")
-    return open_store((parent or "/") if "/" in uri else ".").get(name)
+    return open_store(f"{parent}/" if "/" in uri else ".").get(name)

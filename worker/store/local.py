@@ -1,5 +1,7 @@
 """A local directory with the semantics of an object store, for tests and laptops."""
 
+import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from worker.errors import ConfigurationError, InfrastructureError
 from worker.store.base import ObjectInfo, ObjectMissing
 
 _TEMPORARY = ".tmp-"
+# Faults of the disk or the network below it, which another try may not meet.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 
 
 class LocalStore:
@@ -16,7 +20,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self.uri = f"{self.root.as_uri()}/"
+        self.uri = f"{self.root.as_uri().removesuffix('/')}/"
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         try:
@@ -55,11 +59,15 @@ class LocalStore:
         for path in folder.rglob("*"):
             key = path.relative_to(self.root).as_posix()
             if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
-                found.append(ObjectInfo(key, path.stat().st_size))
+                with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                    found.append(ObjectInfo(key, path.stat().st_size))
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._translate(key, error) from error
 
     def _path(self, key: str) -> Path:
         if ".." in key.split("/") or key.startswith("/"):
@@ -78,6 +86,6 @@ class LocalStore:
 
     def _translate(self, key: str, error: OSError) -> Exception:
         line = f"{self.uri}{key}: {error.strerror}"
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
-            return ConfigurationError(f"{line}; check the path and its rights")
-        return InfrastructureError(line)
+        if error.errno in _PASSING:
+            return InfrastructureError(line)
+        return ConfigurationError(f"{line}; check the path and its rights")

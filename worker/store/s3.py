@@ -3,8 +3,10 @@
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as boto_errors
@@ -16,9 +18,9 @@ from worker.errors import ConfigurationError, InfrastructureError
 from worker.store.base import ObjectInfo, ObjectMissing
 
 T = TypeVar("T")
+_client_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
-_DEADLINE_SECONDS = 60.0
 _LOST_RACE = {409, 412}
 _CONNECTION_ERRORS = (
     boto_errors.HTTPClientError,
@@ -81,7 +83,7 @@ def _translate(error: Exception, uri: str) -> Exception:
     if isinstance(error, boto_errors.ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         if _is_transient(error):
-            return InfrastructureError(f"{uri}: the store gave up with {_status(error)} {code}")
+            return InfrastructureError(f"{uri}: the store answers {_status(error)} {code}")
         if code == "NoSuchBucket":
             return ConfigurationError(f"{uri}: no such bucket; create it or correct the name")
         if _status(error) == 404:
@@ -90,17 +92,38 @@ def _translate(error: Exception, uri: str) -> Exception:
             return ConfigurationError(f"{uri}: access denied ({code}); check the credentials")
         return ConfigurationError(f"{uri}: the store refuses the request ({_status(error)} {code})")
     if _is_transient(error):
-        where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return InfrastructureError(
-            f"{uri}: {where or 'the S3 endpoint'} cannot be reached ({type(error).__name__}); "
+            f"{uri}: {_endpoint()} cannot be reached ({type(error).__name__}); "
             "check AWS_ENDPOINT_URL and the network"
         )
-    return ConfigurationError(f"{uri}: {error}")
+    if isinstance(error, boto_errors.ParamValidationError):
+        return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
+    return ConfigurationError(f"{uri}: {str(error).splitlines()[0]}")
 
 
-def _warn(state: tenacity.RetryCallState) -> None:
+def _endpoint() -> str:
+    """The endpoint's address without the credentials that it may hold."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url:
+        return "the S3 endpoint"
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _warn(uri: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning("storage: %s (%s), trying again", type(error).__name__, _status(error or OSError()))
+    if isinstance(error, Exception):
+        log.warning("%s; trying again", _translate(error, uri))
+
+
+def _deadline() -> float:
+    text = os.environ.get("WORKER_STORE_DEADLINE_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"WORKER_STORE_DEADLINE_SECONDS: must be a number of seconds, not {text!r}"
+        ) from None
 
 
 class S3Store:
@@ -161,19 +184,20 @@ class S3Store:
 
     @property
     def _s3(self) -> Any:
-        return _client(os.getpid())
+        with _client_lock:  # making a client is the one thing about it that threads may not share
+            return _client(os.getpid())
 
     def _name(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
     def _call(self, key: str, request: Callable[[], T]) -> T:
         """Run one request, body included, with full-jitter retries up to the deadline."""
-        seconds = float(os.environ.get("WORKER_STORE_DEADLINE_SECONDS", _DEADLINE_SECONDS))
+        uri = self.uri + key
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-            stop=tenacity.stop_after_delay(seconds),
-            before_sleep=_warn,
+            wait=tenacity.wait_random_exponential(multiplier=1, max=10),
+            stop=tenacity.stop_before_delay(_deadline()),
+            before_sleep=functools.partial(_warn, uri),
             reraise=True,
         )
         try:
@@ -184,7 +208,7 @@ class S3Store:
             urllib3.exceptions.HTTPError,
             OSError,
         ) as error:
-            raise _translate(error, self.uri + key) from error
+            raise _translate(error, uri) from error
 
 
 def _range(start: int, stop: int | None) -> str:

@@ -1,6 +1,7 @@
 """Proof from a run's ledger that each epoch held each sample exactly once."""
 
 import io
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ class Piece:
     rows: Rows
 
 
+_SHOWN = 10
+
+
 @dataclass(frozen=True)
 class EpochAudit:
     """One epoch: samples trained on, ids never or more than once; `complete` if it was finished."""
@@ -35,6 +39,16 @@ class EpochAudit:
     lost: tuple[int, ...]
     repeated: tuple[int, ...]
     complete: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the epoch is finished and without fault."""
+        return self.complete and not self.faults
+
+    @property
+    def faults(self) -> int:
+        """Samples lost or repeated."""
+        return len(self.lost) + len(self.repeated)
 
 
 def read_ledger(store: Store) -> list[Piece]:
@@ -85,3 +99,26 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int) -> list[EpochAudit]:
             EpochAudit(epoch, len(ids), tuple(lost.tolist()), tuple(repeated.tolist()), complete)
         )
     return audits
+
+
+def describe_audit(audits: Iterable[EpochAudit], samples: int) -> list[str]:
+    """A line per run of epochs that held every sample once, and one or more per other epoch."""
+    lines = []
+    for whole, group in itertools.groupby(audits, lambda audit: audit.whole):
+        epochs = list(group)
+        first, last = epochs[0].epoch + 1, epochs[-1].epoch + 1
+        if whole:
+            name = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+            lines.append(f"{name}: {samples} of {samples} samples trained on, 0 lost, 0 repeated")
+            continue
+        for audit in epochs:
+            lines.append(
+                f"epoch {audit.epoch + 1}: {audit.trained} of {samples} samples trained on, "
+                f"{len(audit.lost)} lost, {len(audit.repeated)} repeated"
+                + ("" if audit.complete else "; not finished")
+            )
+            for kind, ids in (("lost", audit.lost), ("repeated", audit.repeated)):
+                if ids:
+                    more = " …" if len(ids) > _SHOWN else ""
+                    lines.append(f"  {kind}: {', '.join(map(str, ids[:_SHOWN]))}{more}")
+    return lines

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from worker.logs import count
 from worker.train.job import Dataset, Job
 
 
@@ -13,14 +14,14 @@ def describe_job(job: Job, ranks: int) -> str:
     shards = [plan.shards(rank, ranks) for rank in range(ranks)]
     rows = {
         "job": manifest.job,
-        "output": job.output.uri,
+        "output": job.output.uri + (", finished there already" if job.done else ""),
         "backbone": f"{job.backbone.name}, head {job.backbone.head}, "
         f"weights {manifest.model.weights}",
         "images": f"{job.preprocessing.crop_size} pixels square",
         "classes": f"{len(job.train.index.classes)}: {', '.join(job.train.index.classes)}",
         "train": _describe_data(job.train),
         "val": _describe_data(job.val) if job.val else "none, accuracy is not measured",
-        "steps": f"{manifest.train.epochs} epochs of {plan.steps} = {job.total_steps}, "
+        "steps": f"{count(manifest.train.epochs, 'epoch')} of {plan.steps} = {job.total_steps}, "
         f"{manifest.train.batch_size} images each, {last} in the last of an epoch",
         "ranks": f"{ranks}, {manifest.train.batch_size // ranks} images each; "
         f"shards read per epoch: {', '.join(map(str, shards))}",
@@ -32,10 +33,9 @@ def describe_job(job: Job, ranks: int) -> str:
 
 def _describe_data(dataset: Dataset) -> str:
     index = dataset.index
+    images, shards = count(index.samples, "image"), count(len(index.shards), "shard")
     size = sum(shard.bytes for shard in index.shards) / 1e6
-    return (
-        f"{dataset.store.uri}: {index.samples} images in {len(index.shards)} shards, {size:.1f} MB"
-    )
+    return f"{dataset.store.uri}: {images} in {shards}, {size:.1f} MB"
 
 
 def _describe_groups(job: Job) -> list[str]:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from worker.errors import InfrastructureError
+from worker.errors import InfrastructureError, StopRequested
 from worker.train.rank import Rank
+from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT = datetime.timedelta(seconds=300)
+_LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
 _LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -34,11 +35,12 @@ def cores_per_rank(rank: Rank) -> int:
 
 
 @contextmanager
-def process_group(rank: Rank, listener: socket.socket | None) -> Iterator[None]:
+def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Iterator[None]:
     """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.
 
     Rank 0 serves the rendezvous, on `listener` where its parent has bound one. Raises
-    `InfrastructureError` when the others cannot be found, or when one of them is lost inside.
+    `InfrastructureError` when the others cannot be found, or when one of them is lost inside, and
+    `StopRequested` when a signal comes before they have met.
     """
     if rank.master_addr in _LOOPBACK:
         # gloo else asks the resolver for this machine's name, which containers often lack
@@ -47,10 +49,9 @@ def process_group(rank: Rank, listener: socket.socket | None) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        _wait_for_name(rank.master_addr)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=_open_rendezvous(rank, listener),
+            store=_open_rendezvous(rank, listener, stop),
             rank=rank.rank,
             world_size=rank.world_size,
             timeout=_TIMEOUT,
@@ -69,35 +70,58 @@ def process_group(rank: Rank, listener: socket.socket | None) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _open_rendezvous(rank: Rank, listener: socket.socket | None) -> Any:
-    """The store through which ranks find each other; torchrun's agent serves it, else rank 0."""
+def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:
+    """The store through which all ranks have met; torchrun's agent serves it, else rank 0 does.
+
+    torch would wait for the others deaf to signals, so that is done here, in short looks.
+    """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank.rank == 0 and not agent
+    looks = _looks(rank, stop)
+    while not serves and not _is_served(rank):
+        next(looks)
     store = dist.TCPStore(  # type: ignore[attr-defined]
         rank.master_addr,
         rank.master_port,
         rank.world_size,
-        is_master=rank.rank == 0 and not agent,
+        is_master=serves,
         timeout=_TIMEOUT,
+        wait_for_workers=False,
         master_listen_fd=listener.detach() if listener else None,
     )
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    met = shared.add("met", 1)
+    while met < rank.world_size:
+        next(looks)
+        met = shared.add("met", 0)
+    return shared
 
 
-def _wait_for_name(host: str) -> None:
-    """Wait until the cluster's DNS knows the pod of rank 0, which can lag its start."""
+def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
+    """Pauses between looks for the other ranks; raises once it is time to give up."""
     deadline = time.monotonic() + _TIMEOUT.total_seconds()
-    while True:
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{host}: {error.strerror}") from None
-            log.warning("MASTER_ADDR %s is not known yet, trying again", host)
-            time.sleep(2)
-        else:
-            return
+    said = False
+    while time.monotonic() < deadline:
+        if stop.requested:
+            raise StopRequested("stopped on request before the ranks met; start again")
+        yield
+        time.sleep(_LOOK_SECONDS)
+        if not said and time.monotonic() > deadline - _TIMEOUT.total_seconds() + _QUIET_SECONDS:
+            said = True
+            where = f"{rank.master_addr}:{rank.master_port}"
+            log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
+    raise RuntimeError(f"the {rank.world_size} ranks did not meet in {_TIMEOUT.seconds} s")
+
+
+def _is_served(rank: Rank) -> bool:
+    """Whether rank 0 can be reached yet; the cluster's DNS can lag the start of its pod."""
+    try:
+        with socket.create_connection((rank.master_addr, rank.master_port), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _first_line(error: Exception) -> str:
@@ -110,12 +134,6 @@ def total(*values: float) -> list[float]:
     dist.all_reduce(tensor)
     summed: list[float] = tensor.tolist()
     return summed
-
-
-def sum_counts(counts: Tensor) -> Tensor:
-    """Integer counts summed over all ranks, in place."""
-    dist.all_reduce(counts)
-    return counts
 
 
 class Agreement:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -12,7 +13,7 @@ from worker.data.decode import Preprocessing
 from worker.data.loader import Batch
 from worker.data.plan import keyed_hash
 from worker.model.optimizer import train_mode
-from worker.train.distributed import sum_counts, total
+from worker.train.distributed import total
 
 _SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
 
@@ -73,6 +74,9 @@ class Engine:
         self, batches: Iterable[Batch], classes: int, stopped: Callable[[], bool]
     ) -> Evaluation | None:
         """Evaluate each image once over all ranks; None for all if any of them was `stopped`."""
+        # Each rank has its own BatchNorm statistics; those of rank 0 are what is saved.
+        for buffer in self.model.buffers():
+            dist.broadcast(buffer, src=0)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         self.model.eval()
@@ -87,7 +91,7 @@ class Engine:
                 pairs = batch.labels * classes + outputs.argmax(1).cpu()
                 confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         train_mode(self.model)
-        sum_counts(confusion)
+        dist.all_reduce(confusion)
         interrupted, loss_sum = total(float(stopped()), loss.item())
         if interrupted:
             return None

@@ -4,8 +4,13 @@ Everything that can be wrong with a manifest is found here, before ranks meet or
 """
 
 import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.data.decode import Preprocessing
 from worker.data.index import Index, read_index
 from worker.data.plan import EpochPlan
@@ -13,7 +18,9 @@ from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.groups import RateGroup, assign
-from worker.store import Store, open_store
+from worker.store import ObjectMissing, Store, open_store
+
+DONE_NAME = "done.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Job:
     preprocessing: Preprocessing
     backbone: Backbone
     groups: tuple[RateGroup, ...]
+    done: dict[str, Any] | None
+    """The result, where the job is finished already."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +64,7 @@ class Job:
         manifest = self.manifest
         return {
             "job": manifest.job,
-            "data.train": self.train.index.digest,
+            "data.train": f"index {self.train.index.digest[:12]}",
             "data.image_size": str(self.preprocessing.crop_size),
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
@@ -67,9 +76,22 @@ class Job:
         for field, value in self.identity.items():
             if kept.get(field) != value:
                 raise ConfigurationError(
-                    f"{field}: not what {where} was made with; "
+                    f"{field}: {value} here, but {kept.get(field)} in {where}; "
                     "give the new experiment an output of its own"
                 )
+
+    def changes(self) -> list[str]:
+        """Settings that differ from those that the output was last written with, as text."""
+        try:
+            kept = json.loads(self.output.get("manifest.json"))
+        except ObjectMissing:
+            return []
+        before, now = _flat(kept), _flat(self.manifest.model_dump(mode="json"))
+        return [
+            f"{path} {before.get(path)} -> {now.get(path)}"
+            for path in sorted(before | now)
+            if before.get(path) != now.get(path)
+        ]
 
 
 def open_job(manifest: Manifest) -> Job:
@@ -92,8 +114,15 @@ def open_job(manifest: Manifest) -> Job:
     backbone = build_backbone(name, len(classes), manifest.train.seed)
     names = [parameter for parameter, _ in backbone.model.named_parameters()]
     groups = assign(names, backbone.head_parameters, manifest.optimizer)
-    output = open_store(manifest.output)
-    return Job(manifest, output, train, val, preprocessing, backbone, tuple(groups))
+    with _naming("output"):
+        output = open_store(manifest.output)
+        done = _read_done(output)
+        attempt = newest_attempt(output)
+        kept = read_attempt(output, attempt)["identity"] if attempt else None
+    job = Job(manifest, output, train, val, preprocessing, backbone, tuple(groups), done)
+    if kept is not None:
+        job.require_identity(kept, f"attempt {attempt} there")
+    return job
 
 
 def manifest_digest(manifest: Manifest) -> str:
@@ -102,11 +131,37 @@ def manifest_digest(manifest: Manifest) -> str:
 
 
 def _open(field: str, uri: str) -> Dataset:
-    store = open_store(uri)
-    try:
+    with _naming(field):
+        store = open_store(uri)
         return Dataset(store, read_index(store))
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Put the manifest's field in front of what is wrong with the address that it gives."""
+    try:
+        yield
     except ConfigurationError as error:
         raise type(error)(f"{field}: {error}") from None
+
+
+def _read_done(store: Store) -> dict[str, Any] | None:
+    try:
+        done: dict[str, Any] = json.loads(store.get(DONE_NAME))
+    except ObjectMissing:
+        return None
+    return done
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested JSON data by dotted path."""
+    if isinstance(value, dict):
+        items = ((f".{key}", item) for key, item in value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = ((f"[{number}]", item) for number, item in enumerate(value))
+    else:
+        return {path.lstrip("."): value}
+    return {leaf: found for key, item in items for leaf, found in _flat(item, path + key).items()}
 
 
 def _short(classes: tuple[str, ...]) -> str:

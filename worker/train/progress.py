@@ -1,7 +1,6 @@
 """What a person sees of a running job: a live line on a terminal, log lines elsewhere."""
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Progress:
         self._next = time.monotonic() + self._interval
         text = describe(step)
         if self._live:
-            show_live(f"{bar(step.step / step.total_steps)} {text}", _terminal_width())
+            show_live(f"{bar(step.step / step.total_steps)} {text}")
         else:
             fields = {"event": "step", **step.__dict__}
             log.info("%s", text, extra={"fields": fields})
@@ -54,16 +53,16 @@ class Progress:
 
 
 def describe(step: Step) -> str:
-    """One line: step, epoch, loss, rates, speed and time to the end."""
+    """One line, what matters most first, as a narrow terminal cuts the end."""
     rates = " ".join(f"{name}={rate:.2g}" for name, rate in step.rates.items())
     return (
-        f"step {step.step}/{step.total_steps}  epoch {step.epoch}  loss {step.loss:.3f}  "
-        f"acc {step.accuracy:.3f}  {step.images_per_second:.0f} img/s  "
-        f"left {duration(step.remaining_seconds)}  lr {rates}"
+        f"step {step.step}/{step.total_steps}  left {duration(step.remaining_seconds)}  "
+        f"loss {step.loss:.3f}  lr {rates}  {step.images_per_second:.0f} img/s  "
+        f"acc {step.accuracy:.3f}  epoch {step.epoch}"
     )
 
 
-def bar(done: float, width: int = 20) -> str:
+def bar(done: float, width: int = 10) -> str:
     """A bar of `width` characters, filled by the share `done`."""
     full = round(done * width)
     return "█" * full + "░" * (width - full)
@@ -74,10 +73,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _terminal_width() -> int:
-    return shutil.get_terminal_size().columns
 
 
 class Stopwatch:

@@ -12,11 +12,9 @@ import torchvision
 
 import worker
 from worker.checkpoint.snapshot import encode_model
-from worker.store import ObjectMissing, Store
-from worker.train.job import Job
+from worker.store import Store
+from worker.train.job import DONE_NAME, Job
 from worker.train.rank import Rank
-
-_DONE = "done.json"
 
 
 def write_environment(store: Store, attempt: int, rank: Rank) -> None:
@@ -48,14 +46,5 @@ def write_result(job: Job, attempt: int, metrics: Mapping[str, Any]) -> None:
     }
     job.output.put("final/model.safetensors", weights)
     job.output.put("final/model.json", json.dumps(card, indent=1).encode())
-    done = {"attempt": attempt, "identity": job.identity, **metrics}
-    job.output.put(_DONE, json.dumps(done, indent=1).encode())
-
-
-def read_done(store: Store) -> dict[str, Any] | None:
-    """The result of a finished job, None while there is none."""
-    try:
-        done: dict[str, Any] = json.loads(store.get(_DONE))
-    except ObjectMissing:
-        return None
-    return done
+    done = {"attempt": attempt, **metrics}
+    job.output.put(DONE_NAME, json.dumps(done, indent=1).encode())

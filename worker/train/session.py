@@ -118,13 +118,15 @@ class Session:
             batch = next(batches)
             self.metrics.wait_seconds.inc(time.monotonic() - waited)
             sums += self._engine.step(self._state.step, batch, size)
+            # First of all, as gloo notices a lost rank where NCCL would wait for it.
+            stopping = agreement.result()
             counted += size
             self._note_step(batch.ids, size, watch.lap())
             if self._state.step % every == 0 or not left:
                 self._report(sums, counted, watch)
                 sums.zero_()
                 counted = 0
-            if agreement.result():
+            if stopping:
                 self._save()
                 raise StopRequested(
                     f"stopped on request after step {self._state.step}, "
@@ -173,8 +175,8 @@ class Session:
             if result is None:
                 self._save()
                 raise StopRequested(
-                    f"stopped on request after step {state.step}, before its evaluation; "
-                    "start again to go on"
+                    f"stopped on request after step {state.step}, committed by attempt "
+                    f"{self._durable.attempt} before its evaluation; start again to go on"
                 )
             state.loss, state.accuracy = result.loss, result.accuracy
             state.best_accuracy = max(state.best_accuracy or 0.0, result.accuracy)

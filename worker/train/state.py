@@ -19,6 +19,7 @@ from worker.checkpoint.commit import (
 )
 from worker.checkpoint.retention import expendable
 from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
+from worker.errors import ConfigurationError
 from worker.metrics.registry import Metrics
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
@@ -62,6 +63,9 @@ class DurableState:
         self._saved = State()
         self.attempt = self._claim()
         self._resume()
+        if rank.rank == 0:
+            text = job.manifest.model_dump_json(indent=1)
+            job.output.put("manifest.json", text.encode())
 
     def save(self) -> None:
         """Commit the state, unless it is committed; no rank returns before it is.
@@ -85,9 +89,10 @@ class DurableState:
     def _claim(self) -> int:
         number = 0
         if self._rank.rank == 0:
-            number = claim_attempt(self._job.output)
-            text = self._job.manifest.model_dump_json(indent=1)
-            self._job.output.put("manifest.json", text.encode())
+            number = claim_attempt(self._job.output, self._job.identity)
+            changes = self._job.changes()
+            if changes:
+                log.warning("changed since the last attempt: %s", "; ".join(changes))
             write_environment(self._job.output, number, self._rank)
         attempt = int(total(number)[0])
         self._metrics.attempt.set(attempt)
@@ -113,9 +118,13 @@ class DurableState:
 
     def _restore(self, name: CommitName, parts: dict[str, bytes]) -> None:
         kept = read_state(parts)
-        self._job.require_identity(kept.pop("identity"), f"checkpoint {name}")
         restore_snapshot(parts, self._job.backbone.model, self._optimizer)
         self.state = State(**kept)
+        if self.state.step > self._job.total_steps:
+            raise ConfigurationError(
+                f"train.epochs: {self._job.manifest.train.epochs} are {self._job.total_steps} "
+                f"steps, but {self.state.step} are done; ask for more or use another output"
+            )
         self._saved = dataclasses.replace(self.state)
         self._trusted.append(name)
 
@@ -137,8 +146,7 @@ class DurableState:
     def _commit(self) -> None:
         output = self._job.output
         self.ensure_newest()
-        state = {**self.state.as_dict(), "identity": self._job.identity}
-        parts = take_snapshot(self._job.backbone.model, self._optimizer, state)
+        parts = take_snapshot(self._job.backbone.model, self._optimizer, self.state.as_dict())
         name = CommitName(self.state.step, self.attempt)
         self._metrics.checkpoint_bytes.set(write_commit(output, name, parts))
         self._metrics.last_commit.set_to_current_time()
