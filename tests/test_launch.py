@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import ConfigurationError, DataError, ExitCode, exit_code_of, most_fatal
+from worker.errors import (
+    ConfigurationError,
+    DataError,
+    ExitCode,
+    StopRequested,
+    exit_code_of,
+    most_fatal,
+)
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, first_host, require_divisible
 from worker.train.rank import Rank
@@ -144,10 +151,11 @@ def test_the_parent_returns_the_code_of_its_ranks() -> None:
     assert end_with(ConfigurationError("x")) == ExitCode.CONFIGURATION
 
 
-def test_a_rank_that_hangs_after_a_peer_failed_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_hangs_after_a_peer_ended_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.launch.spawn._PEER_GRACE_SECONDS", 0.2)
     began = time.monotonic()
     assert end_with(60.0, signal.SIGKILL) == ExitCode.INFRASTRUCTURE
+    assert end_with(60.0, StopRequested("before the ranks met")) == ExitCode.STOPPED
     assert time.monotonic() - began < 30
 
 

@@ -22,7 +22,7 @@ from worker.train.stop import STOP_SIGNALS, StopFlag
 
 log = logging.getLogger(__name__)
 
-_PEER_GRACE_SECONDS = 15.0
+_PEER_GRACE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
 
 RunRank = Callable[[Rank, socket.socket | None], None]
@@ -32,8 +32,8 @@ RunRank = Callable[[Rank, socket.socket | None], None]
 def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     """Start the ranks of this node and wait for them; returns the most fatal of their codes.
 
-    A single rank runs in this process. After a rank fails, its peers get a moment to end by
-    themselves (they see the lost connection) and are then killed.
+    A single rank runs in this process. Ranks end together: once one has, the others get a moment
+    to do so by themselves (after a failure they see the lost connection) and are then killed.
     """
     listener = _listen(spawn) if spawn.node_rank == 0 else None
     if listener and spawn.nodes == 1:
@@ -104,11 +104,11 @@ def _wait(children: list[ForkProcess]) -> int:
             if status < 0:
                 log.error("%s was killed by %s", child.name, signal.Signals(-status).name)
             codes.append(exit_code_of(status))
-            if codes[-1] not in (ExitCode.DONE, ExitCode.STOPPED) and deadline is None:
+            if deadline is None:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
         if deadline is not None and time.monotonic() >= deadline:
             for child in running:
-                log.error("%s still runs after a peer failed, killing it", child.name)
+                log.error("%s still runs although a peer has ended, killing it", child.name)
                 child.kill()
                 child.join()
             break
