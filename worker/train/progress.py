@@ -57,7 +57,7 @@ def describe(step: Step) -> str:
     rates = " ".join(f"{name}={rate:.2g}" for name, rate in step.rates.items())
     return (
         f"step {step.step}/{step.total_steps}  left {duration(step.remaining_seconds)}  "
-        f"loss {step.loss:.3f}  lr {rates}  {step.images_per_second:.0f} img/s  "
+        f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  lr {rates}  "
         f"acc {step.accuracy:.3f}  epoch {step.epoch}"
     )
 
