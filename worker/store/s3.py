@@ -112,8 +112,8 @@ def _endpoint() -> str:
 
 def _warn(uri: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, Exception):
-        log.warning("%s; trying again", _translate(error, uri))
+    if isinstance(error, Exception) and state.attempt_number == 1:
+        log.warning("%s; trying again for up to %g s", _translate(error, uri), _deadline())
 
 
 def _deadline() -> float:
