@@ -390,9 +390,9 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
     assert "changed since, without effect: optimizer.lr 0.001 -> 0.002" in ended.err
     store.delete("done.json")
     job["train"]["epochs"] = 1
-    ended = run("train", write(job))
-    assert ended.code == 78
-    assert "train.epochs: 1 are 5 steps, but 10 are done" in ended.events[-1]["message"]
+    before = keys(store)
+    refused(run("train", write(job)), 78, "train.epochs: 1 are 5 steps, but 10 are done")
+    assert keys(store) == before
     job["train"]["epochs"] = 3
     ended = run("train", write(job))
     assert ended.code == 0, ended.err

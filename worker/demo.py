@@ -84,12 +84,7 @@ def run_demo(keep: Path | None) -> None:
         _tell("Handwritten digits: 0-4 are the source task, 24 pictures each of 5-9 the target")
         _write_digits(folder)
         s3.create_bucket(Bucket=_BUCKET)
-        for name, text in (
-            ("source", _SOURCE),
-            ("graded", _TARGET.format(name="graded", groups=_GRADED)),
-            ("frozen", _TARGET.format(name="frozen", groups=_FROZEN)),
-        ):
-            s3.put_object(Bucket=_BUCKET, Key=f"jobs/{name}.yaml", Body=text.encode())
+        _put_manifests(s3)
         for task in ("source", "target"):
             _worker(
                 "pack", str(folder / task), f"s3://demo/datasets/{task}/", "--shard-size", "0.1"
@@ -137,6 +132,15 @@ def _embedded_s3() -> Iterator[Any]:
         yield boto3.client("s3")
     finally:
         server.stop()
+
+
+def _put_manifests(s3: Any) -> None:
+    for name, text in (
+        ("source", _SOURCE),
+        ("graded", _TARGET.format(name="graded", groups=_GRADED)),
+        ("frozen", _TARGET.format(name="frozen", groups=_FROZEN)),
+    ):
+        s3.put_object(Bucket=_BUCKET, Key=f"jobs/{name}.yaml", Body=text.encode())
 
 
 def _free_port() -> int:

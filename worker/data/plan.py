@@ -39,6 +39,11 @@ def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
     return -(-rank * total // world_size), -(-(rank + 1) * total // world_size)
 
 
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Global batches of an epoch, the last and perhaps smaller one included."""
+    return -(-samples // batch_size)
+
+
 def default_lanes(batch_size: int) -> int:
     """The largest divisor of the batch that is at most 16."""
     return max(lanes for lanes in range(1, _LANES + 1) if batch_size % lanes == 0)
@@ -61,7 +66,7 @@ class EpochPlan:
         window: int = _WINDOW,
     ) -> None:
         self.total = int(counts.sum())
-        self.steps = -(-self.total // batch_size)
+        self.steps = steps_per_epoch(self.total, batch_size)
         self._batch_size = batch_size
         self._lanes = lanes or default_lanes(batch_size)
         if batch_size % self._lanes:
@@ -71,8 +76,9 @@ class EpochPlan:
         self._key = (seed, epoch)
         order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
         self._ends = np.cumsum(counts[order])
+        self._index_ends = np.cumsum(counts)
         # Adding this to a position in the permuted shards gives the sample's id.
-        self._shift = (np.cumsum(counts) - counts)[order] - (self._ends - counts[order])
+        self._shift = self._index_ends[order] - self._ends
         bounds = np.arange(self._lanes + 1) * self.total // self._lanes
         self._starts, self._lengths = bounds[:-1], np.diff(bounds)
 
@@ -102,8 +108,7 @@ class EpochPlan:
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
         """How many shards `rank` reads from in this epoch."""
         ids = np.concatenate([self.batch(step, rank, world_size) for step in range(self.steps)])
-        starts = np.sort(self._shift + self._ends - np.diff(self._ends, prepend=0))
-        return len(np.unique(np.searchsorted(starts, ids, side="right")))
+        return len(np.unique(np.searchsorted(self._index_ends, ids, side="right")))
 
     def _positions(self, lanes: Ids, step: int) -> Ids:
         """Positions in the permuted shards that `lanes` give to `step`, lane by lane."""

@@ -8,7 +8,6 @@ import socket
 
 import torch
 
-from worker.checkpoint.commit import list_commits
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import detect, require_divisible
@@ -73,7 +72,7 @@ def _keep_freed_memory() -> None:
 def _load_weights(manifest: Manifest, job: Job) -> None:
     """Load pretrained weights, but for a job that will go on from a checkpoint."""
     weights = manifest.model.pretrained
-    if weights and not list_commits(job.output):
+    if weights and not job.commits:
         count = load_pretrained(job.backbone, weights)
         log.info("%d tensors loaded from %s; the head is new", count, weights)
 

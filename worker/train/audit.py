@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.data.plan import steps_per_epoch
 from worker.errors import ConfigurationError
 from worker.store import Store
 
@@ -86,7 +87,7 @@ def surviving_rows(pieces: Iterable[Piece]) -> Rows:
 
 def audit_epochs(rows: Rows, samples: int, batch_size: int) -> list[EpochAudit]:
     """Count every sample of every epoch; in an unfinished epoch only repeats are faults."""
-    steps = -(-samples // batch_size)
+    steps = steps_per_epoch(samples, batch_size)
     done = int(rows[:, 0].max()) + 1
     audits = []
     for epoch in range(-(-done // steps)):

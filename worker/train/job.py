@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.checkpoint.attempt import newest_attempt, read_attempt
+from worker.checkpoint.commit import CommitName, list_commits
 from worker.data.decode import Preprocessing
 from worker.data.index import Index, read_index
-from worker.data.plan import EpochPlan
+from worker.data.plan import EpochPlan, steps_per_epoch
 from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
@@ -44,10 +45,12 @@ class Job:
     groups: tuple[RateGroup, ...]
     done: dict[str, Any] | None
     """The result, where the job is finished already."""
+    commits: tuple[CommitName, ...]
+    """The checkpoints that earlier attempts have left, newest first."""
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.train.index.samples // self.manifest.train.batch_size)
+        return steps_per_epoch(self.train.index.samples, self.manifest.train.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -119,9 +122,15 @@ def open_job(manifest: Manifest) -> Job:
         done = _read_done(output)
         attempt = newest_attempt(output)
         kept = read_attempt(output, attempt)["identity"] if attempt else None
-    job = Job(manifest, output, train, val, preprocessing, backbone, tuple(groups), done)
+        commits = tuple(list_commits(output))
+    job = Job(manifest, output, train, val, preprocessing, backbone, tuple(groups), done, commits)
     if kept is not None:
         job.require_identity(kept, f"attempt {attempt} there")
+    if commits and not done and commits[0].step > job.total_steps:
+        raise ConfigurationError(
+            f"train.epochs: {manifest.train.epochs} are {job.total_steps} steps, but "
+            f"{commits[0].step} are done; ask for more or use another output"
+        )
     return job
 
 

@@ -19,7 +19,6 @@ from worker.checkpoint.commit import (
 )
 from worker.checkpoint.retention import expendable
 from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
-from worker.errors import ConfigurationError
 from worker.metrics.registry import Metrics
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
@@ -63,9 +62,6 @@ class DurableState:
         self._saved = State()
         self.attempt = self._claim()
         self._resume()
-        if rank.rank == 0:
-            text = job.manifest.model_dump_json(indent=1)
-            job.output.put("manifest.json", text.encode())
 
     def save(self) -> None:
         """Commit the state, unless it is committed; no rank returns before it is.
@@ -93,6 +89,8 @@ class DurableState:
             changes = self._job.changes()
             if changes:
                 log.warning("changed since the last attempt: %s", "; ".join(changes))
+            text = self._job.manifest.model_dump_json(indent=1)
+            self._job.output.put("manifest.json", text.encode())
             write_environment(self._job.output, number, self._rank)
         attempt = int(total(number)[0])
         self._metrics.attempt.set(attempt)
@@ -110,7 +108,7 @@ class DurableState:
             self._metrics.skipped_commits.inc()
         else:
             weights = self._job.manifest.model.pretrained
-            if listed[0] and weights:  # else they have been loaded with the job
+            if self._job.commits and weights:  # else they have been loaded with the job
                 load_pretrained(self._job.backbone, weights)
         self._metrics.resume_step.set(self.state.step)
         if self._rank.rank == 0:
@@ -120,11 +118,6 @@ class DurableState:
         kept = read_state(parts)
         restore_snapshot(parts, self._job.backbone.model, self._optimizer)
         self.state = State(**kept)
-        if self.state.step > self._job.total_steps:
-            raise ConfigurationError(
-                f"train.epochs: {self._job.manifest.train.epochs} are {self._job.total_steps} "
-                f"steps, but {self.state.step} are done; ask for more or use another output"
-            )
         self._saved = dataclasses.replace(self.state)
         self._trusted.append(name)
 
