@@ -11,10 +11,10 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from worker.data.decode import Draws, decode, for_evaluation, for_training, random_resized_crop
 
 from tests.conftest import keys
 from tests.pictures import write_pictures
-from worker.data.decode import Draws, decode, for_evaluation, for_training, random_resized_crop
 from worker.data.index import read_index
 from worker.data.loader import Batch, Loader
 from worker.data.pack import find_splits, plan_shards, write_split

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
+from worker.data.decode import Preprocessing
 
 from tests.conftest import in_fresh_process
-from worker.data.decode import Preprocessing
 from worker.data.loader import Batch
 from worker.data.plan import split
 from worker.launch.spawn import run_ranks

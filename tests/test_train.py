@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from worker.data.decode import for_evaluation
 
 from tests.conftest import Ended, Run, Start, keys
-from worker.data.decode import for_evaluation
 from worker.data.index import read_index
 from worker.data.pack import find_splits, write_split
 from worker.data.reader import SampleReader

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from click._termui_impl import ProgressBar
 
 from worker import __version__
 from worker.errors import ConfigurationError, DataError
@@ -17,6 +18,10 @@ from worker.launch.guard import report
 from worker.logs import configure_logs, count, is_live
 
 _MIB = 1 << 20
+
+
+def _progress(length: int, label: str) -> ProgressBar[int]:
+    return click.progressbar(length=length, label=label, file=sys.stderr)
 
 
 class _Commands(click.Group):
@@ -47,6 +52,7 @@ def main(ctx: click.Context, log_format: str) -> None:
 
     \b
     worker pack photos/ s3://datasets/photos/     image folder to shards
+    worker index s3://datasets/tars/              index for shards that exist already
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
     worker train s3://bucket/job.yaml             train, or go on where it stopped
 
@@ -133,18 +139,17 @@ def pack(
     FOLDER holds one folder of images per class, or such trees in train/ and val/, which become
     DEST/train/ and DEST/val/. The same files and seed always give the same shards.
     """
-    from worker.data.pack import ensure_empty, find_splits, write_split
+    from worker.data.index import require_no_index
+    from worker.data.pack import find_splits, write_split
     from worker.store import open_store
 
     splits = find_splits(folder)
     stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
     if not overwrite:
         for store in stores:
-            ensure_empty(store)
+            require_no_index(store)
     for split, store in zip(splits, stores, strict=True):
-        with click.progressbar(
-            length=len(split.files), label=f"packing {split.name or 'images'}", file=sys.stderr
-        ) as bar:
+        with _progress(len(split.files), f"packing {split.name or 'images'}") as bar:
             index = write_split(
                 split,
                 store,
@@ -161,14 +166,75 @@ def pack(
 
 
 @main.command()
+@click.argument("source")
+@click.option(
+    "--label-field", default="label", show_default=True, help="Label in samples' .json members."
+)
+@click.option("--classes", help="Address of a text file of class names, one per line.")
+@click.option(
+    "--error-budget",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0,
+    show_default=True,
+    help="Share of the samples that may be malformed and are left out.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
+def index(
+    source: str,
+    label_field: str,
+    classes: str | None,
+    error_budget: float,
+    threads: int,
+    overwrite: bool,
+    verify: bool,
+) -> None:
+    """Make the index of WebDataset tars that exist already.
+
+    SOURCE is a prefix that holds .tar objects, a brace pattern (s3://bucket/set/x-{000..099}.tar)
+    or an index in webdataset's wids format. A sample is a .jpg, .jpeg, .png or .webp with a .cls
+    (class number or name) or a .json. Every shard is read once; what is malformed is reported with
+    its byte, and more than the budget allows ends with 65 and no index. Interrupted, it goes on
+    where it was.
+    """
+    from worker.data.index import parse_address, read_index, require_no_index
+    from worker.data.indexing import find_tars, index_tars, read_classes
+    from worker.data.verify import verify_shards
+
+    if verify:
+        address = parse_address(source)
+        known = read_index(address)
+        total = sum(shard.bytes for shard in known.shards)
+        with _progress(total, "verifying") as bar:
+            lines = verify_shards(address.store, known, threads, bar.update)
+        if lines:
+            raise DataError("\n  ".join([f"{count(len(lines), 'bad shard')}:", *lines]))
+        click.echo(f"{address.store.uri}: {count(len(known.shards), 'shard')}, all as indexed")
+        return
+    names = read_classes(classes) if classes else None
+    tars = find_tars(source)
+    if not overwrite:
+        require_no_index(tars.store)
+    with _progress(sum(tar.size for tar in tars.tars), "indexing") as bar:
+        made, lines = index_tars(tars, names, label_field, error_budget, threads, bar.update)
+    for line in lines:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(
+        f"{tars.store.uri}: {count(made.samples, 'image')} of {len(made.classes)} classes "
+        f"in {count(len(made.shards), 'shard')}"
+    )
+
+
+@main.command()
 @click.argument("run")
 def audit(run: str) -> None:
     """Prove from the ledger of RUN that each epoch held each sample exactly once.
 
     RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
-    sample was lost or repeated.
+    sample was lost or repeated; those left out as bad within the job's budget are listed.
     """
-    from worker.data.index import read_index
+    from worker.data.index import parse_address, read_index
     from worker.manifest import load_manifest
     from worker.store import open_store
     from worker.train.audit import (
@@ -180,10 +246,10 @@ def audit(run: str) -> None:
 
     store = open_store(run)
     manifest = load_manifest(f"{store.uri}manifest.json")
-    samples = read_index(open_store(manifest.data.train)).samples
+    index = read_index(parse_address(manifest.data.train))
     rows = surviving_rows(read_ledger(store))
-    audits = audit_epochs(rows, samples, manifest.train.batch_size)
-    click.echo("\n".join(describe_audit(audits, samples)))
+    audits = audit_epochs(rows, index.samples, manifest.train.batch_size)
+    click.echo("\n".join(describe_audit(audits, index)))
     faults = sum(audit.faults for audit in audits)
     if faults:
         raise DataError(f"{store.uri}: {faults} samples lost or repeated")

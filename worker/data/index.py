@@ -1,23 +1,37 @@
 """What lies beside the shards: one `index.json` per data set and one sidecar per shard.
 
 `index.json` holds, per shard, name, size, number of samples and sha256, so that a plan needs no
-look into any tar. The sidecar `<shard>.samples.npy` holds, per sample, where its tar members lie
-and the xxh3-64 digest of those bytes; it is read only when the shard is.
+look into any tar. The sidecar `<shard>.samples.npy` holds, per sample, where its tar members and
+its image lie, the xxh3-64 digest of those bytes, and the label; it is read only when the shard is.
 """
 
 import hashlib
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from worker.errors import ConfigurationError, DataError
-from worker.store import ObjectMissing, Store
+from worker.data.shard import Row, Scan
+from worker.errors import ConfigurationError
+from worker.store import ObjectMissing, Store, open_store
 
 INDEX_NAME = "index.json"
-SIDECAR_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("digest", "<u8")])
+SIDECAR_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("digest", "<u8"),
+        ("image_offset", "<u4"),
+        ("image_length", "<u4"),
+        ("label", "<i4"),
+    ]
+)
 Sidecar = npt.NDArray[np.void]
 
 
@@ -38,7 +52,7 @@ class Index(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    version: int = 1
+    version: Literal[2] = 2
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
 
@@ -57,47 +71,95 @@ class Index(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a data set is: the root that holds its index, and the shards that a pattern names."""
+
+    store: Store
+    names: tuple[str, ...] | None
+    """None for all shards of the index."""
+
+
+def parse_address(uri: str) -> Address:
+    """A data set's address: a prefix, or a brace pattern of tars such as `x/a-{000..099}.tar`.
+
+    Raises `ConfigurationError` for a pattern that is none.
+    """
+    if not uri.endswith(".tar"):
+        return Address(open_store(uri), None)
+    try:
+        expanded = list(braceexpand(uri))
+    except ValueError:
+        raise ConfigurationError(f"{uri}: a brace is not closed") from None
+    root = uri[: uri.rfind("/", 0, uri.find("{") if "{" in uri else None) + 1] or "./"
+    names = tuple(dict.fromkeys(name.removeprefix(root) for name in expanded))
+    return Address(open_store(root), names)
+
+
 def sidecar_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.samples.npy"
 
 
-def read_index(store: Store) -> Index:
-    """The index at a data set's root.
+def read_index(address: Address) -> Index:
+    """The index at a data set's root, of the shards that the address names.
 
-    Raises `ConfigurationError` where it is missing, malformed or holds no sample.
+    Raises `ConfigurationError` where it is missing, malformed, holds no sample or not all shards.
     """
+    uri = f"{address.store.uri}{INDEX_NAME}"
     try:
-        index = Index.model_validate_json(store.get(INDEX_NAME))
+        index = Index.model_validate_json(address.store.get(INDEX_NAME))
     except ObjectMissing:
         raise ConfigurationError(
-            f"{store.uri}{INDEX_NAME}: no such object; `worker pack` makes shards and index"
+            f"{uri}: no such object; `worker pack` makes shards and index, "
+            "`worker index` an index of tars that are there"
         ) from None
     except ValidationError as error:
         detail = error.errors()[0]
         where = ".".join(map(str, detail["loc"]))
-        raise ConfigurationError(
-            f"{store.uri}{INDEX_NAME}: {where}: {detail['msg']}; pack the data again"
-        ) from None
+        raise ConfigurationError(f"{uri}: {where}: {detail['msg']}; pack or index again") from None
+    if address.names is not None:
+        known = {shard.name: shard for shard in index.shards}
+        missing = [name for name in address.names if name not in known]
+        if missing:
+            raise ConfigurationError(
+                f"{uri}: lists no {missing[0]}; correct the pattern or index again"
+            )
+        index = index.model_copy(update={"shards": tuple(known[name] for name in address.names)})
     if not index.samples:
-        raise ConfigurationError(f"{store.uri}{INDEX_NAME}: lists no samples; pack the data again")
+        raise ConfigurationError(f"{uri}: lists no samples; pack or index again")
     return index
 
 
-def encode_sidecar(rows: list[tuple[int, int, int]]) -> bytes:
-    """The sidecar of (offset, length, digest) rows, as bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(rows, dtype=SIDECAR_DTYPE), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def read_sidecar(store: Store, shard: Shard) -> Sidecar:
-    """The sidecar of one shard, shape [samples]; raises `DataError` where it was altered."""
-    name = sidecar_name(shard.name)
+def require_no_index(store: Store) -> None:
+    """Raise `ConfigurationError` where a data set is there already."""
     try:
-        data = store.get(name)
-    except ObjectMissing as error:
-        raise DataError(f"{error}; the index names it: pack the data again") from None
+        store.get(INDEX_NAME)
+    except ObjectMissing:
+        return
+    raise ConfigurationError(
+        f"{store.uri}: holds a data set already; choose another place or give --overwrite"
+    )
+
+
+def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row, int]]) -> Shard:
+    """Write the sidecar of shard `name`, of rows and class numbers; returns its index entry."""
+    buffer = io.BytesIO()
+    table = [(*row[:-1], label) for row, label in sound]
+    np.save(buffer, np.array(table, dtype=SIDECAR_DTYPE), allow_pickle=False)
+    data = buffer.getvalue()
+    store.put(sidecar_name(name), data)
+    return Shard(
+        name=name,
+        bytes=scan.bytes,
+        samples=len(sound),
+        sha256=scan.sha256,
+        sidecar_digest=xxhash.xxh3_64_hexdigest(data),
+    )
+
+
+def decode_sidecar(data: bytes, shard: Shard) -> Sidecar | None:
+    """The sidecar of one shard, shape [samples], or None where it is not the one indexed."""
     if xxhash.xxh3_64_hexdigest(data) != shard.sidecar_digest:
-        raise DataError(f"{store.uri}{name}: not the sidecar that the index describes")
+        return None
     sidecar: Sidecar = np.load(io.BytesIO(data), allow_pickle=False)
     return sidecar

@@ -1,73 +1,130 @@
 """Batches for one rank: decoded by threads, in the order of the plan, a few batches ahead.
 
 Threads, since decoding releases the interpreter lock: nothing is copied between processes, nothing
-lies in shared memory, and no child has to be shielded from signals.
+lies in shared memory, and no child has to be shielded from signals. Each writes its images straight
+into the batch.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from worker.data.image import decode
 from worker.data.plan import Ids
-from worker.data.reader import Sample, SampleReader
+from worker.data.reader import BadSample, SampleReader
 
 _DECODE_AHEAD = 2
-_FETCH_AHEAD = 4
+_FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024
+_TASKS_PER_THREAD = 4
 
-Decode = Callable[[Sample, int], Tensor]
-"""(sample, sample id) -> uint8 [3, S, S]."""
+Prepare = Callable[[int, Tensor, Tensor], None]
+"""(place in the batch, uint8 [3, H, W], out): writes the image as the model sees it into `out`."""
 
 
 @dataclass(frozen=True)
+class Bad:
+    """A sample that was left out, why in one word, and all about it for people."""
+
+    id: int
+    reason: str
+    text: str
+
+
+@dataclass
 class Batch:
     """One rank's part of a global batch, possibly empty.
 
-    `images`: uint8 [n, 3, S, S]; `labels`: int64 [n]; `ids`: sample ids, [n].
+    `images`: uint8 [n, 3, S, S], channels last; `labels`: int64 [n]; `ids`: sample ids [n];
+    `valid`: bool [n], false where a bad sample left a hole. `bad` says why.
     """
 
     images: Tensor
     labels: Tensor
     ids: Ids
+    valid: Tensor
+    bad: list[Bad] = field(default_factory=list)
+
+    @classmethod
+    def of_size(cls, ids: Ids, size: int, device: torch.device, pin_memory: bool) -> "Batch":
+        """A batch to write into."""
+        shape = (len(ids), size, size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin_memory)
+        labels = torch.zeros(len(ids), dtype=torch.int64)
+        valid = torch.ones(len(ids), dtype=torch.bool)
+        return cls(images.permute(0, 3, 1, 2), labels, ids, valid)
+
+    def leave_out(self, place: int, problem: BadSample, name: str) -> None:
+        """Mark the sample at `place` as bad."""
+        self.valid[place] = False
+        self.images[place] = 0
+        text = f"{name}: {problem}"
+        self.bad.append(Bad(int(self.ids[place]), problem.reason, text))
+
+
+class Decoder(Protocol):
+    """Fills a whole batch on another device than the CPU."""
+
+    device: torch.device
+
+    def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
+        """Read, decode and prepare every sample of `batch`."""
 
 
 class Loader:
-    """Decodes batches of sample ids with `threads` threads."""
+    """Decodes batches of sample ids with `threads` threads; 0: in the caller's, when asked."""
 
-    def __init__(self, reader: SampleReader, threads: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        reader: SampleReader,
+        threads: int,
+        max_pixels: int,
+        pin_memory: bool = False,
+        decoder: Decoder | None = None,
+    ) -> None:
         self._reader = reader
-        self._pin = pin_memory
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = threads
+        self._max_pixels = max_pixels
+        self._pin = pin_memory and decoder is None
+        self._decoder = decoder
+        self._device = decoder.device if decoder else torch.device("cpu")
+        # One thread feeds a GPU, on a stream of its own.
+        workers = 1 if decoder else threads
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
 
-    def batches(self, batches_of_ids: Iterable[Ids], decode: Decode, size: int) -> Generator[Batch]:
+    def batches(
+        self, batches_of_ids: Iterable[Ids], prepare_for: Callable[[Ids], Prepare], size: int
+    ) -> Generator[Batch]:
         """The batches in the order given; `size` is the side of the images in pixels.
 
-        Raises what reading and decoding raise, at the batch that the bad sample belongs to.
+        Bad samples leave holes. Raises what the store raises, at the batch that it belongs to.
         """
         fetching: deque[Ids] = deque()
-        decoding: deque[tuple[Ids, list[Future[tuple[Tensor, int]]]]] = deque()
+        decoding: deque[tuple[Batch, list[Future[None]]]] = deque()
+        decode_ahead = _DECODE_AHEAD if self._threads or self._decoder else 0
 
         def start_decoding() -> None:
             ids = fetching.popleft()
-            futures = [self._pool.submit(self._load, int(i), decode) for i in ids]
-            decoding.append((ids, futures))
+            batch = Batch.of_size(ids, size, self._device, self._pin)
+            decoding.append((batch, self._start(batch, prepare_for(ids))))
 
         try:
             for ids in batches_of_ids:
-                self._reader.prefetch(ids.tolist())
+                self._reader.prefetch(ids)
                 fetching.append(ids)
-                if len(fetching) > _FETCH_AHEAD:
+                if len(fetching) > self._fetch_ahead(len(ids)):
                     start_decoding()
-                if len(decoding) > _DECODE_AHEAD:
-                    yield self._collate(*decoding.popleft(), size)
+                if len(decoding) > decode_ahead:
+                    yield _finish(*decoding.popleft())
             while fetching or decoding:
                 if fetching:
                     start_decoding()
-                yield self._collate(*decoding.popleft(), size)
+                if len(decoding) > decode_ahead or not fetching:
+                    yield _finish(*decoding.popleft())
         finally:
             for _, futures in decoding:
                 for future in futures:
@@ -76,16 +133,34 @@ class Loader:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
-        self._reader.close()
 
-    def _load(self, sample_id: int, decode: Decode) -> tuple[Tensor, int]:
-        sample = self._reader.read(sample_id)
-        return decode(sample, sample_id), sample.label
+    def _fetch_ahead(self, size: int) -> int:
+        samples = min(self._reader.lookahead, _FETCH_SAMPLES)
+        return max(_FETCH_AHEAD, samples // max(1, size))
 
-    def _collate(self, ids: Ids, futures: list[Future[tuple[Tensor, int]]], size: int) -> Batch:
-        loaded = [future.result() for future in futures]
-        images = torch.empty((len(loaded), 3, size, size), dtype=torch.uint8, pin_memory=self._pin)
-        for slot, (image, _) in zip(images, loaded, strict=True):
-            slot.copy_(image)
-        labels = torch.from_numpy(np.array([label for _, label in loaded], dtype=np.int64))
-        return Batch(images, labels, ids)
+    def _start(self, batch: Batch, prepare: Prepare) -> list[Future[None]]:
+        if self._decoder:
+            return [self._pool.submit(self._decoder.fill, batch, self._reader, prepare)]
+        count = len(batch.ids)
+        if not self._threads:
+            self._fill(batch, prepare, range(count))
+            return []
+        step = max(1, count // (self._threads * _TASKS_PER_THREAD))
+        parts = [range(at, min(at + step, count)) for at in range(0, count, step)]
+        return [self._pool.submit(self._fill, batch, prepare, places) for places in parts]
+
+    def _fill(self, batch: Batch, prepare: Prepare, places: Iterable[int]) -> None:
+        for place in places:
+            number = int(batch.ids[place])
+            try:
+                sample = self._reader.read(number)
+                prepare(place, decode(sample.image, self._max_pixels), batch.images[place])
+                batch.labels[place] = sample.label
+            except BadSample as problem:
+                batch.leave_out(place, problem, self._reader.name(number))
+
+
+def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
+    for future in futures:
+        future.result()
+    return batch

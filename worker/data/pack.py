@@ -1,6 +1,5 @@
 """An image folder as shards plus index: planned purely, written in parallel, repeatable."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -11,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from worker.data.index import INDEX_NAME, Index, Shard, encode_sidecar, sidecar_name
+from worker.data.index import INDEX_NAME, Index, Shard, sidecar_name, write_sidecar
 from worker.data.plan import keyed_hash
-from worker.data.reader import IMAGE_SUFFIXES
+from worker.data.shard import IMAGE_SUFFIXES, SIGNATURES, scan_shard
 from worker.errors import ConfigurationError
-from worker.store import ObjectMissing, Store
+from worker.store import Store
 
 _SPLITS = ("train", "val")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF")
 
 
 @dataclass(frozen=True)
@@ -163,45 +160,19 @@ def write_split(
     return index
 
 
-def ensure_empty(store: Store) -> None:
-    """Raise `ConfigurationError` where a data set is there already."""
-    try:
-        store.get(INDEX_NAME)
-    except ObjectMissing:
-        return
-    raise ConfigurationError(
-        f"{store.uri}: holds a data set already; choose another place or give --overwrite"
-    )
-
-
 def _write_shard(
     store: Store, name: str, files: Sequence[ImageFile], note: Callable[[], None]
 ) -> Shard:
     buffer = io.BytesIO()
-    bounds = []
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
-            start = buffer.tell()
             _add(tar, f"{file.key}.cls", str(file.label).encode())
             _add(tar, f"{file.key}{file.path.suffix.lower()}", _read(file.path))
-            bounds.append((start, buffer.tell()))
             note()
     data = buffer.getvalue()
-    sidecar = encode_sidecar(
-        [
-            (start, stop - start, xxhash.xxh3_64_intdigest(data[start:stop]))
-            for start, stop in bounds
-        ]
-    )
+    scan = scan_shard(lambda start, stop: data[start:stop], len(data))
     store.put(name, data)
-    store.put(sidecar_name(name), sidecar)
-    return Shard(
-        name=name,
-        bytes=len(data),
-        samples=len(files),
-        sha256=hashlib.sha256(data).hexdigest(),
-        sidecar_digest=xxhash.xxh3_64_hexdigest(sidecar),
-    )
+    return write_sidecar(store, name, scan, [(row, int(row.label)) for row in scan.rows])
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -215,6 +186,6 @@ def _read(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
-    if not data.startswith(_SIGNATURES):
+    if not data.startswith(SIGNATURES):
         raise ConfigurationError(f"{path}: not a JPEG, PNG or WebP image; repair or remove it")
     return data

@@ -15,7 +15,6 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 
 _LANES = 16
-_WINDOW = 64
 _SHARDS, _SAMPLES = 0, 1  # streams of the keyed hash
 
 
@@ -34,6 +33,12 @@ def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
     return state
 
 
+def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np.float64]:
+    """`count` numbers in [0, 1) per sample, fixed by (seed, epoch, sample id); [samples, count]."""
+    bits = keyed_hash(seed, epoch, ids[:, None], np.arange(count))
+    return (bits >> np.uint64(11)) / 2**53
+
+
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
     """The slice [start, stop) of `total` things that is `rank`'s; early ranks get the larger."""
     return -(-rank * total // world_size), -(-(rank + 1) * total // world_size)
@@ -45,8 +50,12 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def default_lanes(batch_size: int) -> int:
-    """The largest divisor of the batch that is at most 16."""
-    return max(lanes for lanes in range(1, _LANES + 1) if batch_size % lanes == 0)
+    """The largest divisor of the batch up to 16, or up to a sixteenth of a large batch.
+
+    Ranks own lanes, so that many ranks, which need large batches, read few shards each.
+    """
+    most = max(_LANES, batch_size // _LANES)
+    return max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
 
 
 class EpochPlan:
@@ -63,7 +72,7 @@ class EpochPlan:
         seed: int,
         epoch: int,
         lanes: int | None = None,
-        window: int = _WINDOW,
+        window: int = 64,
     ) -> None:
         self.total = int(counts.sum())
         self.steps = steps_per_epoch(self.total, batch_size)
@@ -76,9 +85,8 @@ class EpochPlan:
         self._key = (seed, epoch)
         order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
         self._ends = np.cumsum(counts[order])
-        self._index_ends = np.cumsum(counts)
         # Adding this to a position in the permuted shards gives the sample's id.
-        self._shift = self._index_ends[order] - self._ends
+        self._shift = np.cumsum(counts)[order] - self._ends
         bounds = np.arange(self._lanes + 1) * self.total // self._lanes
         self._starts, self._lengths = bounds[:-1], np.diff(bounds)
 
@@ -106,9 +114,14 @@ class EpochPlan:
         return self._ids(positions[start - offset : stop - offset])
 
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
-        """How many shards `rank` reads from in this epoch."""
-        ids = np.concatenate([self.batch(step, rank, world_size) for step in range(self.steps)])
-        return len(np.unique(np.searchsorted(self._index_ends, ids, side="right")))
+        """How many shards `rank` reads from in this epoch, its share of the last batch aside."""
+        start, stop = split(self._batch_size, rank, world_size)
+        first, last = start // self._per_lane, (stop - 1) // self._per_lane
+        low, high = int(self._starts[first]), int(self._starts[last] + self._lengths[last])
+        if low == high:
+            return 0
+        places = np.searchsorted(self._ends, [low, high - 1], side="right")
+        return int(places[1] - places[0]) + 1
 
     def _positions(self, lanes: Ids, step: int) -> Ids:
         """Positions in the permuted shards that `lanes` give to `step`, lane by lane."""

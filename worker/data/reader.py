@@ -1,162 +1,173 @@
 """Bytes of samples, verified, from ranged reads of plain tars.
 
-A shard is read in runs of neighbouring samples; the plan takes the samples of a lane in nearly
-that order, so a run is fetched once and serves several batches. Memory is bounded by `CACHE_BYTES`
-per rank, whatever the number of shards.
+A shard is read in runs of neighbouring samples of about `_RUN_BYTES`; the plan takes the samples of
+a lane in nearly that order, so a run is fetched once and serves several batches. Nothing waits for
+a whole shard, and memory is bounded by the cache, whatever the number of shards.
 """
 
-import functools
-import io
-import logging
 import tarfile
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from worker.data.index import Index, Sidecar, read_sidecar
+from worker.data.cache import Cache, Scratch
+from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar, sidecar_name
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 
-log = logging.getLogger(__name__)
+_RUN_BYTES = 1 << 22
+_BLOCK = 512
+_NO_ROWS = np.empty(0, SIDECAR_DTYPE)
 
-CACHE_BYTES = 1 << 29
-_RUN_SAMPLES = 32
-_FETCHES = 8
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+Run = tuple[str, int, int]  # root of the data set, shard number, run number within the shard
 
-Run = tuple[int, int]  # shard number, run number within the shard
-Fetched = tuple[Sidecar, bytes]  # a run's rows and bytes
+
+class BadSample(DataError):
+    """A sample that cannot be used; `reason` is one of few words, for a metric's label."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image: `name` says where it lies, `label` is an index into the classes."""
+    """One labelled image, encoded; `label` is an index into the classes."""
 
-    name: str
-    image: bytes
+    image: memoryview
     label: int
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """The bytes of a run, their offset in the shard, and the sidecar rows of its samples.
+
+    `problem` says why there are none.
+    """
+
+    rows: Sidecar
+    start: int
+    data: bytes
+    problem: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + 1024
 
 
 class SampleReader:
     """Random access to the samples of a data set by id; safe to share between threads."""
 
-    def __init__(self, store: Store, index: Index) -> None:
+    def __init__(
+        self, store: Store, index: Index, cache: Cache, scratch: Scratch | None = None
+    ) -> None:
         self._store = store
         self._index = index
+        self._cache = cache
+        self._scratch = scratch
         counts = index.counts
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
-        self._sidecar = functools.lru_cache(maxsize=1024)(self._load_sidecar)
-        self._runs: OrderedDict[Run, Future[Fetched]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
+        sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
+        self._per_run = np.maximum(1, _RUN_BYTES * counts // np.maximum(1, sizes))
+        self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
+        self._reread: set[Run] = set()
 
-    def prefetch(self, sample_ids: Iterable[int]) -> None:
-        """Start reading what these samples need, in the background."""
-        for sample_id in sample_ids:
-            shard, number = self._locate(sample_id)
-            self._fetch((shard, number // _RUN_SAMPLES))
+    @property
+    def lookahead(self) -> int:
+        """For how many samples ahead reading makes sense: half of the memory that there is."""
+        return self._cache.limit // 2 // self._mean_bytes
+
+    def prefetch(self, sample_ids: npt.NDArray[np.int64]) -> None:
+        """Start reading what these samples need, in the background, in their order."""
+        shards = np.searchsorted(self._ends, sample_ids, side="right")
+        runs = (sample_ids - self._starts[shards]) // self._per_run[shards]
+        for shard, run in dict.fromkeys(zip(shards.tolist(), runs.tolist(), strict=True)):
+            self._start((self._store.uri, shard, run))
 
     def read(self, sample_id: int) -> Sample:
         """The sample with this id.
 
-        Raises `DataError` where its bytes are not those that were indexed (after reading them a
-        second time) or are no labelled image, and what the store raises.
+        Raises `BadSample` where its bytes are not those that were indexed (after reading them a
+        second time), and what the store raises.
         """
-        shard, number = self._locate(sample_id)
-        run = (shard, number // _RUN_SAMPLES)
-        for _ in range(2):
-            rows, fetched = self._fetch(run).result()
-            offset, length, digest = rows[number % _RUN_SAMPLES].item()
-            start = offset - int(rows["offset"][0])
-            data = fetched[start : start + length]
-            if xxhash.xxh3_64_intdigest(data) == digest:
-                where = f"{self._store.uri}{self._index.shards[shard].name}, byte {offset}"
-                return parse_sample(data, self._index.classes, where)
-            log.warning("%s: bytes differ from the index, reading again", self._name(shard))
-            with self._lock:
-                self._runs.pop(run, None)
-        raise DataError(
-            f"{self._name(shard)}: sample {number} at byte {offset} is truncated or altered; "
-            "restore the shard or pack the data again"
-        )
+        shard, number, run = self._place(sample_id)
+        place = number % int(self._per_run[shard])
+        while True:
+            fetched = self._fetch(run)
+            if not fetched.problem:
+                offset, length, digest, first, size, label = fetched.rows[place].item()
+                data = memoryview(fetched.data)[offset - fetched.start :][:length]
+                if xxhash.xxh3_64_intdigest(data) == digest:
+                    return Sample(data[first : first + size], label)
+            if run in self._reread:
+                text = fetched.problem or "its bytes are not those that were indexed"
+                raise BadSample("missing" if fetched.problem else "altered", text)
+            self._reread.add(run)
+            if self._scratch:
+                self._scratch.drop(self._scratch_name(run))
+            self._cache.drop(run)
+            self._cache.drop(run[:2])
 
-    def close(self) -> None:
-        """Stop the background reads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _name(self, shard: int) -> str:
-        return f"{self._store.uri}{self._index.shards[shard].name}"
-
-    def _locate(self, sample_id: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, int(sample_id - self._starts[shard])
-
-    def _load_sidecar(self, shard: int) -> Sidecar:
-        return read_sidecar(self._store, self._index.shards[shard])
-
-    def _fetch(self, run: Run) -> Future[Fetched]:
-        with self._lock:
-            future = self._runs.get(run)
-            if future is None:
-                future = self._runs[run] = self._pool.submit(self._read_run, run)
-                self._evict()
-            self._runs.move_to_end(run)
-            return future
-
-    def _evict(self) -> None:
-        """Drop the runs used longest ago until the rest fits; the newest always stays."""
-        done = {
-            run: len(future.result()[1])
-            for run, future in self._runs.items()
-            if future.done() and not future.exception()
-        }
-        excess = sum(done.values()) - CACHE_BYTES
-        for run, size in done.items():
-            if excess <= 0:
-                return
-            del self._runs[run]
-            excess -= size
-
-    def _read_run(self, run: Run) -> Fetched:
-        shard, number = run
-        rows = self._sidecar(shard)[number * _RUN_SAMPLES : (number + 1) * _RUN_SAMPLES]
-        start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
+    def name(self, sample_id: int) -> str:
+        """Where a sample lies, for people: shard, number, and byte and key as far as known."""
+        shard, number, run = self._place(sample_id)
+        text = f"{self._store.uri}{self._index.shards[shard].name}: sample {number}"
+        fetched = self._fetch(run)
+        if fetched.problem:
+            return text
+        offset = int(fetched.rows["offset"][number % self._per_run[shard]])
+        header = fetched.data[offset - fetched.start :][:_BLOCK]
         try:
-            return rows, self._store.get(self._index.shards[shard].name, start, stop)
-        except ObjectMissing as error:
-            raise DataError(f"{error}; the index names it: pack the data again") from None
+            key = tarfile.TarInfo.frombuf(header, "utf-8", "replace").name.rpartition(".")[0]
+        except tarfile.HeaderError:
+            return f"{text}, byte {offset}"
+        return f"{text}, byte {offset} ({key})"
 
+    def _place(self, sample_id: int) -> tuple[int, int, Run]:
+        """Shard, number within it, and run."""
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        number = int(sample_id - self._starts[shard])
+        return shard, number, (self._store.uri, shard, number // int(self._per_run[shard]))
 
-def parse_sample(data: bytes, classes: tuple[str, ...], where: str) -> Sample:
-    """One sample from its tar members; `where` is for messages.
+    def _fetch(self, run: Run) -> _Fetched:
+        return cast(_Fetched, self._start(run).result())
 
-    The label is the `.cls` member, a class number or a class name. Raises `DataError`.
-    """
-    members: dict[str, bytes] = {}
-    key = ""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for member in tar:
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                key = folder + slash + stem
-                file = tar.extractfile(member)
-                members[suffix.lower()] = file.read() if file else b""
-    except tarfile.TarError as error:
-        raise DataError(f"{where}: not a tar member: {error}") from None
-    image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-    if image is None:
-        raise DataError(f"{where}: sample {key!r} has no .jpg, .jpeg, .png or .webp")
-    if "cls" not in members:
-        raise DataError(f"{where}: sample {key!r} has no .cls")
-    text = members["cls"].decode(errors="replace").strip()
-    label = classes.index(text) if text in classes else int(text) if text.isdecimal() else -1
-    if not 0 <= label < len(classes):
-        raise DataError(f"{where}: sample {key!r} has class {text!r}, which the index lacks")
-    return Sample(f"{where} ({key})", image, label)
+    def _start(self, run: Run) -> Future[Any]:
+        return self._cache.get(run, lambda: self._load_run(run))
+
+    def _load_run(self, run: Run) -> _Fetched:
+        _, shard, number = run
+        entry = self._index.shards[shard]
+        try:
+            sidecar = self._cache.get_here(run[:2], lambda: self._load_sidecar(entry))
+        except (ObjectMissing, BadSample) as error:
+            return _Fetched(_NO_ROWS, 0, b"", f"its shard's sidecar cannot be used: {error}")
+        first = number * int(self._per_run[shard])
+        rows = cast(Sidecar, sidecar)[first : first + int(self._per_run[shard])]
+        start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
+        name = self._scratch_name(run)
+        data = self._scratch.get(name) if self._scratch else None
+        if data is None:
+            try:
+                data = self._store.get(entry.name, start, stop)
+            except ObjectMissing:
+                return _Fetched(rows, start, b"", "its shard is missing")
+            if self._scratch:
+                self._scratch.put(name, data)
+        return _Fetched(rows, start, data)
+
+    def _load_sidecar(self, shard: Shard) -> Sidecar:
+        sidecar = decode_sidecar(self._store.get(sidecar_name(shard.name)), shard)
+        if sidecar is None:
+            raise BadSample("missing", "it is not the one that the index describes")
+        return sidecar
+
+    def _scratch_name(self, run: Run) -> str:
+        """Of the bytes themselves, so that two data sets at one address are not confused."""
+        entry = self._index.shards[run[1]]
+        return f"{entry.sha256} {entry.sidecar_digest} {run[2]} {_RUN_BYTES}"

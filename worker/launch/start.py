@@ -20,6 +20,7 @@ from worker.train.progress import Progress
 from worker.train.rank import Rank
 from worker.train.session import Session
 from worker.train.stop import StopFlag
+from worker.train.supply import check_supply
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
+    check_supply(manifest.data, gpus)
     job = open_job(manifest)
     if job.done:
         log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])

@@ -36,6 +36,9 @@ class Metrics:
         self.wait_seconds = self._add(
             Counter, "data_wait_seconds", "Time that this rank waited for its batches"
         )
+        self.bad_samples = self._add(
+            Counter, "bad_samples", "Samples left out by this attempt", ("reason",)
+        )
         self.remaining = self._add(Gauge, "remaining_seconds", "Expected time to the end")
         self.checkpoint_seconds = self._add(
             Histogram, "checkpoint_seconds", "Duration of a checkpoint, commit included"
@@ -59,6 +62,10 @@ class Metrics:
     def set_rate(self, group: str, rate: float) -> None:
         """Show the learning rate of one group."""
         self.rate.labels(**self._labels, group=group).set(rate)
+
+    def note_bad_sample(self, reason: str) -> None:
+        """Count a sample that was left out."""
+        self.bad_samples.labels(**self._labels, reason=reason).inc()
 
     def _add(self, kind: Any, name: str, text: str, more: tuple[str, ...] = ()) -> Any:
         metric = kind(f"worker_{name}", text, (*_LABELS, *more), registry=self.registry)

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
-from worker.data.decode import Preprocessing
+from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 
 _IMAGENET_CLASSES = 1000

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.data.index import Index
 from worker.data.plan import steps_per_epoch
 from worker.errors import ConfigurationError
 from worker.store import Store
@@ -33,18 +34,22 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class EpochAudit:
-    """One epoch: samples trained on, ids never or more than once; `complete` if it was finished."""
+    """One epoch: samples trained on, ids never or more than once; `complete` if it was finished.
+
+    `left_out` are those that were planned and found bad.
+    """
 
     epoch: int
     trained: int
     lost: tuple[int, ...]
     repeated: tuple[int, ...]
     complete: bool
+    left_out: tuple[int, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether the epoch is finished and without fault."""
-        return self.complete and not self.faults
+        return self.complete and not self.faults and not self.left_out
 
     @property
     def faults(self) -> int:
@@ -91,20 +96,22 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int) -> list[EpochAudit]:
     done = int(rows[:, 0].max()) + 1
     audits = []
     for epoch in range(-(-done // steps)):
-        ids = rows[rows[:, 0] // steps == epoch, 1]
-        counts = np.bincount(ids, minlength=samples)
+        planned = rows[rows[:, 0] // steps == epoch, 1]
+        left_out = -1 - planned[planned < 0]
+        ids = planned[planned >= 0]
+        counts = np.bincount(np.concatenate([ids, left_out]), minlength=samples)
         complete = done >= (epoch + 1) * steps
         lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)
         repeated = np.flatnonzero(counts > 1)
-        audits.append(
-            EpochAudit(epoch, len(ids), tuple(lost.tolist()), tuple(repeated.tolist()), complete)
-        )
+        lists = [tuple(found.tolist()) for found in (lost, repeated, np.sort(left_out))]
+        audits.append(EpochAudit(epoch, len(ids), lists[0], lists[1], complete, lists[2]))
     return audits
 
 
-def describe_audit(audits: Iterable[EpochAudit], samples: int) -> list[str]:
+def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
     """A line per run of epochs that held every sample once, and one or more per other epoch."""
     lines = []
+    samples = index.samples
     for whole, group in itertools.groupby(audits, lambda audit: audit.whole):
         epochs = list(group)
         first, last = epochs[0].epoch + 1, epochs[-1].epoch + 1
@@ -116,10 +123,20 @@ def describe_audit(audits: Iterable[EpochAudit], samples: int) -> list[str]:
             lines.append(
                 f"epoch {audit.epoch + 1}: {audit.trained} of {samples} samples trained on, "
                 f"{len(audit.lost)} lost, {len(audit.repeated)} repeated"
+                + (f", {len(audit.left_out)} left out as bad" if audit.left_out else "")
                 + ("" if audit.complete else "; not finished")
             )
-            for kind, ids in (("lost", audit.lost), ("repeated", audit.repeated)):
+            for kind in ("lost", "repeated", "left_out"):
+                ids = getattr(audit, kind)
                 if ids:
+                    names = [_name(number, index) for number in ids[:_SHOWN]]
                     more = " …" if len(ids) > _SHOWN else ""
-                    lines.append(f"  {kind}: {', '.join(map(str, ids[:_SHOWN]))}{more}")
+                    lines.append(f"  {kind.replace('_', ' ')}: {', '.join(names)}{more}")
     return lines
+
+
+def _name(number: int, index: Index) -> str:
+    ends = np.cumsum(index.counts)
+    shard = int(np.searchsorted(ends, number, side="right"))
+    first = int(ends[shard]) - index.shards[shard].samples
+    return f"{number} ({index.shards[shard].name}, sample {number - first})"

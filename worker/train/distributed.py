@@ -137,15 +137,15 @@ def total(*values: float) -> list[float]:
 
 
 class Agreement:
-    """A flag that every rank sees alike: set once any rank sets it.
+    """Flags that every rank sees alike: set once any rank sets them.
 
     The exchange runs beside the step that lies between `propose` and `result`.
     """
 
-    def propose(self, flag: bool) -> None:
-        self._tensor = torch.tensor([int(flag)])
+    def propose(self, *flags: bool) -> None:
+        self._tensor = torch.tensor(flags, dtype=torch.int32)
         self._work = dist.all_reduce(self._tensor, op=dist.ReduceOp.MAX, async_op=True)
 
-    def result(self) -> bool:
+    def result(self) -> list[bool]:
         self._work.wait()
-        return bool(self._tensor.item())
+        return [bool(flag) for flag in self._tensor.tolist()]

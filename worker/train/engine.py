@@ -3,28 +3,53 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from worker.data.decode import Preprocessing
 from worker.data.loader import Batch
+from worker.data.mix import Blend, partners_of
 from worker.data.plan import keyed_hash
+from worker.data.preprocessing import Preprocessing
 from worker.model.optimizer import train_mode
 from worker.train.distributed import total
 
 _SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
+_TOP = 5
+
+Confusion = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result over the validation set; `confusion` is [classes, classes], true by predicted."""
+    """Result over the sound samples of the validation set.
+
+    `per_class` is the accuracy within each true class (None for one without samples);
+    `top5_accuracy` is None for five classes or fewer.
+    """
 
     loss: float
     accuracy: float
-    confusion: list[list[int]]
+    top5_accuracy: float | None
+    per_class: list[float | None]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What one step computes on; `weights` is 0 for what only fills up.
+
+    The label of an image counts `own`, that of its partner the rest.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partners: Tensor
+    weights: Tensor
+    own: float
 
 
 class Engine:
@@ -51,71 +76,97 @@ class Engine:
         self._parallel = DistributedDataParallel(model, device_ids=ids)
         train_mode(model)
 
-    def step(self, step: int, batch: Batch, global_count: int) -> Tensor:
+    def step(
+        self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
+    ) -> Tensor:
         """Train on this rank's part of global batch `step`, which has `global_count` images.
 
-        The loss is the mean over the global batch. Returns this rank's sum of losses and its
-        number of right answers, float64 [2], on the device.
+        The loss is the mean over the global batch, in which a sample that was left out counts as
+        none. With a `blend`, the batch is led by the sample before its first. Returns this rank's
+        sum of losses, its right answers and its images, float64 [3], on the device.
         """
         # Keyed by step, so that dropout needs no state in a checkpoint.
         torch.manual_seed(int(keyed_hash(self._seed, step, self._rank)[0]) >> 1)
-        images, labels, weights = self._padded(batch)
+        inputs = self._inputs(batch, blend)
         with self._autocast():
-            outputs = self._parallel(self._preprocessing.normalise(images))
-            losses = F.cross_entropy(outputs.float(), labels, reduction="none") * weights
+            outputs = self._parallel(inputs.images).float()
+        losses = F.cross_entropy(outputs, inputs.labels, reduction="none")
+        if inputs.own < 1:
+            others = F.cross_entropy(outputs, inputs.partners, reduction="none")
+            losses = losses * inputs.own + others * (1 - inputs.own)
+        losses = losses * inputs.weights
         # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
         (losses.sum() * self._world_size / global_count).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        right = ((outputs.argmax(1) == labels) * weights).sum()
-        return torch.stack([losses.detach().sum().double(), right.double()])
+        right = ((outputs.argmax(1) == inputs.labels) * inputs.weights).sum()
+        counts = right.double(), inputs.weights.sum().double()
+        return torch.stack([losses.detach().sum().double(), *counts])
 
     def evaluate(
         self, batches: Iterable[Batch], classes: int, stopped: Callable[[], bool]
-    ) -> Evaluation | None:
-        """Evaluate each image once over all ranks; None for all if any of them was `stopped`."""
+    ) -> tuple[Evaluation, Confusion] | None:
+        """Evaluate each image once over all ranks; None for all if any of them was `stopped`.
+
+        The confusion matrix is int64 [classes, classes], true by predicted.
+        """
         # Each rank has its own BatchNorm statistics; those of rank 0 are what is saved.
         for buffer in self.model.buffers():
             dist.broadcast(buffer, src=0)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         self.model.eval()
         with torch.inference_mode(), self._autocast():
             for batch in batches:
                 if stopped():
                     break
-                images = batch.images.to(self._device, non_blocking=True)
-                labels = batch.labels.to(self._device)
+                images = batch.images.to(self._device, non_blocking=True)[batch.valid]
+                labels = batch.labels[batch.valid]
                 outputs = self.model(self._preprocessing.normalise(images)).float()
-                loss += F.cross_entropy(outputs, labels, reduction="sum")
-                pairs = batch.labels * classes + outputs.argmax(1).cpu()
+                here = labels.to(self._device)
+                best = outputs.topk(min(_TOP, classes)).indices
+                sums[0] += F.cross_entropy(outputs, here, reduction="sum")
+                sums[1] += (best == here[:, None]).sum()
+                pairs = labels * classes + best[:, 0].cpu()
                 confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         train_mode(self.model)
         dist.all_reduce(confusion)
-        interrupted, loss_sum = total(float(stopped()), loss.item())
-        if interrupted:
-            return None
-        count = int(confusion.sum())
-        return Evaluation(loss_sum / count, int(confusion.trace()) / count, confusion.tolist())
+        interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
+        return None if interrupted else (_evaluation(confusion, loss, top5), confusion.numpy())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda")
 
-    def _padded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and weights on the device; too small a part gets images of weight 0."""
-        images, labels = batch.images, batch.labels
-        count = len(images)
-        weights = torch.ones(max(count, _SMALLEST))
-        weights[count:] = 0
+    def _inputs(self, batch: Batch, blend: Blend | None) -> _Inputs:
+        """The sound images and labels on the device; too few get images of weight 0."""
+        images = self._preprocessing.normalise(batch.images.to(self._device, non_blocking=True))
+        labels = partners = batch.labels.to(self._device, non_blocking=True)
+        valid = batch.valid
+        if blend and len(valid):
+            others = partners_of(valid)
+            images = blend.apply(images[1:], images[others])
+            labels, partners, valid = labels[1:], labels[others], valid[1:]
+        if not valid.all():
+            images, labels, partners = images[valid], labels[valid], partners[valid]
+        count = len(labels)
+        weights = torch.ones(max(count, _SMALLEST), device=self._device)
         if count < _SMALLEST:
-            size = self._preprocessing.crop_size
-            filler = images if count else torch.zeros(_SMALLEST, 3, size, size, dtype=torch.uint8)
-            images = torch.cat([images, filler])
-            labels = torch.cat(
-                [labels, labels if count else torch.zeros(_SMALLEST, dtype=torch.int64)]
+            weights[count:] = 0
+            images = torch.cat(
+                [images, images if count else images.new_zeros(_SMALLEST, *images.shape[1:])]
             )
-        return (
-            images.to(self._device, non_blocking=True),
-            labels.to(self._device, non_blocking=True),
-            weights.to(self._device, non_blocking=True),
-        )
+            labels, partners = (
+                torch.cat([x, x if count else x.new_zeros(_SMALLEST)]) for x in (labels, partners)
+            )
+        return _Inputs(images, labels, partners, weights, blend.own if blend else 1.0)
+
+
+def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
+    count, of_class = int(confusion.sum()), confusion.sum(1).tolist()
+    right = confusion.diagonal().tolist()
+    return Evaluation(
+        loss=loss / count,
+        accuracy=sum(right) / count,
+        top5_accuracy=top5 / count if len(right) > _TOP else None,
+        per_class=[r / n if n else None for r, n in zip(right, of_class, strict=True)],
+    )

@@ -12,9 +12,9 @@ from typing import Any
 
 from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.checkpoint.commit import CommitName, list_commits
-from worker.data.decode import Preprocessing
-from worker.data.index import Index, read_index
-from worker.data.plan import EpochPlan, steps_per_epoch
+from worker.data.index import Index, parse_address, read_index
+from worker.data.plan import EpochPlan, default_lanes, steps_per_epoch
+from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
@@ -59,7 +59,13 @@ class Job:
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of one epoch, counted from 0."""
         train = self.manifest.train
-        return EpochPlan(self.train.index.counts, train.batch_size, train.seed, epoch)
+        counts, window = self.train.index.counts, self.manifest.data.shuffle.window
+        return EpochPlan(counts, train.batch_size, train.seed, epoch, self.lanes, window)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the plan, see `data.shuffle`."""
+        return self.manifest.data.shuffle.lanes or default_lanes(self.manifest.train.batch_size)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -68,6 +74,7 @@ class Job:
         return {
             "job": manifest.job,
             "data.train": f"index {self.train.index.digest[:12]}",
+            "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
             "data.image_size": str(self.preprocessing.crop_size),
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
@@ -141,8 +148,8 @@ def manifest_digest(manifest: Manifest) -> str:
 
 def _open(field: str, uri: str) -> Dataset:
     with _naming(field):
-        store = open_store(uri)
-        return Dataset(store, read_index(store))
+        address = parse_address(uri)
+        return Dataset(address.store, read_index(address))
 
 
 @contextmanager

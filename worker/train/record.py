@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from worker.data.plan import Ids
 from worker.store import Store
@@ -17,6 +18,13 @@ from worker.store import Store
 def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
     """The object that holds what `rank` trained on in steps [first, stop)."""
     return f"records/{attempt:06d}/samples/{first:08d}-{stop:08d}-{rank:04d}.npy"
+
+
+def encode_array(array: npt.NDArray[np.int64]) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 class Recorder:
@@ -39,10 +47,20 @@ class Recorder:
         if self._rank == 0:
             self._events.append({"time": round(time.time(), 3), "event": kind, **fields})
 
-    def trained(self, step: int, ids: Ids) -> None:
-        """Note that these samples are in what step `step` (0-based) did to the weights."""
+    def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
+        """Note that these samples are in what step `step` (0-based) did to the weights.
+
+        One that was planned and left out as bad is written as -1 - id.
+        """
         if self._samples:
-            self._rows.append(np.stack([np.full_like(ids, step), ids], axis=1))
+            rows = np.where(valid, ids, -1 - ids)
+            self._rows.append(np.stack([np.full_like(ids, step), rows], axis=1))
+
+    def confusion(self, step: int, matrix: npt.NDArray[np.int64]) -> None:
+        """Keep the confusion matrix of an evaluation, [classes, classes], true by predicted."""
+        if self._rank == 0:
+            name = f"records/{self._attempt:06d}/confusion/{step:08d}.npy"
+            self._store.put(name, encode_array(matrix))
 
     def flush(self, step: int) -> None:
         """Write everything noted before `step`."""
@@ -52,9 +70,7 @@ class Recorder:
             self._store.put(name, lines.encode())
             self._events = []
         if self._rows and step > self._first:
-            buffer = io.BytesIO()
-            np.save(buffer, np.concatenate(self._rows), allow_pickle=False)
             name = ledger_name(self._attempt, self._first, step, self._rank)
-            self._store.put(name, buffer.getvalue())
+            self._store.put(name, encode_array(np.concatenate(self._rows)))
             self._rows = []
         self._first = step

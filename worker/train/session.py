@@ -3,28 +3,30 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
+import numpy as np
 import torch
 
-from worker.data.decode import for_evaluation, for_training
-from worker.data.loader import Batch, Loader
-from worker.data.plan import Ids, split
-from worker.data.reader import SampleReader
-from worker.errors import StopRequested
+from worker.data.augment import Augmentation
+from worker.data.loader import Bad, Batch
+from worker.data.mix import Blend, draw_blend
+from worker.data.plan import EpochPlan, Ids, split
+from worker.errors import DataError, StopRequested
 from worker.metrics.registry import Metrics
 from worker.model.optimizer import build_optimizer, freeze
 from worker.train.distributed import Agreement, cores_per_rank, device_of, total
 from worker.train.engine import Engine, Evaluation
 from worker.train.job import Dataset, Job, manifest_digest
 from worker.train.progress import Progress, Step, Stopwatch
+from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
 from worker.train.record import Recorder
 from worker.train.result import write_result
 from worker.train.state import DurableState
 from worker.train.stop import StopFlag
+from worker.train.supply import Supply
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,7 @@ class Session:
         self._stop = stop
         self._progress = progress
         self._device = device_of(rank)
-        self._threads = cores_per_rank(rank)
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(cores_per_rank(rank))
         self.metrics = Metrics(job.manifest.job, job.output.uri, rank.rank)
 
     def run(self) -> None:
@@ -65,17 +66,18 @@ class Session:
         self._engine = Engine(
             model, optimizer, job.preprocessing, self._device, seed, rank.rank, rank.world_size
         )
+        data = job.manifest.data
+        budget = data.error_budget
+        self._bad = Quarantine("data.train", job.train, budget, self._state.bad_samples)
+        self._augmentation = Augmentation(job.preprocessing, data.augment, seed)
         with contextlib.ExitStack() as stack:
-            self._train_loader = stack.enter_context(self._open_loader(job.train))
+            supply = stack.enter_context(contextlib.closing(Supply(data, rank, self._device)))
+            self._train_loader = stack.enter_context(contextlib.closing(supply.open(job.train)))
             if job.val:
-                self._val_loader = stack.enter_context(self._open_loader(job.val))
+                self._val_bad = Quarantine("data.val", job.val, budget)
+                self._val_loader = stack.enter_context(contextlib.closing(supply.open(job.val)))
             self._train()
         self._finish()
-
-    def _open_loader(self, dataset: Dataset) -> AbstractContextManager[Loader]:
-        reader = SampleReader(dataset.store, dataset.index)
-        pin_memory = self._device.type == "cuda"
-        return contextlib.closing(Loader(reader, self._threads, pin_memory))
 
     def _train(self) -> None:
         for group in self._job.groups:
@@ -90,19 +92,38 @@ class Session:
 
     def _train_epoch(self) -> None:
         """Train from where the state stands to the end of its epoch."""
-        job, rank = self._job, self._rank
-        seed, augment = job.manifest.train.seed, job.manifest.data.augment
+        job = self._job
         epoch, start = divmod(self._state.step, job.steps_per_epoch)
         plan = job.plan(epoch)
+        steps = range(start, plan.steps)
         batches = self._train_loader.batches(
-            (plan.batch(step, rank.rank, rank.world_size) for step in range(start, plan.steps)),
-            lambda sample, number: for_training(
-                sample, job.preprocessing, augment, (seed, epoch, number)
-            ),
+            (self._share(plan, step) for step in steps),
+            self._augmentation.prepare_for(epoch),
             job.preprocessing.crop_size,
         )
         with contextlib.closing(batches):
-            self._train_steps(batches, [plan.size(step) for step in range(start, plan.steps)])
+            self._train_steps(batches, [plan.size(step) for step in steps])
+
+    @property
+    def _blends(self) -> bool:
+        augment = self._job.manifest.data.augment
+        return bool(augment.mixup or augment.cutmix)
+
+    def _share(self, plan: EpochPlan, step: int) -> Ids:
+        """This rank's samples; where batches are blended, led by the one before the first."""
+        rank, world_size = self._rank.rank, self._rank.world_size
+        ids = plan.batch(step, rank, world_size)
+        if not self._blends or not len(ids):
+            return ids
+        whole = plan.batch(step)
+        return np.concatenate([whole[[split(len(whole), rank, world_size)[0] - 1]], ids])
+
+    def _blend(self) -> Blend | None:
+        if not self._blends:
+            return None
+        augment, side = self._job.manifest.data.augment, self._job.preprocessing.crop_size
+        seed = self._job.manifest.train.seed
+        return draw_blend(augment.mixup, augment.cutmix, side, seed, self._state.step)
 
     def _train_steps(self, batches: Iterator[Batch], sizes: list[int]) -> None:
         """Take one step per batch; `sizes` are those of the global batches."""
@@ -110,22 +131,22 @@ class Session:
         interval = self._job.manifest.checkpoint.every_steps
         agreement = Agreement()
         watch = Stopwatch()
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        counted = 0
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for left, size in zip(reversed(range(len(sizes))), sizes, strict=True):
-            agreement.propose(self._stop.requested)
             waited = time.monotonic()
             batch = next(batches)
             self.metrics.wait_seconds.inc(time.monotonic() - waited)
-            sums += self._engine.step(self._state.step, batch, size)
+            fresh = self._bad.fresh(batch.bad)
+            agreement.propose(self._stop.requested, bool(fresh))
+            sums += self._engine.step(self._state.step, batch, size, self._blend())
             # First of all, as gloo notices a lost rank where NCCL would wait for it.
-            stopping = agreement.result()
-            counted += size
-            self._note_step(batch.ids, size, watch.lap())
+            stopping, met_bad = agreement.result()
+            self._note_step(batch, size, watch.lap())
+            if met_bad:
+                self._leave_out(fresh)
             if self._state.step % every == 0 or not left:
-                self._report(sums, counted, watch)
+                self._report(sums, watch)
                 sums.zero_()
-                counted = 0
             if stopping:
                 self._save()
                 raise StopRequested(
@@ -136,8 +157,25 @@ class Session:
                 self._save()
                 watch.skip()
 
-    def _note_step(self, ids: Ids, size: int, seconds: float) -> None:
-        self._recorder.trained(self._state.step, ids)
+    def _leave_out(self, fresh: list[Bad]) -> None:
+        """List bad samples; past the budget, commit and raise `DataError`."""
+        self._exchange(self._bad, fresh)
+        self._state.bad_samples = self._bad.ids
+        try:
+            self._bad.require_budget()
+        except DataError:
+            self._state.bad_samples = ()  # whoever starts again has repaired them, or will hear
+            self._save()
+            raise
+
+    def _exchange(self, quarantine: Quarantine, fresh: list[Bad]) -> None:
+        quarantine.exchange(fresh, self.metrics, warn=self._rank.rank == 0)
+        if self._rank.rank == 0:
+            quarantine.write(self._job.output, self._durable.attempt)
+
+    def _note_step(self, batch: Batch, size: int, seconds: float) -> None:
+        first = 1 if self._blends else 0
+        self._recorder.trained(self._state.step, batch.ids[first:], batch.valid[first:].numpy())
         self._state.step += 1
         self.metrics.step.set(self._state.step)
         self.metrics.epoch.set(self._state.step / self._job.steps_per_epoch)
@@ -145,9 +183,10 @@ class Session:
         self.metrics.last_step.set_to_current_time()
         self.metrics.step_seconds.observe(seconds)
 
-    def _report(self, sums: torch.Tensor, counted: int, watch: Stopwatch) -> None:
+    def _report(self, sums: torch.Tensor, watch: Stopwatch) -> None:
         """Tell the record, the metrics and the user what the steps since the last report gave."""
-        loss, right = total(*sums.tolist())
+        loss, right, counted = total(*sums.tolist())
+        counted = max(counted, 1)
         step = Step(
             step=self._state.step,
             total_steps=self._job.total_steps,
@@ -187,17 +226,28 @@ class Session:
     def _evaluate(self, val: Dataset) -> Evaluation | None:
         """The accuracy of the model as it is, or None where a stop was requested meanwhile."""
         start, stop = split(val.index.samples, self._rank.rank, self._rank.world_size)
-        ids = torch.arange(start, stop).numpy()
+        ids = np.arange(start, stop)
         preprocessing = self._job.preprocessing
         batches = self._val_loader.batches(
             (ids[at : at + _EVALUATION_BATCH] for at in range(0, len(ids), _EVALUATION_BATCH)),
-            lambda sample, _: for_evaluation(sample, preprocessing),
+            lambda _: lambda place, image, out: preprocessing.evaluated(image, out),
             preprocessing.crop_size,
         )
+        bad: list[Bad] = []
         with contextlib.closing(batches):
-            return self._engine.evaluate(
-                batches, len(val.index.classes), lambda: self._stop.requested
+            result = self._engine.evaluate(
+                _noting(batches, bad), len(val.index.classes), lambda: self._stop.requested
             )
+        if result is None:
+            return None
+        fresh = self._val_bad.fresh(bad)
+        if total(len(fresh))[0]:
+            self._exchange(self._val_bad, fresh)
+            self._save()
+            self._val_bad.require_budget()
+        evaluation, confusion = result
+        self._recorder.confusion(self._state.step, confusion)
+        return evaluation
 
     def _note_evaluation(self, result: Evaluation) -> None:
         epoch = self._state.step // self._job.steps_per_epoch
@@ -238,3 +288,10 @@ class Session:
                 extra={"fields": {"event": "done", **state.as_dict()}},
             )
         total(0)
+
+
+def _noting(batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
+    """The batches; what was left out of them is added to `bad`."""
+    for batch in batches:
+        bad += batch.bad
+        yield batch

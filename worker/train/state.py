@@ -38,6 +38,8 @@ class State:
     loss: float | None = None
     accuracy: float | None = None
     best_accuracy: float | None = None
+    bad_samples: tuple[int, ...] = ()
+    """Ids of training samples that were left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON data."""
@@ -117,7 +119,7 @@ class DurableState:
     def _restore(self, name: CommitName, parts: dict[str, bytes]) -> None:
         kept = read_state(parts)
         restore_snapshot(parts, self._job.backbone.model, self._optimizer)
-        self.state = State(**kept)
+        self.state = State(**{**kept, "bad_samples": tuple(kept["bad_samples"])})
         self._saved = dataclasses.replace(self.state)
         self._trusted.append(name)
 

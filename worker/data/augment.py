@@ -1,0 +1,138 @@
+"""Decoded images as the model sees them in training; every draw is keyed by the sample.
+
+Sizes are in pixels. Everything is uint8, on the device's side of the copy floats begin.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from worker.data.loader import Prepare
+from worker.data.plan import Ids, keyed_uniform
+from worker.data.policies import Policy, rand_augment, trivial_augment
+from worker.data.preprocessing import Preprocessing
+from worker.manifest import Augment, Jitter
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+_TRIES = 10
+_CROP_RATIOS = (3 / 4, 4 / 3)
+_ERASE_SCALE, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., "Random erasing", 2017
+
+
+class Augmentation:
+    """Random crop, flip, policy, colour jitter and erasing, in that order.
+
+    The draws of a sample are fixed by (seed, epoch, sample id), whoever computes it and when.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, settings: Augment, seed: int) -> None:
+        self._preprocessing = preprocessing
+        self._settings = settings
+        self._seed = seed
+        self._policy = _policy(settings)
+        self._mean = torch.tensor(preprocessing.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
+
+    def _draw(self, epoch: int, ids: Ids) -> list[list[float]]:
+        """The uniform numbers of each sample, in the order in which they are used."""
+        count = 4 * _TRIES + 1 + (self._policy.draws if self._policy else 0) + 8 + 1 + 4 * _TRIES
+        simple = not (self._policy or self._settings.jitter or self._settings.erasing)
+        return keyed_uniform(4 * _TRIES + 1 if simple else count, self._seed, epoch, ids).tolist()
+
+    def prepare_for(self, epoch: int) -> Callable[[Ids], Prepare]:
+        """What a loader needs to prepare the batches of an epoch."""
+
+        def prepare(ids: Ids) -> Prepare:
+            draws = self._draw(epoch, ids)
+            return lambda place, image, out: self._apply(image, draws[place], out)
+
+        return prepare
+
+    def _apply(self, image: Tensor, draws: list[float], out: Tensor) -> None:
+        """Write uint8 [3, H, W], augmented, into `out`, uint8 [3, S, S], S the crop size."""
+        settings, numbers = self._settings, iter(draws)
+        height, width = image.shape[-2:]
+        crop = random_resized_crop(width, height, settings.crop_scale, numbers)
+        image = self._preprocessing.resized(image, crop, self._preprocessing.crop_size)
+        if next(numbers) < settings.flip:
+            image = image.flip(-1)
+        if self._policy:
+            image = self._policy.apply(image, numbers)
+        if settings.jitter:
+            image = jitter(image, settings.jitter, numbers)
+        out.copy_(image)
+        if settings.erasing and next(numbers) < settings.erasing:
+            side = out.shape[-1]
+            box = random_box(side, side, _ERASE_SCALE, _ERASE_RATIOS, numbers)
+            if box:
+                top, left, h, w = box
+                out[:, top : top + h, left : left + w] = self._mean.to(out.device)
+
+
+def _policy(settings: Augment) -> Policy | None:
+    if settings.randaugment:
+        return rand_augment(settings.randaugment.operations, settings.randaugment.magnitude)
+    return trivial_augment() if settings.trivialaugment else None
+
+
+def random_box(
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratios: tuple[float, float],
+    draws: Iterator[float],
+) -> Box | None:
+    """A box of random area (a share of the whole) and aspect ratio, None if ten tries do not fit.
+
+    Always takes `4 * _TRIES` draws.
+    """
+    low, high = (math.log(ratio) for ratio in ratios)
+    numbers = list(islice(draws, 4 * _TRIES))
+    for at in range(0, len(numbers), 4):
+        area, ratio, top, left = numbers[at : at + 4]
+        target = width * height * (scale[0] + area * (scale[1] - scale[0]))
+        aspect = math.exp(low + ratio * (high - low))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    return None
+
+
+def random_resized_crop(
+    width: int, height: int, scale: tuple[float, float], draws: Iterator[float]
+) -> Box:
+    """A crop of random area and aspect ratio, by the law of torchvision's `RandomResizedCrop`.
+
+    Szegedy et al., "Going deeper with convolutions", 2014: ten tries, then the largest central crop
+    within the aspect ratios.
+    """
+    box = random_box(width, height, scale, _CROP_RATIOS, draws)
+    if box:
+        return box
+    w = min(width, round(height * _CROP_RATIOS[1]))
+    h = min(height, round(width / _CROP_RATIOS[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def jitter(image: Tensor, settings: Jitter, draws: Iterator[float]) -> Tensor:
+    """Brightness, contrast, saturation and hue, each changed by a drawn amount, in drawn order.
+
+    Takes 8 draws; the law is that of torchvision's `ColorJitter`.
+    """
+    changes = (
+        (F.adjust_brightness, 1.0, settings.brightness),
+        (F.adjust_contrast, 1.0, settings.contrast),
+        (F.adjust_saturation, 1.0, settings.saturation),
+        (F.adjust_hue, 0.0, settings.hue),
+    )
+    order, amounts = list(islice(draws, 4)), list(islice(draws, 4))
+    for number in sorted(range(4), key=order.__getitem__):
+        adjust, center, most = changes[number]
+        if most:
+            low = center - most if number == 3 else max(0.0, center - most)
+            image = adjust(image, low + amounts[number] * (center + most - low))
+    return image

@@ -1,0 +1,64 @@
+"""JPEGs decoded by nvJPEG, and cropped and augmented where they lie.
+
+What it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken files) goes by
+way of the CPU.
+"""
+
+import simplejpeg
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from worker.data.image import FAST_COLORS, decode, orientation
+from worker.data.loader import Batch, Prepare
+from worker.data.reader import BadSample, SampleReader
+
+
+class GpuDecoder:
+    """Fills batches on a CUDA device, from one thread, on a stream of its own."""
+
+    def __init__(self, device: torch.device, max_pixels: int) -> None:
+        self.device = device
+        self._max_pixels = max_pixels
+        self._stream = torch.cuda.Stream(device)
+
+    def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
+        """Read, decode and prepare every sample of `batch`; returns when the device is done."""
+        images: dict[int, memoryview] = {}
+        for place, number in enumerate(batch.ids.tolist()):
+            try:
+                sample = reader.read(number)
+                batch.labels[place] = sample.label
+                images[place] = sample.image
+            except BadSample as problem:
+                batch.leave_out(place, problem, reader.name(number))
+        with torch.cuda.stream(self._stream):
+            decoded = self._decode([image for image in images.values() if self._takes(image)])
+            for place, image in images.items():
+                try:
+                    pixels = decoded.pop(0) if decoded and self._takes(image) else None
+                    if pixels is None:
+                        pixels = decode(image, self._max_pixels).to(self.device)
+                    prepare(place, pixels, batch.images[place])
+                except BadSample as problem:
+                    batch.leave_out(place, problem, reader.name(int(batch.ids[place])))
+        self._stream.synchronize()
+
+    def _takes(self, image: memoryview) -> bool:
+        try:
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
+        except ValueError:
+            return False
+        return (
+            colors in FAST_COLORS and height * width <= self._max_pixels and orientation(image) == 1
+        )
+
+    def _decode(self, images: list[memoryview]) -> list[Tensor]:
+        """uint8 [3, H, W] each; none at all where one is broken, for the CPU to say which."""
+        if not images:
+            return []
+        data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
+        try:
+            return list(decode_jpeg(data, ImageReadMode.RGB, device=self.device))
+        except RuntimeError:
+            return []

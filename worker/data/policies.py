@@ -1,0 +1,96 @@
+"""The operations of RandAugment and TrivialAugment, on drawn numbers in place of global randomness.
+
+Operations and strengths are torchvision's: "RandAugment" (Cubuk et al., 2019) and "TrivialAugment"
+(Müller and Hutter, 2021), on its functional kernels.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+_BINS = 31
+
+Apply = Callable[[Tensor, float], Tensor]
+"""(uint8 [3, S, S], magnitude) -> the same shape."""
+
+
+def _affine(image: Tensor, translate: list[int], shear: list[float]) -> Tensor:
+    # Shears turn about the corner, as in the papers' code; for translations it is all the same.
+    return F.affine(image, 0.0, translate, 1.0, shear, center=[0, 0])
+
+
+def _angle(shear: float) -> float:
+    return math.degrees(math.atan(shear))
+
+
+OPERATIONS: dict[str, Apply] = {
+    "Identity": lambda image, _: image,
+    "ShearX": lambda image, m: _affine(image, [0, 0], [_angle(m), 0.0]),
+    "ShearY": lambda image, m: _affine(image, [0, 0], [0.0, _angle(m)]),
+    "TranslateX": lambda image, m: _affine(image, [int(m), 0], [0.0, 0.0]),
+    "TranslateY": lambda image, m: _affine(image, [0, int(m)], [0.0, 0.0]),
+    "Rotate": F.rotate,
+    "Brightness": lambda image, m: F.adjust_brightness(image, 1.0 + m),
+    "Color": lambda image, m: F.adjust_saturation(image, 1.0 + m),
+    "Contrast": lambda image, m: F.adjust_contrast(image, 1.0 + m),
+    "Sharpness": lambda image, m: F.adjust_sharpness(image, 1.0 + m),
+    "Posterize": lambda image, m: F.posterize(image, int(m)),
+    "Solarize": lambda image, m: F.solarize(image, 255.0 * m),
+    "AutoContrast": lambda image, _: F.autocontrast(image),
+    "Equalize": lambda image, _: F.equalize(image),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How strong each operation is at most, and how many are applied, at which of 31 levels."""
+
+    shear: float
+    translate: float
+    """Pixels, or a share of the side if below 1."""
+    rotate: float
+    color: float
+    posterize: int
+    """Bits taken away."""
+    operations: int
+    level: int | None
+    """None: drawn anew for each image."""
+
+    @property
+    def draws(self) -> int:
+        """How many uniform numbers an image needs."""
+        return 3 * self.operations
+
+    def apply(self, image: Tensor, draws: Iterator[float]) -> Tensor:
+        """Apply the drawn operations to uint8 [3, S, S]."""
+        for _ in range(self.operations):
+            which, level, sign = next(draws), next(draws), next(draws)
+            name = list(OPERATIONS)[int(which * len(OPERATIONS))]
+            bin_ = int(level * _BINS) if self.level is None else self.level
+            image = OPERATIONS[name](image, self.magnitude(name, bin_, image.shape[-1], sign < 0.5))
+        return image
+
+    def magnitude(self, name: str, level: int, side: int, negative: bool) -> float:
+        """Strength of an operation at `level` of 0 to 30 on an image of `side` pixels."""
+        share = level / (_BINS - 1)
+        if name == "Posterize":
+            return round(8 - share * self.posterize)
+        if name == "Solarize":
+            return 1 - share
+        translate = self.translate * side if self.translate < 1 else self.translate
+        most = {"Shear": self.shear, "Trans": translate, "Rotat": self.rotate}
+        magnitude = share * most.get(name[:5], self.color)
+        return -magnitude if negative else magnitude
+
+
+def rand_augment(operations: int, magnitude: int) -> Policy:
+    """RandAugment: N operations at one strength M of 0 to 30."""
+    return Policy(0.3, 150 / 331, 30.0, 0.9, 4, operations, magnitude)
+
+
+def trivial_augment() -> Policy:
+    """TrivialAugment (wide): one operation at any strength."""
+    return Policy(0.99, 32.0, 135.0, 0.99, 6, 1, None)
