@@ -19,7 +19,10 @@ from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
 from tests.pictures import write_pictures
+from worker.data.cache import Cache
+from worker.data.index import Index, parse_address, read_index
 from worker.data.pack import find_splits, write_split
+from worker.data.reader import SampleReader
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
@@ -223,3 +226,34 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
 def keys(store: Store) -> list[str]:
     """All object names of a store."""
     return [info.key for info in store.list()]
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    """All objects of a store."""
+    return {key: store.get(key) for key in keys(store)}
+
+
+def open_index(uri: str) -> Index:
+    """The index of a data set."""
+    return read_index(parse_address(uri))
+
+
+def open_reader(uri: str) -> SampleReader:
+    """A reader of a data set with a cache of its own."""
+    address = parse_address(uri)
+    return SampleReader(address.store, read_index(address), Cache(64 << 20))
+
+
+def labels_of(uri: str) -> list[int]:
+    """The labels of a data set, by sample id."""
+    reader = open_reader(uri)
+    return [reader.read(number).label for number in range(open_index(uri).samples)]
+
+
+@pytest.fixture
+def damaged(dataset: Path, tmp_path: Path) -> Store:
+    """A copy of the training shards to do harm to."""
+    store = open_store(str(tmp_path / "damaged"))
+    for key, data in contents(open_store(f"{dataset}/train")).items():
+        store.put(key, data)
+    return store

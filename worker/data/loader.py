@@ -5,6 +5,7 @@ lies in shared memory, and no child has to be shielded from signals. Each writes
 into the batch.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -103,28 +104,28 @@ class Loader:
 
         Bad samples leave holes. Raises what the store raises, at the batch that it belongs to.
         """
+        upcoming = iter(batches_of_ids)
         fetching: deque[Ids] = deque()
         decoding: deque[tuple[Batch, list[Future[None]]]] = deque()
         decode_ahead = _DECODE_AHEAD if self._threads or self._decoder else 0
-
-        def start_decoding() -> None:
-            ids = fetching.popleft()
-            batch = Batch.of_size(ids, size, self._device, self._pin)
-            decoding.append((batch, self._start(batch, prepare_for(ids))))
-
+        ahead = _FETCH_AHEAD
         try:
-            for ids in batches_of_ids:
-                self._reader.prefetch(ids)
-                fetching.append(ids)
-                if len(fetching) > self._fetch_ahead(len(ids)):
-                    start_decoding()
-                if len(decoding) > decode_ahead:
-                    yield _finish(*decoding.popleft())
-            while fetching or decoding:
-                if fetching:
-                    start_decoding()
-                if len(decoding) > decode_ahead or not fetching:
-                    yield _finish(*decoding.popleft())
+            for done in itertools.count():
+                # Reading ahead begins slowly, not to keep the first batch waiting.
+                while len(fetching) <= min(ahead, _FETCH_AHEAD + done):
+                    ids = next(upcoming, None)
+                    if ids is None:
+                        break
+                    self._reader.prefetch(ids)
+                    fetching.append(ids)
+                    ahead = self._fetch_ahead(len(ids))
+                while fetching and len(decoding) <= decode_ahead:
+                    ids = fetching.popleft()
+                    batch = Batch.of_size(ids, size, self._device, self._pin)
+                    decoding.append((batch, self._start(batch, prepare_for(ids))))
+                if not decoding:
+                    return
+                yield _finish(*decoding.popleft())
         finally:
             for _, futures in decoding:
                 for future in futures:

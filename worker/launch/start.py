@@ -1,7 +1,6 @@
 """From a manifest to running ranks."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import socket
@@ -12,6 +11,7 @@ from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import detect, require_divisible
 from worker.manifest import Manifest, load_manifest
+from worker.memory import settle_memory
 from worker.metrics.export import exported
 from worker.model.weights import load_pretrained
 from worker.train.distributed import process_group
@@ -24,8 +24,6 @@ from worker.train.supply import check_supply
 
 log = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # <malloc.h>
-
 
 def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
     """Train what the manifest says on all ranks of this node; returns the exit code.
@@ -35,8 +33,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     """
     # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
     gpus = torch.cuda.device_count()
-    if not gpus:
-        _keep_freed_memory()
+    settle_memory(keep_freed=not gpus)
     # Likewise they may use OpenMP only if their parent has not.
     torch.set_num_threads(1)
     place = detect(os.environ, gpus, nproc)
@@ -57,18 +54,6 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     if isinstance(place, Rank):
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next step.
-
-    By default it hands large blocks back to the kernel at once; the page faults that follow took
-    half of the time of a training step on the CPU (EfficientNet-B0, 2 virtual cores: 8.6 to 3.9 s).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _load_weights(manifest: Manifest, job: Job) -> None:

@@ -1,0 +1,302 @@
+"""One contender in one process: reads shards, decodes, crops to 224 pixels, and says how fast.
+
+`python -m bench.contenders NAME WORKERS` prints one line of JSON. Stock contenders do what their
+tutorials do: PIL, float, normalised. `tuned` ones get our decoder and hand out uint8, as we do.
+"""
+
+import functools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BATCH, WARM_UP, MEASURED = 64, 6, 48
+ENDPOINT = os.environ.get("BENCH_ENDPOINT", "")
+BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))
+
+
+_imported = BEGAN
+
+
+def ready() -> None:
+    """Note that everything is imported."""
+    global _imported
+    _imported = time.time()
+
+
+def urls() -> list[str]:
+    return [f"{ENDPOINT}/bucket/tars/shard-{n:04d}.tar" for n in range(shards())]
+
+
+def shards() -> int:
+    return int(os.environ["BENCH_SHARDS"])
+
+
+def stock_transform() -> Callable[[Any], Any]:
+    from torchvision import transforms as T
+
+    return T.Compose(
+        [
+            T.RandomResizedCrop(224),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+
+@functools.cache
+def preprocessing() -> Any:
+    from torchvision.transforms import InterpolationMode
+
+    from worker.data.preprocessing import Preprocessing
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Preprocessing(224, 256, mean, std, InterpolationMode.BILINEAR)
+
+
+def fast_image(data: bytes) -> Any:
+    """Our decoder, crop law and resize, on Python's own random numbers."""
+    from worker.data.augment import random_resized_crop
+    from worker.data.image import decode
+
+    image = decode(memoryview(data), 10**8)
+    numbers = iter([random.random() for _ in range(41)])  # noqa: S311
+    top, left, h, w = random_resized_crop(image.shape[2], image.shape[1], (0.08, 1.0), numbers)
+    out = preprocessing().resized(image, (top, left, h, w), 224)
+    return out.flip(-1) if next(numbers) < 0.5 else out
+
+
+def webdataset(workers: int, tuned: bool) -> Iterable[Any]:
+    import webdataset as wds
+
+    transform = fast_image if tuned else stock_transform()
+    preprocessing()
+    ready()
+    sources = [f"pipe:curl -s {url}" for url in urls()]
+    data = wds.WebDataset(sources, shardshuffle=100, empty_check=False).shuffle(500)
+    if tuned:
+        data = data.to_tuple("jpg", "cls").map_tuple(transform, int)
+    else:
+        data = data.decode("pil").to_tuple("jpg", "cls").map_tuple(transform, int)
+    loader = wds.WebLoader(data.repeat(100).batched(BATCH), batch_size=None, num_workers=workers)
+    return iter(loader)
+
+
+def pil(data: bytes) -> Any:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def torch_loader(data: Any, workers: int) -> Iterable[Any]:
+    from torch.utils.data import DataLoader
+
+    while True:
+        yield from DataLoader(data, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+
+def mosaic(workers: int) -> Iterable[Any]:
+    import streaming
+
+    os.environ["S3_ENDPOINT_URL"] = ENDPOINT
+    transform = stock_transform()
+    ready()
+
+    class Data(streaming.StreamingDataset):
+        def __getitem__(self, at: int) -> Any:
+            sample = super().__getitem__(at)
+            return transform(pil(sample["jpg"])), sample["cls"]
+
+    local = tempfile.mkdtemp(dir=os.environ["BENCH_FOLDER"])
+    data = Data(remote="s3://bucket/mds", local=local, shuffle=True, batch_size=BATCH)
+    return torch_loader(data, workers)
+
+
+def litdata(workers: int) -> Iterable[Any]:
+    import litdata as ld
+    from litdata.streaming import downloader
+
+    if hasattr(downloader, "_OBSTORE_CLIENT_OPTIONS"):
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    transform = stock_transform()
+    ready()
+
+    class Data(ld.StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            sample = super().__getitem__(at)
+            return transform(pil(sample["jpg"])), sample["cls"]
+
+    data = Data(
+        "s3://bucket/lit",
+        cache_dir=tempfile.mkdtemp(dir=os.environ["BENCH_FOLDER"]),
+        shuffle=True,
+        storage_options={"endpoint_url": ENDPOINT},
+    )
+    while True:
+        yield from ld.StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
+
+
+def s3torchconnector(workers: int) -> Iterable[Any]:
+    import tarfile
+
+    import torch
+    from s3torchconnector import S3ClientConfig, S3IterableDataset
+
+    transform = stock_transform()
+    ready()
+    names = [url.replace(f"{ENDPOINT}/", "s3://") for url in urls()]
+
+    class Data(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            info = torch.utils.data.get_worker_info()
+            mine = names[info.id :: info.num_workers] if info else names
+            objects = S3IterableDataset.from_objects(
+                mine,
+                region="us-east-1",
+                endpoint=ENDPOINT,
+                s3client_config=S3ClientConfig(force_path_style=True),
+            )
+            pool: list[tuple[bytes, int]] = []
+            for shard in objects:
+                label = 0
+                with tarfile.open(fileobj=shard, mode="r|") as tar:
+                    for member in tar:
+                        body = tar.extractfile(member).read()  # type: ignore[union-attr]
+                        if member.name.endswith(".cls"):
+                            label = int(body)
+                            continue
+                        pool.append((body, label))
+                        if len(pool) > 500:
+                            image, found = pool.pop(random.randrange(500))  # noqa: S311
+                            yield transform(pil(image)), found
+
+    return torch_loader(Data(), workers)
+
+
+def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
+    os.environ["AWS_ENDPOINT_URL"] = ENDPOINT
+    import torch
+
+    from worker.data.augment import Augmentation
+    from worker.data.cache import Cache
+    from worker.data.index import parse_address, read_index
+    from worker.data.loader import Loader
+    from worker.data.plan import EpochPlan
+    from worker.data.reader import SampleReader
+    from worker.manifest import Augment
+    from worker.memory import settle_memory
+
+    ready()
+
+    settle_memory(keep_freed=True)  # as `worker train` does
+    torch.set_num_threads(1)
+    address = parse_address("s3://bucket/tars/")
+    index = read_index(address)
+    augmentation = Augmentation(preprocessing(), Augment(), seed=0)
+    loader = Loader(SampleReader(address.store, index, Cache(512 << 20)), workers, 10**8)
+    for epoch in range(100):
+        plan = EpochPlan(index.counts, BATCH, 0, epoch)
+        first = int(plan.steps * position) if not epoch else 0
+        steps = range(first, plan.steps)
+        ids = (plan.batch(step) for step in steps)
+        yield from loader.batches(ids, augmentation.prepare_for(epoch), 224)
+
+
+def bare() -> dict[str, float]:
+    """Decode and crop alone, one thread, bytes in memory."""
+    import tarfile
+
+    images = []
+    with tarfile.open(Path(os.environ["BENCH_FOLDER"]) / "bucket/tars/shard-0000.tar") as tar:
+        for member in tar:
+            if member.name.endswith(".jpg"):
+                images.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+    for image in images[:50]:
+        fast_image(image)
+    began = time.process_time()
+    for image in images:
+        fast_image(image)
+    return {"cpu_ms": (time.process_time() - began) / len(images) * 1e3}
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and all of its descendants."""
+    parents, used = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        parents[pid] = int(fields[1])
+        used[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    mine, total = {os.getpid()}, 0.0
+    for pid in sorted(parents):
+        at = pid
+        while at in parents and at not in mine:
+            at = parents[at]
+        if at in mine:
+            total += used[pid]
+    return total
+
+
+def measure(batches: Iterable[Any]) -> dict[str, float]:
+    iterator = iter(batches)
+    next(iterator)
+    first = time.time()
+    for _ in range(WARM_UP - 1):
+        next(iterator)
+    began, cpu = time.perf_counter(), cpu_seconds()
+    for _ in range(MEASURED):
+        next(iterator)
+    images = BATCH * MEASURED
+    seconds = time.perf_counter() - began
+    return {
+        "images_per_second": images / seconds,
+        "cpu_ms": (cpu_seconds() - cpu) / images * 1e3,
+        "first_batch": first - BEGAN,
+        "after_import": first - _imported,
+    }
+
+
+CONTENDERS: dict[str, Callable[[int], Iterable[Any]]] = {
+    "worker": ours,
+    "webdataset": lambda workers: webdataset(workers, tuned=False),
+    "webdataset-tuned": lambda workers: webdataset(workers, tuned=True),
+    "mosaicml-streaming": mosaic,
+    "litdata": litdata,
+    "s3torchconnector": s3torchconnector,
+}
+
+
+def seeks() -> dict[str, float]:
+    """Seconds to the first batch at several places of an epoch, each with a reader of its own."""
+    found: dict[str, list[float]] = {}
+    for _ in range(5):
+        for share in (0.0, 0.5, 0.9):
+            began = time.perf_counter()
+            batches = ours(2, share)
+            next(iter(batches))
+            found.setdefault(f"{share:.0%}", []).append(time.perf_counter() - began)
+            batches.close()  # type: ignore[attr-defined]
+    return {share: sorted(times)[2] for share, times in found.items()}
+
+
+if __name__ == "__main__":
+    name, workers = sys.argv[1], int(sys.argv[2])
+    if name == "bare":
+        result = bare()
+    elif name == "seek":
+        result = seeks()
+    else:
+        result = measure(CONTENDERS[name](workers))
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # endless loaders end badly

@@ -1,0 +1,284 @@
+"""`worker index`: existing tars of the common layouts, and every way in which one can be broken."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import Run, contents, keys, labels_of, open_index, open_reader
+from worker.data import shard as shard_module
+from worker.data.shard import scan_shard
+from worker.store import open_store
+
+Members = list[tuple[str, bytes]]
+
+
+def image(kind: str = "JPEG", shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (shade % 256, 0, 99)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def tar(members: Members, form: int = tarfile.USTAR_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def labelled(count: int, first: int = 0, label: Callable[[int], str] = str) -> Members:
+    return [
+        member
+        for n in range(first, first + count)
+        for member in ((f"{n:04d}.cls", label(n % 3).encode()), (f"{n:04d}.jpg", image(shade=n)))
+    ]
+
+
+def put(uri: str, **shards: bytes) -> None:
+    for name, data in shards.items():
+        open_store(uri).put(f"{name}.tar", data)
+
+
+def scan(data: bytes) -> shard_module.Scan:
+    return scan_shard(lambda start, stop: data[start:stop], len(data))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_layouts_are_read(form: int, run: Run, bucket: str) -> None:
+    deep = "a-very-long-folder-name/" * 9
+    put(
+        f"{bucket}/set",
+        a=tar(
+            [
+                ("x.jpg", image()),
+                ("x.cls", b"cat\n"),
+                ("dir/y.JPEG", image()),
+                ("dir/y.json", b'{"label": "dog", "more": 1}'),
+                ("README", b"belongs to no sample"),
+            ],
+            form,
+        ),
+        b=tar(
+            [
+                (f"{'' if form == tarfile.USTAR_FORMAT else deep}z.png", image("PNG")),
+                (f"{'' if form == tarfile.USTAR_FORMAT else deep}z.cls", b"cat"),
+                ("w.webp", image("WEBP")),
+                ("w.txt", b"a caption"),
+                ("w.cls", b"ant"),
+            ],
+            form,
+        ),
+    )
+    ended = run("index", f"{bucket}/set/")
+    assert (ended.code, ended.out) == (0, f"{bucket}/set/: 4 images of 3 classes in 2 shards\n")
+    assert open_index(f"{bucket}/set").classes == ("ant", "cat", "dog")
+    assert labels_of(f"{bucket}/set") == [1, 2, 1, 0]
+    reader = open_reader(f"{bucket}/set")
+    assert bytes(reader.read(2).image) == image("PNG")
+    assert "sample 1" in reader.name(3)
+    assert "(w)" in reader.name(3)
+    assert not [key for key in keys(open_store(f"{bucket}/set")) if "scan" in key]
+
+
+def test_shards_of_webdataset_itself(run: Run, tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
+        for n in range(5):
+            writer.write({"__key__": f"{n}", "jpg": image(shade=n), "json": {"label": n}})
+    assert run("index", str(tmp_path)).code == 0
+    assert labels_of(str(tmp_path)) == [0, 1, 2, 3, 4]
+    assert open_index(str(tmp_path)).classes == ("0", "1", "2", "3", "4")
+
+
+def test_fields_classes_and_patterns(run: Run, tmp_path: Path) -> None:
+    for n in range(3):
+        put(
+            str(tmp_path),
+            **{f"x-{n:03d}": tar([("k.jpg", image()), ("k.json", b'{"wnid": "n0%d"}' % n)])},
+        )
+    (tmp_path / "names.txt").write_text("n02\nn01\nn00\n")
+    options = ("--label-field", "wnid", "--classes", str(tmp_path / "names.txt"))
+    pattern = f"{tmp_path}/x-{{000..001}}.tar"
+    assert run("index", pattern, *options).code == 0
+    assert labels_of(str(tmp_path)) == [2, 1]
+    again = run("index", pattern, *options)
+    assert again.code == 78
+    assert "holds a data set already" in again.err
+    ended = run("index", f"{tmp_path}/x-{{000..009}}.tar", "--overwrite")
+    assert ended.code == 78
+    assert "x-003.tar: no such object and 6 more" in ended.err
+    assert run("index", str(tmp_path), "--overwrite", *options).code == 0
+    assert labels_of(str(tmp_path)) == [2, 1, 0]
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+WHOLE = tar(labelled(4))
+SIZE = scan(WHOLE).rows[0].length
+
+
+@pytest.mark.parametrize(
+    ("data", "offset", "complaint", "sound"),
+    [
+        (WHOLE[: 2 * SIZE], 2 * SIZE, "no end-of-archive mark: cut between two samples", 2),
+        (WHOLE[: 2 * SIZE + 100], 2 * SIZE, "a tar header cut short", 2),
+        (WHOLE[: 2 * SIZE + 1600], 2 * SIZE, "member '0002.jpg' is cut short", 2),
+        (flip(WHOLE, 2 * SIZE + 3), 2 * SIZE, "no tar header", 2),
+        (WHOLE[: 2 * SIZE] + bytes(512) + WHOLE[2 * SIZE :], None, "data after the end", 2),
+        (b"", 0, "empty file", 0),
+        (bytes(10240), 0, "holds no samples", 0),
+        (b"<html>not found</html>" * 99, 0, "no tar header", 0),
+        (tar([("k.jpg", image())]), 0, "sample 'k' has no label", 0),
+        (tar([("k.cls", b"1")]), 0, "sample 'k' has no .jpg", 0),
+        (tar([("k.cls", b" "), ("k.jpg", image())]), 0, "sample 'k' has an empty .cls", 0),
+        (tar([("k.cls", b"1"), ("k.jpg", b"")]), 0, "'k.jpg', which is not a JPEG", 0),
+        (tar([("k.cls", b"1"), ("k.jpg", b"<html>")]), 0, "'k.jpg', which is not a JPEG", 0),
+        (tar([("k.json", b"{"), ("k.jpg", image())]), 0, "a .json that is not JSON", 0),
+        (tar([("k.json", b"[]"), ("k.jpg", image())]), 0, "a .json without a text or", 0),
+        (tar([("k.cls", b"1"), ("k.cls", b"1"), ("k.jpg", image())]), 0, "two members .cls", 0),
+    ],
+)
+def test_malformed_shards_are_described(
+    data: bytes, offset: int | None, complaint: str, sound: int
+) -> None:
+    found = scan(data)
+    assert len(found.rows) == sound
+    (problem,) = found.problems
+    assert complaint in problem.text
+    assert offset is None or problem.offset == offset
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(WHOLE) - 1))
+def test_no_cut_goes_unnoticed(at: int) -> None:
+    end = scan(WHOLE).rows[-1].offset + scan(WHOLE).rows[-1].length
+    found = scan(WHOLE[:at])
+    if at >= end + 512:  # into the padding of zeros, where nothing is lost
+        assert len(found.rows) == 4
+    else:
+        assert found.problems
+        assert all(row in scan(WHOLE).rows for row in found.rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 2000))
+def test_the_size_of_the_chunks_does_not_matter(chunk: int) -> None:
+    expected = scan(WHOLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_module, "CHUNK_BYTES", chunk)
+        assert scan(WHOLE) == expected
+
+
+def test_too_much_that_is_malformed_ends_with_65(run: Run, bucket: str) -> None:
+    bad = labelled(1)[1:] + labelled(8, first=1)
+    put(f"{bucket}/set", a=tar(labelled(9)), b=tar(bad))
+    refused = run("index", f"{bucket}/set/")
+    assert refused.code == 65
+    assert "1 problem, more than --error-budget 0 allows; no index was written" in refused.err
+    assert f"{bucket}/set/b.tar: byte 0: sample '0000' has no label" in refused.err
+    assert "index.json" not in keys(open_store(f"{bucket}/set"))
+    taken = run("index", f"{bucket}/set/", "--error-budget", "0.1")
+    assert (taken.code, open_index(f"{bucket}/set").samples) == (0, 17)
+    assert "left out:" in taken.err
+    assert "sample '0000' has no label" in taken.err
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C would."""
+
+
+def test_an_interrupted_run_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.data.indexing import find_tars, index_tars
+
+    put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), c=tar(labelled(3, 6)))
+    source = find_tars(str(tmp_path))
+    read: list[str] = []
+    get = source.store.get
+
+    def cut(key: str, start: int = 0, stop: int | None = None) -> bytes:
+        if key.endswith(".tar"):
+            read.append(key)
+        if key == "c.tar" and read.count("c.tar") == 1:
+            raise Interrupted
+        return get(key, start, stop)
+
+    monkeypatch.setattr(source.store, "get", cut)
+    with pytest.raises(Interrupted):
+        index_tars(source, None, "label", 0, 1, lambda done: None)
+    assert read == ["a.tar", "b.tar", "c.tar"]
+    done: list[int] = []
+    index_tars(source, None, "label", 0, 1, done.append)
+    assert read == ["a.tar", "b.tar", "c.tar", "c.tar"]
+    assert sum(done) == sum(
+        len(data) for key, data in contents(source.store).items() if key.endswith(".tar")
+    )
+    assert labels_of(str(tmp_path)) == [0, 1, 2] * 3
+
+
+def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> None:
+    put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), unlisted=tar(labelled(3, 6)))
+    entries = [
+        {"url": f"{name}.tar", "nsamples": 3, "filesize": (tmp_path / f"{name}.tar").stat().st_size}
+        for name in ("b", "a")
+    ]
+    listing = tmp_path / "wids.json"
+    listing.write_text(json.dumps({"wids_version": 1, "shardlist": entries}))
+    assert run("index", str(listing)).code == 0
+    assert [shard.name for shard in open_index(str(tmp_path)).shards] == ["b.tar", "a.tar"]
+    entries[0]["nsamples"] = 4
+    listing.write_text(json.dumps({"wids_version": 1, "shardlist": entries}))
+    ended = run("index", str(listing), "--overwrite")
+    assert ended.code == 65
+    assert "b.tar: byte" in ended.err
+    assert "holds 3 samples where the older index says 4" in ended.err
+    entries[0]["filesize"] += 1
+    listing.write_text(json.dumps({"wids_version": 1, "shardlist": entries}))
+    assert run("index", str(listing), "--overwrite").code == 65
+    listing.write_text("{}")
+    assert "no wids index" in run("index", str(listing), "--overwrite").err
+
+
+def test_a_place_without_tars_says_where_there_are_some(run: Run, tmp_path: Path) -> None:
+    put(f"{tmp_path}/train", a=WHOLE)
+    ended = run("index", str(tmp_path))
+    assert ended.code == 78
+    assert "holds no .tar; there are some in train: index each" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [
+        (lambda data: flip(data, SIZE + 1500), "1 samples altered or missing, the first at byte"),
+        (lambda data: data[: 2 * SIZE], "bytes long where"),
+        (lambda data: data + b"x", "longer where"),
+        (lambda data: flip(data, len(data) - 5), "no sample is touched"),
+        (lambda data: b"", "0 bytes long"),
+        (None, "no such file"),
+    ],
+)
+def test_verify_names_what_differs(
+    harm: Callable[[bytes], bytes] | None, complaint: str, run: Run, tmp_path: Path
+) -> None:
+    put(str(tmp_path), a=WHOLE, b=tar(labelled(4, 4)))
+    assert run("index", str(tmp_path)).code == 0
+    sound = run("index", str(tmp_path), "--verify")
+    assert (sound.code, sound.out) == (0, f"{tmp_path.as_uri()}/: 2 shards, all as indexed\n")
+    (tmp_path / "a.tar").unlink() if harm is None else put(str(tmp_path), a=harm(WHOLE))
+    ended = run("index", str(tmp_path), "--verify")
+    assert ended.code == 65
+    assert "1 bad shard:" in ended.err
+    assert "a.tar: " in ended.err
+    assert complaint in ended.err
