@@ -66,7 +66,7 @@ def fast_image(data: bytes) -> Any:
     from worker.data.image import decode
 
     image = decode(memoryview(data), 10**8)
-    numbers = iter([random.random() for _ in range(41)])  # noqa: S311
+    numbers = iter([random.random() for _ in range(41)])
     top, left, h, w = random_resized_crop(image.shape[2], image.shape[1], (0.08, 1.0), numbers)
     out = preprocessing().resized(image, (top, left, h, w), 224)
     return out.flip(-1) if next(numbers) < 0.5 else out
@@ -110,7 +110,7 @@ def mosaic(workers: int) -> Iterable[Any]:
     transform = stock_transform()
     ready()
 
-    class Data(streaming.StreamingDataset):
+    class Data(streaming.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, at: int) -> Any:
             sample = super().__getitem__(at)
             return transform(pil(sample["jpg"])), sample["cls"]
@@ -129,7 +129,7 @@ def litdata(workers: int) -> Iterable[Any]:
     transform = stock_transform()
     ready()
 
-    class Data(ld.StreamingDataset):
+    class Data(ld.StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, at: Any) -> Any:
             sample = super().__getitem__(at)
             return transform(pil(sample["jpg"])), sample["cls"]
@@ -154,7 +154,7 @@ def s3torchconnector(workers: int) -> Iterable[Any]:
     ready()
     names = [url.replace(f"{ENDPOINT}/", "s3://") for url in urls()]
 
-    class Data(torch.utils.data.IterableDataset):
+    class Data(torch.utils.data.IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:
             info = torch.utils.data.get_worker_info()
             mine = names[info.id :: info.num_workers] if info else names
@@ -175,7 +175,7 @@ def s3torchconnector(workers: int) -> Iterable[Any]:
                             continue
                         pool.append((body, label))
                         if len(pool) > 500:
-                            image, found = pool.pop(random.randrange(500))  # noqa: S311
+                            image, found = pool.pop(random.randrange(500))
                             yield transform(pil(image)), found
 
     return torch_loader(Data(), workers)

@@ -14,7 +14,7 @@ PER_SHARD = 500
 
 
 def photos(count: int) -> Iterator[bytes]:
-    """JPEGs (quality 90, 4:2:0, about 500 x 400, noisy enough for about 90 KB) of two photographs."""
+    """JPEGs (quality 90, 4:2:0, about 500 x 400, noisy enough for 80 KB) of two photographs."""
     random = np.random.default_rng(0)
     sources = [Image.fromarray(image) for image in load_sample_images().images]
     for number in range(count):

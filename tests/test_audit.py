@@ -49,6 +49,18 @@ def test_a_lost_and_a_repeated_sample_are_named() -> None:
     assert (audit.lost, audit.repeated) == ((lost,), (whole[9, 1],))
 
 
+def test_samples_left_out_as_bad_are_not_lost() -> None:
+    whole = rows(0, 5)
+    bad = int(whole[7, 1])
+    whole[7, 1] = -1 - bad
+    (audit,) = audit_epochs(whole, SAMPLES, BATCH)
+    assert (audit.lost, audit.repeated, audit.left_out) == ((), (), (bad,))
+    assert (audit.trained, audit.faults, audit.whole) == (49, 0, False)
+    again = np.concatenate([whole, [[0, bad]]])  # left out, and then trained on all the same
+    (audit,) = audit_epochs(again, SAMPLES, BATCH)
+    assert audit.repeated == (bad,)
+
+
 def test_an_unfinished_epoch_has_lost_nothing_yet() -> None:
     audits = audit_epochs(rows(0, 7), SAMPLES, BATCH)
     assert [(audit.complete, audit.lost, audit.trained) for audit in audits] == [
@@ -60,10 +72,10 @@ def test_an_unfinished_epoch_has_lost_nothing_yet() -> None:
 def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     recorder = Recorder(store, attempt=2, rank=0, step=3, samples=True)
-    recorder.trained(3, np.array([5, 1]))
-    recorder.trained(4, np.array([], dtype=np.int64))
+    recorder.trained(3, np.array([5, 1, 0]), np.array([True, True, False]))
+    recorder.trained(4, np.array([], dtype=np.int64), np.array([], dtype=bool))
     recorder.flush(5)
     recorder.flush(5)
     (piece,) = read_ledger(store)
     assert (piece.attempt, piece.first, piece.stop) == (2, 3, 5)
-    assert piece.rows.tolist() == [[3, 5], [3, 1]]
+    assert piece.rows.tolist() == [[3, 5], [3, 1], [3, -1]]

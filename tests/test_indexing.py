@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset
@@ -230,7 +231,7 @@ def test_an_interrupted_run_goes_on(
 
 def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> None:
     put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), unlisted=tar(labelled(3, 6)))
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"url": f"{name}.tar", "nsamples": 3, "filesize": (tmp_path / f"{name}.tar").stat().st_size}
         for name in ("b", "a")
     ]

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import contents, labels_of, open_index
-from tests.conftest import keys
+from tests.conftest import contents, keys, labels_of, open_index
 from tests.pictures import write_pictures
 from worker.data.pack import find_splits, plan_shards, write_split
 from worker.errors import ConfigurationError

@@ -1,11 +1,13 @@
 """The plan: each sample once, the same global batches on any number of ranks, seeks for free."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.data.plan import EpochPlan, Ids, keyed_hash, split
+from worker.data.plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_uniform, split
 
 
 @st.composite
@@ -16,6 +18,7 @@ def plans(draw: st.DrawFn) -> EpochPlan:
         batch_size=draw(st.integers(1, 96)),
         seed=draw(st.integers(0, 2**32 - 1)),
         epoch=draw(st.integers(0, 1000)),
+        lanes=draw(st.sampled_from([None, 1])),
         window=draw(st.integers(1, 80)),
     )
 
@@ -24,21 +27,38 @@ def epoch_of(plan: EpochPlan) -> Ids:
     return np.concatenate([plan.batch(step) for step in range(plan.steps)])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(plans())
 def test_each_sample_comes_exactly_once(plan: EpochPlan) -> None:
     assert sorted(epoch_of(plan)) == list(range(plan.total))
 
 
-@settings(max_examples=500, deadline=None)
-@given(plans(), st.integers(1, 12))
-def test_ranks_share_the_same_global_batches(plan: EpochPlan, world_size: int) -> None:
-    for step in range(plan.steps):
+@settings(max_examples=1500, deadline=None)
+@given(plans(), st.integers(1, 12), st.data())
+def test_ranks_share_the_same_global_batches(
+    plan: EpochPlan, world_size: int, data: st.DataObject
+) -> None:
+    """From any position, which costs no look at what comes before."""
+    for step in range(data.draw(st.integers(0, plan.steps - 1)), plan.steps):
         parts = [plan.batch(step, rank, world_size) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(parts), plan.batch(step))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert len(parts[0]) > 0
         assert plan.size(step) == sum(map(len, parts))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 96), st.integers(1, 12)
+)
+def test_shards_per_rank_are_counted(counts: list[int], batch_size: int, world_size: int) -> None:
+    plan = EpochPlan(np.array(counts), batch_size, seed=0, epoch=0)
+    for rank in range(world_size):
+        full = [step for step in range(plan.steps) if plan.size(step) == batch_size]
+        parts = [plan.batch(step, rank, world_size) for step in full]
+        ids = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+        read = len(np.unique(np.searchsorted(np.cumsum(counts), ids, side="right")))
+        assert read <= plan.shards(rank, world_size) <= len(counts)
 
 
 @settings(max_examples=200, deadline=None)
@@ -77,9 +97,48 @@ def test_order_is_pinned_for_ever() -> None:
 
 
 def test_a_hundred_thousand_shards_are_planned() -> None:
-    plan = EpochPlan(np.full(100_000, 10), 256, seed=0, epoch=0)
+    counts = np.full(100_000, 10)
+    tracemalloc.start()
+    plan = EpochPlan(counts, 256, seed=0, epoch=0)
+    _, building = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    begin, _ = tracemalloc.get_traced_memory()
+    for step in (0, plan.steps // 2, plan.steps - 1):
+        assert len(plan.batch(step, rank=7, world_size=8)) == plan.size(step) // 8
+    _, planning = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert plan.steps == 3907
-    assert len(plan.batch(plan.steps - 1)) == 1_000_000 % 256
+    assert plan.size(plan.steps - 1) == 1_000_000 % 256
+    assert building < 100_000 * 8 * 12  # a few numbers per shard, none per sample
+    assert planning - begin < 1_000_000  # a rank's own window
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [([5], 64), ([1000], 64), ([1] * 50, 8), ([999, 1, 1], 16), ([0, 0, 7, 0], 4)],
+    ids=["fewer than a batch", "one shard", "tiny shards", "uneven", "empty shards"],
+)
+def test_hard_cases_hold_for_eight_ranks(counts: list[int], batch_size: int) -> None:
+    plan = EpochPlan(np.array(counts), batch_size, seed=0, epoch=3)
+    parts = [[plan.batch(step, rank, 8) for step in range(plan.steps)] for rank in range(8)]
+    assert {len(part) for part in parts} == {plan.steps}
+    ids = np.concatenate([batch for part in parts for batch in part])
+    assert sorted(ids) == list(range(sum(counts)))
+
+
+@given(st.integers(1, 20_000))
+def test_default_lanes_divide_the_batch(batch_size: int) -> None:
+    lanes = default_lanes(batch_size)
+    assert batch_size % lanes == 0
+    assert lanes <= max(16, batch_size // 16)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 99), st.permutations(range(50)))
+def test_uniform_numbers_belong_to_the_sample(seed: int, epoch: int, ids: list[int]) -> None:
+    whole = keyed_uniform(7, seed, epoch, np.arange(50))
+    assert np.array_equal(keyed_uniform(7, seed, epoch, np.array(ids)), whole[ids])
+    assert ((whole >= 0) & (whole < 1)).all()
 
 
 @given(st.integers(0, 1000), st.integers(1, 16))

@@ -14,9 +14,16 @@ import pytest
 import xxhash
 
 from tests.conftest import in_fresh_process, open_index, open_reader
-from worker.data import reader as reader_module
 from worker.data.cache import Cache, Scratch
-from worker.data.index import Index, Shard, decode_sidecar, parse_address, read_index, sidecar_name
+from worker.data.index import (
+    SIDECAR_DTYPE,
+    Index,
+    Shard,
+    decode_sidecar,
+    parse_address,
+    read_index,
+    sidecar_name,
+)
 from worker.data.plan import EpochPlan
 from worker.data.reader import BadSample, SampleReader
 from worker.errors import ConfigurationError, InfrastructureError
@@ -277,7 +284,7 @@ def measure_peak(shards: int, out: str) -> None:
     settle_memory(keep_freed=True)
     samples, size = 1000, 40_960
     body = os.urandom(size)
-    rows = np.zeros(samples, dtype=reader_module.SIDECAR_DTYPE)
+    rows = np.zeros(samples, dtype=SIDECAR_DTYPE)
     rows["offset"] = np.arange(samples) * size
     rows["length"] = rows["image_length"] = size
     rows["digest"] = xxhash.xxh3_64_intdigest(body)

@@ -252,6 +252,6 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
     return Scan(
         facts["bytes"],
         facts["sha256"],
-        [Row(*row[:5], facts["labels"][row[5]]) for row in rows],
+        [Row._make((*row[:5], facts["labels"][row[5]])) for row in rows],
         [Problem(*problem) for problem in facts["problems"]],
     )

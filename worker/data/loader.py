@@ -54,9 +54,11 @@ class Batch:
     def of_size(cls, ids: Ids, size: int, device: torch.device, pin_memory: bool) -> "Batch":
         """A batch to write into."""
         shape = (len(ids), size, size, 3)
-        images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin_memory)
-        labels = torch.zeros(len(ids), dtype=torch.int64)
-        valid = torch.ones(len(ids), dtype=torch.bool)
+        # Threads could not write into a tensor that was made in the caller's inference mode.
+        with torch.inference_mode(False):
+            images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin_memory)
+            labels = torch.zeros(len(ids), dtype=torch.int64)
+            valid = torch.ones(len(ids), dtype=torch.bool)
         return cls(images.permute(0, 3, 1, 2), labels, ids, valid)
 
     def leave_out(self, place: int, problem: BadSample, name: str) -> None:

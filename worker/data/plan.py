@@ -116,6 +116,8 @@ class EpochPlan:
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
         """How many shards `rank` reads from in this epoch, its share of the last batch aside."""
         start, stop = split(self._batch_size, rank, world_size)
+        if start == stop:
+            return 0
         first, last = start // self._per_lane, (stop - 1) // self._per_lane
         low, high = int(self._starts[first]), int(self._starts[last] + self._lengths[last])
         if low == high:

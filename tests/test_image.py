@@ -1,0 +1,133 @@
+"""Every kind of picture becomes upright RGB, or a bad sample that says why."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from worker.data.image import decode
+from worker.data.reader import BadSample
+
+LIMIT = 100_000_000
+
+
+def gradient(height: int = 40, width: int = 60) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> memoryview:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return memoryview(buffer.getvalue())
+
+
+def pixels(data: memoryview) -> np.ndarray:
+    image = decode(data, LIMIT)
+    assert image.dtype == torch.uint8
+    return image.permute(1, 2, 0).numpy().astype(int)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_modes_are_read_as_pillow_reads_them(mode: str, kind: str) -> None:
+    try:
+        data = encoded(gradient().convert(mode), kind)
+    except OSError:
+        pytest.skip(f"{kind} holds no {mode}")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    found = pixels(data)
+    assert found.shape == (40, 60, 3)
+    assert np.abs(found - expected).mean() < 0.5
+
+
+def test_sixteen_bits_keep_the_upper_eight() -> None:
+    ramp = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint16)
+    found = pixels(encoded(Image.fromarray(ramp), "PNG"))
+    assert np.array_equal(found[..., 0], ramp >> 8)
+    assert np.array_equal(found[..., 0], found[..., 2])
+
+
+def test_cmyk_colours_are_not_inverted() -> None:
+    red = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])
+    assert pixels(encoded(red, "JPEG", quality=95))[8, 8].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(), kind, exif=exif.tobytes())
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).astype(int)
+    found = pixels(data)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 0.5
+
+
+def test_a_picture_of_twenty_megapixels() -> None:
+    data = encoded(gradient(4000, 5000), "JPEG")
+    assert decode(data, LIMIT).shape == (3, 4000, 5000)
+    assert decode(encoded(gradient(), "JPEG"), LIMIT).shape == (3, 40, 60)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_bomb_is_refused_before_it_is_unpacked(kind: str) -> None:
+    data = encoded(gradient(300, 400), kind)
+    assert decode(data, 120_000).shape == (3, 300, 400)
+    with pytest.raises(BadSample, match="400 x 300 pixels are more than data.max_pixels") as raised:
+        decode(data, 119_999)
+    assert raised.value.reason == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:20],
+        lambda data: b"",
+        lambda data: b"<html>",
+    ],
+    ids=["half", "start", "empty", "html"],
+)
+def test_what_is_no_whole_picture_is_bad(harm: Callable[[bytes], bytes], kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    data = harm(bytes(encoded(Image.fromarray(noise), kind)))
+    with pytest.raises(BadSample) as raised:
+        decode(memoryview(data), LIMIT)
+    assert raised.value.reason == "undecodable"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.data())
+def test_noise_never_crashes(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(gradient(), kind))
+    for _ in range(3):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode(memoryview(whole), LIMIT)
+    except BadSample:
+        return
+    assert image.shape[0] == 3
+
+
+def test_a_jpeg_that_only_warns_is_taken() -> None:
+    """As Pillow and so everybody's pictures are; libjpeg's strict reading would refuse it."""
+    whole = bytes(encoded(gradient(), "JPEG"))
+    for at in range(len(whole) - 60, len(whole) - 2):
+        data = whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :]
+        try:
+            simplejpeg.decode_jpeg(data)
+        except ValueError:
+            assert pixels(memoryview(data)).shape == (40, 60, 3)
+            return
+    pytest.fail("no byte made libjpeg complain")
