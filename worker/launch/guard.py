@@ -9,10 +9,14 @@ log = logging.getLogger(__name__)
 
 
 def report(error: Exception) -> int:
-    """Log an error and return its exit code; an expected one is one line, without traceback."""
+    """Log an error and return its exit code; an expected one is one line, without traceback.
+
+    A rank that fails with all others leaves the text to rank 0 and raises it empty.
+    """
     if isinstance(error, WorkerError):
         level = logging.INFO if error.code == ExitCode.STOPPED else logging.ERROR
-        log.log(level, "%s", error)
+        if str(error):
+            log.log(level, "%s", error)
         return error.code
     log.error("unexpected error, please report it", exc_info=error)
     return ExitCode.BUG

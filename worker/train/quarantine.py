@@ -8,7 +8,6 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from worker.data.loader import Bad
-from worker.errors import DataError
 from worker.metrics.registry import Metrics
 from worker.store import Store
 from worker.train.job import Dataset
@@ -55,16 +54,17 @@ class Quarantine:
             if warn and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
 
-    def require_budget(self) -> None:
-        """Raise `DataError` where there are more than the budget allows."""
+    def excess(self) -> str:
+        """What to tell the user where there are more than the budget allows, else nothing."""
         count = len(self._known)
-        if count > int(self._budget * self._samples):
-            first = next(iter(self._listed.values()))
-            raise DataError(
-                f"{self._field}: {count} of {self._samples} samples are bad, more than "
-                f"data.error_budget, {self._budget:g}, allows; the first here: {first.text}; "
-                "repair the shards, or pack or index again"
-            )
+        if count <= int(self._budget * self._samples):
+            return ""
+        first = next(iter(self._listed.values()))
+        return (
+            f"{self._field}: {count} of {self._samples} samples are bad, more than "
+            f"data.error_budget, {self._budget:g}, allows; the first here: {first.text}; "
+            "repair the shards, or pack or index again"
+        )
 
     def write(self, store: Store, attempt: int) -> None:
         """List them in the record of the run."""

@@ -161,12 +161,14 @@ class Session:
         """List bad samples; past the budget, commit and raise `DataError`."""
         self._exchange(self._bad, fresh)
         self._state.bad_samples = self._bad.ids
-        try:
-            self._bad.require_budget()
-        except DataError:
+        self._require_budget(self._bad)
+
+    def _require_budget(self, quarantine: Quarantine) -> None:
+        excess = quarantine.excess()
+        if excess:
             self._state.bad_samples = ()  # whoever starts again has repaired them, or will hear
             self._save()
-            raise
+            raise DataError(excess if self._rank.rank == 0 else "")
 
     def _exchange(self, quarantine: Quarantine, fresh: list[Bad]) -> None:
         quarantine.exchange(fresh, self.metrics, warn=self._rank.rank == 0)
@@ -243,8 +245,7 @@ class Session:
         fresh = self._val_bad.fresh(bad)
         if total(len(fresh))[0]:
             self._exchange(self._val_bad, fresh)
-            self._save()
-            self._val_bad.require_budget()
+            self._require_budget(self._val_bad)
         evaluation, confusion = result
         self._recorder.confusion(self._state.step, confusion)
         return evaluation
