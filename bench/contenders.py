@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +202,16 @@ def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
     address = parse_address("s3://bucket/tars/")
     index = read_index(address)
     augmentation = Augmentation(preprocessing(), Augment(), seed=0)
-    loader = Loader(SampleReader(address.store, index, Cache(512 << 20)), workers, 10**8)
-    for epoch in range(100):
-        plan = EpochPlan(index.counts, BATCH, 0, epoch)
-        first = int(plan.steps * position) if not epoch else 0
-        steps = range(first, plan.steps)
-        ids = (plan.batch(step) for step in steps)
-        yield from loader.batches(ids, augmentation.prepare_for(epoch), 224)
+    cache = Cache(512 << 20)
+    with (
+        closing(cache),
+        closing(Loader(SampleReader(address.store, index, cache), workers, 10**8)) as loader,
+    ):
+        for epoch in range(100):
+            plan = EpochPlan(index.counts, BATCH, 0, epoch)
+            first = int(plan.steps * position) if not epoch else 0
+            ids = (plan.batch(step) for step in range(first, plan.steps))
+            yield from loader.batches(ids, augmentation.prepare_for(epoch), 224)
 
 
 def bare() -> dict[str, float]:
@@ -287,6 +291,7 @@ def seeks() -> dict[str, float]:
             next(iter(batches))
             found.setdefault(f"{share:.0%}", []).append(time.perf_counter() - began)
             batches.close()  # type: ignore[attr-defined]
+            time.sleep(0.3)  # reads that are on their way end
     return {share: sorted(times)[2] for share, times in found.items()}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import random
 import signal
 import tarfile
@@ -34,7 +35,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     cuts = np.sort(generator.choice(np.arange(1, IMAGES), 12, replace=False)).tolist()
     bounds = [0, *cuts, IMAGES]
-    for shard, (first, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for shard, (first, stop) in enumerate(itertools.pairwise(bounds)):
         with tarfile.open(folder / f"many-{shard:02d}.tar", "w") as tar:
             for number in range(first, stop):
                 pixels = generator.integers(0, 128, (20, 20, 3), dtype=np.uint8)

@@ -130,7 +130,7 @@ def test_hard_cases_hold_for_eight_ranks(counts: list[int], batch_size: int) -> 
 def test_default_lanes_divide_the_batch(batch_size: int) -> None:
     lanes = default_lanes(batch_size)
     assert batch_size % lanes == 0
-    assert lanes <= max(16, batch_size // 16)
+    assert lanes <= max(32, batch_size // 16)
 
 
 @settings(max_examples=50)

@@ -102,8 +102,8 @@ class Shuffle(Section):
 
     lanes: Count | None = None
     """Places of the data set that every batch reads from; must divide `train.batch_size`.
-    Default: the largest divisor of it up to 16, or up to a sixteenth of the batch."""
-    window: Count = 64
+    Default: the largest divisor of it up to 32, or up to a sixteenth of the batch."""
+    window: Count = 32
     """Samples of a lane that are shuffled among each other."""
 
 

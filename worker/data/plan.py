@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 
-_LANES = 16
+_LANES = 32
 _SHARDS, _SAMPLES = 0, 1  # streams of the keyed hash
 
 
@@ -50,11 +50,11 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def default_lanes(batch_size: int) -> int:
-    """The largest divisor of the batch up to 16, or up to a sixteenth of a large batch.
+    """The largest divisor of the batch up to 32, or up to a sixteenth of a large batch.
 
     Ranks own lanes, so that many ranks, which need large batches, read few shards each.
     """
-    most = max(_LANES, batch_size // _LANES)
+    most = max(_LANES, batch_size // 16)
     return max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
 
 
@@ -72,7 +72,7 @@ class EpochPlan:
         seed: int,
         epoch: int,
         lanes: int | None = None,
-        window: int = 64,
+        window: int = 32,
     ) -> None:
         self.total = int(counts.sum())
         self.steps = steps_per_epoch(self.total, batch_size)
