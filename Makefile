@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e lint lock clean
+.PHONY: demo test e2e bench lint lock clean
 
 demo: .venv/ready
 	$(BIN)/worker demo
@@ -13,6 +13,21 @@ test: .venv/ready
 
 e2e: .venv/ready
 	$(BIN)/pytest -m e2e -s
+
+# The peers pin other versions of what we use, so they get an environment that only borrows torch.
+bench: .venv-bench/ready
+	.venv-bench/bin/python -m bench.loader .venv-bench/data
+	for name in plan decode mixing ledger; do .venv-bench/bin/python -m bench.$$name || exit 1; done
+
+.venv-bench/ready: .venv/ready
+	$(PYTHON) -m venv .venv-bench
+	ls -d $(CURDIR)/.venv/lib/python3.*/site-packages > \
+	  $$(ls -d .venv-bench/lib/python3.*/site-packages)/borrowed.pth
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check \
+	  litdata mosaicml-streaming s3torchconnector webdataset
+	{ [ -x /usr/sbin/nginx ] && command -v curl > /dev/null; } || { SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
+	  $$SUDO apt-get update -q; $$SUDO apt-get install -qy nginx-light curl; }
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff check
@@ -37,4 +52,4 @@ lock: .venv/ready
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench

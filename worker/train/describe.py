@@ -23,6 +23,7 @@ def describe_job(job: Job, ranks: int) -> str:
         "val": _describe_data(job.val) if job.val else "none, accuracy is not measured",
         "steps": f"{count(manifest.train.epochs, 'epoch')} of {plan.steps} = {job.total_steps}, "
         f"{manifest.train.batch_size} images each, {last} in the last of an epoch",
+        "mixing": f"{job.lanes} lanes, windows of {manifest.data.shuffle.window} images",
         "ranks": f"{ranks}, {manifest.train.batch_size // ranks} images each; "
         f"shards read per epoch: {', '.join(map(str, shards))}",
         "optimizer": f"{manifest.optimizer.name}, base rate {manifest.optimizer.lr:g}, constant",
