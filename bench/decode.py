@@ -1,7 +1,6 @@
 """Decode and crop on one core: speed and fidelity against Pillow, same crops, same bytes."""
 
 import io
-import sys
 import time
 from collections.abc import Callable
 
@@ -56,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -219,5 +219,5 @@ def test_training_with_scratch_and_everything_random(
         outputs.append(open_store(job["output"]))
         assert run("audit", job["output"]).out.startswith("epochs 1 to 2: 52 of 52")
     assert list((tmp_path / "scratch").iterdir())
-    rows = [surviving_rows(read_ledger(output)) for output in outputs]
-    assert np.array_equal(*(np.unique(r, axis=0) for r in rows))
+    one, two = (np.unique(surviving_rows(read_ledger(out)), axis=0) for out in outputs)
+    assert np.array_equal(one, two)

@@ -301,6 +301,7 @@ def measure_peak(shards: int, out: str) -> None:
             assert stop
             return body * ((stop - start) // size)
 
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     entry = {"bytes": samples * size, "samples": samples, "sha256": "0" * 64}
     digest = xxhash.xxh3_64_hexdigest(sidecar)
     index = Index(
@@ -310,7 +311,6 @@ def measure_peak(shards: int, out: str) -> None:
             for n in range(shards)
         ),
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     reader = SampleReader(Simulated(), index, Cache(64 << 20))  # type: ignore[arg-type]
     plan = EpochPlan(index.counts, 64, 0, 0)
     for step in range(60):

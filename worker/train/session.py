@@ -9,15 +9,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from worker.data.augment import Augmentation
 from worker.data.loader import Bad, Batch
-from worker.data.mix import Blend, draw_blend
-from worker.data.plan import EpochPlan, Ids, split
+from worker.data.plan import split
 from worker.errors import DataError, StopRequested
 from worker.metrics.registry import Metrics
 from worker.model.optimizer import build_optimizer, freeze
 from worker.train.distributed import Agreement, cores_per_rank, device_of, total
 from worker.train.engine import Engine, Evaluation
+from worker.train.feed import Feed
 from worker.train.job import Dataset, Job, manifest_digest
 from worker.train.progress import Progress, Step, Stopwatch
 from worker.train.quarantine import Quarantine
@@ -69,10 +68,10 @@ class Session:
         data = job.manifest.data
         budget = data.error_budget
         self._bad = Quarantine("data.train", job.train, budget, self._state.bad_samples)
-        self._augmentation = Augmentation(job.preprocessing, data.augment, seed)
         with contextlib.ExitStack() as stack:
             supply = stack.enter_context(contextlib.closing(Supply(data, rank, self._device)))
-            self._train_loader = stack.enter_context(contextlib.closing(supply.open(job.train)))
+            loader = stack.enter_context(contextlib.closing(supply.open(job.train)))
+            self._feed = Feed(job, rank, loader)
             if job.val:
                 self._val_bad = Quarantine("data.val", job.val, budget)
                 self._val_loader = stack.enter_context(contextlib.closing(supply.open(job.val)))
@@ -92,38 +91,11 @@ class Session:
 
     def _train_epoch(self) -> None:
         """Train from where the state stands to the end of its epoch."""
-        job = self._job
-        epoch, start = divmod(self._state.step, job.steps_per_epoch)
-        plan = job.plan(epoch)
-        steps = range(start, plan.steps)
-        batches = self._train_loader.batches(
-            (self._share(plan, step) for step in steps),
-            self._augmentation.prepare_for(epoch),
-            job.preprocessing.crop_size,
-        )
+        epoch, start = divmod(self._state.step, self._job.steps_per_epoch)
+        plan = self._job.plan(epoch)
+        batches = self._feed.batches(plan, epoch, start)
         with contextlib.closing(batches):
-            self._train_steps(batches, [plan.size(step) for step in steps])
-
-    @property
-    def _blends(self) -> bool:
-        augment = self._job.manifest.data.augment
-        return bool(augment.mixup or augment.cutmix)
-
-    def _share(self, plan: EpochPlan, step: int) -> Ids:
-        """This rank's samples; where batches are blended, led by the one before the first."""
-        rank, world_size = self._rank.rank, self._rank.world_size
-        ids = plan.batch(step, rank, world_size)
-        if not self._blends or not len(ids):
-            return ids
-        whole = plan.batch(step)
-        return np.concatenate([whole[[split(len(whole), rank, world_size)[0] - 1]], ids])
-
-    def _blend(self) -> Blend | None:
-        if not self._blends:
-            return None
-        augment, side = self._job.manifest.data.augment, self._job.preprocessing.crop_size
-        seed = self._job.manifest.train.seed
-        return draw_blend(augment.mixup, augment.cutmix, side, seed, self._state.step)
+            self._train_steps(batches, [plan.size(step) for step in range(start, plan.steps)])
 
     def _train_steps(self, batches: Iterator[Batch], sizes: list[int]) -> None:
         """Take one step per batch; `sizes` are those of the global batches."""
@@ -136,9 +108,9 @@ class Session:
             waited = time.monotonic()
             batch = next(batches)
             self.metrics.wait_seconds.inc(time.monotonic() - waited)
-            fresh = self._bad.fresh(batch.bad)
+            step, fresh = self._state.step, self._bad.fresh(batch.bad)
             agreement.propose(self._stop.requested, bool(fresh))
-            sums += self._engine.step(self._state.step, batch, size, self._blend())
+            sums += self._engine.step(step, batch, size, self._feed.blend(step))
             # First of all, as gloo notices a lost rank where NCCL would wait for it.
             stopping, met_bad = agreement.result()
             self._note_step(batch, size, watch.lap())
@@ -176,8 +148,8 @@ class Session:
             quarantine.write(self._job.output, self._durable.attempt)
 
     def _note_step(self, batch: Batch, size: int, seconds: float) -> None:
-        first = 1 if self._blends else 0
-        self._recorder.trained(self._state.step, batch.ids[first:], batch.valid[first:].numpy())
+        own = slice(self._feed.led, None)
+        self._recorder.trained(self._state.step, batch.ids[own], batch.valid[own].numpy())
         self._state.step += 1
         self.metrics.step.set(self._state.step)
         self.metrics.epoch.set(self._state.step / self._job.steps_per_epoch)
