@@ -91,11 +91,15 @@ class Cache:
                 del self._items[key]
                 return
             self._bytes += future.result().nbytes
-            for old, value in list(self._items.items()):
-                if self._bytes <= self.limit:
+            while self._bytes > self.limit:
+                old = next((key for key, item in self._items.items() if _spare(item, future)), None)
+                if old is None:
                     return
-                if value is not future and value.done() and _loaded(value):
-                    self._bytes -= self._items.pop(old).result().nbytes
+                self._bytes -= self._items.pop(old).result().nbytes
+
+
+def _spare(item: Future[Sized], newest: Future[Sized]) -> bool:
+    return item is not newest and item.done() and _loaded(item)
 
 
 def _loaded(future: Future[Sized]) -> bool:

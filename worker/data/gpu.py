@@ -13,6 +13,8 @@ from worker.data.image import FAST_COLORS, decode, orientation
 from worker.data.loader import Batch, Prepare
 from worker.data.reader import BadSample, SampleReader
 
+_END = b"\xff\xd9"
+
 
 class GpuDecoder:
     """Fills batches on a CUDA device, from one thread, on a stream of its own."""
@@ -33,18 +35,24 @@ class GpuDecoder:
             except BadSample as problem:
                 batch.leave_out(place, problem, reader.name(number))
         with torch.cuda.stream(self._stream):
-            decoded = self._decode([image for image in images.values() if self._takes(image)])
+            # Made here, so that the allocator knows which stream writes and which one reads.
+            out = torch.zeros_like(batch.images, device=self.device)
+            out.record_stream(torch.cuda.default_stream(self.device))
+            batch.images = out
+            places = [place for place, image in images.items() if self._takes(image)]
+            decoded = dict(zip(places, self._decode([images[p] for p in places]), strict=False))
             for place, image in images.items():
                 try:
-                    pixels = decoded.pop(0) if decoded and self._takes(image) else None
-                    if pixels is None:
-                        pixels = decode(image, self._max_pixels).to(self.device)
-                    prepare(place, pixels, batch.images[place])
+                    if place not in decoded:
+                        decoded[place] = decode(image, self._max_pixels).to(self.device)
+                    prepare(place, decoded.pop(place), out[place])
                 except BadSample as problem:
                     batch.leave_out(place, problem, reader.name(int(batch.ids[place])))
         self._stream.synchronize()
 
     def _takes(self, image: memoryview) -> bool:
+        if bytes(image[-2:]) != _END:  # cut short, or with something behind: the CPU is strict
+            return False
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
         except ValueError:

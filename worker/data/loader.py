@@ -51,12 +51,12 @@ class Batch:
     bad: list[Bad] = field(default_factory=list)
 
     @classmethod
-    def of_size(cls, ids: Ids, size: int, device: torch.device, pin_memory: bool) -> "Batch":
+    def of_size(cls, ids: Ids, size: int, pin_memory: bool) -> "Batch":
         """A batch to write into."""
         shape = (len(ids), size, size, 3)
         # Threads could not write into a tensor that was made in the caller's inference mode.
         with torch.inference_mode(False):
-            images = torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pin_memory)
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             labels = torch.zeros(len(ids), dtype=torch.int64)
             valid = torch.ones(len(ids), dtype=torch.bool)
         return cls(images.permute(0, 3, 1, 2), labels, ids, valid)
@@ -72,10 +72,8 @@ class Batch:
 class Decoder(Protocol):
     """Fills a whole batch on another device than the CPU."""
 
-    device: torch.device
-
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
-        """Read, decode and prepare every sample of `batch`."""
+        """Read, decode and prepare every sample of `batch`, and put its images there."""
 
 
 class Loader:
@@ -94,7 +92,6 @@ class Loader:
         self._max_pixels = max_pixels
         self._pin = pin_memory and decoder is None
         self._decoder = decoder
-        self._device = decoder.device if decoder else torch.device("cpu")
         # One thread feeds a GPU, on a stream of its own.
         workers = 1 if decoder else threads
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
@@ -123,7 +120,7 @@ class Loader:
                     ahead = self._fetch_ahead(len(ids))
                 while fetching and len(decoding) <= decode_ahead:
                     ids = fetching.popleft()
-                    batch = Batch.of_size(ids, size, self._device, self._pin)
+                    batch = Batch.of_size(ids, size, self._pin)
                     decoding.append((batch, self._start(batch, prepare_for(ids))))
                 if not decoding:
                     return
