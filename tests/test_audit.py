@@ -69,6 +69,11 @@ def test_an_unfinished_epoch_has_lost_nothing_yet() -> None:
     ]
 
 
+def test_steps_that_were_committed_must_be_there() -> None:
+    audits = audit_epochs(rows(0, 5), SAMPLES, BATCH, done=10)
+    assert [(audit.complete, len(audit.lost)) for audit in audits] == [(True, 0), (True, 50)]
+
+
 def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     recorder = Recorder(store, attempt=2, rank=0, step=3, samples=True)

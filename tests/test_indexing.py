@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,56 @@ def test_an_interrupted_run_goes_on(
         len(data) for key, data in contents(source.store).items() if key.endswith(".tar")
     )
     assert labels_of(str(tmp_path)) == [0, 1, 2] * 3
+
+
+def test_a_repaired_shard_is_read_again(run: Run, tmp_path: Path) -> None:
+    whole = tar(labelled(4))
+    put(str(tmp_path), a=whole.replace(b"0001.cls", b"0001.txt"), b=tar(labelled(4, 4)))
+    assert run("index", str(tmp_path)).code == 65
+    put(str(tmp_path), a=whole)
+    assert run("index", str(tmp_path)).code == 0
+    assert open_index(str(tmp_path)).samples == 8
+
+
+def test_a_staged_file_that_is_broken_is_made_again(run: Run, tmp_path: Path) -> None:
+    put(str(tmp_path), a=WHOLE)
+    (tmp_path / "a.tar.scan.npz").write_bytes(b"PK\x03\x04 rubbish")
+    assert run("index", str(tmp_path)).code == 0
+    assert open_index(str(tmp_path)).samples == 4
+
+
+def test_numbers_and_names_do_not_mix(run: Run, tmp_path: Path) -> None:
+    put(str(tmp_path), a=tar(labelled(6, label=lambda n: str(n - 1))))
+    ended = run("index", str(tmp_path))
+    assert ended.code == 65
+    assert "the labels are class numbers (0) and others (-1)" in ended.err
+
+
+def test_what_is_no_sample_costs_no_memory() -> None:
+    big = tar([("README", bytes(40_000_000)), *labelled(2), ("big.bin", bytes(100))])
+    tracemalloc.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_module, "CHUNK_BYTES", 1 << 20)
+        found = scan(big)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(found.rows), len(found.problems)) == (2, 1)  # big.bin is a sample without label
+    assert peak < 8_000_000
+
+
+def test_a_sparse_member_is_named() -> None:
+    """As GNU tar writes them: 1024 bytes of data, spread over a file of a megabyte."""
+    data = bytearray(tar([("k.cls", b"1"), ("k.jpg", image()), ("k.bin", b"x" * 1024)]))
+    at = data.index(b"k.bin")
+    data[at + 156] = ord("S")
+    data[at + 386 : at + 398] = b"00000000000\0"
+    data[at + 398 : at + 410] = b"00000002000\0"
+    data[at + 483 : at + 495] = b"00004000000\0"
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    found = scan(bytes(data))
+    (problem,) = found.problems
+    assert "sample 'k' has 'k.bin', a sparse file" in problem.text
 
 
 def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from worker.data.plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_un
 @st.composite
 def plans(draw: st.DrawFn) -> EpochPlan:
     counts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=20).filter(sum))
+    lanes = draw(st.none() | st.integers(1, 12))
     return EpochPlan(
         np.array(counts),
-        batch_size=draw(st.integers(1, 96)),
+        batch_size=draw(st.integers(1, 96)) if lanes is None else lanes * draw(st.integers(1, 9)),
         seed=draw(st.integers(0, 2**32 - 1)),
         epoch=draw(st.integers(0, 1000)),
-        lanes=draw(st.sampled_from([None, 1])),
+        lanes=lanes,
         window=draw(st.integers(1, 80)),
     )
 
@@ -59,6 +60,8 @@ def test_shards_per_rank_are_counted(counts: list[int], batch_size: int, world_s
         ids = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
         read = len(np.unique(np.searchsorted(np.cumsum(counts), ids, side="right")))
         assert read <= plan.shards(rank, world_size) <= len(counts)
+    alone = EpochPlan(np.full(64, 100), 64, seed=0, epoch=0)
+    assert [alone.shards(rank, 8) for rank in range(8)] == [8] * 8
 
 
 @settings(max_examples=200, deadline=None)

@@ -234,6 +234,7 @@ def audit(run: str) -> None:
     RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
     sample was lost or repeated; those left out as bad within the job's budget are listed.
     """
+    from worker.checkpoint.commit import list_commits
     from worker.data.index import parse_address, read_index
     from worker.manifest import load_manifest
     from worker.store import open_store
@@ -241,6 +242,7 @@ def audit(run: str) -> None:
         audit_epochs,
         describe_audit,
         read_ledger,
+        require_same_data,
         surviving_rows,
     )
 
@@ -248,7 +250,10 @@ def audit(run: str) -> None:
     manifest = load_manifest(f"{store.uri}manifest.json")
     index = read_index(parse_address(manifest.data.train))
     rows = surviving_rows(read_ledger(store))
-    audits = audit_epochs(rows, index.samples, manifest.train.batch_size)
+    require_same_data(store, index)
+    commits = list_commits(store)
+    done = commits[0].step if commits else 0
+    audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)
     click.echo("\n".join(describe_audit(audits, index)))
     faults = sum(audit.faults for audit in audits)
     if faults:

@@ -38,16 +38,26 @@ class Cache:
         self.limit = limit
         self._lock = threading.Lock()
         self._items: OrderedDict[Hashable, Future[Sized]] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}  # of those that are loaded
         self._bytes = 0
         self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
 
-    def get(self, key: Hashable, load: Callable[[], Sized]) -> Future[Sized]:
-        """The value of `key`, which `load` makes unless it is there or on its way."""
+    def get(
+        self,
+        key: Hashable,
+        load: Callable[[], Sized],
+        instead_of: Future[Sized] | None = None,
+    ) -> Future[Sized]:
+        """The value of `key`, which `load` makes unless it is there or on its way.
+
+        `instead_of` is a value that will not do: it is replaced, unless another thread has.
+        """
         with self._lock:
             future = self._items.get(key)
-            if future is not None:
+            if future is not None and future is not instead_of:
                 self._items.move_to_end(key)
                 return future
+            self._forget(key)
             future = self._items[key] = self._pool.submit(load)
         future.add_done_callback(lambda done: self._settle(key, done))
         return future
@@ -69,41 +79,31 @@ class Cache:
         self._settle(key, own)
         return own.result()
 
-    def drop(self, key: Hashable) -> None:
-        """Forget a value, so that it is loaded again."""
-        with self._lock:
-            future = self._items.pop(key, None)
-            if future is not None and future.done() and _loaded(future):
-                self._bytes -= future.result().nbytes
-
     def close(self) -> None:
         """Stop loading and let go of everything."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._items.clear()
 
+    def _forget(self, key: Hashable) -> None:
+        self._items.pop(key, None)
+        self._bytes -= self._sizes.pop(key, 0)
+
     def _settle(self, key: Hashable, future: Future[Sized]) -> None:
         """Count what has been loaded, and drop what was used longest ago to make room."""
         with self._lock:
             if self._items.get(key) is not future:
                 return
-            if not _loaded(future):
+            if future.cancelled() or future.exception():
                 del self._items[key]
                 return
-            self._bytes += future.result().nbytes
+            self._sizes[key] = future.result().nbytes
+            self._bytes += self._sizes[key]
             while self._bytes > self.limit:
-                old = next((key for key, item in self._items.items() if _spare(item, future)), None)
+                old = next((k for k in self._items if k in self._sizes and k != key), None)
                 if old is None:
                     return
-                self._bytes -= self._items.pop(old).result().nbytes
-
-
-def _spare(item: Future[Sized], newest: Future[Sized]) -> bool:
-    return item is not newest and item.done() and _loaded(item)
-
-
-def _loaded(future: Future[Sized]) -> bool:
-    return not future.cancelled() and future.exception() is None
+                self._forget(old)
 
 
 class Scratch:
@@ -116,7 +116,7 @@ class Scratch:
     """
 
     def __init__(self, folder: Path, limit: int, ranks: int) -> None:
-        self._folder = folder
+        self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
         self._limit = limit
         self._step = int(limit * _FREED / ranks)  # between looks all ranks together stay below
         self._began = time.time()

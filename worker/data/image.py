@@ -4,16 +4,17 @@ libjpeg-turbo by way of simplejpeg for ordinary JPEGs, which keep the cores busy
 the rest: PNG, WebP, CMYK, palettes, alpha, 16 bits, and JPEGs that libjpeg complains about.
 """
 
+import functools
 import io
-import struct
 import threading
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from worker.data.reader import BadSample
@@ -73,19 +74,36 @@ def _buffer(size: int) -> bytearray:
 
 
 def _decode_any(data: memoryview, max_pixels: int) -> Pixels:
+    if bytes(data[:4]) == b"RIFF":  # Pillow unpacks the canvas of a WebP before it tells its size
+        _require_size(*_webp_size(data), max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_size(*image.size, max_pixels)
             image.load()
+            turn = _valid(image.getexif)
             if image.mode.startswith("I"):
                 upper = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(upper[..., None], 3, axis=2)
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                return _upright(np.repeat(upper[..., None], 3, axis=2), turn)
+            return _upright(np.array(image.convert("RGB")), turn)
+    except BadSample:
+        raise
     except UnidentifiedImageError:
         raise BadSample("undecodable", "is not a JPEG, PNG or WebP image") from None
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, OverflowError) as error:
+    except Exception as error:  # of hostile bytes, Pillow raises whatever its parsers meet
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadSample("undecodable", f"cannot be decoded ({reason})") from None
+
+
+def _webp_size(data: memoryview) -> tuple[int, int]:
+    """Width and height from the first chunk (RFC 9649); 0 where there is none of the known ones."""
+    head = bytes(data[12:30]).ljust(18, b"\0")
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    size = int.from_bytes(head[14:18], "little")
+    return (size & 0x3FFF, size >> 16 & 0x3FFF) if head[:4] == b"VP8 " else (0, 0)
 
 
 def orientation(data: memoryview) -> int:
@@ -96,15 +114,24 @@ def orientation(data: memoryview) -> int:
         if marker not in _APPLICATION and marker != _COMMENT:
             break
         if marker == _EXIF and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
-            exif = Image.Exif()
-            try:
-                exif.load(bytes(data[at + 4 : at + 2 + length]))
-                value = exif.get(_ORIENTATION)
-            except (OSError, ValueError, SyntaxError, struct.error, LookupError):
-                return 1
-            return value if isinstance(value, int) and 1 <= value <= 8 else 1
+            return _valid(functools.partial(_parse, bytes(data[at + 4 : at + 2 + length])))
         at += 2 + length
     return 1
+
+
+def _parse(data: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(data)
+    return exif
+
+
+def _valid(read: Callable[[], Image.Exif]) -> int:
+    """The orientation that EXIF tells; 1 where it is broken, which harms no pixel."""
+    try:
+        value = read().get(_ORIENTATION)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

@@ -70,6 +70,11 @@ class Index(BaseModel):
         """Identity of the data set; a resumed job must see the same."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """The digest in short, as attempts and messages have it."""
+        return f"index {self.digest[:12]}"
+
 
 @dataclass(frozen=True)
 class Address:

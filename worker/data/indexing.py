@@ -7,6 +7,7 @@ interrupted run goes on where it was; class numbers are known only once all labe
 import io
 import json
 import threading
+import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
 
 _SHOWN = 20
-_MOST_CLASSES = 1 << 20  # a label far beyond is an id of something else
+_MOST_CLASSES = 1 << 16  # a label far beyond is an id of something else
 _ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in Row._fields if name != "label"] + [("label", "<u4")]
 )
@@ -64,31 +65,30 @@ def find_tars(uri: str) -> Source:
 
 
 def _from_wids(uri: str) -> Source:
-    """See webdataset's wids_specs: {"shardlist": [{"url", "nsamples", "filesize"}]}."""
+    """Those of {"shardlist": [{"url", "nsamples", "filesize"}]}, of which only url must be."""
     root, _, name = uri.rpartition("/")
     store = parse_address(f"{root}/" if root else "./").store
     try:
         entries = json.loads(store.get(name))["shardlist"]
-        known = {str(entry["url"]): int(entry["nsamples"]) for entry in entries}
-        sizes = {str(entry["url"]): entry.get("filesize") for entry in entries}
+        urls = [str(entry["url"]).removeprefix(store.uri).removeprefix("./") for entry in entries]
+        facts = [(entry.get("nsamples"), entry.get("filesize")) for entry in entries]
     except ObjectMissing:
         raise
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise ConfigurationError(
-            f"{uri}: no wids index, which has a shardlist of url and nsamples"
-        ) from None
-    counts = {url.removeprefix(store.uri).removeprefix("./"): n for url, n in known.items()}
-    foreign = [name for name in counts if "://" in name or name.startswith("/")]
+        raise ConfigurationError(f"{uri}: no wids index, which has a shardlist of url") from None
+    foreign = [url for url in urls if "://" in url or url.startswith("/")]
     if foreign:
         raise ConfigurationError(f"{uri}: {foreign[0]} is not below {store.uri}; move the index")
-    tars = _named(store, counts)
-    for tar, size in zip(tars, sizes.values(), strict=True):
+    known = dict(zip(urls, facts, strict=True))
+    tars = _named(store, {url: samples for url, (samples, _) in known.items()})
+    for tar in tars:
+        size = known[tar.name][1]
         if size is not None and size != tar.size:
             raise DataError(f"{store.uri}{tar.name}: {tar.size} bytes, but {uri} says {size}")
     return Source(store, tars)
 
 
-def _named(store: Store, names: dict[str, int | None] | dict[str, int]) -> tuple[Tar, ...]:
+def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
     sizes = {info.key: info.size for info in store.list()}
     missing = [name for name in names if name not in sizes]
     if missing:
@@ -190,10 +190,13 @@ def _require_budget(source: Source, lines: list[str], found: int, error_budget: 
 
 
 def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None]) -> Scan:
-    """What a shard holds, as staged by an earlier run or by reading it."""
+    """What a shard holds, as staged by an earlier run or by reading it.
+
+    A malformed one is not staged, so that it is read again when it may have been repaired.
+    """
     try:
         staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field)
-    except ObjectMissing:
+    except (ObjectMissing, ValueError, LookupError, OSError, zipfile.BadZipFile):
         staged = None
     if staged:
         note(tar.size)
@@ -205,16 +208,21 @@ def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None])
         return data
 
     scan = scan_shard(fetch, tar.size, label_field)
-    store.put(_staged_name(tar), _encode_staged(scan, label_field))
+    if not scan.problems:
+        store.put(_staged_name(tar), _encode_staged(scan, label_field))
     return scan
 
 
 def _find_classes(labels_of_shards: Iterable[set[str]]) -> tuple[str, ...]:
     """Numbers up to the largest where all labels are numbers, else the sorted names."""
     labels = set().union(*labels_of_shards)
-    if all(label.isdecimal() and int(label) < _MOST_CLASSES for label in labels):
-        return tuple(map(str, range(1 + max(map(int, labels), default=-1))))
-    return tuple(sorted(labels))
+    numbers = {label for label in labels if label.isdecimal() and int(label) < _MOST_CLASSES}
+    if numbers and numbers != labels:
+        raise DataError(
+            f"the labels are class numbers ({min(numbers)}) and others ({min(labels - numbers)}); "
+            "correct them or give --classes"
+        )
+    return tuple(map(str, range(1 + max(map(int, labels))))) if numbers else tuple(sorted(labels))
 
 
 def _number(label: str, numbers: dict[str, int]) -> int | None:
@@ -236,7 +244,6 @@ def _encode_staged(scan: Scan, label_field: str) -> bytes:
         "bytes": scan.bytes,
         "sha256": scan.sha256,
         "labels": labels,
-        "problems": [(problem.offset, problem.text) for problem in scan.problems],
     }
     buffer = io.BytesIO()
     np.savez(buffer, rows=np.array(rows, dtype=_ROW_DTYPE), facts=np.array(json.dumps(facts)))
@@ -253,5 +260,4 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
         facts["bytes"],
         facts["sha256"],
         [Row._make((*row[:5], facts["labels"][row[5]])) for row in rows],
-        [Problem(*problem) for problem in facts["problems"]],
     )

@@ -94,7 +94,7 @@ class Loader:
         self._decoder = decoder
         # One thread feeds a GPU, on a stream of its own.
         workers = 1 if decoder else threads
-        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode", _be_one_of_many)
 
     def batches(
         self, batches_of_ids: Iterable[Ids], prepare_for: Callable[[Ids], Prepare], size: int
@@ -158,6 +158,11 @@ class Loader:
                 batch.labels[place] = sample.label
             except BadSample as problem:
                 batch.leave_out(place, problem, self._reader.name(number))
+
+
+def _be_one_of_many() -> None:
+    """A team of threads for each thread that decodes would be more than there are cores."""
+    torch.set_num_threads(1)
 
 
 def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:

@@ -171,6 +171,8 @@ def _write_shard(
             note()
     data = buffer.getvalue()
     scan = scan_shard(lambda start, stop: data[start:stop], len(data))
+    if scan.problems:
+        raise ConfigurationError(f"{files[0].path.parent}: {scan.problems[0].text}")
     store.put(name, data)
     return write_sidecar(store, name, scan, [(row, int(row.label)) for row in scan.rows])
 

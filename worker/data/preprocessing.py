@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 
+from worker.data.reader import BadSample
+
+_MOST_PIXELS = 1 << 26
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -50,11 +54,14 @@ class Preprocessing:
     def evaluated(self, image: Tensor, out: Tensor) -> None:
         """Write uint8 [3, H, W] as the preset prepares it into `out`, uint8 [3, S, S].
 
-        Resizes the shorter side and takes the central square.
+        Resizes the shorter side and takes the central square. Raises `BadSample` for one so thin
+        that it would not fit into memory on the way.
         """
         height, width = image.shape[-2:]
         short = min(height, width)
         h, w = (int(self.resize_size * side / short) for side in (height, width))
+        if h * w > _MOST_PIXELS:
+            raise BadSample("too_large", f"{width} x {height} pixels resize to {w} x {h}")
         image = self.resized(image, (0, 0, height, width), h, w)
         # A preset may crop more than it resizes to: what is missing then stays black.
         top, left = round((h - self.crop_size) / 2), round((w - self.crop_size) / 2)

@@ -5,6 +5,7 @@ a lane in nearly that order, so a run is fetched once and serves several batches
 a whole shard, and memory is bounded by the cache, whatever the number of shards.
 """
 
+import io
 import tarfile
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,8 +20,7 @@ from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidec
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 
-_RUN_BYTES = 1 << 22
-_BLOCK = 512
+_RUN_BYTES = 1 << 22  # at most: a request costs as much time as some of these
 _NO_ROWS = np.empty(0, SIDECAR_DTYPE)
 
 Run = tuple[str, int, int]  # root of the data set, shard number, run number within the shard
@@ -46,12 +46,13 @@ class Sample:
 class _Fetched:
     """The bytes of a run, their offset in the shard, and the sidecar rows of its samples.
 
-    `problem` says why there are none.
+    `again`: it was read a second time. `problem` says why there are no bytes.
     """
 
     rows: Sidecar
     start: int
     data: bytes
+    again: bool
     problem: str = ""
 
     @property
@@ -60,10 +61,18 @@ class _Fetched:
 
 
 class SampleReader:
-    """Random access to the samples of a data set by id; safe to share between threads."""
+    """Random access to the samples of a data set by id; safe to share between threads.
+
+    `lanes` is at how many places of the data set it will be reading at a time.
+    """
 
     def __init__(
-        self, store: Store, index: Index, cache: Cache, scratch: Scratch | None = None
+        self,
+        store: Store,
+        index: Index,
+        cache: Cache,
+        scratch: Scratch | None = None,
+        lanes: int = 1,
     ) -> None:
         self._store = store
         self._index = index
@@ -73,9 +82,10 @@ class SampleReader:
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
-        self._per_run = np.maximum(1, _RUN_BYTES * counts // np.maximum(1, sizes))
+        # Runs of all lanes must fit into memory together, or each is read again and again.
+        self._run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
+        self._per_run = np.maximum(1, self._run_bytes * counts // np.maximum(1, sizes))
         self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
-        self._reread: set[Run] = set()
 
     @property
     def lookahead(self) -> int:
@@ -97,36 +107,36 @@ class SampleReader:
         """
         shard, number, run = self._place(sample_id)
         place = number % int(self._per_run[shard])
+        future = self._start(run)
         while True:
-            fetched = self._fetch(run)
+            fetched: _Fetched = future.result()
             if not fetched.problem:
                 offset, length, digest, first, size, label = fetched.rows[place].item()
                 data = memoryview(fetched.data)[offset - fetched.start :][:length]
                 if xxhash.xxh3_64_intdigest(data) == digest:
                     return Sample(data[first : first + size], label)
-            if run in self._reread:
+            if fetched.again:
                 text = fetched.problem or "its bytes are not those that were indexed"
                 raise BadSample("missing" if fetched.problem else "altered", text)
-            self._reread.add(run)
-            if self._scratch:
-                self._scratch.drop(self._scratch_name(run))
-            self._cache.drop(run)
-            self._cache.drop(run[:2])
+            future = self._cache.get(run, lambda: self._load_run(run, again=True), future)
 
     def name(self, sample_id: int) -> str:
         """Where a sample lies, for people: shard, number, and byte and key as far as known."""
         shard, number, run = self._place(sample_id)
         text = f"{self._store.uri}{self._index.shards[shard].name}: sample {number}"
-        fetched = self._fetch(run)
+        fetched: _Fetched = self._start(run).result()
         if fetched.problem:
             return text
-        offset = int(fetched.rows["offset"][number % self._per_run[shard]])
-        header = fetched.data[offset - fetched.start :][:_BLOCK]
+        row = fetched.rows[number % int(self._per_run[shard])]
+        start = int(row["offset"]) - fetched.start
         try:
-            key = tarfile.TarInfo.frombuf(header, "utf-8", "replace").name.rpartition(".")[0]
-        except tarfile.HeaderError:
-            return f"{text}, byte {offset}"
-        return f"{text}, byte {offset} ({key})"
+            data = io.BytesIO(fetched.data[start : start + int(row["length"])])
+            with tarfile.open(fileobj=data) as tar:
+                member = tar.next()
+        except (tarfile.TarError, ValueError, EOFError):
+            member = None
+        key = f" ({member.name.rpartition('.')[0]})" if member else ""
+        return f"{text}, byte {row['offset']}{key}"
 
     def _place(self, sample_id: int) -> tuple[int, int, Run]:
         """Shard, number within it, and run."""
@@ -134,32 +144,30 @@ class SampleReader:
         number = int(sample_id - self._starts[shard])
         return shard, number, (self._store.uri, shard, number // int(self._per_run[shard]))
 
-    def _fetch(self, run: Run) -> _Fetched:
-        return cast(_Fetched, self._start(run).result())
-
     def _start(self, run: Run) -> Future[Any]:
-        return self._cache.get(run, lambda: self._load_run(run))
+        return self._cache.get(run, lambda: self._load_run(run, again=False))
 
-    def _load_run(self, run: Run) -> _Fetched:
+    def _load_run(self, run: Run, again: bool) -> _Fetched:
+        """Read a run; `again` from the store itself, after something was wrong with it."""
         _, shard, number = run
         entry = self._index.shards[shard]
         try:
             sidecar = self._cache.get_here(run[:2], lambda: self._load_sidecar(entry))
         except (ObjectMissing, BadSample) as error:
-            return _Fetched(_NO_ROWS, 0, b"", f"its shard's sidecar cannot be used: {error}")
+            return _Fetched(_NO_ROWS, 0, b"", again, f"its shard's sidecar cannot be used: {error}")
         first = number * int(self._per_run[shard])
         rows = cast(Sidecar, sidecar)[first : first + int(self._per_run[shard])]
         start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
         name = self._scratch_name(run)
-        data = self._scratch.get(name) if self._scratch else None
+        data = self._scratch.get(name) if self._scratch and not again else None
         if data is None:
             try:
                 data = self._store.get(entry.name, start, stop)
             except ObjectMissing:
-                return _Fetched(rows, start, b"", "its shard is missing")
+                return _Fetched(rows, start, b"", again, "its shard is missing")
             if self._scratch:
                 self._scratch.put(name, data)
-        return _Fetched(rows, start, data)
+        return _Fetched(rows, start, data, again)
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
         sidecar = decode_sidecar(self._store.get(sidecar_name(shard.name)), shard)
@@ -170,4 +178,4 @@ class SampleReader:
     def _scratch_name(self, run: Run) -> str:
         """Of the bytes themselves, so that two data sets at one address are not confused."""
         entry = self._index.shards[run[1]]
-        return f"{entry.sha256} {entry.sidecar_digest} {run[2]} {_RUN_BYTES}"
+        return f"{entry.sha256} {entry.sidecar_digest} {run[2]} {self._run_bytes}"

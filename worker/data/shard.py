@@ -21,6 +21,7 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 CHUNK_BYTES = 1 << 24
 
 _BLOCK = 512
+_LABELS: tuple[str, ...] = ("cls", "json")
 # Directory and name up to the first dot are the key, the rest is the suffix, as in webdataset.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
@@ -60,6 +61,19 @@ class Scan:
     problems: list[Problem] = field(default_factory=list)
 
 
+class _Member(NamedTuple):
+    """One file of the tar; `end` is where the next header lies."""
+
+    name: str
+    key: str
+    suffix: str
+    offset: int
+    data_offset: int
+    size: int
+    end: int
+    sparse: bool
+
+
 class _Unsound(Exception):
     """Why a sample cannot be used."""
 
@@ -73,13 +87,11 @@ def scan_shard(fetch: Fetch, size: int, label_field: str = "label") -> Scan:
     stream = Stream(fetch, size)
     scan = Scan(bytes=size)
     for members in _samples(stream, scan):
-        start, stop = members[0].offset, _end(members[-1])
         try:
-            scan.rows.append(_row(stream, members, start, stop, label_field))
+            scan.rows.append(_row(stream, members, label_field))
         except _Unsound as problem:
-            key = _key(members[0])[0]
-            scan.problems.append(Problem(start, f"sample {key!r} {problem}"))
-        stream.forget(stop)
+            scan.problems.append(Problem(members[0].offset, f"sample {members[0].key!r} {problem}"))
+        stream.forget(members[-1].end)
     if not scan.rows and not scan.problems:
         scan.problems.append(Problem(0, "holds no samples"))
     scan.sha256 = stream.sha256()
@@ -93,7 +105,7 @@ class Stream(io.RawIOBase):
         self._fetch = fetch
         self._size = size
         self._kept = bytearray()
-        self._first = self._position = 0
+        self._first = self._position = self._wanted_from = 0
         self._hash = hashlib.sha256()
         self.clean_from = 0
         """From this byte on there are only zeros, as far as was read."""
@@ -125,21 +137,21 @@ class Stream(io.RawIOBase):
         return self._first + len(self._kept)
 
     def forget(self, stop: int) -> None:
-        """Let go of everything before `stop`, but for the byte that tarfile looks at."""
-        done = max(0, min(stop - 1 - self._first, len(self._kept)))
-        del self._kept[:done]
-        self._first += done
+        """Let go of all before `stop`, read or not, but for the byte that tarfile looks at."""
+        self._wanted_from = max(self._wanted_from, stop - 1)
+        self._drop()
 
     def sha256(self) -> str:
         """Of the whole shard, the rest of which is read for it."""
-        self._drop()
+        self.forget(self._size + 1)
         while self._fill():
-            self._drop()
+            pass
         return self._hash.hexdigest()
 
     def _drop(self) -> None:
-        self._first += len(self._kept)
-        self._kept.clear()
+        done = max(0, min(self._wanted_from - self._first, len(self._kept)))
+        del self._kept[:done]
+        self._first += done
 
     def _fill(self) -> bool:
         end = self.size
@@ -151,48 +163,49 @@ class Stream(io.RawIOBase):
         if used:
             self.clean_from = end + used
         self._kept += chunk
+        self._drop()
         return bool(chunk)
 
 
-def _samples(stream: Stream, scan: Scan) -> Iterator[list[tarfile.TarInfo]]:
+def _samples(stream: Stream, scan: Scan) -> Iterator[list[_Member]]:
     """The members of each sample: neighbours with the same key. Notes a malformed archive."""
-    group: list[tarfile.TarInfo] = []
+    group: list[_Member] = []
     end = 0
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
+            for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it keeps them all
-                end = member.offset
-                key, suffix = _key(member)
-                if not suffix or not member.isreg():
+                end = tar.offset
+                member = _member(info, end)
+                if not member.suffix:
+                    stream.forget(group[0].offset if group else end)
                     continue
-                if group and _key(group[0])[0] != key:
+                if group and group[0].key != member.key:
                     yield group
                     group = []
                 group.append(member)
             end = tar.offset
-    except tarfile.TarError as error:
-        whole = _drop_cut_member(group, scan)
-        if whole:
-            yield whole
-        if len(whole) == len(group):
-            at = _end(group[-1]) if group else end
-            scan.problems.append(Problem(at, f"no tar header: {error}"))
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        if group and group[-1].end > scan.bytes:
+            last = group[-1]
+            text = f"member {last.name!r} is cut short: it ends at byte {last.end}"
+            scan.problems.append(Problem(group[0].offset, text))
+            return
+        if group:
+            yield group
+        scan.problems.append(Problem(end, f"no tar header: {error}"))
         return
     if group:
         yield group
     _check_end(stream, scan, end)
 
 
-def _drop_cut_member(group: list[tarfile.TarInfo], scan: Scan) -> list[tarfile.TarInfo]:
-    """The members of the last sample, without it where the shard ends inside of it."""
-    if group and _end(group[-1]) > scan.bytes:
-        name, start = group[-1].name, group[0].offset
-        scan.problems.append(
-            Problem(start, f"member {name!r} is cut short: it ends at byte {_end(group[-1])}")
-        )
-        return []
-    return group
+def _member(info: tarfile.TarInfo, end: int) -> _Member:
+    """Without suffix: what belongs to no sample."""
+    match = _MEMBER.fullmatch(info.name) if info.isreg() else None
+    key, suffix = (match[1], match[2].lower()) if match else (info.name, "")
+    sparse = info.issparse()
+    return _Member(info.name, key, suffix, info.offset, info.offset_data, info.size, end, sparse)
 
 
 def _check_end(stream: Stream, scan: Scan, end: int) -> None:
@@ -205,7 +218,6 @@ def _check_end(stream: Stream, scan: Scan, end: int) -> None:
         text = "no end-of-archive mark: cut between two samples, or never closed"
         scan.problems.append(Problem(end, text))
     else:
-        stream.forget(end)
         stream.sha256()
         if stream.clean_from > end:
             scan.problems.append(
@@ -215,32 +227,32 @@ def _check_end(stream: Stream, scan: Scan, end: int) -> None:
             )
 
 
-def _row(
-    stream: Stream, members: list[tarfile.TarInfo], start: int, stop: int, label_field: str
-) -> Row:
-    files: dict[str, tarfile.TarInfo] = {}
+def _row(stream: Stream, members: list[_Member], label_field: str) -> Row:
+    start, stop = members[0].offset, members[-1].end
+    files: dict[str, _Member] = {}
     for member in members:
-        suffix = _key(member)[1]
-        if suffix in files:
-            raise _Unsound(f"has two members .{suffix}")
-        files[suffix] = member
+        if member.suffix in files:
+            raise _Unsound(f"has two members .{member.suffix}")
+        if member.sparse:
+            raise _Unsound(f"has {member.name!r}, a sparse file; write it whole")
+        files[member.suffix] = member
     image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
     if image is None:
         raise _Unsound("has no .jpg, .jpeg, .png or .webp")
+    if stop - start >= 1 << 32:
+        raise _Unsound("is larger than 4 GiB")
     data = stream.span(start, stop)
     if len(data) < stop - start:
         raise _Unsound("is cut short")
-    texts: dict[str, bytes] = {
-        kind: data[files[kind].offset_data - start :][: files[kind].size]
-        for kind in ("cls", "json")
+    texts = {
+        kind: data[files[kind].data_offset - start :][: files[kind].size]
+        for kind in _LABELS
         if kind in files
     }
     label = _label(texts, label_field)
-    first = image.offset_data - start
+    first = image.data_offset - start
     if not data.startswith(SIGNATURES, first) or not image.size:
         raise _Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
-    if stop - start >= 1 << 32:
-        raise _Unsound("is larger than 4 GiB")
     return Row(start, stop - start, xxhash.xxh3_64_intdigest(data), first, image.size, label)
 
 
@@ -260,13 +272,3 @@ def _label(texts: dict[str, bytes], label_field: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise _Unsound(f"has a .json without a text or whole number {label_field!r}")
     return str(value).strip()
-
-
-def _key(member: tarfile.TarInfo) -> tuple[str, str]:
-    """(key, suffix) of a member; no suffix for what belongs to no sample."""
-    match = _MEMBER.fullmatch(member.name)
-    return (match[1], match[2].lower()) if match else (member.name, "")
-
-
-def _end(member: tarfile.TarInfo) -> int:
-    return member.offset_data + -(-member.size // _BLOCK) * _BLOCK

@@ -1,5 +1,6 @@
 """Whether the shards in the store are still those that were indexed: `worker index --verify`."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,10 +16,16 @@ def verify_shards(
 ) -> list[str]:
     """Read every shard whole and compare it with the index; a line for each that differs.
 
-    `advance` is told of bytes read, from any thread.
+    `advance` is told of bytes read, by one thread at a time.
     """
+    lock = threading.Lock()
+
+    def note(done: int) -> None:
+        with lock:
+            advance(done)
+
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda shard: _verify(store, shard, advance), index.shards)
+        found = pool.map(lambda shard: _verify(store, shard, note), index.shards)
         return [line for lines in found for line in lines]
 
 

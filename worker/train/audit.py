@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.data.index import Index
 from worker.data.plan import steps_per_epoch
 from worker.errors import ConfigurationError
@@ -16,6 +17,7 @@ from worker.store import Store
 
 Rows = npt.NDArray[np.int64]
 
+_SHOWN = 10
 _LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)-(\d+)\.npy")
 
 
@@ -27,9 +29,6 @@ class Piece:
     first: int
     stop: int
     rows: Rows
-
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,15 @@ def read_ledger(store: Store) -> list[Piece]:
     return pieces
 
 
+def require_same_data(store: Store, index: Index) -> None:
+    """Raise `ConfigurationError` where `index` is not the one that the run was trained on."""
+    kept = read_attempt(store, newest_attempt(store))["identity"]["data.train"]
+    if kept != index.identity:
+        raise ConfigurationError(
+            f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
+        )
+
+
 def surviving_rows(pieces: Iterable[Piece]) -> Rows:
     """The rows that are in the final weights.
 
@@ -90,10 +98,13 @@ def surviving_rows(pieces: Iterable[Piece]) -> Rows:
     return np.concatenate(kept)
 
 
-def audit_epochs(rows: Rows, samples: int, batch_size: int) -> list[EpochAudit]:
-    """Count every sample of every epoch; in an unfinished epoch only repeats are faults."""
+def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
+    """Count every sample of every epoch; in an unfinished epoch only repeats are faults.
+
+    `done` are the steps that the run has committed, all of which must be there.
+    """
     steps = steps_per_epoch(samples, batch_size)
-    done = int(rows[:, 0].max()) + 1
+    done = max(done, int(rows[:, 0].max()) + 1)
     audits = []
     for epoch in range(-(-done // steps)):
         planned = rows[rows[:, 0] // steps == epoch, 1]

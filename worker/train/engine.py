@@ -128,7 +128,7 @@ class Engine:
                 sums[0] += F.cross_entropy(outputs, here, reduction="sum")
                 sums[1] += (best == here[:, None]).sum()
                 pairs = labels * classes + best[:, 0].cpu()
-                confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+                confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
         train_mode(self.model)
         dist.all_reduce(confusion)
         interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
@@ -162,7 +162,7 @@ class Engine:
 
 
 def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
-    count, of_class = int(confusion.sum()), confusion.sum(1).tolist()
+    count, of_class = max(1, int(confusion.sum())), confusion.sum(1).tolist()
     right = confusion.diagonal().tolist()
     return Evaluation(
         loss=loss / count,

@@ -8,8 +8,11 @@ from worker.data.augment import Augmentation
 from worker.data.loader import Batch, Loader
 from worker.data.mix import Blend, draw_blend
 from worker.data.plan import EpochPlan, Ids, split
+from worker.data.preprocessing import Preprocessing
 from worker.train.job import Job
 from worker.train.rank import Rank
+
+_EVALUATION_BATCH = 64
 
 
 class Feed:
@@ -49,3 +52,12 @@ class Feed:
             return ids
         whole = plan.batch(step)
         return np.concatenate([whole[[split(len(whole), rank, world_size)[0] - 1]], ids])
+
+
+def evaluation_batches(loader: Loader, ids: Ids, preprocessing: Preprocessing) -> Generator[Batch]:
+    """These samples in order, as the weights' preset prepares them."""
+    return loader.batches(
+        (ids[at : at + _EVALUATION_BATCH] for at in range(0, len(ids), _EVALUATION_BATCH)),
+        lambda _: lambda place, image, out: preprocessing.evaluated(image, out),
+        preprocessing.crop_size,
+    )

@@ -73,7 +73,7 @@ class Job:
         manifest = self.manifest
         return {
             "job": manifest.job,
-            "data.train": f"index {self.train.index.digest[:12]}",
+            "data.train": self.train.index.identity,
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
             "data.image_size": str(self.preprocessing.crop_size),
             "model.backbone": manifest.model.backbone,
@@ -115,7 +115,7 @@ def open_job(manifest: Manifest) -> Job:
     if val and val.index.classes != classes:
         raise ConfigurationError(
             f"data.val: its classes {_short(val.index.classes)} are not those of data.train, "
-            f"{_short(classes)}; pack both from one folder"
+            f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
         )
     if len(classes) < 2:
         raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")

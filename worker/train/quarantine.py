@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import torch.distributed as dist
@@ -18,24 +18,18 @@ _WARNINGS = 20  # the record lists them all
 
 
 class Quarantine:
-    """The bad samples of one data set; `known` are ids that earlier attempts have met.
+    """The bad samples of one data set; `field` is that of the manifest, for messages."""
 
-    `field` is that of the manifest, for messages.
-    """
-
-    def __init__(
-        self, field: str, dataset: Dataset, budget: float, known: Collection[int] = ()
-    ) -> None:
+    def __init__(self, field: str, dataset: Dataset, budget: float) -> None:
         self._field = field
         self._samples = dataset.index.samples
         self._budget = budget
-        self._known = set(known)
         self._listed: dict[int, Bad] = {}
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All ids, in order."""
-        return tuple(sorted(self._known))
+        return tuple(sorted(self._listed))
 
     def fresh(self, bad: Iterable[Bad]) -> list[Bad]:
         """Those of `bad` that are not listed yet."""
@@ -49,14 +43,13 @@ class Quarantine:
             if bad.id in self._listed:
                 continue
             self._listed[bad.id] = bad
-            self._known.add(bad.id)
             metrics.note_bad_sample(bad.reason)
             if warn and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
 
     def excess(self) -> str:
         """What to tell the user where there are more than the budget allows, else nothing."""
-        count = len(self._known)
+        count = len(self._listed)
         if count <= int(self._budget * self._samples):
             return ""
         first = next(iter(self._listed.values()))

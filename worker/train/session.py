@@ -9,14 +9,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from worker.data.loader import Bad, Batch
+from worker.data.loader import Bad, Batch, Loader
 from worker.data.plan import split
 from worker.errors import DataError, StopRequested
 from worker.metrics.registry import Metrics
 from worker.model.optimizer import build_optimizer, freeze
 from worker.train.distributed import Agreement, cores_per_rank, device_of, total
 from worker.train.engine import Engine, Evaluation
-from worker.train.feed import Feed
+from worker.train.feed import Feed, evaluation_batches
 from worker.train.job import Dataset, Job, manifest_digest
 from worker.train.progress import Progress, Step, Stopwatch
 from worker.train.quarantine import Quarantine
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
-_EVALUATION_BATCH = 64
 
 
 class Session:
@@ -44,6 +43,7 @@ class Session:
         self._progress = progress
         self._device = device_of(rank)
         torch.set_num_threads(cores_per_rank(rank))
+        torch.get_num_threads()  # settles it for this thread, whatever others set for themselves
         self.metrics = Metrics(job.manifest.job, job.output.uri, rank.rank)
 
     def run(self) -> None:
@@ -67,16 +67,29 @@ class Session:
         )
         data = job.manifest.data
         budget = data.error_budget
-        self._bad = Quarantine("data.train", job.train, budget, self._state.bad_samples)
+        self._bad = Quarantine("data.train", job.train, budget)
         with contextlib.ExitStack() as stack:
             supply = stack.enter_context(contextlib.closing(Supply(data, rank, self._device)))
-            loader = stack.enter_context(contextlib.closing(supply.open(job.train)))
+            lanes = -(-job.lanes // rank.world_size)
+            loader = stack.enter_context(contextlib.closing(supply.open(job.train, lanes)))
             self._feed = Feed(job, rank, loader)
             if job.val:
                 self._val_bad = Quarantine("data.val", job.val, budget)
-                self._val_loader = stack.enter_context(contextlib.closing(supply.open(job.val)))
+                self._val_loader = stack.enter_context(contextlib.closing(supply.open(job.val, 1)))
+            self._look_again(loader)
             self._train()
         self._finish()
+
+    def _look_again(self, loader: Loader) -> None:
+        """Whether the samples that earlier attempts have left out are still bad."""
+        ids = np.array(self._state.bad_samples, dtype=np.int64)
+        if not len(ids):
+            return
+        start, stop = split(len(ids), self._rank.rank, self._rank.world_size)
+        bad: list[Bad] = []
+        for batch in evaluation_batches(loader, ids[start:stop], self._job.preprocessing):
+            bad += batch.bad
+        self._leave_out(bad)
 
     def _train(self) -> None:
         for group in self._job.groups:
@@ -138,7 +151,6 @@ class Session:
     def _require_budget(self, quarantine: Quarantine) -> None:
         excess = quarantine.excess()
         if excess:
-            self._state.bad_samples = ()  # whoever starts again has repaired them, or will hear
             self._save()
             raise DataError(excess if self._rank.rank == 0 else "")
 
@@ -201,12 +213,7 @@ class Session:
         """The accuracy of the model as it is, or None where a stop was requested meanwhile."""
         start, stop = split(val.index.samples, self._rank.rank, self._rank.world_size)
         ids = np.arange(start, stop)
-        preprocessing = self._job.preprocessing
-        batches = self._val_loader.batches(
-            (ids[at : at + _EVALUATION_BATCH] for at in range(0, len(ids), _EVALUATION_BATCH)),
-            lambda _: lambda place, image, out: preprocessing.evaluated(image, out),
-            preprocessing.crop_size,
-        )
+        batches = evaluation_batches(self._val_loader, ids, self._job.preprocessing)
         bad: list[Bad] = []
         with contextlib.closing(batches):
             result = self._engine.evaluate(

@@ -54,9 +54,9 @@ class Supply:
             limit = settings.scratch_limit
             self._scratch = Scratch(Path(settings.scratch), limit, rank.local_world_size)
 
-    def open(self, dataset: Dataset) -> Loader:
-        """A loader of one data set."""
-        reader = SampleReader(dataset.store, dataset.index, self._cache, self._scratch)
+    def open(self, dataset: Dataset, lanes: int) -> Loader:
+        """A loader of one data set, which is read at `lanes` places at a time."""
+        reader = SampleReader(dataset.store, dataset.index, self._cache, self._scratch, lanes)
         return Loader(reader, self._threads, self._max_pixels, self._pin, self._decoder)
 
     def close(self) -> None:
