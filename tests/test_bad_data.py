@@ -1,5 +1,6 @@
 """Broken samples: noticed, named, counted, left out, and ended by when there are too many."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from tests.conftest import Run, contents, keys, open_index
 from tests.pictures import write_pictures
-from worker.data.index import decode_sidecar, sidecar_name
+from worker.data.index import decode_sidecar
 from worker.data.pack import find_splits, write_split
 from worker.store import Store, open_store
 from worker.train.audit import read_ledger, surviving_rows
@@ -23,7 +24,7 @@ Job = dict[str, Any]
 def flip_a_bit(store: Store, shard: int = 1, sample: int = 2) -> tuple[str, bytes]:
     """Damage one image; returns the shard's name and its bytes before."""
     entry = open_index(store.uri).shards[shard]
-    rows = decode_sidecar(store.get(sidecar_name(entry.name)), entry)
+    rows = decode_sidecar(store.get(entry.sidecar), entry)
     assert rows is not None
     whole = store.get(entry.name)
     at = int(rows[sample]["offset"]) + int(rows[sample]["image_offset"]) + 200
@@ -103,6 +104,31 @@ def test_past_the_budget_what_was_done_is_kept_and_a_repair_goes_on(
     audit = run("audit", job["output"])
     assert audit.code == 0
     assert audit.out.count("1 left out as bad") == 1  # of the epoch in which it was
+
+
+def test_training_and_validation_in_one_folder_are_not_confused(
+    run: Run, write: Write, job: Job, dataset: Path, tmp_path: Path
+) -> None:
+    """Of two patterns in one folder, each with its own images: by the confusion matrix."""
+    store = open_store(f"{tmp_path}/both")
+    counts = {}
+    for split in ("train", "val"):
+        source = open_store(f"{dataset}/{split}")
+        tars = [key for key in keys(source) if key.endswith(".tar")]
+        counts[split] = len(tars)
+        for key in tars:
+            store.put(key.replace("shard", split), source.get(key))
+    assert run("index", store.uri).code == 0
+    job["data"] |= {
+        split: f"{store.uri}{split}-{{000000..{count - 1:06d}}}.tar"
+        for split, count in counts.items()
+    }
+    ended = run("train", write(job))
+    assert ended.code == 0, ended.err
+    output = open_store(job["output"])
+    key = max(key for key in keys(output) if "/confusion/" in key)
+    assert np.load(io.BytesIO(output.get(key))).sum(1).tolist() == [7, 7]
+    assert not [event for event in ended.events if event["level"] == "warning"]
 
 
 def test_a_missing_shard_is_named(run: Run, write: Write, job: Job, damaged: Store) -> None:

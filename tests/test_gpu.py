@@ -17,6 +17,7 @@ from worker.data import gpu
 from worker.data.indexing import find_tars, index_tars
 from worker.data.loader import Batch, Loader, Prepare
 from worker.data.plan import Ids
+from worker.errors import ConfigurationError
 from worker.model.backbone import preprocessing_of
 
 PREPROCESSING = preprocessing_of("resnet18", 24)
@@ -56,6 +57,13 @@ def load(uri: str, decoder: gpu.GpuDecoder | None, ids: list[int]) -> Batch:
     (batch,) = loader.batches([np.array(ids)], evaluation, 24)
     loader.close()
     return batch
+
+
+def test_a_build_that_cannot_is_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.require_nvjpeg(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "decode_jpeg", mock.Mock(side_effect=RuntimeError("not compiled")))
+    with pytest.raises(ConfigurationError, match=r"data.decoder: nvJPEG .*not compiled"):
+        gpu.require_nvjpeg(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3], [0, 1, 2, 3, 4]], ids=["sound", "one broken"])

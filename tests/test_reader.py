@@ -23,7 +23,6 @@ from worker.data.index import (
     decode_sidecar,
     parse_address,
     read_index,
-    sidecar_name,
 )
 from worker.data.plan import EpochPlan
 from worker.data.reader import BadSample, SampleReader
@@ -72,7 +71,7 @@ def test_only_what_is_altered_is_left_out(
 ) -> None:
     index = open_index(damaged.uri)
     shard = index.shards[1]
-    rows = decode_sidecar(damaged.get(sidecar_name(shard.name)), shard)
+    rows = decode_sidecar(damaged.get(shard.sidecar), shard)
     assert rows is not None
     data = damage(damaged.get(shard.name), rows)
     damaged.delete(shard.name) if data is None else damaged.put(shard.name, data)
@@ -86,11 +85,11 @@ def test_only_what_is_altered_is_left_out(
     assert f"{shard.name}: sample {expected[0] - first}" in reader.name(expected[0])
 
 
-@pytest.mark.parametrize("kinds", [(".tar",), (".tar", ".samples.npy"), (".samples.npy",)])
+@pytest.mark.parametrize("kinds", [("name",), ("name", "sidecar"), ("sidecar",)])
 def test_swapped_shards_are_noticed(kinds: tuple[str, ...], damaged: Store) -> None:
     index = open_index(damaged.uri)
     for kind in kinds:
-        names = [shard.name.replace(".tar", kind) for shard in index.shards[:2]]
+        names = [getattr(shard, kind) for shard in index.shards[:2]]
         one, other = map(damaged.get, names)
         damaged.put(names[0], other)
         damaged.put(names[1], one)
@@ -391,6 +390,20 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     limit, in_flight = 64 << 20, 8 * (4 << 20)
     assert max(peaks) < limit + in_flight + (16 << 20)
     assert peaks[1] < peaks[0] + (16 << 20)
+
+
+def test_parts_of_one_folder_may_share_a_cache(dataset: Path) -> None:
+    address = parse_address(f"{dataset}/train")
+    whole = read_index(address)
+    cache = Cache(64 << 20)
+    parts = [
+        SampleReader(address.store, whole.model_copy(update={"shards": (shard,)}), cache)
+        for shard in whole.shards[:2]
+    ]
+    first = whole.shards[0].samples
+    alone = open_reader(f"{dataset}/train")
+    assert parts[0].read(0) == alone.read(0)
+    assert parts[1].read(0) == alone.read(first)
 
 
 def test_reading_a_named_part_reads_that_part(dataset: Path) -> None:

@@ -147,7 +147,7 @@ def pack(
     stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
     if not overwrite:
         for store in stores:
-            require_no_index(store)
+            require_no_index(store, "choose another place")
     for split, store in zip(splits, stores, strict=True):
         with _progress(len(split.files), f"packing {split.name or 'images'}") as bar:
             index = write_split(
@@ -194,14 +194,17 @@ def index(
 
     SOURCE is a prefix that holds .tar objects, a brace pattern (s3://bucket/set/x-{000..099}.tar)
     or an index in webdataset's wids format. A sample is a .jpg, .jpeg, .png or .webp with a .cls
-    (class number or name) or a .json. Every shard is read once; what is malformed is reported with
-    its byte, and more than the budget allows ends with 65 and no index. Interrupted, it goes on
-    where it was.
+    (class number or name) or a .json. The index and a sidecar per shard are written beside the
+    shards; a folder has one index, for all of its shards. Every shard is read once; what is
+    malformed is reported with its byte, and more than the budget allows ends with 65 and no index.
+    Interrupted, it goes on where it was.
     """
     from worker.data.index import parse_address, read_index, require_no_index
     from worker.data.indexing import find_tars, index_tars, read_classes
     from worker.data.verify import verify_shards
 
+    if verify and overwrite:
+        raise click.UsageError("--verify compares and writes nothing; leave --overwrite out")
     if verify:
         address = parse_address(source)
         known = read_index(address)
@@ -215,15 +218,17 @@ def index(
     names = read_classes(classes) if classes else None
     tars = find_tars(source)
     if not overwrite:
-        require_no_index(tars.store)
+        require_no_index(tars.store, "index all of a folder's shards together")
     with _progress(sum(tar.size for tar in tars.tars), "indexing") as bar:
-        made, lines = index_tars(tars, names, label_field, error_budget, threads, bar.update)
+        made, empty, lines = index_tars(tars, names, label_field, error_budget, threads, bar.update)
     for line in lines:
         click.echo(f"left out: {line}", err=True)
     click.echo(
         f"{tars.store.uri}: {count(made.samples, 'image')} of {len(made.classes)} classes "
         f"in {count(len(made.shards), 'shard')}"
     )
+    if empty:
+        click.echo(f"classes without any image: {', '.join(empty[:20])}", err=True)
 
 
 @main.command()

@@ -4,6 +4,7 @@ What it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, b
 way of the CPU.
 """
 
+import numpy as np
 import simplejpeg
 import torch
 from torch import Tensor
@@ -12,8 +13,21 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from worker.data.image import FAST_COLORS, decode, orientation
 from worker.data.loader import Batch, Prepare
 from worker.data.reader import BadSample, SampleReader
+from worker.errors import ConfigurationError
 
 _END = b"\xff\xd9"
+
+
+def require_nvjpeg(device: torch.device) -> None:
+    """Raise `ConfigurationError` where this build or device cannot decode."""
+    picture = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
+    try:
+        decode_jpeg([torch.frombuffer(bytearray(picture), dtype=torch.uint8)], device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"data.decoder: nvJPEG cannot be used on {device} ({reason}); decode on the cpu"
+        ) from None
 
 
 class GpuDecoder:
@@ -68,5 +82,7 @@ class GpuDecoder:
         data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
         try:
             return list(decode_jpeg(data, ImageReadMode.RGB, device=self.device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return []

@@ -1,12 +1,15 @@
 """What lies beside the shards: one `index.json` per data set and one sidecar per shard.
 
 `index.json` holds, per shard, name, size, number of samples and sha256, so that a plan needs no
-look into any tar. The sidecar `<shard>.samples.npy` holds, per sample, where its tar members and
-its image lie, the xxh3-64 digest of those bytes, and the label; it is read only when the shard is.
+look into any tar. The sidecar `<shard>.<digest>.samples.npy` holds, per sample, where its tar
+members and its image lie, the xxh3-64 digest of those bytes, and the label; it is read only when
+the shard is.
 """
 
 import hashlib
 import io
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +25,8 @@ from worker.errors import ConfigurationError
 from worker.store import ObjectMissing, Store, open_store
 
 INDEX_NAME = "index.json"
+_MOST_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 SIDECAR_DTYPE = np.dtype(
     [
         ("offset", "<u8"),
@@ -45,6 +50,11 @@ class Shard(BaseModel):
     samples: int
     sha256: str
     sidecar_digest: str
+
+    @property
+    def sidecar(self) -> str:
+        """Name of its sidecar; with the digest, so that one that is needed is never replaced."""
+        return f"{self.name.removesuffix('.tar')}.{self.sidecar_digest}.samples.npy"
 
 
 class Index(BaseModel):
@@ -92,6 +102,9 @@ def parse_address(uri: str) -> Address:
     """
     if not uri.endswith(".tar"):
         return Address(open_store(uri), None)
+    size = math.prod(abs(int(b) - int(a)) + 1 for a, b in _RANGE.findall(uri))
+    if size > _MOST_SHARDS:
+        raise ConfigurationError(f"{uri}: names {size} shards; at most {_MOST_SHARDS} are possible")
     try:
         expanded = list(braceexpand(uri))
     except ValueError:
@@ -99,10 +112,6 @@ def parse_address(uri: str) -> Address:
     root = uri[: uri.rfind("/", 0, uri.find("{") if "{" in uri else None) + 1] or "./"
     names = tuple(dict.fromkeys(name.removeprefix(root) for name in expanded))
     return Address(open_store(root), names)
-
-
-def sidecar_name(shard: str) -> str:
-    return f"{shard.removesuffix('.tar')}.samples.npy"
 
 
 def read_index(address: Address) -> Index:
@@ -135,15 +144,13 @@ def read_index(address: Address) -> Index:
     return index
 
 
-def require_no_index(store: Store) -> None:
+def require_no_index(store: Store, remedy: str) -> None:
     """Raise `ConfigurationError` where a data set is there already."""
     try:
         store.get(INDEX_NAME)
     except ObjectMissing:
         return
-    raise ConfigurationError(
-        f"{store.uri}: holds a data set already; choose another place or give --overwrite"
-    )
+    raise ConfigurationError(f"{store.uri}: holds a data set already; {remedy} or give --overwrite")
 
 
 def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row, int]]) -> Shard:
@@ -152,14 +159,15 @@ def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row
     table = [(*row[:-1], label) for row, label in sound]
     np.save(buffer, np.array(table, dtype=SIDECAR_DTYPE), allow_pickle=False)
     data = buffer.getvalue()
-    store.put(sidecar_name(name), data)
-    return Shard(
+    shard = Shard(
         name=name,
         bytes=scan.bytes,
         samples=len(sound),
         sha256=scan.sha256,
         sidecar_digest=xxhash.xxh3_64_hexdigest(data),
     )
+    store.put(shard.sidecar, data)
+    return shard
 
 
 def decode_sidecar(data: bytes, shard: Shard) -> Sidecar | None:

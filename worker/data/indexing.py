@@ -21,6 +21,7 @@ from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
 
 _SHOWN = 20
+_STAGED_VERSION = 1
 _MOST_CLASSES = 1 << 16  # a label far beyond is an id of something else
 _ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in Row._fields if name != "label"] + [("label", "<u4")]
@@ -92,7 +93,7 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
     sizes = {info.key: info.size for info in store.list()}
     missing = [name for name in names if name not in sizes]
     if missing:
-        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
         raise ConfigurationError(f"{store.uri}{missing[0]}: no such object{more}")
     return tuple(Tar(name, sizes[name], samples) for name, samples in names.items())
 
@@ -100,8 +101,11 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
 def read_classes(uri: str) -> tuple[str, ...]:
     """The class names in a text file, one per line, in label order."""
     names = tuple(line.strip() for line in read_uri(uri).decode().splitlines() if line.strip())
-    if len(set(names)) < max(2, len(names)):
-        raise ConfigurationError(f"{uri}: needs two or more class names, each once")
+    if len(names) < 2:
+        raise ConfigurationError(f"{uri}: needs two or more class names, one per line")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigurationError(f"{uri}: names the class {twice!r} twice")
     return names
 
 
@@ -112,18 +116,19 @@ def index_tars(
     error_budget: float,
     threads: int,
     advance: Callable[[int], None],
-) -> tuple[Index, list[str]]:
+) -> tuple[Index, list[str], list[str]]:
     """Read every shard that no earlier run has, then write sidecars and index.
 
-    `advance` is told of bytes done, by one thread at a time. Returns the index and a line per
-    problem within the budget, the share of samples that may be left out. Raises `DataError`,
-    naming every problem, where there are more; nothing is lost, and no index is written.
+    `advance` is told of bytes done, by one thread at a time. Returns the index, the
+    classes without an image, and a line per problem within the budget, the share of samples that
+    may be left out. Raises `DataError`,
+    naming the first problems, where there are more; nothing is lost, and no index is written.
     """
 
     def scan(tar: Tar) -> Scan:
         return _scan(source.store, tar, label_field, note)
 
-    def finish(tar: Tar) -> tuple[Shard, list[str]]:
+    def finish(tar: Tar) -> tuple[Shard, set[int], list[str]]:
         """Read back what was staged, as all of it may be more than memory holds."""
         return _finish(source.store, tar, scan(tar), numbers)
 
@@ -144,12 +149,14 @@ def index_tars(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        index = Index(classes=classes, shards=tuple(shard for shard, _ in finished))
-        lines = [line for _, lines in finished for line in lines]
+        index = Index(classes=classes, shards=tuple(shard for shard, _, _ in finished))
+        lines = [line for _, _, lines in finished for line in lines]
         _require_budget(source, lines, index.samples, error_budget)
         source.store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
         list(pool.map(lambda tar: source.store.delete(_staged_name(tar)), source.tars))
-    return index, lines
+    present = set().union(*(found for _, found, _ in finished))
+    empty = [name for number, name in enumerate(classes) if number not in present]
+    return index, empty, lines
 
 
 def _ignore(done: int) -> None:
@@ -160,8 +167,13 @@ def _labels(scan: Scan) -> set[str]:
     return {row.label for row in scan.rows}
 
 
-def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> tuple[Shard, list[str]]:
-    """Write the sidecar of a shard's sound samples; returns its entry and a line per problem."""
+def _finish(
+    store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]
+) -> tuple[Shard, set[int], list[str]]:
+    """Write the sidecar of a shard's sound samples.
+
+    Returns its entry, the class numbers in it, and a line per problem.
+    """
     sound = []
     problems = list(scan.problems)
     for row in scan.rows:
@@ -174,7 +186,7 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> tupl
         text = f"holds {len(scan.rows)} samples where the older index says {tar.samples}"
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
-    return write_sidecar(store, tar.name, scan, sound), lines
+    return write_sidecar(store, tar.name, scan, sound), {number for _, number in sound}, lines
 
 
 def _require_budget(source: Source, lines: list[str], found: int, error_budget: float) -> None:
@@ -240,6 +252,7 @@ def _encode_staged(scan: Scan, label_field: str) -> bytes:
     numbers = {label: number for number, label in enumerate(labels)}
     rows = [(*row[:-1], numbers[row.label]) for row in scan.rows]
     facts = {
+        "version": _STAGED_VERSION,
         "label_field": label_field,
         "bytes": scan.bytes,
         "sha256": scan.sha256,
@@ -254,7 +267,8 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
     with np.load(io.BytesIO(data), allow_pickle=False) as staged:
         facts = json.loads(staged["facts"].item())
         rows = staged["rows"].tolist()
-    if (facts["bytes"], facts["label_field"]) != (tar.size, label_field):
+    expected = (_STAGED_VERSION, tar.size, label_field)
+    if (facts["version"], facts["bytes"], facts["label_field"]) != expected:
         return None
     return Scan(
         facts["bytes"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.data.index import INDEX_NAME, Index, Shard, sidecar_name, write_sidecar
+from worker.data.index import INDEX_NAME, Index, Shard, write_sidecar
 from worker.data.plan import keyed_hash
 from worker.data.shard import IMAGE_SUFFIXES, SIGNATURES, scan_shard
 from worker.errors import ConfigurationError
@@ -152,7 +152,7 @@ def write_split(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     index = Index(classes=split.classes, shards=written)
-    kept = {name for shard in written for name in (shard.name, sidecar_name(shard.name))}
+    kept = {name for shard in written for name in (shard.name, shard.sidecar)}
     for info in list(store.list("shard-")):
         if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
             store.delete(info.key)

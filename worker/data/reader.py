@@ -5,6 +5,7 @@ a lane in nearly that order, so a run is fetched once and serves several batches
 a whole shard, and memory is bounded by the cache, whatever the number of shards.
 """
 
+import functools
 import io
 import tarfile
 from concurrent.futures import Future
@@ -16,14 +17,14 @@ import numpy.typing as npt
 import xxhash
 
 from worker.data.cache import Cache, Scratch
-from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar, sidecar_name
+from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 
 _RUN_BYTES = 1 << 22  # at most: a request costs as much time as some of these
 _NO_ROWS = np.empty(0, SIDECAR_DTYPE)
 
-Run = tuple[str, int, int]  # root of the data set, shard number, run number within the shard
+Run = tuple[int, int]  # shard number, run number within the shard
 
 
 class BadSample(DataError):
@@ -97,7 +98,7 @@ class SampleReader:
         shards = np.searchsorted(self._ends, sample_ids, side="right")
         runs = (sample_ids - self._starts[shards]) // self._per_run[shards]
         for shard, run in dict.fromkeys(zip(shards.tolist(), runs.tolist(), strict=True)):
-            self._start((self._store.uri, shard, run))
+            self._start((shard, run))
 
     def read(self, sample_id: int) -> Sample:
         """The sample with this id.
@@ -116,9 +117,12 @@ class SampleReader:
                 if xxhash.xxh3_64_intdigest(data) == digest:
                     return Sample(data[first : first + size], label)
             if fetched.again:
-                text = fetched.problem or "its bytes are not those that were indexed"
+                short = fetched.problem or len(data) < length
+                text = "the shard ends before it" if short else "its bytes are not those indexed"
+                text = fetched.problem or text
                 raise BadSample("missing" if fetched.problem else "altered", text)
-            future = self._cache.get(run, lambda: self._load_run(run, again=True), future)
+            second = functools.partial(self._load_run, run, again=True)
+            future = self._cache.get(self._key(run), second, instead_of=future)
 
     def name(self, sample_id: int) -> str:
         """Where a sample lies, for people: shard, number, and byte and key as far as known."""
@@ -142,17 +146,23 @@ class SampleReader:
         """Shard, number within it, and run."""
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         number = int(sample_id - self._starts[shard])
-        return shard, number, (self._store.uri, shard, number // int(self._per_run[shard]))
+        return shard, number, (shard, number // int(self._per_run[shard]))
 
     def _start(self, run: Run) -> Future[Any]:
-        return self._cache.get(run, lambda: self._load_run(run, again=False))
+        return self._cache.get(self._key(run), lambda: self._load_run(run, again=False))
+
+    def _key(self, run: Run) -> tuple[str, str, int, int]:
+        """Of the shard itself, as readers of other parts of the data set share the cache."""
+        shard, number = run
+        return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 
     def _load_run(self, run: Run, again: bool) -> _Fetched:
         """Read a run; `again` from the store itself, after something was wrong with it."""
-        _, shard, number = run
+        shard, number = run
         entry = self._index.shards[shard]
         try:
-            sidecar = self._cache.get_here(run[:2], lambda: self._load_sidecar(entry))
+            key = self._store.uri, entry.sidecar
+            sidecar = self._cache.get_here(key, lambda: self._load_sidecar(entry))
         except (ObjectMissing, BadSample) as error:
             return _Fetched(_NO_ROWS, 0, b"", again, f"its shard's sidecar cannot be used: {error}")
         first = number * int(self._per_run[shard])
@@ -170,12 +180,12 @@ class SampleReader:
         return _Fetched(rows, start, data, again)
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
-        sidecar = decode_sidecar(self._store.get(sidecar_name(shard.name)), shard)
+        sidecar = decode_sidecar(self._store.get(shard.sidecar), shard)
         if sidecar is None:
             raise BadSample("missing", "it is not the one that the index describes")
         return sidecar
 
     def _scratch_name(self, run: Run) -> str:
         """Of the bytes themselves, so that two data sets at one address are not confused."""
-        entry = self._index.shards[run[1]]
-        return f"{entry.sha256} {entry.sidecar_digest} {run[2]} {self._run_bytes}"
+        entry = self._index.shards[run[0]]
+        return f"{entry.sha256} {entry.sidecar_digest} {run[1]} {self._per_run[run[0]]}"

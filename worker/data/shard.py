@@ -86,8 +86,13 @@ def scan_shard(fetch: Fetch, size: int, label_field: str = "label") -> Scan:
     """
     stream = Stream(fetch, size)
     scan = Scan(bytes=size)
+    seen: set[int] = set()
     for members in _samples(stream, scan):
         try:
+            digest = xxhash.xxh3_64_intdigest(members[0].key.encode(errors="surrogateescape"))
+            if digest in seen:
+                raise _Unsound("is there already, further up in the shard")
+            seen.add(digest)
             scan.rows.append(_row(stream, members, label_field))
         except _Unsound as problem:
             scan.problems.append(Problem(members[0].offset, f"sample {members[0].key!r} {problem}"))
@@ -107,8 +112,6 @@ class Stream(io.RawIOBase):
         self._kept = bytearray()
         self._first = self._position = self._wanted_from = 0
         self._hash = hashlib.sha256()
-        self.clean_from = 0
-        """From this byte on there are only zeros, as far as was read."""
 
     def seekable(self) -> bool:
         return True
@@ -159,9 +162,6 @@ class Stream(io.RawIOBase):
             return False
         chunk = self._fetch(end, min(end + CHUNK_BYTES, self._size))
         self._hash.update(chunk)
-        used = len(chunk.rstrip(b"\0"))
-        if used:
-            self.clean_from = end + used
         self._kept += chunk
         self._drop()
         return bool(chunk)
@@ -218,13 +218,15 @@ def _check_end(stream: Stream, scan: Scan, end: int) -> None:
         text = "no end-of-archive mark: cut between two samples, or never closed"
         scan.problems.append(Problem(end, text))
     else:
-        stream.sha256()
-        if stream.clean_from > end:
-            scan.problems.append(
-                Problem(
-                    stream.clean_from, "data after the end-of-archive mark, which no reader sees"
-                )
-            )
+        at = end
+        while rest := stream.span(at, at + CHUNK_BYTES):
+            data = rest.lstrip(b"\0")
+            at += len(rest)
+            stream.forget(at)
+            if data:
+                text = "data after the end-of-archive mark, which no reader sees"
+                scan.problems.append(Problem(at - len(data), text))
+                return
 
 
 def _row(stream: Stream, members: list[_Member], label_field: str) -> Row:

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
-from worker.data.index import Index, Shard, decode_sidecar, sidecar_name
+from worker.data.index import Index, Shard, decode_sidecar
 from worker.data.shard import Stream
+from worker.logs import count
 from worker.store import ObjectMissing, Store
 
 
@@ -32,11 +33,11 @@ def verify_shards(
 def _verify(store: Store, shard: Shard, advance: Callable[[int], None]) -> list[str]:
     where = f"{store.uri}{shard.name}"
     try:
-        sidecar = decode_sidecar(store.get(sidecar_name(shard.name)), shard)
+        sidecar = decode_sidecar(store.get(shard.sidecar), shard)
     except ObjectMissing as error:
         return [str(error)]
     if sidecar is None:
-        return [f"{store.uri}{sidecar_name(shard.name)}: not the sidecar that was indexed"]
+        return [f"{store.uri}{shard.sidecar}: not the sidecar that was indexed"]
 
     def fetch(start: int, stop: int) -> bytes:
         data = store.get(shard.name, start, stop)
@@ -66,4 +67,4 @@ def _verify(store: Store, shard: Shard, advance: Callable[[int], None]) -> list[
 def _samples(bad: list[int]) -> str:
     if not bad:
         return "no sample is touched"
-    return f"{len(bad)} samples altered or missing, the first at byte {bad[0]}"
+    return f"{count(len(bad), 'sample')} altered or missing, the first at byte {bad[0]}"

@@ -5,6 +5,7 @@ Everything that can be wrong with a manifest is found here, before ranks meet or
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.groups import RateGroup, assign
 from worker.store import ObjectMissing, Store, open_store
+
+log = logging.getLogger(__name__)
 
 DONE_NAME = "done.json"
 
@@ -117,6 +120,11 @@ def open_job(manifest: Manifest) -> Job:
             f"data.val: its classes {_short(val.index.classes)} are not those of data.train, "
             f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
         )
+    if val and val.store.uri == train.store.uri:
+        trained = {shard.name for shard in train.index.shards}
+        shared = [shard.name for shard in val.index.shards if shard.name in trained]
+        if shared:
+            log.warning("data.val: %s is in data.train too; accuracy will flatter", shared[0])
     if len(classes) < 2:
         raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
     name = manifest.model.backbone

@@ -46,6 +46,8 @@ class Quarantine:
             metrics.note_bad_sample(bad.reason)
             if warn and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
+            if warn and len(self._listed) == _WARNINGS:
+                log.warning("further bad samples are only listed, in records/*/bad-samples/")
 
     def excess(self) -> str:
         """What to tell the user where there are more than the budget allows, else nothing."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from worker.data.cache import Cache, Scratch
-from worker.data.gpu import GpuDecoder
+from worker.data.gpu import GpuDecoder, require_nvjpeg
 from worker.data.loader import Loader
 from worker.data.reader import SampleReader
 from worker.errors import ConfigurationError
@@ -47,7 +47,10 @@ class Supply:
         self._threads = cores_per_rank(rank) if threads is None else threads
         self._max_pixels = data.max_pixels
         self._pin = device.type == "cuda"
-        self._decoder = GpuDecoder(device, data.max_pixels) if data.decoder == "cuda" else None
+        self._decoder = None
+        if data.decoder == "cuda":
+            require_nvjpeg(device)
+            self._decoder = GpuDecoder(device, data.max_pixels)
         self._cache = Cache(settings.memory)
         self._scratch = None
         if settings.scratch:
