@@ -207,7 +207,9 @@ def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
     cache = Cache(512 << 20)
     with (
         closing(cache),
-        closing(Loader(SampleReader(address.store, index, cache), workers, 10**8)) as loader,
+        closing(
+            Loader(SampleReader(address.store, index, cache, lanes=32), workers, 10**8)
+        ) as loader,
     ):
         for epoch in range(100):
             plan = EpochPlan(index.counts, BATCH, 0, epoch)
