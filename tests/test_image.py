@@ -36,13 +36,16 @@ def pixels(data: memoryview) -> np.ndarray:
     return image.permute(1, 2, 0).numpy().astype(int)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("JPEG", mode) for mode in ("RGB", "L", "1", "CMYK")),
+        *(("PNG", mode) for mode in ("RGB", "L", "P", "1", "RGBA", "LA")),
+        *(("WEBP", mode) for mode in ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK")),
+    ],
+)
 def test_modes_are_read_as_pillow_reads_them(mode: str, kind: str) -> None:
-    try:
-        data = encoded(gradient().convert(mode), kind)
-    except OSError:
-        pytest.skip(f"{kind} holds no {mode}")
+    data = encoded(gradient().convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     found = pixels(data)
     assert found.shape == (40, 60, 3)
