@@ -154,11 +154,6 @@ class Scratch:
                 log.warning("scratch %s: %s; going on without", self._folder, error.strerror)
             self._well = False
 
-    def drop(self, name: str) -> None:
-        """Forget what is there under `name`."""
-        with contextlib.suppress(OSError):
-            self._path(name).unlink()
-
     def _path(self, name: str) -> Path:
         return self._folder / hashlib.sha256(name.encode()).hexdigest()[:32]
 
