@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, Start
-from tests.reference import run as run_reference
+from bench.reference import run as run_reference
 from worker.store import open_store
 
 SHARED = Path(__file__).parents[2] / "shared"

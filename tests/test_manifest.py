@@ -41,8 +41,9 @@ def test_the_manifest_of_the_design_page() -> None:
 
 def test_json_and_short_floats_are_taken() -> None:
     assert parse_manifest(DESIGN.replace("1.0e-3", "1e-3"), "x").optimizer.lr == 1e-3
-    again = parse_manifest(DESIGN, "x").model_dump_json()
-    assert parse_manifest(again, "x") == parse_manifest(DESIGN, "x")
+    text = DESIGN.replace("scale: 0.05", "geometric: {from: 1e-5, to: 1e-3}, freeze: {epochs: 1}")
+    again = parse_manifest(text, "x").model_dump_json()
+    assert parse_manifest(again, "x") == parse_manifest(text, "x")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,49 @@ def test_json_and_short_floats_are_taken() -> None:
         ("job: ants", "job: Ants_", "job: must be 1 to 63 lower-case letters"),
         ("version: 1", "version: 2", "version: should be 1, not 2"),
         ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: give at most one of scale"),
+        ("scale: 0.05", "freeze: 3", "optimizer.groups[0].freeze: should be 'always', not 3"),
+        ("scale: 0.05", "freeze: {}", "optimizer.groups[0].freeze: give either epochs or steps"),
+        (
+            "scale: 0.05",
+            "freeze: {epoch: 1}",
+            "optimizer.groups[0].freeze.epoch: unknown key; did you mean epochs?",
+        ),
+        (
+            "scale: 0.05",
+            "geometric: {from: 1e-5}",
+            "optimizer.groups[0].geometric.to: missing; add it",
+        ),
+        (
+            "scale: 0.05",
+            "lr: 1e-3, geometric: {from: 1e-5, to: 1e-3}",
+            "optimizer.groups[0]: give at most one of scale, lr and geometric",
+        ),
+        (
+            "scale: 0.05",
+            "layer_decay: 0.5, freeze: always",
+            "optimizer.groups[0]: what is always frozen has no rate; remove it or freeze",
+        ),
+        ("  name: adam", "  name: adam\n  momentum: 0.9", "optimizer: momentum belongs to sgd"),
+        (
+            "  name: adam",
+            "  name: adam\n  schedule: {name: step}",
+            "optimizer.schedule: every belongs to the step schedule, which needs it",
+        ),
+        (
+            "  name: adam",
+            "  name: adam\n  schedule: {name: one_cycle, warmup: {steps: 1}}",
+            "optimizer.schedule: one_cycle warms up by itself",
+        ),
+        (
+            "seed: 0",
+            "class_weights: even",
+            "train.class_weights: should be 'balanced', not 'even'",
+        ),
+        (
+            "seed: 0",
+            "class_weights: {ants: -1}",
+            "train.class_weights.ants: should be greater than or equal to 0, not -1",
+        ),
         ("match: features.1,", "match: [],", "optimizer.groups[0].match: "),
         ("match: features.1,", "match: 3,", "optimizer.groups[0].match: "),
         ("  lr: 1.0e-3", "  lr: 1.0e-3\n  lr: 2.0e-3", 'line 14: found duplicate key "lr"'),

@@ -97,7 +97,8 @@ def train(log_format: str, manifest: str, nproc: int | None) -> int:
 @main.command()
 @click.argument("manifest")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, help="Number of ranks to plan for.")
-def plan(manifest: str, ranks: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def plan(manifest: str, ranks: int, as_json: bool) -> None:
     """Show what MANIFEST would train, at which rates, without training.
 
     Checks all that `train` checks before it starts: the manifest, data, weights and groups.
@@ -105,15 +106,17 @@ def plan(manifest: str, ranks: int) -> None:
     from worker.launch.topology import require_divisible
     from worker.manifest import load_manifest
     from worker.model.weights import load_pretrained
-    from worker.train.describe import describe_job
+    from worker.train.describe import describe_outline
     from worker.train.job import open_job
+    from worker.train.outline import outline_job
 
     loaded = load_manifest(manifest)
     require_divisible(loaded.train.batch_size, ranks)
     job = open_job(loaded)
     if loaded.model.pretrained:
         load_pretrained(job.backbone, loaded.model.pretrained)
-    click.echo(describe_job(job, ranks))
+    outline = outline_job(job, ranks)
+    click.echo(json.dumps(outline.as_dict(), indent=1) if as_json else describe_outline(outline))
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """The training state as parts of a checkpoint; optimiser state is keyed by parameter name.
 
-No random state is kept: every draw is keyed by (seed, step, rank) or (seed, epoch, sample).
+No random state is kept: every draw is keyed by (seed, step, rank) or (seed, epoch, sample). Nor is
+any of the schedule or of what is frozen: both are functions of the step.
 """
 
 import json
@@ -11,18 +12,25 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from worker.model.learner import Learner
+from worker.model.weights import load_tensors
+
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_AVERAGE = "average.safetensors"
+_SCALER = "scaler"
+_ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
-def take_snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> dict[str, bytes]:
+def take_snapshot(learner: Learner, state: Mapping[str, Any]) -> dict[str, bytes]:
     """The parts, by object name; `state` is JSON data that travels along."""
-    return {
-        _MODEL: encode_model(model),
-        _OPTIMIZER: safetensors.torch.save(_optimizer_tensors(model, optimizer)),
-        _STATE: json.dumps(state).encode(),
+    parts = {
+        _MODEL: encode_model(learner.model),
+        _OPTIMIZER: safetensors.torch.save(_optimizer_tensors(learner)),
+        _STATE: json.dumps({**state, _SCALER: learner.scaler.state_dict()}).encode(),
     }
+    if learner.average:
+        parts[_AVERAGE] = encode_model(learner.average)
+    return parts
 
 
 def encode_model(model: nn.Module) -> bytes:
@@ -33,21 +41,35 @@ def encode_model(model: nn.Module) -> bytes:
 def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
     """The `state` that a snapshot was taken with."""
     state: dict[str, Any] = json.loads(parts[_STATE])
+    del state[_SCALER]
     return state
 
 
-def restore_snapshot(
-    parts: Mapping[str, bytes], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put model and optimiser back; a parameter without state (frozen until now) starts afresh."""
-    model.load_state_dict(safetensors.torch.load(parts[_MODEL]))
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def restore_snapshot(parts: Mapping[str, bytes], learner: Learner) -> None:
+    """Put everything back; a parameter without optimiser state (frozen until now) starts afresh.
+
+    So does what the snapshot lacks, a moving average that was asked for since.
+    """
+    load_tensors(learner.model, safetensors.torch.load(parts[_MODEL]))
+    if learner.average and _AVERAGE in parts:
+        load_tensors(learner.average, safetensors.torch.load(parts[_AVERAGE]))
+    scaler = json.loads(parts[_STATE])[_SCALER]
+    if scaler:
+        learner.scaler.load_state_dict(scaler)
+    _restore_optimizer(learner, safetensors.torch.load(parts[_OPTIMIZER]))
+
+
+def _restore_optimizer(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+    names = {parameter: name for name, parameter in learner.model.named_parameters()}
+    optimizer = learner.optimizer
+    # Another optimiser than the one that wrote this starts afresh.
+    kinds = _SGD if isinstance(optimizer, torch.optim.SGD) else _ADAM
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parameters = {names[parameter]: parameter for parameter in order}
     kept: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in safetensors.torch.load(parts[_OPTIMIZER]).items():
+    for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
-        if name in parameters:
+        if name in parameters and kind in kinds:
             kept.setdefault(name, {})[kind] = _laid_out_as(parameters[name], tensor)
     state = {i: kept[names[p]] for i, p in enumerate(order) if names[p] in kept}
     optimizer.load_state_dict(
@@ -62,11 +84,12 @@ def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(parameter, device="cpu", dtype=tensor.dtype).copy_(tensor)
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in learner.model.named_parameters()}
     return {
         f"{kind}/{names[parameter]}": value.contiguous()
-        for group in optimizer.param_groups
+        for group in learner.optimizer.param_groups
         for parameter in group["params"]
-        for kind, value in optimizer.state[parameter].items()
+        for kind, value in learner.optimizer.state[parameter].items()
+        if value is not None
     }

@@ -7,6 +7,7 @@ import socket
 
 import torch
 
+from worker.errors import ConfigurationError
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import detect, require_divisible
@@ -40,6 +41,10 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
     check_supply(manifest.data, gpus)
+    if manifest.train.sync_batch_norm and not gpus:
+        raise ConfigurationError(
+            "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
+        )
     job = open_job(manifest)
     if job.done:
         log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])

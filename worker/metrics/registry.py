@@ -39,6 +39,9 @@ class Metrics:
         self.bad_samples = self._add(
             Counter, "bad_samples", "Samples left out by this attempt", ("reason",)
         )
+        self.skipped_steps = self._add(
+            Counter, "skipped_steps", "Steps left out by this attempt for a loss not finite"
+        )
         self.remaining = self._add(Gauge, "remaining_seconds", "Expected time to the end")
         self.checkpoint_seconds = self._add(
             Histogram, "checkpoint_seconds", "Duration of a checkpoint, commit included"

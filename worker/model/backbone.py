@@ -1,60 +1,86 @@
 """A torchvision backbone with a head for the job's classes."""
 
-import difflib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from worker.data.preprocessing import Preprocessing
-from worker.errors import ConfigurationError
+from worker.model.groups import Block, Layout
+from worker.model.skeleton import (
+    IMAGENET_CLASSES,
+    construct,
+    find_blocks,
+    find_heads,
+    is_auxiliary,
+    require_known,
+    require_size,
+    skeleton,
+)
 
-_IMAGENET_CLASSES = 1000
+# Of the loss of each auxiliary classifier: Szegedy et al., 2014 (section 5) and torchvision's
+# recipe for Inception v3, whose paper gives none.
+_AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A classifier and the dotted name of the module that is its replaced head."""
+    """A classifier and the dotted names of its replaced layers, that of the main head last."""
 
     name: str
     model: nn.Module
-    head: str
+    heads: tuple[str, ...]
+    image_size: int
 
     @property
-    def head_parameters(self) -> frozenset[str]:
-        """Names of the head's parameters."""
-        return frozenset(
-            name for name, _ in self.model.named_parameters() if name.startswith(f"{self.head}.")
-        )
+    def head(self) -> str:
+        """The layer that gives the predictions."""
+        return self.heads[-1]
+
+    @property
+    def auxiliary_weight(self) -> float:
+        """What the loss of each auxiliary classifier counts; 0 where there are none."""
+        return _AUXILIARY_WEIGHTS.get(self.name, 0.0)
+
+    @property
+    def layout(self) -> Layout:
+        """What the rate groups need to know."""
+        parameters = dict(self.model.named_parameters())
+        return _layout({name: p.shape for name, p in parameters.items()}, self.model, self.heads)
 
 
-def build_backbone(name: str, classes: int, seed: int) -> Backbone:
-    """The torchvision model `name` at random weights, its head replaced by one for `classes`.
+def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backbone:
+    """The torchvision model `name` at random weights, its heads replaced by ones for `classes`.
 
-    The new head is the first rows of the one that torchvision's constructor makes for ImageNet, so
+    A new head is the first rows of the one that torchvision's constructor makes for ImageNet, so
     that it is initialised as the family does. (Asked for few classes, the constructor would scale
     some families' heads up: EfficientNet's to 22 times the weights at 2 classes.)
-    Raises `ConfigurationError` for an unknown name or one whose head is not one last Linear.
+    Raises `ConfigurationError` for an unknown name and for images too small to train on.
     """
-    _require_known(name)
+    require_known(name)
+    require_size(name, image_size, preprocessing_of(name, "none", None).crop_size)
+    heads = find_heads(skeleton(name, image_size))
     torch.manual_seed(seed)
-    head = _find_head(name)
-    model = models.get_model(name, weights=None, num_classes=max(classes, _IMAGENET_CLASSES))
-    old = model.get_submodule(head)
-    new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    with torch.no_grad():
-        for parameter, rows in zip(new.parameters(), old.parameters(), strict=True):
-            parameter.copy_(rows[:classes])
-    model.set_submodule(head, new)
-    return Backbone(name, model, head)
+    model = construct(name, image_size, max(classes, IMAGENET_CLASSES))
+    for path in heads:
+        layer = model.get_submodule(path)
+        with torch.no_grad():
+            for key, rows in list(layer.named_parameters()):
+                layer.register_parameter(key, nn.Parameter(rows[:classes].clone()))
+        setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", classes)
+    return Backbone(name, model, heads, image_size)
 
 
-def preprocessing_of(name: str, image_size: int | None) -> Preprocessing:
-    """The preset of the backbone's default weights, its sizes scaled to `image_size` if given."""
-    _require_known(name)
-    preset = models.get_model_weights(name).DEFAULT.transforms()
+def preprocessing_of(name: str, weights: str, image_size: int | None) -> Preprocessing:
+    """The preset of the torchvision weights, else of the backbone's default ones.
+
+    Its sizes are scaled to `image_size` pixels if given.
+    """
+    require_known(name)
+    known = models.get_model_weights(name)
+    preset = known.__members__.get(weights, known.DEFAULT).transforms()
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     size = image_size or crop
     return Preprocessing(
@@ -66,26 +92,35 @@ def preprocessing_of(name: str, image_size: int | None) -> Preprocessing:
     )
 
 
-def _require_known(name: str) -> None:
-    known = models.list_models(module=models)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models"
-        raise ConfigurationError(f"model.backbone: no model {name!r}; {remedy}")
+def layout_of(name: str, image_size: int) -> Layout:
+    """The layout of a model with its ImageNet head, without building it."""
+    model = skeleton(name, image_size)
+    parameters = dict(model.named_parameters())
+    return _layout({n: p.shape for n, p in parameters.items()}, model, find_heads(model))
 
 
-def _find_head(name: str) -> str:
-    """The last Linear with one output per class, looked up on a model that holds no memory."""
-    with torch.device("meta"):
-        model = models.get_model(name, weights=None)
-    heads = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == _IMAGENET_CLASSES
+def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    """A model's predictions and those of its auxiliary classifiers, float32 [N, classes]."""
+    if isinstance(outputs, Tensor):
+        return outputs.float(), []
+    main, *others = outputs
+    return main.float(), [other.float() for other in others]
+
+
+def _layout(shapes: dict[str, torch.Size], model: nn.Module, heads: tuple[str, ...]) -> Layout:
+    def within(paths: tuple[str, ...]) -> frozenset[str]:
+        prefixes = tuple(f"{path}." for path in paths)
+        return frozenset(name for name in shapes if name.startswith(prefixes))
+
+    head = within(heads)
+    blocks = [
+        Block("+".join(p for p in paths if not is_auxiliary(p)), within(paths) - head)
+        for paths in find_blocks(model, heads)
     ]
-    if len(heads) != 1:
-        raise ConfigurationError(
-            f"model.backbone: {name} has {len(heads)} linear heads; "
-            "only backbones that end in a single one are supported"
-        )
-    return heads[0]
+    loose = frozenset(shapes).difference(head, *(block.parameters for block in blocks))
+    blocks[0] = Block(blocks[0].name, blocks[0].parameters | loose)
+    return Layout(
+        sizes={name: shape.numel() for name, shape in shapes.items()},
+        blocks=(*blocks, Block("head", head)),
+        norms_and_biases=frozenset(name for name, shape in shapes.items() if len(shape) < 2),
+    )

@@ -1,51 +1,87 @@
-"""Graded learning-rate groups: which parameter trains at which rate. Pure.
+"""Graded learning-rate groups: which parameter trains at which rate, and from when. Pure.
 
 A pattern names leading components of a parameter's dotted name, each as a whole or as a glob, so
 that `features.1` never takes `features.10` and `fc` never takes a squeeze-and-excitation `fc1`.
 """
 
+import dataclasses
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from worker.errors import ConfigurationError
-from worker.manifest import Group, Optimizer
+from worker.manifest import Freeze, Group, Optimizer
 
 _EVERYTHING = "*"
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class RateGroup:
-    """Parameters with the same settings; `lr` is 0 for a frozen group."""
+class Block:
+    """A stage of a model: its name, and the names of its parameters."""
 
     name: str
+    parameters: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's parameters with their sizes, and its blocks from the image to the head.
+
+    The last block is the head: the layers that were replaced.
+    """
+
+    sizes: Mapping[str, int]
+    blocks: tuple[Block, ...]
+    norms_and_biases: frozenset[str] = frozenset()
+
+    @property
+    def head(self) -> frozenset[str]:
+        """Names of the head's parameters."""
+        return self.blocks[-1].parameters
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Parameters with the same settings; `lr` is the full rate, 0 for what is always frozen."""
+
+    name: str
+    match: tuple[str, ...]
+    """The manifest's patterns that have put them here."""
     lr: float
     weight_decay: float
-    frozen: bool
+    release: int | None
+    """The step from which they are trained; None for never."""
+    batch_norm: bool
+    """Whether BatchNorm takes statistics from the batches, once released."""
     parameters: tuple[str, ...]
 
+    def trains_at(self, step: int) -> bool:
+        """Whether optimiser step `step`, counted from 0, changes these parameters."""
+        return self.release is not None and self.release <= step
 
-def assign(names: Sequence[str], head: Collection[str], optimizer: Optimizer) -> list[RateGroup]:
+
+def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[RateGroup, ...]:
     """Put every parameter into exactly one group; the first group that matches takes it.
 
-    `names` are the model's parameters in order, `head` those of its head. Groups with equal
-    settings are merged. Raises `ConfigurationError` for a pattern that matches nothing or nothing
-    that earlier groups have left, and for parameters that no pattern matches.
+    Groups with equal settings are merged. Raises `ConfigurationError` for a pattern that matches
+    nothing or nothing that earlier groups have left, for parameters that no pattern matches, and
+    where nothing is trained at first.
     """
-    left = list(names)
-    merged: dict[tuple[float, float, bool], RateGroup] = {}
+    left = list(layout.sizes)
+    pieces: list[RateGroup] = []
     for number, group in enumerate(optimizer.groups):
         where = f"optimizer.groups[{number}].match"
         taken: set[str] = set()
         for pattern in group.match:
-            found = {name for name in left if matches(pattern, name, head)}
+            found = {name for name in left if matches(pattern, name, layout.head)}
             if not found and pattern != _EVERYTHING:
-                raise ConfigurationError(f"{where}: {_dead(pattern, names, head)}")
+                raise ConfigurationError(f"{where}: {_dead(pattern, layout)}")
             taken |= found
-        if taken:
-            _merge(merged, group, optimizer, tuple(name for name in left if name in taken))
+        for piece in _by_depth(group, taken, layout, optimizer.lr, steps_per_epoch):
+            pieces += _by_decay(piece, group, optimizer, layout)
         left = [name for name in left if name not in taken]
     if left:
         shown = ", ".join(left[:_SHOWN])
@@ -53,9 +89,11 @@ def assign(names: Sequence[str], head: Collection[str], optimizer: Optimizer) ->
             f"optimizer.groups: {len(left)} parameters are in no group ({shown}, …); "
             'end the list with {match: "*"}'
         )
-    if all(group.frozen for group in merged.values()):
-        raise ConfigurationError("optimizer.groups: all of them are frozen; leave one to train")
-    return list(merged.values())
+    if not any(piece.trains_at(0) for piece in pieces):
+        raise ConfigurationError(
+            "optimizer.groups: all of them are frozen at first; leave one to train"
+        )
+    return tuple(_merged(pieces, list(layout.sizes)))
 
 
 def matches(pattern: str, name: str, head: Collection[str]) -> bool:
@@ -68,26 +106,82 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
     return len(parts) <= len(components) and all(map(fnmatchcase, components, parts))
 
 
-def _merge(
-    merged: dict[tuple[float, float, bool], RateGroup],
-    group: Group,
-    optimizer: Optimizer,
-    parameters: tuple[str, ...],
-) -> None:
-    frozen = group.freeze is not None
+def _by_depth(
+    group: Group, taken: set[str], layout: Layout, base: float, steps_per_epoch: int
+) -> Iterator[RateGroup]:
+    """What a group takes, in one piece or, where its rate or release goes by depth, by block."""
     scale = 1.0 if group.scale is None else group.scale
-    lr = 0.0 if frozen else group.lr if group.lr is not None else optimizer.lr * scale
+    rate = group.lr if group.lr is not None else base * scale
+    freeze = group.freeze
+    until = freeze if isinstance(freeze, Freeze) else None
+    whole = RateGroup(
+        name="+".join(group.match),
+        match=group.match,
+        lr=0.0 if freeze == "always" else rate,
+        weight_decay=0.0,
+        release=None if freeze == "always" else until.release(0, steps_per_epoch) if until else 0,
+        batch_norm=group.batch_norm == "train",
+        parameters=tuple(taken),
+    )
+    by_block = until is not None and until.block_every is not None
+    if not (group.layer_decay or group.geometric or by_block):
+        yield whole
+        return
+    own = [(i, b) for i, b in enumerate(reversed(layout.blocks)) if b.parameters & taken]
+    for number, (distance, block) in enumerate(own):
+        changes: dict[str, Any] = {"parameters": tuple(block.parameters & taken)}
+        changes["name"] = block.name if taken >= block.parameters else f"{whole.name}:{block.name}"
+        if group.layer_decay:
+            changes["lr"] = rate * group.layer_decay**distance
+        if group.geometric:
+            low, high = group.geometric.from_, group.geometric.to
+            changes["lr"] = high * (low / high) ** (number / max(1, len(own) - 1))
+        if until and by_block:
+            changes["release"] = until.release(number, steps_per_epoch)
+        yield dataclasses.replace(whole, **changes)
+
+
+def _by_decay(
+    piece: RateGroup, group: Group, optimizer: Optimizer, layout: Layout
+) -> Iterator[RateGroup]:
+    """The piece with its weight decay, norms and biases apart where they have none."""
     decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
-    key = (lr, decay, frozen)
-    name = "+".join(group.match)
-    if key in merged:
-        name = f"{merged[key].name}+{name}"
-        parameters = merged[key].parameters + parameters
-    merged[key] = RateGroup(name, lr, decay, frozen, parameters)
+    plain = set(piece.parameters)
+    if not optimizer.decay_norms_and_biases and decay:
+        plain -= layout.norms_and_biases
+    rest = set(piece.parameters) - plain
+    if plain:
+        yield dataclasses.replace(piece, weight_decay=decay, parameters=tuple(plain))
+    if rest:
+        name = f"{piece.name} without decay"
+        yield dataclasses.replace(piece, name=name, parameters=tuple(rest))
 
 
-def _dead(pattern: str, names: Sequence[str], head: Collection[str]) -> str:
-    if any(matches(pattern, name, head) for name in names):
+def _merged(pieces: Sequence[RateGroup], order: Sequence[str]) -> Iterator[RateGroup]:
+    """Pieces of equal settings together, their parameters in the model's order, names distinct."""
+    alike: dict[Any, list[RateGroup]] = {}
+    for piece in pieces:
+        key = (piece.lr, piece.weight_decay, piece.release, piece.batch_norm)
+        if piece.parameters:
+            alike.setdefault(key, []).append(piece)
+    places = {name: place for place, name in enumerate(order)}
+    names: dict[str, int] = {}
+    for group in alike.values():
+        name = "+".join(dict.fromkeys(piece.name for piece in group))
+        names[name] = names.get(name, 0) + 1
+        yield dataclasses.replace(
+            group[0],
+            name=name if names[name] == 1 else f"{name} ({names[name]})",
+            match=tuple(dict.fromkeys(pattern for piece in group for pattern in piece.match)),
+            parameters=tuple(
+                sorted((n for piece in group for n in piece.parameters), key=places.__getitem__)
+            ),
+        )
+
+
+def _dead(pattern: str, layout: Layout) -> str:
+    names = list(layout.sizes)
+    if any(matches(pattern, name, layout.head) for name in names):
         return f"all that {pattern!r} matches is in groups above it; move it up or remove it"
     depth = pattern.count(".") + 1
     blocks = list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in names))

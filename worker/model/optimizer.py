@@ -1,4 +1,4 @@
-"""The optimiser over the rate groups, and what freezing means for a model."""
+"""The optimiser over the rate groups, and what being frozen means for a model."""
 
 from collections.abc import Sequence
 
@@ -6,43 +6,65 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from worker.manifest import Optimizer
 from worker.model.groups import RateGroup
+from worker.model.schedule import Factor
 
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_MOMENTUM = 0.9
 
 
-def freeze(model: nn.Module, groups: Sequence[RateGroup]) -> None:
-    """Take the frozen groups' parameters out of autograd, so that no backward runs for them."""
+def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
+    """Put model and autograd into the state in which step `step` trains.
+
+    What is frozen takes no part in backward and is in evaluation mode, dropout and stochastic
+    depth included; so is a BatchNorm whose group keeps its statistics.
+    """
     parameters = dict(model.named_parameters())
+    still: set[nn.Parameter] = set()
     for group in groups:
         for name in group.parameters:
-            parameters[name].requires_grad_(not group.frozen)
-
-
-def train_mode(model: nn.Module) -> None:
-    """`model.train()`, but frozen BatchNorms keep their statistics."""
+            parameters[name].requires_grad_(group.trains_at(step))
+            if not group.batch_norm:
+                still.add(parameters[name])
     model.train()
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
+        own = list(module.parameters())
+        frozen = own and not any(parameter.requires_grad for parameter in own)
+        if frozen or (isinstance(module, _BatchNorm) and still.issuperset(own)):
             module.eval()
 
 
 def build_optimizer(
-    model: nn.Module, groups: Sequence[RateGroup], name: str
+    model: nn.Module, groups: Sequence[RateGroup], settings: Optimizer
 ) -> torch.optim.Optimizer:
-    """The optimiser `name` with one parameter group per trained rate group, in their order."""
+    """The optimiser with one parameter group per rate group that is ever trained, in their order.
+
+    `initial_lr` of a parameter group is its full rate. Fused kernels, where torch has them.
+    """
     parameters = dict(model.named_parameters())
-    return _OPTIMIZERS[name](
-        [
-            {
-                "params": [parameters[name] for name in group.parameters],
-                "lr": group.lr,
-                "weight_decay": group.weight_decay,
-                "name": group.name,
-            }
-            for group in groups
-            if not group.frozen
-        ]
-    )
+    trained = [
+        {
+            "params": [parameters[name] for name in group.parameters],
+            "lr": group.lr,
+            "initial_lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "name": group.name,
+        }
+        for group in groups
+        if group.release is not None
+    ]
+    if settings.name == "sgd":
+        momentum = _MOMENTUM if settings.momentum is None else settings.momentum
+        return torch.optim.SGD(trained, momentum=momentum, fused=True)
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(trained, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: Factor) -> None:
+    """Bring every group to its share of the full rate, and one-cycle's momentum."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor.rate
+        if factor.momentum is not None and "betas" in group:
+            group["betas"] = (factor.momentum, group["betas"][1])
+        elif factor.momentum is not None:
+            group["momentum"] = factor.momentum

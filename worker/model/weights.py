@@ -4,28 +4,43 @@ Nothing is ever unpickled: safetensors, or `torch.load(weights_only=True)`.
 """
 
 import io
+import logging
+import re
 import urllib.error
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.model.backbone import Backbone
+from worker.model.skeleton import is_auxiliary
 from worker.store import ObjectMissing, read_uri
+
+log = logging.getLogger(__name__)
 
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SHOWN = 3
+# What torchvision's own files call parameters that its models have renamed since.
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)"), r"\1"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
+_POSITIONS = "encoder.pos_embedding"
 
 
 def load_pretrained(backbone: Backbone, weights: str) -> int:
     """Load `weights` into everything but the head; returns the number of tensors loaded.
 
     `weights` is an address of a safetensors or state-dict file, or a torchvision weights name. A
-    head in it is left out, `module.` prefixes are stripped. Raises `ConfigurationError` where
-    names or shapes do not fit, naming them.
+    head in it is left out, `module.` prefixes are stripped, a ViT's position embeddings are
+    resized to the job's images. Auxiliary classifiers that it lacks start at random. Raises
+    `ConfigurationError` where names or shapes do not fit, naming them.
     """
     if "/" in weights or weights.endswith(_FILE_SUFFIXES):
         try:
@@ -34,21 +49,55 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
             raise ConfigurationError(f"model.weights: {error}; check the address") from None
     else:
         state = _from_torchvision(backbone.name, weights)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    head = f"{backbone.head}."
-    given = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
+    heads = tuple(f"{head}." for head in backbone.heads)
+    given = {name: tensor for name, tensor in _renamed(state).items() if not name.startswith(heads)}
+    _resize_positions(given, backbone)
     wanted = {
         name: tensor
         for name, tensor in backbone.model.state_dict().items()
-        if not name.startswith(head)
+        if not name.startswith(heads)
     }
+    if backbone.auxiliary_weight and not any(map(is_auxiliary, given)):
+        log.warning("%s has no auxiliary classifiers; they start at random", weights)
+        wanted = {name: tensor for name, tensor in wanted.items() if not is_auxiliary(name)}
     misfits = _misfits(given, wanted)
     if misfits:
         raise ConfigurationError(
             f"model.weights: {weights} does not fit {backbone.name}: {'; '.join(misfits)}"
         )
-    backbone.model.load_state_dict(given, strict=False)
+    load_tensors(backbone.model, {**backbone.model.state_dict(), **given})
     return len(given)
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """`model.load_state_dict` of tensors that come from a file, all of them by today's names.
+
+    Files hold no versions, and modules that know older ones (MNASNet's) refuse a state without.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        for pattern, new in _RENAMED:
+            name = pattern.sub(new, name)
+        found[name] = tensor
+    return found
+
+
+def _resize_positions(given: dict[str, Tensor], backbone: Backbone) -> None:
+    """Bring a ViT's position embeddings, [1, 1 + side * side, width], to the job's image size."""
+    own = backbone.model.state_dict().get(_POSITIONS)
+    if own is None or _POSITIONS not in given or given[_POSITIONS].shape == own.shape:
+        return
+    patch = backbone.model.patch_size
+    if given[_POSITIONS].ndim == 3 and given[_POSITIONS].shape[2] == own.shape[2]:
+        resized = interpolate_embeddings(backbone.image_size, patch, OrderedDict(given))
+        given[_POSITIONS] = resized[_POSITIONS]
 
 
 def _misfits(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

@@ -1,172 +1,186 @@
-"""One optimiser step over a global batch, and exact evaluation, on this rank's share."""
+"""One optimiser step over a global batch, on this rank's share of it."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import logging
+import math
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from worker.data.loader import Batch
-from worker.data.mix import Blend, partners_of
+from worker.data.mix import Blend
 from worker.data.plan import keyed_hash
 from worker.data.preprocessing import Preprocessing
-from worker.model.optimizer import train_mode
-from worker.train.distributed import total
+from worker.errors import ConfigurationError
+from worker.manifest import Train
+from worker.model.backbone import logits_of
+from worker.model.learner import Learner
+from worker.model.optimizer import freeze_at
+from worker.train.criterion import Criterion
+from worker.train.inputs import Inputs, prepare
+from worker.train.rank import Rank
 
-_SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
-_TOP = 5
+log = logging.getLogger(__name__)
 
-Confusion = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result over the sound samples of the validation set.
-
-    `per_class` is the accuracy within each true class (None for one without samples);
-    `top5_accuracy` is None for five classes or fewer.
-    """
-
-    loss: float
-    accuracy: float
-    top5_accuracy: float | None
-    per_class: list[float | None]
+_PROBES = 2  # the optimiser makes its state after the first step, and from then on memory is full
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What one step computes on; `weights` is 0 for what only fills up.
+class Outcome:
+    """What a step gave.
 
-    The label of an image counts `own`, that of its partner the rest.
+    `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
+    device. Where the gradient was not `finite`, on any rank, nothing was changed on all of them.
     """
 
-    images: Tensor
-    labels: Tensor
-    partners: Tensor
-    weights: Tensor
-    own: float
+    sums: Tensor
+    finite: bool
 
 
 class Engine:
-    """The model on its device, under DistributedDataParallel."""
+    """The learner under DistributedDataParallel; every method is called by all ranks together."""
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        learner: Learner,
         preprocessing: Preprocessing,
-        device: torch.device,
-        seed: int,
-        rank: int,
-        world_size: int,
+        criterion: Criterion,
+        train: Train,
+        clip_norm: float | None,
+        rank: Rank,
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
+        self.learner = learner
         self._preprocessing = preprocessing
-        self._device = device
-        self._seed = seed
+        self._criterion = criterion
+        self._seed = train.seed
+        self._clip_norm = clip_norm
         self._rank = rank
-        self._world_size = world_size
-        ids = [device.index] if device.type == "cuda" else None
-        self._parallel = DistributedDataParallel(model, device_ids=ids)
-        train_mode(model)
+        self._device = next(learner.model.parameters()).device
+        self._micro_batch = train.micro_batch
+        self._phase: tuple[bool, ...] = ()
+        self._buffers = list(learner.model.buffers())
+        self._sound = [buffer.clone() for buffer in self._buffers]
+        if train.compile:
+            learner.model.compile()
 
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
-    ) -> Tensor:
+    ) -> Outcome:
         """Train on this rank's part of global batch `step`, which has `global_count` images.
 
         The loss is the mean over the global batch, in which a sample that was left out counts as
-        none. With a `blend`, the batch is led by the sample before its first. Returns this rank's
-        sum of losses, its right answers and its images, float64 [3], on the device.
+        none. With a `blend`, the batch is led by the sample before its first.
         """
+        self.enter(step)
+        inputs = prepare(batch, blend, self._preprocessing, self._device)
+        if self._probes and _can_run_out(self._device):
+            self._probes -= 1
+            self._fit_into_memory(inputs)
         # Keyed by step, so that dropout needs no state in a checkpoint.
-        torch.manual_seed(int(keyed_hash(self._seed, step, self._rank)[0]) >> 1)
-        inputs = self._inputs(batch, blend)
-        with self._autocast():
-            outputs = self._parallel(inputs.images).float()
-        losses = F.cross_entropy(outputs, inputs.labels, reduction="none")
-        if inputs.own < 1:
-            others = F.cross_entropy(outputs, inputs.partners, reduction="none")
-            losses = losses * inputs.own + others * (1 - inputs.own)
-        losses = losses * inputs.weights
+        torch.manual_seed(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
+        sums = self._accumulate(inputs, global_count)
+        finite = self._update()
+        return Outcome(sums if finite else torch.zeros_like(sums), finite)
+
+    def enter(self, step: int) -> None:
+        """Freeze and release what is frozen and released at this step."""
+        phase = tuple(group.trains_at(step) for group in self.learner.groups)
+        if phase == self._phase and self.learner.model.training:
+            return
+        freeze_at(self.learner.model, self.learner.groups, step)
+        if phase == self._phase:  # back from an evaluation
+            return
+        self._phase = phase
+        self._probes = _PROBES
+        # A new one, as it waits for the gradients of what was trainable when it was made.
+        ids = [self._device.index] if self._device.type == "cuda" else None
+        self._parallel = DistributedDataParallel(self.learner.model, device_ids=ids)
+
+    def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
+        """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        parts = list(inputs.split(self._micro_batch or len(inputs.labels)))
+        for part in parts:
+            last = part is parts[-1]
+            with contextlib.nullcontext() if last else self._parallel.no_sync():
+                sums += self._backward(self._parallel, part, global_count)
+        return sums
+
+    def _backward(self, model: nn.Module, inputs: Inputs, global_count: int) -> Tensor:
+        with autocast(self.learner, self._device):
+            outputs = model(inputs.images)
+        logits, auxiliary = logits_of(outputs)
+        losses = self._criterion.losses(logits, auxiliary, inputs)
         # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
-        (losses.sum() * self._world_size / global_count).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        right = ((outputs.argmax(1) == inputs.labels) * inputs.weights).sum()
+        loss = losses.sum() * self._rank.world_size / global_count
+        self.learner.scaler.scale(loss).backward()
+        right = ((logits.argmax(1) == inputs.labels) * inputs.weights).sum()
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
 
-    def evaluate(
-        self, batches: Iterable[Batch], classes: int, stopped: Callable[[], bool]
-    ) -> tuple[Evaluation, Confusion] | None:
-        """Evaluate each image once over all ranks; None for all if any of them was `stopped`.
+    def _update(self) -> bool:
+        """Apply the gradients, equal on all ranks by now; False where they are not finite.
 
-        The confusion matrix is int64 [classes, classes], true by predicted.
+        An overflow of fp16 only lowers the loss scale; it is a fault once that is exhausted.
         """
-        # Each rank has its own BatchNorm statistics; those of rank 0 are what is saved.
-        for buffer in self.model.buffers():
-            dist.broadcast(buffer, src=0)
-        confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        self.model.eval()
-        with torch.inference_mode(), self._autocast():
-            for batch in batches:
-                if stopped():
-                    break
-                images = batch.images.to(self._device, non_blocking=True)[batch.valid]
-                labels = batch.labels[batch.valid]
-                outputs = self.model(self._preprocessing.normalise(images)).float()
-                here = labels.to(self._device)
-                best = outputs.topk(min(_TOP, classes)).indices
-                sums[0] += F.cross_entropy(outputs, here, reduction="sum")
-                sums[1] += (best == here[:, None]).sum()
-                pairs = labels * classes + best[:, 0].cpu()
-                confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
-        train_mode(self.model)
-        dist.all_reduce(confusion)
-        interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
-        return None if interrupted else (_evaluation(confusion, loss, top5), confusion.numpy())
+        learner = self.learner
+        learner.scaler.unscale_(learner.optimizer)
+        gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        usable = math.isfinite(norm.item())
+        if usable and self._clip_norm:
+            nn.utils.clip_grads_with_norm_(learner.model.parameters(), self._clip_norm, norm)
+        if usable:
+            learner.scaler.step(learner.optimizer)
+        overflow = not usable and learner.scaler.is_enabled() and learner.scaler.get_scale() > 1
+        learner.scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
+        if usable and learner.average:
+            learner.average.update_parameters(learner.model)
+        # What is not finite has gone through BatchNorm's statistics too.
+        _copy(*((self._buffers, self._sound) if usable else (self._sound, self._buffers)))
+        return usable or overflow
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda")
+    def _fit_into_memory(self, inputs: Inputs) -> None:
+        """Halve the micro-batch until one of them goes through; leaves no trace.
 
-    def _inputs(self, batch: Batch, blend: Blend | None) -> _Inputs:
-        """The sound images and labels on the device; too few get images of weight 0."""
-        images = self._preprocessing.normalise(batch.images.to(self._device, non_blocking=True))
-        labels = partners = batch.labels.to(self._device, non_blocking=True)
-        valid = batch.valid
-        if blend and len(valid):
-            others = partners_of(valid)
-            images = blend.apply(images[1:], images[others])
-            labels, partners, valid = labels[1:], labels[others], valid[1:]
-        if not valid.all():
-            images, labels, partners = images[valid], labels[valid], partners[valid]
-        count = len(labels)
-        weights = torch.ones(max(count, _SMALLEST), device=self._device)
-        if count < _SMALLEST:
-            weights[count:] = 0
-            images = torch.cat(
-                [images, images if count else images.new_zeros(_SMALLEST, *images.shape[1:])]
-            )
-            labels, partners = (
-                torch.cat([x, x if count else x.new_zeros(_SMALLEST)]) for x in (labels, partners)
-            )
-        return _Inputs(images, labels, partners, weights, blend.own if blend else 1.0)
+        By this rank alone, without the others: an exchange that one rank broke off would hang all.
+        """
+        self._micro_batch = self._micro_batch or len(inputs.labels)
+        fits = False
+        while not fits:
+            try:
+                self._backward(self.learner.model, next(inputs.split(self._micro_batch)), 1)
+                fits = True
+            except torch.OutOfMemoryError:
+                if self._micro_batch == 1:
+                    raise ConfigurationError(
+                        "data.image_size: the GPU's memory does not hold one image; "
+                        "take a smaller size or backbone"
+                    ) from None
+                self._micro_batch = -(-self._micro_batch // 2)
+                log.warning(
+                    "rank %d is out of memory; it goes on in micro-batches of %d images",
+                    self._rank.rank,
+                    self._micro_batch,
+                )
+            self.learner.optimizer.zero_grad(set_to_none=True)
+            _copy(self._sound, self._buffers)
+            if not fits:
+                torch.cuda.empty_cache()
 
 
-def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
-    count, of_class = max(1, int(confusion.sum())), confusion.sum(1).tolist()
-    right = confusion.diagonal().tolist()
-    return Evaluation(
-        loss=loss / count,
-        accuracy=sum(right) / count,
-        top5_accuracy=top5 / count if len(right) > _TOP else None,
-        per_class=[r / n if n else None for r, n in zip(right, of_class, strict=True)],
-    )
+def autocast(learner: Learner, device: torch.device) -> torch.autocast:
+    """The context in which the learner's model computes."""
+    return torch.autocast(device.type, learner.precision, enabled=learner.precision is not None)
+
+
+def _can_run_out(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    if source:
+        torch._foreach_copy_(target, source)

@@ -14,13 +14,16 @@ from typing import Any
 from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.checkpoint.commit import CommitName, list_commits
 from worker.data.index import Index, parse_address, read_index
+from worker.data.labels import read_labels
 from worker.data.plan import EpochPlan, default_lanes, steps_per_epoch
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.groups import RateGroup, assign
+from worker.model.schedule import Factor, factor_at
 from worker.store import ObjectMissing, Store, open_store
+from worker.train.criterion import Criterion, class_weights
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Job:
     preprocessing: Preprocessing
     backbone: Backbone
     groups: tuple[RateGroup, ...]
+    criterion: Criterion
     done: dict[str, Any] | None
     """The result, where the job is finished already."""
     commits: tuple[CommitName, ...]
@@ -58,6 +62,18 @@ class Job:
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.manifest.train.epochs
+
+    def factor(self, step: int) -> Factor:
+        """What the full rates are multiplied by at a step, counted from 0."""
+        schedule = self.manifest.optimizer.schedule
+        return factor_at(step, schedule, self.total_steps, self.steps_per_epoch)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Learning rate of each group at a step; 0 while it is frozen."""
+        factor = self.factor(step).rate
+        return {
+            group.name: group.lr * factor if group.trains_at(step) else 0.0 for group in self.groups
+        }
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of one epoch, counted from 0."""
@@ -128,17 +144,24 @@ def open_job(manifest: Manifest) -> Job:
     if len(classes) < 2:
         raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
     name = manifest.model.backbone
-    preprocessing = preprocessing_of(name, manifest.data.image_size)
-    backbone = build_backbone(name, len(classes), manifest.train.seed)
-    names = [parameter for parameter, _ in backbone.model.named_parameters()]
-    groups = assign(names, backbone.head_parameters, manifest.optimizer)
+    preprocessing = preprocessing_of(name, manifest.model.weights, manifest.data.image_size)
+    backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
+    steps = steps_per_epoch(train.index.samples, manifest.train.batch_size)
+    groups = assign(backbone.layout, manifest.optimizer, steps)
+    criterion = Criterion(
+        manifest.train.label_smoothing,
+        class_weights(manifest.train, classes, lambda: read_labels(train.store, train.index)),
+        backbone.auxiliary_weight,
+    )
     with _naming("output"):
         output = open_store(manifest.output)
         done = _read_done(output)
         attempt = newest_attempt(output)
         kept = read_attempt(output, attempt)["identity"] if attempt else None
         commits = tuple(list_commits(output))
-    job = Job(manifest, output, train, val, preprocessing, backbone, tuple(groups), done, commits)
+    job = Job(
+        manifest, output, train, val, preprocessing, backbone, groups, criterion, done, commits
+    )
     if kept is not None:
         job.require_identity(kept, f"attempt {attempt} there")
     if commits and not done and commits[0].step > job.total_steps:

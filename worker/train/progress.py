@@ -9,6 +9,7 @@ from worker.logs import end_live, show_live
 
 log = logging.getLogger(__name__)
 
+_MOST_RATES = 4
 _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 
@@ -55,6 +56,8 @@ class Progress:
 def describe(step: Step) -> str:
     """One line, what matters most first, as a narrow terminal cuts the end."""
     rates = " ".join(f"{name}={rate:.2g}" for name, rate in step.rates.items())
+    if len(step.rates) > _MOST_RATES:
+        rates = f"{min(step.rates.values()):.2g}..{max(step.rates.values()):.2g}"
     return (
         f"step {step.step}/{step.total_steps}  left {duration(step.remaining_seconds)}  "
         f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  lr {rates}  "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 
 import worker
 from worker.checkpoint.snapshot import encode_model
@@ -31,9 +32,9 @@ def write_environment(store: Store, attempt: int, rank: Rank) -> None:
     store.put(f"records/{attempt:06d}/environment.json", json.dumps(facts, indent=1).encode())
 
 
-def write_result(job: Job, attempt: int, metrics: Mapping[str, Any]) -> None:
-    """Write `final/`, and then `done.json`, which ends the job for good."""
-    weights = encode_model(job.backbone.model)
+def write_result(job: Job, model: nn.Module, attempt: int, metrics: Mapping[str, Any]) -> None:
+    """Write `model` to `final/`, and then `done.json`, which ends the job for good."""
+    weights = encode_model(model)
     preprocessing = asdict(job.preprocessing)
     preprocessing["interpolation"] = job.preprocessing.interpolation.value
     card = {

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -11,13 +11,15 @@ import torch
 
 from worker.data.loader import Bad, Batch, Loader
 from worker.data.plan import split
-from worker.errors import DataError, StopRequested
+from worker.errors import ConfigurationError, DataError, StopRequested
 from worker.metrics.registry import Metrics
-from worker.model.optimizer import build_optimizer, freeze
+from worker.model.learner import build_learner
+from worker.model.optimizer import set_rates
 from worker.train.distributed import Agreement, cores_per_rank, device_of, total
-from worker.train.engine import Engine, Evaluation
+from worker.train.engine import Engine
+from worker.train.evaluation import Evaluation
 from worker.train.feed import Feed, evaluation_batches
-from worker.train.job import Dataset, Job, manifest_digest
+from worker.train.job import Job, manifest_digest
 from worker.train.progress import Progress, Step, Stopwatch
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
@@ -26,11 +28,13 @@ from worker.train.result import write_result
 from worker.train.state import DurableState
 from worker.train.stop import StopFlag
 from worker.train.supply import Supply
+from worker.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
+_MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
 
 class Session:
@@ -48,11 +52,9 @@ class Session:
 
     def run(self) -> None:
         """Train to the end, or raise `StopRequested` with everything committed."""
-        job, rank, seed = self._job, self._rank, self._job.manifest.train.seed
-        model = job.backbone.model.to(self._device).to(memory_format=torch.channels_last)
-        freeze(model, job.groups)
-        optimizer = build_optimizer(model, job.groups, job.manifest.optimizer.name)
-        self._durable = DurableState(job, rank, optimizer, self.metrics)
+        job, rank = self._job, self._rank
+        learner = build_learner(job.backbone.model, job.groups, job.manifest, self._device)
+        self._durable = DurableState(job, rank, learner, self.metrics)
         self._state = self._durable.state
         self._recorder = Recorder(
             job.output,
@@ -63,19 +65,24 @@ class Session:
         )
         self._recorder.event("start", attempt=self._durable.attempt, world_size=rank.world_size)
         self._engine = Engine(
-            model, optimizer, job.preprocessing, self._device, seed, rank.rank, rank.world_size
+            learner,
+            job.preprocessing,
+            job.criterion,
+            job.manifest.train,
+            job.manifest.optimizer.clip_norm,
+            rank,
         )
         data = job.manifest.data
-        budget = data.error_budget
-        self._bad = Quarantine("data.train", job.train, budget)
+        self._bad = Quarantine("data.train", job.train, data.error_budget)
+        self._validation: Validation | None = None
         with contextlib.ExitStack() as stack:
             supply = stack.enter_context(contextlib.closing(Supply(data, rank, self._device)))
             lanes = -(-job.lanes // rank.world_size)
             loader = stack.enter_context(contextlib.closing(supply.open(job.train, lanes)))
             self._feed = Feed(job, rank, loader)
             if job.val:
-                self._val_bad = Quarantine("data.val", job.val, budget)
-                self._val_loader = stack.enter_context(contextlib.closing(supply.open(job.val, 1)))
+                val_loader = stack.enter_context(contextlib.closing(supply.open(job.val, 1)))
+                self._validation = Validation(job, job.val, rank, val_loader)
             self._look_again(loader)
             self._train()
         self._finish()
@@ -92,13 +99,11 @@ class Session:
         self._leave_out(bad)
 
     def _train(self) -> None:
-        for group in self._job.groups:
-            self.metrics.set_rate(group.name, group.lr)
         self.metrics.steps.set(self._job.total_steps)
         while True:
             if self._state.step % self._job.steps_per_epoch == 0 and self._state.step:
                 self._end_epoch()
-            if self._state.step == self._job.total_steps:
+            if self._state.step == self._job.total_steps or self._stops_early():
                 return
             self._train_epoch()
 
@@ -123,10 +128,14 @@ class Session:
             self.metrics.wait_seconds.inc(time.monotonic() - waited)
             step, fresh = self._state.step, self._bad.fresh(batch.bad)
             agreement.propose(self._stop.requested, bool(fresh))
-            sums += self._engine.step(step, batch, size, self._feed.blend(step))
+            set_rates(self._engine.learner.optimizer, self._job.factor(step))
+            outcome = self._engine.step(step, batch, size, self._feed.blend(step))
+            sums += outcome.sums
             # First of all, as gloo notices a lost rank where NCCL would wait for it.
             stopping, met_bad = agreement.result()
-            self._note_step(batch, size, watch.lap())
+            if not outcome.finite:
+                self._skip()
+            self._note_step(batch, size, watch.lap(), outcome.finite)
             if met_bad:
                 self._leave_out(fresh)
             if self._state.step % every == 0 or not left:
@@ -159,7 +168,27 @@ class Session:
         if self._rank.rank == 0:
             quarantine.write(self._job.output, self._durable.attempt)
 
-    def _note_step(self, batch: Batch, size: int, seconds: float) -> None:
+    def _skip(self) -> None:
+        """Leave out a step whose loss is not finite, or commit and raise where that is wanted."""
+        state, wanted = self._state, self._job.manifest.train.non_finite == "skip"
+        if not wanted or state.skipped_in_a_row + 1 >= _MOST_SKIPPED:
+            self._save()
+            again = f", {_MOST_SKIPPED} steps in a row" if wanted else ""
+            remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
+            raise ConfigurationError(
+                f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
+                f"lower the rates{remedy}"
+                if self._rank.rank == 0
+                else ""
+            )
+        state.skipped += 1
+        self.metrics.skipped_steps.inc()
+        self._recorder.event("skipped", step=state.step + 1)
+        if self._rank.rank == 0:
+            log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
+
+    def _note_step(self, batch: Batch, size: int, seconds: float, finite: bool) -> None:
+        self._state.skipped_in_a_row = 0 if finite else self._state.skipped_in_a_row + 1
         own = slice(self._feed.led, None)
         self._recorder.trained(self._state.step, batch.ids[own], batch.valid[own].numpy())
         self._state.step += 1
@@ -181,8 +210,10 @@ class Session:
             accuracy=right / counted,
             images_per_second=counted / watch.split(),
             remaining_seconds=watch.remaining(self._job.total_steps - self._state.step),
-            rates={group.name: group.lr for group in self._job.groups},
+            rates=self._job.rates(self._state.step - 1),
         )
+        for name, rate in step.rates.items():
+            self.metrics.set_rate(name, rate)
         self.metrics.loss.set(step.loss)
         self.metrics.throughput.set(step.images_per_second)
         self.metrics.remaining.set(step.remaining_seconds)
@@ -195,39 +226,40 @@ class Session:
         state = self._state
         if state.evaluated == state.step:
             return
-        if self._job.val:
-            result = self._evaluate(self._job.val)
+        if self._validation:
+            result = self._evaluate(self._validation)
             if result is None:
                 self._save()
                 raise StopRequested(
                     f"stopped on request after step {state.step}, committed by attempt "
                     f"{self._durable.attempt} before its evaluation; start again to go on"
                 )
-            state.loss, state.accuracy = result.loss, result.accuracy
-            state.best_accuracy = max(state.best_accuracy or 0.0, result.accuracy)
+            early = self._job.manifest.train.early_stop
+            state.note_evaluation(result.loss, result.accuracy, early.min_delta if early else 0.0)
             self._note_evaluation(result)
         state.evaluated = state.step
         self._save()
 
-    def _evaluate(self, val: Dataset) -> Evaluation | None:
+    def _evaluate(self, validation: Validation) -> Evaluation | None:
         """The accuracy of the model as it is, or None where a stop was requested meanwhile."""
-        start, stop = split(val.index.samples, self._rank.rank, self._rank.world_size)
-        ids = np.arange(start, stop)
-        batches = evaluation_batches(self._val_loader, ids, self._job.preprocessing)
-        bad: list[Bad] = []
-        with contextlib.closing(batches):
-            result = self._engine.evaluate(
-                _noting(batches, bad), len(val.index.classes), lambda: self._stop.requested
-            )
+        result = validation.run(self._engine.learner, self._stop)
         if result is None:
             return None
-        fresh = self._val_bad.fresh(bad)
-        if total(len(fresh))[0]:
-            self._exchange(self._val_bad, fresh)
-            self._require_budget(self._val_bad)
+        if total(len(validation.fresh))[0]:
+            self._exchange(validation.bad, validation.fresh)
+            self._require_budget(validation.bad)
         evaluation, confusion = result
         self._recorder.confusion(self._state.step, confusion)
         return evaluation
+
+    def _stops_early(self) -> bool:
+        """Whether the accuracy has not become better for as long as the manifest allows."""
+        early = self._job.manifest.train.early_stop
+        if not early or self._state.stale < early.patience:
+            return False
+        if self._rank.rank == 0:
+            log.info("no better accuracy for %d epochs; training ends early", self._state.stale)
+        return True
 
     def _note_evaluation(self, result: Evaluation) -> None:
         epoch = self._state.step // self._job.steps_per_epoch
@@ -257,7 +289,7 @@ class Session:
         if self._rank.rank == 0:
             self._durable.ensure_newest()
             result = {**state.as_dict(), "manifest": manifest_digest(self._job.manifest)}
-            write_result(self._job, self._durable.attempt, result)
+            write_result(self._job, self._engine.learner.result, self._durable.attempt, result)
             self.metrics.last_success.set_to_current_time()
             accuracy = "not measured" if state.accuracy is None else f"{state.accuracy:.4f}"
             log.info(
@@ -268,10 +300,3 @@ class Session:
                 extra={"fields": {"event": "done", **state.as_dict()}},
             )
         total(0)
-
-
-def _noting(batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
-    """The batches; what was left out of them is added to `bad`."""
-    for batch in batches:
-        bad += batch.bad
-        yield batch

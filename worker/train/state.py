@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from worker.checkpoint.attempt import claim_attempt, ensure_newest
@@ -20,6 +19,7 @@ from worker.checkpoint.commit import (
 from worker.checkpoint.retention import expendable
 from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
 from worker.metrics.registry import Metrics
+from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
 from worker.train.job import Job
@@ -38,12 +38,27 @@ class State:
     loss: float | None = None
     accuracy: float | None = None
     best_accuracy: float | None = None
+    stale: int = 0
+    """Evaluations since the last one that early stopping saw as better, and its accuracy."""
+    to_beat: float | None = None
+    skipped: int = 0
+    """Steps left out because their loss was not finite; and how many of them in a row."""
+    skipped_in_a_row: int = 0
     bad_samples: tuple[int, ...] = ()
     """Ids of training samples that were left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON data."""
         return dataclasses.asdict(self)
+
+    def note_evaluation(self, loss: float, accuracy: float, min_delta: float) -> None:
+        """Take in the result of an evaluation; better means by more than `min_delta`."""
+        self.loss, self.accuracy = loss, accuracy
+        self.best_accuracy = max(self.best_accuracy or 0.0, accuracy)
+        if self.to_beat is None or accuracy > self.to_beat + min_delta:
+            self.to_beat, self.stale = accuracy, 0
+        else:
+            self.stale += 1
 
 
 class DurableState:
@@ -52,12 +67,10 @@ class DurableState:
     Making one claims an attempt; `state` is then where the newest valid commit left off.
     """
 
-    def __init__(
-        self, job: Job, rank: Rank, optimizer: torch.optim.Optimizer, metrics: Metrics
-    ) -> None:
+    def __init__(self, job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> None:
         self._job = job
         self._rank = rank
-        self._optimizer = optimizer
+        self._learner = learner
         self._metrics = metrics
         self._trusted: list[CommitName] = []
         self.state = State()
@@ -118,7 +131,7 @@ class DurableState:
 
     def _restore(self, name: CommitName, parts: dict[str, bytes]) -> None:
         kept = read_state(parts)
-        restore_snapshot(parts, self._job.backbone.model, self._optimizer)
+        restore_snapshot(parts, self._learner)
         self.state = State(**{**kept, "bad_samples": tuple(kept["bad_samples"])})
         self._saved = dataclasses.replace(self.state)
         self._trusted.append(name)
@@ -141,7 +154,7 @@ class DurableState:
     def _commit(self) -> None:
         output = self._job.output
         self.ensure_newest()
-        parts = take_snapshot(self._job.backbone.model, self._optimizer, self.state.as_dict())
+        parts = take_snapshot(self._learner, self.state.as_dict())
         name = CommitName(self.state.step, self.attempt)
         self._metrics.checkpoint_bytes.set(write_commit(output, name, parts))
         self._metrics.last_commit.set_to_current_time()

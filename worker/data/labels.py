@@ -1,0 +1,35 @@
+"""The labels of a data set, without its images."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.data.index import Index, Shard, decode_sidecar
+from worker.errors import DataError
+from worker.store import ObjectMissing, Store
+
+Labels = Callable[[], npt.NDArray[np.int32]]
+
+_THREADS = 16
+
+
+def read_labels(store: Store, index: Index) -> npt.NDArray[np.int32]:
+    """The class number of every sample, by id; costs one small request per shard.
+
+    Raises `DataError` where a sidecar is missing or not the one indexed.
+    """
+
+    def read(shard: Shard) -> npt.NDArray[np.int32]:
+        try:
+            sidecar = decode_sidecar(store.get(shard.sidecar), shard)
+        except ObjectMissing:
+            sidecar = None
+        if sidecar is None:
+            raise DataError(f"{store.uri}{shard.sidecar}: missing or altered; index again")
+        labels: npt.NDArray[np.int32] = sidecar["label"]
+        return labels
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.concatenate(list(pool.map(read, index.shards)))

@@ -1,0 +1,43 @@
+"""The job manifest: what is trained on what, and how; plain data that all parts may read.
+
+Strict: unknown keys and wrong types are refused, and every complaint names the field's path and
+the remedy. What depends on the place (endpoint, credentials, ranks, scratch) is environment and
+has no key here.
+"""
+
+from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle
+from worker.manifest.job import Checkpoint, Manifest, Record
+from worker.manifest.load import load_manifest, parse_manifest
+from worker.manifest.training import (
+    EarlyStop,
+    Freeze,
+    Geometric,
+    Group,
+    Model,
+    Optimizer,
+    Schedule,
+    Span,
+    Train,
+)
+
+__all__ = [
+    "Augment",
+    "Checkpoint",
+    "Data",
+    "EarlyStop",
+    "Freeze",
+    "Geometric",
+    "Group",
+    "Jitter",
+    "Manifest",
+    "Model",
+    "Optimizer",
+    "RandAugment",
+    "Record",
+    "Schedule",
+    "Shuffle",
+    "Span",
+    "Train",
+    "load_manifest",
+    "parse_manifest",
+]

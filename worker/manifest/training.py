@@ -1,0 +1,182 @@
+"""The manifest's sections about training: model, rates, schedule, loss and length."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from worker.manifest.base import Count, Fraction, NonNegative, Patterns, Positive, Section, Text
+
+
+class Model(Section):
+    """The backbone and where its weights come from."""
+
+    backbone: Text
+    """Name in `torchvision.models`, such as `efficientnet_b0`; `worker models` lists them."""
+    weights: Text = "none"
+    """`s3://`, `file://` or path of a safetensors or state-dict file, a torchvision weights name
+    such as `IMAGENET1K_V1`, or `none` for a backbone that starts at random."""
+
+    @property
+    def pretrained(self) -> str | None:
+        """The weights to start from, if any."""
+        return None if self.weights == "none" else self.weights
+
+
+class Span(Section):
+    """A stretch of training, in epochs (2, or 0.5) or in steps."""
+
+    epochs: Positive | None = None
+    steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "Span":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+    def in_steps(self, steps_per_epoch: int) -> int:
+        """The length in steps, at least 1."""
+        return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
+
+
+class Freeze(Span):
+    """How long a group stays frozen before it is released."""
+
+    block_every: Positive | None = None
+    """Release block by block from the head down, one more each so many epochs or steps (the unit
+    above; Howard and Ruder, 2018); default: all at once."""
+
+    def release(self, number: int, steps_per_epoch: int) -> int:
+        """The step at which block `number` of the group, counted from the head, is released."""
+        later = number * (self.block_every or 0)
+        if self.epochs is not None:
+            return max(1, round((self.epochs + later) * steps_per_epoch))
+        return (self.steps or 0) + round(later)
+
+
+class Geometric(Section):
+    """Rates that grow by equal factors from a group's first block to its last."""
+
+    from_: Annotated[Positive, Field(alias="from")]
+    """Exact rate of the block nearest to the image."""
+    to: Positive
+    """Exact rate of the block nearest to the head."""
+
+
+class Group(Section):
+    """Parameters that share a learning rate; the first group that matches takes a parameter."""
+
+    match: Patterns
+    """Leading components of the parameter's dotted name, each whole or a glob (`features.1`,
+    `layer[34]`); `head` and `backbone` in any family; `*` for the rest."""
+    scale: Positive | None = None
+    """Rate as a multiple of `optimizer.lr`; default 1."""
+    lr: Positive | None = None
+    """Exact rate, in place of `scale`."""
+    geometric: Geometric | None = None
+    """Rates by depth, in place of `scale`."""
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Multiplies the rate once per block of distance from the head, whose own distance is 0."""
+    weight_decay: NonNegative | None = None
+    """Default: `optimizer.weight_decay`."""
+    freeze: Literal["always"] | Freeze | None = None
+    """`always`, or until when. What is frozen runs without backward and as in evaluation."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """`frozen`: BatchNorm keeps its statistics even where its scale and shift are trained."""
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> "Group":
+        if sum(value is not None for value in (self.scale, self.lr, self.geometric)) > 1:
+            raise ValueError("give at most one of scale, lr and geometric")
+        if self.geometric and self.layer_decay:
+            raise ValueError("give either geometric or layer_decay")
+        rates = (self.scale, self.lr, self.geometric, self.layer_decay)
+        if self.freeze == "always" and any(rate is not None for rate in rates):
+            raise ValueError("what is always frozen has no rate; remove it or freeze")
+        return self
+
+
+class Schedule(Section):
+    """What the rates of all groups are multiplied by as training goes on."""
+
+    name: Literal["constant", "cosine", "linear", "step", "one_cycle"] = "constant"
+    """`one_cycle` is Smith's (2018), with the phases of torch's `OneCycleLR` and its momentum."""
+    warmup: Span | None = None
+    """Linear rise to the full rate, before the rest of the schedule."""
+    final: Fraction | None = None
+    """Of `cosine` and `linear`: what the rates end at, as a share of the full rate; default 0."""
+    every: Span | None = None
+    """Of `step`: how often the rates are multiplied by `factor`."""
+    factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of `step`; default 0.1."""
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "Schedule":
+        if (self.every is None) == (self.name == "step"):
+            raise ValueError("every belongs to the step schedule, which needs it")
+        if self.factor is not None and self.name != "step":
+            raise ValueError("factor belongs to the step schedule")
+        if self.final is not None and self.name not in ("cosine", "linear"):
+            raise ValueError("final belongs to the cosine and linear schedules")
+        if self.warmup and self.name == "one_cycle":
+            raise ValueError("one_cycle warms up by itself; remove warmup")
+        return self
+
+
+class Optimizer(Section):
+    """Optimiser, graded learning-rate groups and schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive
+    """Base rate, which the groups' `scale` multiplies."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `sgd`; default 0.9."""
+    weight_decay: NonNegative = 0.0
+    decay_norms_and_biases: bool = True
+    """`false` keeps every parameter of one dimension out of weight decay."""
+    groups: Annotated[tuple[Group, ...], Field(min_length=1)]
+    """Every parameter must be matched; `{match: "*"}` last takes whatever is left."""
+    schedule: Schedule = Schedule()
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient of all parameters together."""
+
+    @model_validator(mode="after")
+    def _momentum_of_sgd(self) -> "Optimizer":
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError("momentum belongs to sgd; remove it")
+        return self
+
+
+class EarlyStop(Section):
+    """End before the last epoch when validation accuracy no longer improves."""
+
+    patience: Count
+    """Epochs without a better accuracy after which training ends."""
+    min_delta: Fraction = 0.0
+    """How much better counts, as a share: 0.01 is one point."""
+
+
+class Train(Section):
+    """Length, batch, loss, precision and seed."""
+
+    epochs: Count
+    batch_size: Count
+    """Images per optimiser step over all ranks together; the number of ranks must divide it."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    micro_batch: Count | None = None
+    """Images of a rank that are in memory at once, their gradients added up; default: its whole
+    share, halved for as long as the GPU's memory does not hold it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of forward and backward; `auto` is bf16 on GPUs that have it and fp32 elsewhere."""
+    compile: bool = False
+    """Run the model through `torch.compile`."""
+    sync_batch_norm: bool = False
+    """BatchNorm statistics over all ranks, GPUs only."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Literal["balanced"] | dict[Text, NonNegative] | None = None
+    """Weight of each class's loss, others 1; `balanced` is inverse to how often a class occurs."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is what is evaluated and written."""
+    early_stop: EarlyStop | None = None
+    non_finite: Literal["fail", "skip"] = "fail"
+    """When the loss is NaN or infinite: end with exit code 78, or leave the step out."""

@@ -1,0 +1,61 @@
+"""All that training changes: weights, their moving average, optimiser and loss scale."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from worker.manifest import Manifest
+from worker.model.groups import RateGroup
+from worker.model.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a checkpoint holds of the model's side."""
+
+    model: nn.Module
+    groups: tuple[RateGroup, ...]
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    """Scales the loss where fp16 is computed in; else does nothing."""
+    precision: torch.dtype | None
+    """What forward and backward are computed in; None for fp32."""
+    average: AveragedModel | None = None
+    """Moving average of weights and BatchNorm statistics."""
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that is evaluated and written."""
+        return self.average.module if self.average else self.model
+
+
+def build_learner(
+    model: nn.Module, groups: tuple[RateGroup, ...], manifest: Manifest, device: torch.device
+) -> Learner:
+    """The model on its device, with what the manifest wants around it."""
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if manifest.train.sync_batch_norm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    precision = precision_on(device, manifest.train.precision)
+    decay = manifest.train.ema
+    average = None
+    if decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Learner(
+        model=model,
+        groups=groups,
+        optimizer=build_optimizer(model, groups, manifest.optimizer),
+        scaler=GradScaler(device.type, enabled=precision is torch.float16),
+        precision=precision,
+        average=average,
+    )
+
+
+def precision_on(device: torch.device, setting: str) -> torch.dtype | None:
+    """The dtype that `train.precision` means on this device; None for fp32."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[setting]

@@ -1,0 +1,56 @@
+"""What the rates of all groups are multiplied by at each step. Pure, so a resume needs no state."""
+
+import math
+from dataclasses import dataclass
+
+from worker.manifest import Schedule
+
+# Of torch.optim.lr_scheduler.OneCycleLR.
+_RISE, _START, _END = 0.3, 1 / 25, 1 / 25e4
+_MOST_MOMENTUM, _LEAST_MOMENTUM = 0.95, 0.85
+_STEP_FACTOR = 0.1
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Share of the full rate, and the momentum (Adam's first beta) where the schedule sets it."""
+
+    rate: float
+    momentum: float | None = None
+
+
+def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -> Factor:
+    """The factor of step `step` of `total`, counted from 0; the same for every group.
+
+    A warm-up of w steps gives 1/(w+1), 2/(w+1), … and the full rate at step w, from where the rest
+    of the schedule runs over the steps that are left.
+    """
+    if schedule.name == "one_cycle":
+        return _one_cycle(step, total)
+    warmup = schedule.warmup.in_steps(steps_per_epoch) if schedule.warmup else 0
+    if step < warmup:
+        return Factor((step + 1) / (warmup + 1))
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    final = schedule.final or 0.0
+    if schedule.name == "cosine":
+        return Factor(_cosine(1.0, final, done))
+    if schedule.name == "linear":
+        return Factor(1 - (1 - final) * done)
+    if schedule.every:
+        power = (step - warmup) // schedule.every.in_steps(steps_per_epoch)
+        return Factor((schedule.factor or _STEP_FACTOR) ** power)
+    return Factor(1.0)
+
+
+def _one_cycle(step: int, total: int) -> Factor:
+    """Smith and Topin, 2018, with the cosine phases of torch's `OneCycleLR`."""
+    top, last = _RISE * total - 1, total - 1
+    if step <= top:
+        done = step / top if top else 1.0
+        return Factor(_cosine(_START, 1.0, done), _cosine(_MOST_MOMENTUM, _LEAST_MOMENTUM, done))
+    done = min(1.0, (step - top) / (last - top))
+    return Factor(_cosine(1.0, _END, done), _cosine(_LEAST_MOMENTUM, _MOST_MOMENTUM, done))
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * done))

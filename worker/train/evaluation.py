@@ -1,0 +1,85 @@
+"""Exact evaluation: each image once, over all ranks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from worker.data.loader import Batch
+from worker.data.preprocessing import Preprocessing
+from worker.model.backbone import logits_of
+from worker.model.learner import Learner
+from worker.train.distributed import total
+from worker.train.engine import autocast
+
+_TOP = 5
+
+Confusion = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over the sound samples of the validation set.
+
+    `per_class` is the accuracy within each true class (None for one without samples);
+    `top5_accuracy` is None for five classes or fewer.
+    """
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float | None
+    per_class: list[float | None]
+
+
+def evaluate(
+    learner: Learner,
+    batches: Iterable[Batch],
+    preprocessing: Preprocessing,
+    classes: int,
+    stopped: Callable[[], bool],
+) -> tuple[Evaluation, Confusion] | None:
+    """Evaluate what the learner would write; None for all ranks if any of them was `stopped`.
+
+    The confusion matrix is int64 [classes, classes], true by predicted. Leaves the model in
+    evaluation mode.
+    """
+    model = learner.result
+    device = next(model.parameters()).device
+    # Each rank has its own BatchNorm statistics; those of rank 0 are what is saved.
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    model.eval()
+    with torch.inference_mode(), autocast(learner, device):
+        for batch in batches:
+            if stopped():
+                break
+            images = batch.images.to(device, non_blocking=True)[batch.valid]
+            labels = batch.labels[batch.valid]
+            outputs, _ = logits_of(model(preprocessing.normalise(images)))
+            here = labels.to(device)
+            best = outputs.topk(min(_TOP, classes)).indices
+            sums[0] += F.cross_entropy(outputs, here, reduction="sum")
+            sums[1] += (best == here[:, None]).sum()
+            pairs = labels * classes + best[:, 0].cpu()
+            confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+    dist.all_reduce(confusion)
+    interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
+    return None if interrupted else (_evaluation(confusion, loss, top5), confusion.numpy())
+
+
+def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
+    count, of_class = max(1, int(confusion.sum())), confusion.sum(1).tolist()
+    right = confusion.diagonal().tolist()
+    return Evaluation(
+        loss=loss / count,
+        accuracy=sum(right) / count,
+        top5_accuracy=top5 / count if len(right) > _TOP else None,
+        per_class=[r / n if n else None for r, n in zip(right, of_class, strict=True)],
+    )

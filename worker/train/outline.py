@@ -1,0 +1,168 @@
+"""What a job would do, as plain data for people and machines: `worker plan`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.model.groups import Layout, RateGroup
+from worker.train.job import Dataset, Job
+
+_POINTS = 60
+_TINY_SHARE = 1e-4
+
+
+@dataclass(frozen=True)
+class GroupOutline:
+    """One rate group; `release_step` is 0 for what is trained at once and None for never."""
+
+    name: str
+    match: tuple[str, ...]
+    rate_now: float
+    rate_peak: float
+    weight_decay: float
+    tensors: int
+    parameters: int
+    share: float
+    release_step: int | None
+    batch_norm: str
+    rates: list[float]
+    """At the steps that the outline lists."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A job on some number of ranks, at the step `step` that it would go on from."""
+
+    job: str
+    output: str
+    done: bool
+    step: int
+    backbone: str
+    head: str
+    weights: str
+    image_size: int
+    classes: tuple[str, ...]
+    train: dict[str, Any]
+    val: dict[str, Any] | None
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    last_batch: int
+    lanes: int
+    window: int
+    ranks: int
+    shards_per_rank: list[int]
+    settings: dict[str, Any]
+    """Optimiser and training settings besides the groups, as in the manifest."""
+    steps: list[int]
+    groups: list[GroupOutline]
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return asdict(self)
+
+
+def outline_job(job: Job, ranks: int) -> Outline:
+    """The outline of `job` on `ranks` ranks."""
+    manifest, plan = job.manifest, job.plan(0)
+    step = job.commits[0].step if job.commits else 0
+    last = job.total_steps - 1
+    steps = sorted({round(last * i / (_POINTS - 1)) for i in range(_POINTS)})
+    rates = [job.rates(at) for at in steps]
+    now = job.rates(min(step, last))
+    layout = job.backbone.layout
+    return Outline(
+        job=manifest.job,
+        output=job.output.uri,
+        done=bool(job.done),
+        step=step,
+        backbone=job.backbone.name,
+        head=job.backbone.head,
+        weights=manifest.model.weights,
+        image_size=job.preprocessing.crop_size,
+        classes=job.train.index.classes,
+        train=_outline_data(job.train),
+        val=_outline_data(job.val) if job.val else None,
+        epochs=manifest.train.epochs,
+        steps_per_epoch=plan.steps,
+        total_steps=job.total_steps,
+        batch_size=manifest.train.batch_size,
+        last_batch=plan.total - (plan.steps - 1) * manifest.train.batch_size,
+        lanes=job.lanes,
+        window=manifest.data.shuffle.window,
+        ranks=ranks,
+        shards_per_rank=[plan.shards(rank, ranks) for rank in range(ranks)],
+        settings={
+            "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
+            "train": manifest.train.model_dump(mode="json"),
+        },
+        steps=steps,
+        groups=[
+            _outline_group(group, layout, now[group.name], [at[group.name] for at in rates])
+            for group in job.groups
+        ],
+        warnings=suspicions(job.groups, layout, job.total_steps),
+    )
+
+
+def suspicions(groups: tuple[RateGroup, ...], layout: Layout, total_steps: int) -> list[str]:
+    """What is allowed and seldom meant."""
+    found = []
+    everything = sum(layout.sizes.values())
+    heads = [group for group in groups if layout.head & set(group.parameters)]
+    slowest = min(heads, key=lambda group: group.lr)
+    fastest = max(groups, key=lambda group: group.lr)
+    if slowest.lr < fastest.lr:
+        found.append(
+            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
+            f"({fastest.lr:g}), though it alone starts from nothing"
+        )
+    for group in groups:
+        size = sum(layout.sizes[name] for name in group.parameters)
+        if group not in heads and size <= _TINY_SHARE * everything:
+            found.append(f"{group.name} holds only {size:,} parameters, {size / everything:.3%}")
+        if group.release is not None and group.release >= total_steps:
+            found.append(
+                f"{group.name} is released at step {group.release}, but there are {total_steps}"
+            )
+    decayed = sum(
+        len(layout.norms_and_biases & set(group.parameters))
+        for group in groups
+        if group.weight_decay and group.release is not None
+    )
+    if decayed:
+        found.append(
+            f"weight decay reaches {decayed} norms and biases; "
+            "optimizer.decay_norms_and_biases: false keeps them out"
+        )
+    return found
+
+
+def _outline_data(dataset: Dataset) -> dict[str, Any]:
+    index = dataset.index
+    return {
+        "address": dataset.store.uri,
+        "images": index.samples,
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+    }
+
+
+def _outline_group(
+    group: RateGroup, layout: Layout, now: float, rates: list[float]
+) -> GroupOutline:
+    size = sum(layout.sizes[name] for name in group.parameters)
+    return GroupOutline(
+        name=group.name,
+        match=group.match,
+        rate_now=now,
+        rate_peak=max(rates),
+        weight_decay=group.weight_decay,
+        tensors=len(group.parameters),
+        parameters=size,
+        share=size / sum(layout.sizes.values()),
+        release_step=group.release,
+        batch_norm="train" if group.batch_norm else "frozen",
+        rates=rates,
+    )

@@ -1,0 +1,51 @@
+"""The validation set during training."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from worker.data.loader import Bad, Batch, Loader
+from worker.data.plan import split
+from worker.model.learner import Learner
+from worker.train.evaluation import Confusion, Evaluation, evaluate
+from worker.train.feed import evaluation_batches
+from worker.train.job import Dataset, Job
+from worker.train.quarantine import Quarantine
+from worker.train.rank import Rank
+from worker.train.stop import StopFlag
+
+
+class Validation:
+    """One rank's share of the validation set; `bad` lists what could not be used of it."""
+
+    def __init__(self, job: Job, val: Dataset, rank: Rank, loader: Loader) -> None:
+        self._job = job
+        self._classes = len(val.index.classes)
+        self._loader = loader
+        self._ids = np.arange(*split(val.index.samples, rank.rank, rank.world_size))
+        self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
+        self.fresh: list[Bad] = []
+        """What the last evaluation has found bad for the first time, on this rank."""
+
+    def run(self, learner: Learner, stop: StopFlag) -> tuple[Evaluation, Confusion] | None:
+        """Evaluate over all ranks, or None where a stop was requested meanwhile."""
+        bad: list[Bad] = []
+        batches = evaluation_batches(self._loader, self._ids, self._job.preprocessing)
+        with contextlib.closing(batches):
+            result = evaluate(
+                learner,
+                _noting(batches, bad),
+                self._job.preprocessing,
+                self._classes,
+                lambda: stop.requested,
+            )
+        self.fresh = [] if result is None else self.bad.fresh(bad)
+        return result
+
+
+def _noting(batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
+    """The batches; what was left out of them is added to `bad`."""
+    for batch in batches:
+        bad += batch.bad
+        yield batch
