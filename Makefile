@@ -12,7 +12,7 @@ test: .venv/ready
 	$(BIN)/pytest
 
 e2e: .venv/ready
-	$(BIN)/pytest -m e2e -s
+	$(BIN)/pytest -m 'e2e or heavy' -s
 
 # The peers pin other versions of what we use, so they get an environment that only borrows torch.
 bench: .venv-bench/ready

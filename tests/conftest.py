@@ -15,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+import torch.distributed as dist
 from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
@@ -185,6 +186,14 @@ def _run_command(arguments: tuple[str, ...], env: dict[str, str], out: str, err:
     from worker.cli import main
 
     main(["--log-format", "json", *arguments], prog_name="worker")
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[None]:
+    """A process group of this process alone, for engines that run in it."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture

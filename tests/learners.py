@@ -1,0 +1,68 @@
+"""Learners and engines of one rank in the test's own process."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from worker.data.loader import Batch
+from worker.manifest import Manifest, parse_manifest
+from worker.model.backbone import Backbone, preprocessing_of
+from worker.model.groups import RateGroup, assign
+from worker.model.learner import Learner, build_learner
+from worker.train.criterion import Criterion
+from worker.train.engine import Engine
+from worker.train.rank import Rank
+
+ALONE = Rank(0, 1, 0, 1, "localhost", 0)
+CPU = torch.device("cpu")
+
+
+def manifest_of(groups: list[dict[str, Any]], train: Any = None, **optimizer: Any) -> Manifest:
+    """A manifest of which only the optimizer and training settings matter."""
+    optimizer = {"lr": 1e-3, "weight_decay": 1e-5, "groups": groups, **optimizer}
+    data = {
+        "version": 1,
+        "job": "test",
+        "output": "/nowhere/",
+        "data": {"train": "/nowhere/", "val": "/nowhere/"},
+        "model": {"backbone": "resnet18"},
+        "optimizer": optimizer,
+        "train": {"epochs": 2, "batch_size": 4, **(train or {})},
+    }
+    return parse_manifest(repr(data).replace("None", "null").replace("True", "true"), "test")
+
+
+def learner_of(backbone: Backbone, manifest: Manifest, steps_per_epoch: int = 4) -> Learner:
+    """The learner of a job with this backbone."""
+    groups = assign(backbone.layout, manifest.optimizer, steps_per_epoch)
+    return build_learner(backbone.model, groups, manifest, CPU)
+
+
+def engine_of(backbone: Backbone, learner: Learner, manifest: Manifest) -> Engine:
+    """The engine of a job of one rank; needs the fixture `alone`."""
+    preprocessing = preprocessing_of(backbone.name, "none", backbone.image_size)
+    criterion = Criterion(
+        manifest.train.label_smoothing, auxiliary_weight=backbone.auxiliary_weight
+    )
+    clip_norm = manifest.optimizer.clip_norm
+    return Engine(learner, preprocessing, criterion, manifest.train, clip_norm, ALONE)
+
+
+def batch_of(images: int, side: int, classes: int, seed: int = 0) -> Batch:
+    """Noise with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(images) % classes
+    return Batch(pixels, labels, labels.numpy(), torch.ones(images, dtype=torch.bool))
+
+
+def rate_group(name: str, lr: float, *parameters: str, **changes: Any) -> RateGroup:
+    """A group that is trained from the start."""
+    settings: dict[str, Any] = {"weight_decay": 0.0, "release": 0, "batch_norm": True, **changes}
+    return RateGroup(name, (name,), lr, parameters=parameters, **settings)
+
+
+def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
+    """All parameters of a model at one rate."""
+    return (rate_group("*", lr, *(name for name, _ in model.named_parameters())),)

@@ -1,0 +1,184 @@
+"""Every torchvision classifier: built, given a new head, trained a step, saved, reloaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.learners import batch_of, engine_of, learner_of, manifest_of
+from worker.checkpoint.snapshot import encode_model, restore_snapshot, take_snapshot
+from worker.errors import ConfigurationError
+from worker.model.backbone import build_backbone, layout_of, preprocessing_of
+from worker.model.skeleton import find_blocks, find_heads, is_auxiliary, known_models, skeleton
+from worker.model.weights import load_pretrained
+
+# Above 55 million parameters; `make e2e` runs them.
+HEAVY = (
+    "alexnet convnext_base convnext_large efficientnet_b7 efficientnet_v2_l regnet_x_32gf "
+    "regnet_y_128gf regnet_y_16gf regnet_y_32gf resnet152 resnext101_32x8d resnext101_64x4d "
+    "swin_b swin_v2_b vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 "
+    "vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2"
+).split()
+SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_h_14": 28, "vit_b_16": 32, "vit_l_16": 32}
+HEADS = {
+    "alexnet": "classifier.6",
+    "convnext": "classifier.2",
+    "densenet": "classifier",
+    "efficientnet": "classifier.1",
+    "googlenet": "aux1.fc2 aux2.fc2 fc",
+    "inception": "AuxLogits.fc fc",
+    "maxvit": "classifier.5",
+    "mnasnet": "classifier.1",
+    "mobilenet_v2": "classifier.1",
+    "mobilenet_v3": "classifier.3",
+    "regnet": "fc",
+    "resnet": "fc",
+    "resnext": "fc",
+    "shufflenet": "fc",
+    "squeezenet": "classifier.1",
+    "swin": "head",
+    "vgg": "classifier.6",
+    "vit": "heads.head",
+    "wide": "fc",
+}
+
+
+def size_of(name: str) -> int:
+    return SIZES.get(name, 64)
+
+
+def test_the_list_is_torchvisions() -> None:
+    assert len(known_models()) >= 80
+    assert set(HEAVY) <= set(known_models())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.heavy] if name in HEAVY else [])
+        for name in known_models()
+    ],
+)
+def test_a_backbone_from_new_head_to_reload(name: str, alone: None, tmp_path: Path) -> None:
+    side = size_of(name)
+    manifest = manifest_of([{"match": "head"}, {"match": "backbone", "layer_decay": 0.9}])
+    backbone = build_backbone(name, 3, 0, side)
+    learner = learner_of(backbone, manifest)
+    engine = engine_of(backbone, learner, manifest)
+    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    outcome = engine.step(0, batch_of(2, side, 3), 2)
+    assert outcome.finite
+    assert outcome.sums.isfinite().all()
+    still = [n for n, p in learner.model.named_parameters() if torch.equal(p, before[n])]
+    assert len(still) <= 0.05 * len(before), still  # a ReLU may be dead at this size
+    assert not backbone.layout.head & set(still)
+    del before
+
+    other = build_backbone(name, 3, 1, side)
+    copied = learner_of(other, manifest)
+    restore_snapshot(take_snapshot(learner, {}), copied)
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    learner.model.eval()
+    copied.model.eval()
+    with torch.inference_mode():
+        assert learner.model(images).shape == (2, 3)
+        assert torch.equal(learner.model(images), copied.model(images))
+    for parameter in other.model.parameters():
+        parameter.data.zero_()
+    (tmp_path / "model.safetensors").write_bytes(encode_model(learner.model))
+    load_pretrained(other, f"{tmp_path}/model.safetensors")
+    trained = learner.model.state_dict()
+    for key, tensor in other.model.state_dict().items():
+        if key in other.layout.head:
+            assert not tensor.any(), key
+        else:
+            assert torch.equal(tensor, trained[key]), key
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_heads_and_blocks_follow_the_structure(name: str) -> None:
+    side = preprocessing_of(name, "none", None).crop_size
+    model = skeleton(name, side)
+    heads = find_heads(model)
+    family = max((f for f in HEADS if name.startswith(f)), key=len)
+    assert heads == tuple(HEADS[family].split())
+    layout = layout_of(name, side)
+    placed = [name for block in layout.blocks for name in block.parameters]
+    assert sorted(placed) == sorted(layout.sizes), "a parameter is in no block or in two"
+    assert 4 <= len(layout.blocks) <= 30
+    assert layout.blocks[-1].parameters == {
+        f"{head}.{key}" for head in heads for key, _ in model.get_submodule(head).named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_blocks_are_in_the_order_in_which_an_image_passes_them(name: str) -> None:
+    side = preprocessing_of(name, "none", None).crop_size
+    model = skeleton(name, side).eval()
+    passed: list[int] = []
+    hooks = []
+    blocks = find_blocks(model, find_heads(model))
+    for number, paths in enumerate(blocks):
+        for path in paths:
+            if not is_auxiliary(path):
+                module = model.get_submodule(path)
+                hooks.append(
+                    module.register_forward_hook(lambda *_, number=number: passed.append(number))
+                )
+    model(torch.empty(1, 3, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    assert passed == sorted(passed)
+    assert set(passed) == set(range(len(blocks)))
+
+
+def test_blocks_have_the_names_that_people_use() -> None:
+    names = [block.name for block in layout_of("resnet50", 224).blocks]
+    assert names == ["conv1+bn1", "layer1", "layer2", "layer3", "layer4", "head"]
+    names = [block.name for block in layout_of("vit_b_16", 224).blocks]
+    assert names[:2] == ["conv_proj", "encoder.layers.encoder_layer_0"]
+    assert names[-2] == "encoder.layers.encoder_layer_11+encoder.ln"
+    first = layout_of("vit_b_16", 224).blocks[0].parameters
+    assert {"class_token", "encoder.pos_embedding"} <= first
+    names = [block.name for block in layout_of("googlenet", 224).blocks]
+    assert names[-2:] == ["inception5b", "head"]
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "complaint"),
+    [
+        ("inception_v3", 128, "inception_v3 cannot be trained at 128 pixels; its own size is 299"),
+        ("vit_b_16", 100, "vit_b_16 cannot be trained at 100 pixels"),
+        ("maxvit_t", 200, "maxvit_t cannot be trained at 200 pixels"),
+        ("resnet", 64, "no model 'resnet'; did you mean"),
+    ],
+)
+def test_what_does_not_fit_is_said(name: str, side: int, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        build_backbone(name, 2, 0, side)
+
+
+def test_a_preset_is_that_of_the_weights() -> None:
+    assert preprocessing_of("resnet50", "IMAGENET1K_V1", None).resize_size == 256
+    assert preprocessing_of("resnet50", "IMAGENET1K_V2", None).resize_size == 232
+    assert preprocessing_of("vit_h_14", "IMAGENET1K_SWAG_LINEAR_V1", None).crop_size == 224
+    assert preprocessing_of("vit_h_14", "s3://somewhere/else.pt", None).crop_size == 518
+
+
+def test_auxiliary_classifiers_count_as_their_papers_say(alone: None) -> None:
+    """GoogLeNet: each auxiliary loss counts 0.3."""
+    backbone = build_backbone("googlenet", 3, 0, 64)
+    manifest = manifest_of([{"match": "*"}])
+    learner = learner_of(backbone, manifest)
+    engine = engine_of(backbone, learner, manifest)
+    for module in learner.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    batch = batch_of(4, 64, 3)
+    outputs = learner.model.train()(
+        preprocessing_of("googlenet", "none", 64).normalise(batch.images)
+    )
+    losses = [nn.functional.cross_entropy(one, batch.labels).item() for one in outputs]
+    sums = engine.step(0, batch, 4).sums
+    assert sums[0].item() / 4 == pytest.approx(losses[0] + 0.3 * (losses[1] + losses[2]), rel=1e-4)
