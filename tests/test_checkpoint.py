@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import keys
+from tests.learners import CPU, everything, manifest_of, rate_group
 from worker.checkpoint.attempt import claim_attempt, ensure_newest, newest_attempt
 from worker.checkpoint.commit import (
     CommitName,
@@ -22,6 +24,8 @@ from worker.checkpoint.commit import (
 from worker.checkpoint.retention import expendable
 from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
 from worker.errors import Superseded
+from worker.model.groups import RateGroup
+from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
 
 PARTS = {"model": b"weights", "state.json": b"{}"}
@@ -122,31 +126,54 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.zero_grad()
 
 
+def learner_with(model: nn.Module, groups: tuple[RateGroup, ...], **settings: Any) -> Learner:
+    return build_learner(model, groups, manifest_of([{"match": "*"}], **settings), CPU)
+
+
 def test_a_restored_model_goes_on_to_the_last_bit() -> None:
     models = [small_model().to(memory_format=torch.channels_last) for _ in range(2)]
-    optimizers = [torch.optim.Adam(model.parameters(), 0.1) for model in models]
+    learners = [learner_with(model, everything(model, 0.1)) for model in models]
     for seed in range(3):
-        step(models[0], optimizers[0], seed)
-    parts = take_snapshot(models[0], optimizers[0], {"step": 3})
+        step(models[0], learners[0].optimizer, seed)
+    parts = take_snapshot(learners[0], {"step": 3})
     assert read_state(parts) == {"step": 3}
-    restore_snapshot(parts, models[1], optimizers[1])
+    restore_snapshot(parts, learners[1])
     for seed in range(3, 6):
-        for model, optimizer in zip(models, optimizers, strict=True):
-            step(model, optimizer, seed)
+        for model, learner in zip(models, learners, strict=True):
+            step(model, learner.optimizer, seed)
     for name, tensor in models[0].state_dict().items():
         assert torch.equal(tensor, models[1].state_dict()[name]), name
 
 
 def test_optimizer_state_follows_names_and_not_positions() -> None:
     one, other = small_model(), small_model()
-    optimizer = torch.optim.Adam(one.parameters(), 0.1)
+    first = learner_with(one, everything(one, 0.1))
+    optimizer = first.optimizer
     step(one, optimizer, 0)
-    parts = take_snapshot(one, optimizer, {})
-    reordered = torch.optim.Adam(list(other[3].parameters()) + list(other[0].parameters()), 0.2)
-    restore_snapshot(parts, other, reordered)
+    parts = take_snapshot(first, {})
+    groups = (
+        rate_group("3", 0.2, "3.weight", "3.bias"),
+        rate_group("0", 0.2, "0.weight", "0.bias"),
+    )
+    second = learner_with(other, groups)
+    restore_snapshot(parts, second)
+    reordered = second.optimizer
     parameters, others = dict(one.named_parameters()), dict(other.named_parameters())
     for name in ("3.weight", "3.bias", "0.weight", "0.bias"):
         kept = reordered.state[others[name]]["exp_avg"]
         assert torch.equal(kept, optimizer.state[parameters[name]]["exp_avg"]), name
     assert reordered.param_groups[0]["lr"] == 0.2
     assert others["1.weight"] not in reordered.state
+
+
+def test_another_optimizer_starts_afresh() -> None:
+    one, other = small_model(), small_model()
+    first = learner_with(one, everything(one, 0.1), name="sgd")
+    step(one, first.optimizer, 0)
+    second = learner_with(other, everything(other, 0.1), name="adamw")
+    restore_snapshot(take_snapshot(first, {}), second)
+    assert not second.optimizer.state
+    step(other, second.optimizer, 1)
+    again = learner_with(small_model(), everything(one, 0.1), name="sgd")
+    restore_snapshot(take_snapshot(first, {}), again)
+    assert len(again.optimizer.state) == len(list(one.parameters()))

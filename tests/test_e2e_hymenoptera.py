@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run, Start
 from bench.reference import run as run_reference
+from tests.conftest import Run, Start
 from worker.store import open_store
 
 SHARED = Path(__file__).parents[2] / "shared"

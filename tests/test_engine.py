@@ -5,26 +5,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from tests.conftest import in_fresh_process
+from tests.learners import ALONE, manifest_of, rate_group
+from worker.checkpoint.snapshot import restore_snapshot, take_snapshot
 from worker.data.loader import Batch
 from worker.data.mix import Blend
 from worker.data.plan import split
 from worker.data.preprocessing import Preprocessing
+from worker.errors import ConfigurationError
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
+from worker.manifest import Manifest
+from worker.model.learner import Learner, build_learner
+from worker.train import engine as engine_module
+from worker.train.criterion import Criterion, class_weights
 from worker.train.distributed import process_group
 from worker.train.engine import Engine
+from worker.train.evaluation import evaluate
+from worker.train.inputs import Inputs
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
 PREPROCESSING = Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), InterpolationMode.BILINEAR)
 SIZES = [12, 7, 3, 1]  # one with three ranks: parts of 1, 0 and 0
 CLASSES = 7
+PLAIN = manifest_of([{"match": "*"}])
 HOLES = {(0, 5), (1, 0), (2, 1)}  # (step, place) of bad samples
 
 
@@ -41,29 +52,43 @@ def blend(step: int) -> Blend:
     return Blend(0.3, None) if step % 2 else Blend(0.75, (2, 1, 4, 4))
 
 
-def train(world_size: int, folder: Path, blended: bool) -> None:
+def learner_for(model: nn.Module, settings: Manifest, release: int = 0) -> Learner:
+    """A learner of which all but the last layer is released at this step."""
+    names = [name for name, _ in model.named_parameters()]
+    groups = (
+        rate_group("body", 1e-2, *names[:-2], release=release),
+        rate_group("head", 1e-2, *names[-2:]),
+    )
+    return build_learner(model, groups, settings, torch.device("cpu"))
+
+
+def engine_for(learner: Learner, rank: Rank, settings: Manifest) -> Engine:
+    criterion = Criterion(settings.train.label_smoothing)
+    clip_norm = settings.optimizer.clip_norm
+    return Engine(learner, PREPROCESSING, criterion, settings.train, clip_norm, rank)
+
+
+def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> None:
     """Take every step on `world_size` ranks, each of which saves what it ends with."""
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         with process_group(rank, listener, StopFlag()):
-            engine = Engine(
-                model, optimizer, PREPROCESSING, torch.device("cpu"), 0, rank.rank, world_size
-            )
+            learner = learner_for(model, settings)
+            engine = engine_for(learner, rank, settings)
             sums = [
                 engine.step(
                     step,
                     batch(step, rank.rank, world_size, blended),
                     size,
                     blend(step) if blended else None,
-                )
+                ).sums
                 for step, size in enumerate(SIZES)
             ]
             parts = [batch(step, rank.rank, world_size) for step in (0, 1)]
-            result = engine.evaluate(parts, CLASSES, lambda: False)
+            result = evaluate(learner, parts, PREPROCESSING, CLASSES, lambda: False)
         assert result
         evaluation, confusion = result
         found = {
@@ -77,9 +102,11 @@ def train(world_size: int, folder: Path, blended: bool) -> None:
     assert run_ranks(Spawn(0, 1, world_size, "localhost", 0), run, StopFlag()) == 0
 
 
-def results(world_size: int, folder: Path, blended: bool = False) -> dict[str, Any]:
+def results(
+    world_size: int, folder: Path, blended: bool = False, settings: Manifest = PLAIN
+) -> dict[str, Any]:
     """What rank 0 ends with, like all others, and the sums over ranks."""
-    in_fresh_process(train, world_size, folder, blended)
+    in_fresh_process(train, world_size, folder, blended, settings)
     loaded = [torch.load(folder / f"{world_size}-{rank}.pt") for rank in range(world_size)]
     for found in loaded:
         assert torch.equal(found["confusion"], loaded[0]["confusion"])
@@ -149,10 +176,9 @@ def train_on_one_image() -> None:
         model = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2)
         )
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         with process_group(rank, listener, StopFlag()):
-            engine = Engine(model, optimizer, PREPROCESSING, torch.device("cpu"), 0, 0, 1)
-            loss, _, _ = engine.step(3, batch(3, 0, 1), 1).tolist()
+            engine = engine_for(learner_for(model, PLAIN), rank, PLAIN)
+            loss, _, _ = engine.step(3, batch(3, 0, 1), 1).sums.tolist()
         assert 0 < loss < 10
 
     assert run_ranks(Spawn(0, 1, 1, "localhost", 0), run, StopFlag()) == 0
@@ -161,3 +187,175 @@ def train_on_one_image() -> None:
 def test_one_image_of_one_pixel_does_not_stop_batch_norm() -> None:
     """Where a rank is left with one image, BatchNorm on 1x1 features would refuse to train."""
     in_fresh_process(train_on_one_image)
+
+
+# BatchNorm apart, which sees what is in memory at once, all of these mean the same on any ranks.
+SAME_ON_ALL = {
+    "label_smoothing": ({"label_smoothing": 0.1}, {}),
+    "micro_batch": ({"micro_batch": 2}, {}),
+    "ema": ({"ema": 0.5}, {}),
+    "clip_norm": ({}, {"clip_norm": 0.01}),
+}
+
+
+@pytest.mark.parametrize("setting", SAME_ON_ALL)
+def test_settings_mean_the_same_on_any_ranks(setting: str, tmp_path: Path) -> None:
+    train_settings, optimizer_settings = SAME_ON_ALL[setting]
+    settings = manifest_of([{"match": "*"}], train_settings, **optimizer_settings)
+    alone, together = (results(ranks, tmp_path, False, settings) for ranks in (1, 3))
+    plain = results(1, tmp_path)
+    for name, tensor in alone["weights"].items():
+        assert torch.allclose(tensor, together["weights"][name], atol=1e-5), name
+    changed = not torch.allclose(
+        alone["weights"]["3.weight"], plain["weights"]["3.weight"], atol=1e-5
+    )
+    assert changed == (setting in ("label_smoothing",)) or setting == "clip_norm"
+    if setting == "ema":
+        assert alone["evaluation"]["loss"] != pytest.approx(plain["evaluation"]["loss"], abs=1e-4)
+
+
+def release(world_size: int, folder: Path) -> None:
+    """Four steps, the body of the model released before the third."""
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
+        with process_group(rank, listener, StopFlag()):
+            engine = engine_for(learner_for(model, PLAIN, release=2), rank, PLAIN)
+            for step, size in enumerate(SIZES):
+                before = model[0].weight.detach().clone()
+                engine.step(step, batch(step, rank.rank, world_size), size)
+                assert torch.equal(model[0].weight, before) == (step < 2)
+        torch.save(model.state_dict(), folder / f"{world_size}-{rank.rank}.pt")
+
+    assert run_ranks(Spawn(0, 1, world_size, "localhost", 0), run, StopFlag()) == 0
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_release_is_the_same_on_any_ranks(world_size: int, tmp_path: Path) -> None:
+    for ranks in (1, world_size):
+        in_fresh_process(release, ranks, tmp_path)
+    alone = torch.load(tmp_path / "1-0.pt")
+    for rank in range(world_size):
+        for name, tensor in torch.load(tmp_path / f"{world_size}-{rank}.pt").items():
+            assert torch.allclose(tensor, alone[name], atol=1e-5), name
+
+
+class Small(nn.Module):
+    """A model whose memory holds a few images at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.most = most
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(192, CLASSES)
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError
+        self.seen.append(len(images))
+        return self.head(self.norm(images).flatten(1))
+
+
+def test_out_of_memory_halves_the_micro_batch(
+    alone: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_module, "_can_run_out", lambda device: True)
+    model = Small(most=4)
+    engine = engine_for(learner_for(model, PLAIN), ALONE, PLAIN)
+    outcome = engine.step(0, batch(0, 0, 1), SIZES[0])
+    assert outcome.sums[2].item() == 11
+    assert "micro-batches of 3 images" in caplog.text
+    assert model.seen == [3, 3, 3, 3, 2]  # the trial, and then the step
+    assert int(model.norm.num_batches_tracked) == 4
+    hopeless = engine_for(learner_for(Small(most=0), PLAIN), ALONE, PLAIN)
+    with pytest.raises(ConfigurationError, match="memory does not hold one image"):
+        hopeless.step(0, batch(0, 0, 1), SIZES[0])
+
+
+def test_a_step_that_is_not_finite_changes_nothing(alone: None) -> None:
+    model = Small(most=99)
+    settings = manifest_of([{"match": "*"}], {"ema": 0.9})
+    learner = learner_for(model, settings)
+    engine = engine_for(learner, ALONE, settings)
+    assert engine.step(0, batch(0, 0, 1), SIZES[0]).finite
+    assert learner.average
+    before = [
+        {name: tensor.clone() for name, tensor in part.state_dict().items()}
+        for part in (model, learner.average)
+    ]
+    handle = model.norm.register_forward_pre_hook(lambda _, inputs: (inputs[0] * float("inf"),))
+    outcome = engine.step(1, batch(1, 0, 1), SIZES[1])
+    handle.remove()
+    assert not outcome.finite
+    assert outcome.sums.tolist() == [0, 0, 0]
+    for part, kept in zip((model, learner.average), before, strict=True):
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(tensor, kept[name]), name
+    assert engine.step(2, batch(2, 0, 1), SIZES[2]).finite
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_and_is_restored(precision: str, alone: None) -> None:
+    settings = manifest_of([{"match": "*"}], {"precision": precision})
+    models = [Small(most=99) for _ in range(2)]
+    learners = [learner_for(model, settings) for model in models]
+    exact = learner_for(Small(most=99), PLAIN)
+    engines = [engine_for(learner, ALONE, settings) for learner in learners]
+    losses = [engines[0].step(0, batch(0, 0, 1), SIZES[0]).sums[0].item()]
+    losses.append(engine_for(exact, ALONE, PLAIN).step(0, batch(0, 0, 1), SIZES[0]).sums[0].item())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert learners[0].scaler.is_enabled() == (precision == "fp16")
+    restore_snapshot(take_snapshot(learners[0], {}), learners[1])
+    for engine in engines:
+        assert engine.step(1, batch(1, 0, 1), SIZES[1]).finite
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_overflow_of_fp16_lowers_the_scale(alone: None) -> None:
+    settings = manifest_of([{"match": "*"}], {"precision": "fp16"})
+    model = Small(most=99)
+    learner = learner_for(model, settings)
+    engine = engine_for(learner, ALONE, settings)
+    scale = learner.scaler.get_scale()
+    before = model.head.weight.detach().clone()
+    handle = model.head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    assert engine.step(0, batch(0, 0, 1), SIZES[0]).finite
+    handle.remove()
+    assert learner.scaler.get_scale() == scale / 2
+    assert torch.equal(model.head.weight, before)
+
+
+def test_class_weights_and_balance() -> None:
+    labels = np.array([0, 0, 0, 1], dtype=np.int32)
+    balanced = manifest_of([{"match": "*"}], {"class_weights": "balanced"}).train
+    weights = class_weights(balanced, ["a", "b"], lambda: labels)
+    assert weights == pytest.approx((2 / 3, 2.0))
+    named = manifest_of([{"match": "*"}], {"class_weights": {"b": 3.0}}).train
+    assert class_weights(named, ["a", "b"], lambda: labels) == (1.0, 3.0)
+    with pytest.raises(ConfigurationError, match="train.class_weights: no class 'b'; there are a"):
+        class_weights(named, ["a"], lambda: labels)
+    logits, numbers = torch.randn(4, 2), torch.from_numpy(labels).long()
+    inputs = Inputs(torch.zeros(4, 3, 8, 8), numbers, numbers, torch.ones(4), 1.0)
+    ours = Criterion(0.1, (1.0, 3.0)).losses(logits, [], inputs)
+    theirs = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]), reduction="none", label_smoothing=0.1)
+    assert torch.allclose(ours, theirs(logits, numbers))
+
+
+def test_a_compiled_model_takes_the_same_step(alone: None) -> None:
+    weights = []
+    for compiled in (False, True):
+        settings = manifest_of([{"match": "*"}], {"compile": compiled})
+        model = Small(most=99)
+        learner = learner_for(model, settings, release=1)
+        engine = engine_for(learner, ALONE, settings)
+        for step in range(2):
+            engine.step(step, batch(step, 0, 1), SIZES[step])
+        weights.append(model.state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
