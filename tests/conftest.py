@@ -191,7 +191,8 @@ def _run_command(arguments: tuple[str, ...], env: dict[str, str], out: str, err:
 @pytest.fixture(scope="session")
 def alone() -> Iterator[None]:
     """A process group of this process alone, for engines that run in it."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

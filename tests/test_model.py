@@ -4,6 +4,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -205,7 +206,7 @@ def test_batch_norm_can_keep_its_statistics_while_it_is_trained(alone: None) -> 
 
 
 RECIPES: dict[
-    str, tuple[str, list[dict[str, object]], Callable[[nn.Module], list[dict[str, object]]]]
+    str, tuple[str, list[dict[str, object]], Callable[[Any], list[dict[str, object]]]]
 ] = {
     "resnet18": (
         "resnet18",
@@ -280,7 +281,7 @@ def test_a_graded_step_is_plain_pytorchs(recipe: str, alone: None) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_optimizers_are_torchs(name: str) -> None:
-    kinds = {
+    kinds: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
         "adam": lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01),
         "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.01),
         "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, weight_decay=0.01),

@@ -426,13 +426,13 @@ def test_the_accuracy_is_that_of_the_model_that_was_written(
     job["model"]["backbone"] = "resnet18"
     job["train"]["batch_size"] = 51
     store = train(run, write, job, "--nproc", str(ranks))
-    backbone = build_backbone("resnet18", 2, seed=0)
+    backbone = build_backbone("resnet18", 2, 0, 32)
     backbone.model.load_state_dict(final_weights(store))
     val = open_store(job["data"]["val"])
     index = open_index(val.uri)
     reader = open_reader(val.uri)
     samples = [reader.read(number) for number in range(index.samples)]
-    preprocessing = preprocessing_of("resnet18", 32)
+    preprocessing = preprocessing_of("resnet18", "none", 32)
     images = torch.zeros(len(samples), 3, 32, 32, dtype=torch.uint8)
     for sample, out in zip(samples, images, strict=True):
         preprocessing.evaluated(decode(sample.image, 10**6), out)

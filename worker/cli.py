@@ -53,8 +53,11 @@ def main(ctx: click.Context, log_format: str) -> None:
     \b
     worker pack photos/ s3://datasets/photos/     image folder to shards
     worker index s3://datasets/tars/              index for shards that exist already
+    worker models                                 the backbones, and their blocks to match on
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
+    worker find-rates s3://bucket/job.yaml        which base rate to take
     worker train s3://bucket/job.yaml             train, or go on where it stopped
+    worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.
@@ -117,6 +120,76 @@ def plan(manifest: str, ranks: int, as_json: bool) -> None:
         load_pretrained(job.backbone, loaded.model.pretrained)
     outline = outline_job(job, ranks)
     click.echo(json.dumps(outline.as_dict(), indent=1) if as_json else describe_outline(outline))
+
+
+@main.command()
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def models(pattern: str, as_json: bool) -> None:
+    """List the backbones: parameters, input size, head, and the blocks to match on.
+
+    PATTERN chooses by name, such as 'resnet*'.
+    """
+    from fnmatch import fnmatchcase
+
+    from worker.model.catalogue import catalogue, describe_catalogue
+    from worker.model.skeleton import known_models
+
+    names = [name for name in known_models() if fnmatchcase(name, pattern)]
+    if not names:
+        raise click.BadParameter(f"no backbone is named {pattern!r}", param_hint="PATTERN")
+    entries = catalogue(names)
+    rows = [entry.as_dict() for entry in entries]
+    click.echo(json.dumps(rows, indent=1) if as_json else describe_catalogue(entries))
+
+
+@main.command("find-rates")
+@click.argument("manifest")
+@click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--low", type=click.FloatRange(min=0, min_open=True), help="First base rate.")
+@click.option("--high", type=click.FloatRange(min=0, min_open=True), help="Last base rate.")
+@click.option("--out", help="Address of a folder for chart and numbers; default: in the output.")
+def find_rates(
+    manifest: str, steps: int, low: float | None, high: float | None, out: str | None
+) -> None:
+    """Sweep the base rate of MANIFEST and suggest one.
+
+    Trains one rank for some steps while the base rate grows, by default from a thousandth to a
+    hundred times of optimizer.lr. Every group keeps its ratio to it, and what is frozen for a while
+    takes part. Nothing is kept but find-rates/chart.svg and find-rates/sweep.json below the output.
+    """
+    from worker.train.stop import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worker.launch.start import find_rates
+    from worker.store import open_store
+    from worker.train.find_rates import chart_of, describe_sweep
+
+    if low and high and low >= high:
+        raise click.UsageError("--low must be below --high")
+    with _progress(steps, "sweeping") as bar:
+        job, sweep = find_rates(manifest, steps, low, high, stop, bar.update)
+    store = open_store(out or f"{job.output.uri}find-rates/")
+    store.put("chart.svg", chart_of(sweep, job.manifest.job).encode())
+    store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())
+    click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
+    click.echo(f"chart: {store.uri}chart.svg")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="All settings and results as JSON.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Put RUNS side by side: results, and the settings that differ.
+
+    A run is the output of a job, finished or not.
+    """
+    from worker.train.compare import describe_runs, read_runs
+
+    columns = read_runs(runs)
+    click.echo(json.dumps(columns, indent=1) if as_json else describe_runs(columns))
 
 
 @main.command()

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 import torch
 
@@ -16,6 +17,7 @@ from worker.memory import settle_memory
 from worker.metrics.export import exported
 from worker.model.weights import load_pretrained
 from worker.train.distributed import process_group
+from worker.train.find_rates import Sweep, sweep_rates
 from worker.train.job import Job, open_job
 from worker.train.progress import Progress
 from worker.train.rank import Rank
@@ -25,6 +27,8 @@ from worker.train.supply import check_supply
 
 log = logging.getLogger(__name__)
 
+_LOW, _HIGH = 1e-3, 1e2
+
 
 def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
     """Train what the manifest says on all ranks of this node; returns the exit code.
@@ -32,11 +36,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     Everything that can be wrong with the manifest is found before a rank starts and before
     anything is written. Raises `WorkerError` for it.
     """
-    # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
-    gpus = torch.cuda.device_count()
-    settle_memory(keep_freed=not gpus)
-    # Likewise they may use OpenMP only if their parent has not.
-    torch.set_num_threads(1)
+    gpus = _settle()
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
@@ -59,6 +59,42 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     if isinstance(place, Rank):
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
+
+
+def find_rates(
+    manifest_uri: str,
+    steps: int,
+    low: float | None,
+    high: float | None,
+    stop: StopFlag,
+    advance: Callable[[int], None],
+) -> tuple[Job, Sweep]:
+    """Sweep the base rate from `low` to `high` on one rank; by default a wide range around it.
+
+    Raises `WorkerError` for what is wrong with the manifest or ends the sweep.
+    """
+    gpus = _settle()
+    manifest = load_manifest(manifest_uri)
+    check_supply(manifest.data, gpus)
+    job = open_job(manifest)
+    if manifest.model.pretrained:
+        load_pretrained(job.backbone, manifest.model.pretrained)
+    base = manifest.optimizer.lr
+    rank = Rank(0, 1, 0, 1, "localhost", 0)
+    with process_group(rank, socket.create_server(("127.0.0.1", 0)), stop):
+        return job, sweep_rates(
+            job, rank, steps, low or base * _LOW, high or base * _HIGH, stop, advance
+        )
+
+
+def _settle() -> int:
+    """Prepare this process for ranks; returns the number of GPUs."""
+    # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
+    gpus = torch.cuda.device_count()
+    settle_memory(keep_freed=not gpus)
+    # Likewise they may use OpenMP only if their parent has not.
+    torch.set_num_threads(1)
+    return gpus
 
 
 def _load_weights(manifest: Manifest, job: Job) -> None:

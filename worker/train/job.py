@@ -115,7 +115,7 @@ class Job:
             kept = json.loads(self.output.get("manifest.json"))
         except ObjectMissing:
             return []
-        before, now = _flat(kept), _flat(self.manifest.model_dump(mode="json"))
+        before, now = flat(kept), flat(self.manifest.model_dump(mode="json"))
         return [
             f"{path} {before.get(path)} -> {now.get(path)}"
             for path in sorted(before | now)
@@ -200,7 +200,7 @@ def _read_done(store: Store) -> dict[str, Any] | None:
     return done
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def flat(value: Any, path: str = "") -> dict[str, Any]:
     """The leaves of nested JSON data by dotted path."""
     if isinstance(value, dict):
         items = ((f".{key}", item) for key, item in value.items())
@@ -208,7 +208,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         items = ((f"[{number}]", item) for number, item in enumerate(value))
     else:
         return {path.lstrip("."): value}
-    return {leaf: found for key, item in items for leaf, found in _flat(item, path + key).items()}
+    return {leaf: found for key, item in items for leaf, found in flat(item, path + key).items()}
 
 
 def _short(classes: tuple[str, ...]) -> str:

@@ -1,0 +1,73 @@
+"""What `worker models` says about each backbone."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.charts import table
+from worker.model.backbone import layout_of, preprocessing_of
+from worker.model.skeleton import find_heads, known_models, skeleton
+
+_NUMBERED = re.compile(r"^(.*?)(\d+)$")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backbone with its ImageNet head; `blocks` from the image to the head, to match on."""
+
+    name: str
+    parameters: int
+    image_size: int
+    heads: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON data."""
+        return asdict(self)
+
+
+def catalogue(names: list[str] | None = None) -> list[Entry]:
+    """An entry per backbone, of all that torchvision has unless `names` are given."""
+    entries = []
+    for name in known_models() if names is None else names:
+        size = preprocessing_of(name, "none", None).crop_size
+        layout = layout_of(name, size)
+        heads = find_heads(skeleton(name, size))
+        blocks = tuple(block.name for block in layout.blocks[:-1])
+        entries.append(Entry(name, sum(layout.sizes.values()), size, heads, blocks))
+    return entries
+
+
+def describe_catalogue(entries: list[Entry]) -> str:
+    """A table, numbered blocks of one series in short."""
+    rows = [("backbone", "parameters", "pixels", "head", "blocks to match on, image to head")]
+    for entry in entries:
+        rows.append(
+            (
+                f"{entry.name:<20}",
+                f"{entry.parameters / 1e6:6.1f} M",
+                f"{entry.image_size:>6}",
+                " ".join(reversed(entry.heads)),
+                " ".join(_shortened(entry.blocks)),
+            )
+        )
+    return "\n".join(table(rows, left=5))
+
+
+def _shortened(blocks: tuple[str, ...]) -> list[str]:
+    """`a.1 a.2 a.3` as `a.1..3`; all that a `+` joins stays."""
+    runs: list[tuple[str, int, int] | str] = []
+    for block in blocks:
+        match = _NUMBERED.match(block)
+        last = runs[-1] if runs else ""
+        if match is None or "+" in block:
+            runs.append(block)
+        elif isinstance(last, tuple) and last[0] == match[1] and last[2] + 1 == int(match[2]):
+            runs[-1] = (last[0], last[1], last[2] + 1)
+        else:
+            runs.append((match[1], int(match[2]), int(match[2])))
+    return [run if isinstance(run, str) else _series(*run) for run in runs]
+
+
+def _series(prefix: str, first: int, last: int) -> str:
+    return f"{prefix}{first}..{last}" if last > first else f"{prefix}{first}"

@@ -1,0 +1,160 @@
+"""A learning-rate range test (Smith, 2017), all groups at their manifest's ratios."""
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from worker.charts import sparkline, svg_curve
+from worker.data.loader import Batch
+from worker.errors import ConfigurationError, StopRequested
+from worker.model.groups import RateGroup
+from worker.model.learner import build_learner
+from worker.model.optimizer import set_rates
+from worker.model.schedule import Factor
+from worker.train.distributed import device_of
+from worker.train.engine import Engine
+from worker.train.feed import Feed
+from worker.train.job import Job
+from worker.train.rank import Rank
+from worker.train.stop import StopFlag
+from worker.train.supply import Supply
+
+_SMOOTHING = 0.9
+_DIVERGED = 4.0
+_FEWEST = 10
+_COLUMNS = 60
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Loss, smoothed, at each base rate; `suggestion` is a base rate."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+    diverged: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON data."""
+        return asdict(self)
+
+
+def sweep_rates(
+    job: Job,
+    rank: Rank,
+    steps: int,
+    low: float,
+    high: float,
+    stop: StopFlag,
+    advance: Callable[[int], None],
+) -> Sweep:
+    """Train from the start for `steps` steps, the base rate growing from `low` to `high`.
+
+    Every group keeps its ratio to the base rate and all but the always frozen are trained. Ends
+    early where the loss is four times its least. Raises `ConfigurationError` where that is too
+    soon to tell anything. Nothing is kept of the weights.
+    """
+    device = device_of(rank)
+    groups = tuple(_released(group) for group in job.groups)
+    learner = build_learner(job.backbone.model, groups, job.manifest, device)
+    optimizer = job.manifest.optimizer
+    engine = Engine(
+        learner, job.preprocessing, job.criterion, job.manifest.train, optimizer.clip_norm, rank
+    )
+    rates: list[float] = []
+    losses: list[float] = []
+    with ExitStack() as stack:
+        supply = stack.enter_context(closing(Supply(job.manifest.data, rank, device)))
+        loader = stack.enter_context(closing(supply.open(job.train, job.lanes)))
+        feed = Feed(job, rank, loader)
+        batches = stack.enter_context(closing(_endless(job, feed)))
+        for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
+            if stop.requested:
+                raise StopRequested("stopped on request; nothing is kept of a sweep")
+            rates.append(low * (high / low) ** (step / max(1, steps - 1)))
+            set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
+            outcome = engine.step(step, batch, size, feed.blend(step))
+            loss, _, counted = outcome.sums.tolist()
+            losses.append(loss / counted if outcome.finite and counted else math.inf)
+            advance(1)
+            smoothed = smooth(losses)
+            if smoothed[-1] > _DIVERGED * min(smoothed):
+                break
+    return _sweep(rates, losses, len(rates) < steps)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """The moving average of losses, without a bias to the first."""
+    average, smoothed = 0.0, []
+    for number, loss in enumerate(losses, start=1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smoothed.append(average / (1 - _SMOOTHING**number))
+    return smoothed
+
+
+def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
+    """The rate two thirds into the longest fall of the loss (fastai's "valley").
+
+    In the middle of where the loss falls, far enough from where it turns.
+    """
+    lengths = [1] * len(smoothed)
+    starts = list(range(len(smoothed)))
+    for end in range(1, len(smoothed)):
+        for start in range(end):
+            if smoothed[start] > smoothed[end] and lengths[start] + 1 > lengths[end]:
+                lengths[end], starts[end] = lengths[start] + 1, starts[start]
+    end = max(range(len(smoothed)), key=lambda i: lengths[i])
+    return rates[starts[end] + round((end - starts[end]) * 2 / 3)]
+
+
+def _sweep(rates: list[float], losses: list[float], diverged: bool) -> Sweep:
+    finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
+    rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
+    if len(rates) < _FEWEST:
+        raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
+    smoothed = smooth(losses)
+    return Sweep(tuple(rates), tuple(smoothed), suggest(rates, smoothed), diverged)
+
+
+def _released(group: RateGroup) -> RateGroup:
+    return group if group.release is None else replace(group, release=0)
+
+
+def _endless(job: Job, feed: Feed) -> Generator[tuple[Batch, int]]:
+    """The job's batches with their global sizes, epoch after epoch."""
+    for epoch in itertools.count():
+        plan = job.plan(epoch)
+        with closing(feed.batches(plan, epoch, 0)) as batches:
+            for step, batch in enumerate(batches):
+                yield batch, plan.size(step)
+
+
+def describe_sweep(sweep: Sweep, base: float) -> str:
+    """The loss over the rates in a line, and what to do."""
+    low, high = min(sweep.losses), max(sweep.losses)
+    places = [round(i * (len(sweep.losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
+    bars = sparkline([sweep.losses[i] - low + 1e-9 for i in places], (high - low) or 1.0)
+    best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
+    lines = [
+        f"loss {sweep.losses[0]:.3f} {bars} {sweep.losses[-1]:.3f}",
+        f"base rate {sweep.rates[0]:.2g} to {sweep.rates[-1]:.2g}"
+        + (", where it diverges" if sweep.diverged else ""),
+        f"least loss at {best:.2g}",
+        f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} times "
+        f"that of the manifest; exact rates of groups by the same factor)",
+    ]
+    return "\n".join(lines)
+
+
+def chart_of(sweep: Sweep, name: str) -> str:
+    """The sweep as an SVG document."""
+    return svg_curve(
+        f"{name}: loss over base rate",
+        "base rate",
+        "loss",
+        list(zip(sweep.rates, sweep.losses, strict=True)),
+        [(sweep.suggestion, f"suggested {sweep.suggestion:.1e}")],
+    )
