@@ -61,9 +61,9 @@ def test_pack_and_plan(
     lines = [re.sub(" +", " ", line) for line in ended.out.splitlines()]
     assert "steps 2 epochs of 5 = 10, 12 images each, 4 in the last of an epoch" in lines
     assert "classes 2: blue, red" in lines
-    assert "features.1 5e-05 1e-05 10 1,448 0.04%" in lines
-    assert "features.0 frozen 1e-05 3 928 0.02%" in lines
-    assert "head 0.001 1e-05 2 2,562 0.06%" in lines
+    assert "features.1 features.1 5e-05 5e-05 1e-05 10 1,448 0.04% no" in lines
+    assert "features.0 features.0 0 0 1e-05 3 928 0.02% always" in lines
+    assert "head head 0.001 0.001 1e-05 2 2,562 0.06% no" in lines
     assert not [key for key in keys(open_store(bucket)) if key.startswith("run")]
     refused = run("plan", "--ranks", "5", write(job))
     assert refused.code == 78

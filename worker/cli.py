@@ -128,7 +128,8 @@ def plan(manifest: str, ranks: int, as_json: bool) -> None:
 def models(pattern: str, as_json: bool) -> None:
     """List the backbones: parameters, input size, head, and the blocks to match on.
 
-    PATTERN chooses by name, such as 'resnet*'.
+    PATTERN chooses by name, such as 'resnet*'. A block a+b has two names to match on, a and b;
+    a.1..4 are four blocks.
     """
     from fnmatch import fnmatchcase
 

@@ -97,7 +97,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
         frozen += ", statistics always"
     return (
         group.name,
-        " ".join(group.match) if group.name != "+".join(group.match) else "=",
+        " ".join(group.match),
         f"{group.rate_now:.3g}",
         f"{group.rate_peak:.3g}",
         f"{group.weight_decay:g}",

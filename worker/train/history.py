@@ -44,7 +44,7 @@ def stitched(attempts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
     """The events that count: of each attempt, those before the step at which the next began."""
     kept: list[dict[str, Any]] = []
     for events in attempts:
-        begun = next((event["step"] for event in events if event["event"] == "start"), 0)
+        begun = next(event["step"] for event in events if event["event"] == "start")
         kept = [event for event in kept if event.get("step", 0) <= begun]
         kept += events
     return kept

@@ -63,7 +63,12 @@ class Session:
             self._state.step,
             job.manifest.record.samples,
         )
-        self._recorder.event("start", attempt=self._durable.attempt, world_size=rank.world_size)
+        self._recorder.event(
+            "start",
+            attempt=self._durable.attempt,
+            step=self._state.step,
+            world_size=rank.world_size,
+        )
         self._engine = Engine(
             learner,
             job.preprocessing,

@@ -1,0 +1,221 @@
+"""Freeze, release and everything that training carries along: exact under interruption."""
+
+import copy
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, Start, contents
+from worker.store import Store, open_store
+from worker.train.history import stitched
+
+Job = dict[str, Any]
+Write = Callable[[Job], str]
+RELEASE = 4  # of ten steps; then a block more each step
+
+
+@pytest.fixture
+def gradual(job: Job) -> Job:
+    """A job with state of every kind: EMA, schedule, clipping, blocks released from step 4 on."""
+    job["model"]["backbone"] = "resnet18"
+    job["optimizer"] |= {
+        "name": "adamw",
+        "clip_norm": 1.0,
+        "schedule": {"name": "cosine", "warmup": {"steps": 2}},
+        "groups": [
+            {"match": "head"},
+            {
+                "match": "backbone",
+                "layer_decay": 0.7,
+                "freeze": {"steps": RELEASE, "block_every": 1},
+            },
+        ],
+    }
+    job["train"] |= {"ema": 0.8, "label_smoothing": 0.1}
+    return job
+
+
+def final(output: str) -> dict[str, bytes]:
+    """What must not differ by a byte: the model, and the last state with its optimiser."""
+    store = open_store(output)
+    found = {
+        key.split("/")[-1]: data
+        for key, data in contents(store).items()
+        if key.startswith("checkpoints/00000010-")
+    }
+    assert set(found) == {
+        "model.safetensors", "average.safetensors", "optimizer.safetensors", "state.json",
+    }  # fmt: skip
+    return {**found, "final": store.get("final/model.safetensors")}
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_interrupted_around_a_release_ends_with_the_same_bytes(
+    ranks: str, run: Run, write: Write, gradual: Job, tmp_path: Any
+) -> None:
+    """Committed right before, at and right after the first release, and killed there."""
+    gradual["checkpoint"] = {"every_steps": 1, "keep": 99}
+    calm = gradual["output"]
+    assert run("train", "--nproc", ranks, write(gradual)).code == 0
+    expected = final(calm)
+    for stop_at in (RELEASE - 1, RELEASE, RELEASE + 1):
+        cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut-{stop_at}/"}
+        _copy_until(open_store(calm), open_store(cut["output"]), stop_at)
+        ended = run("train", "--nproc", ranks, write(cut))
+        assert ended.code == 0, ended.err
+        assert f"resumes after step {stop_at}" in ended.err
+        assert final(cut["output"]) == expected, stop_at
+
+
+def _copy_until(source: Store, target: Store, step: int) -> None:
+    """What the store held when a job was killed right after its commit of `step`."""
+    for key, data in contents(source).items():
+        kind, _, rest = key.partition("/")
+        late = kind in ("commits", "checkpoints") and int(rest[:8]) > step
+        if kind in ("attempts", "commits", "checkpoints") and not late:
+            target.put(key, data)
+
+
+def test_a_stop_by_signal_during_the_release_is_exact(
+    run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
+) -> None:
+    assert run("train", write(gradual)).code == 0
+    expected = final(gradual["output"])
+    cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut/"}
+    running = start("train", write(cut))
+    running.wait_for("step 1/10")
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait().code in (0, 75)
+    assert run("train", write(cut)).code == 0
+    assert final(cut["output"]) == expected
+
+
+def test_released_blocks_have_their_rates_in_the_history(
+    run: Run, write: Write, gradual: Job
+) -> None:
+    assert run("train", write(gradual)).code == 0
+    store = open_store(gradual["output"])
+    events = [
+        json.loads(line)
+        for key, data in contents(store).items()
+        if "/history/" in key
+        for line in data.splitlines()
+    ]
+    rates = {e["step"]: e["rates"] for e in events if e["event"] == "step"}
+    for step, row in rates.items():
+        released = [name for name, rate in row.items() if rate > 0]
+        blocks = ["layer4", "layer3", "layer2", "layer1", "conv1+bn1"]
+        assert released == ["head", *blocks[: max(0, step - RELEASE)]], step
+    ratios = [row["layer4"] / row["head"] for row in rates.values() if row["layer4"]]
+    assert ratios == [pytest.approx(0.7)] * 6
+
+
+def test_early_stopping_ends_a_job_that_no_longer_improves(
+    run: Run, write: Write, job: Job
+) -> None:
+    job["train"] |= {"epochs": 9, "early_stop": {"patience": 1, "min_delta": 1.0}}
+    ended = run("train", write(job))
+    assert ended.code == 0, ended.err
+    assert "no better accuracy for 1 epochs; training ends early" in ended.err
+    result = json.loads(open_store(job["output"]).get("done.json"))
+    assert (result["step"], result["stale"]) == (10, 1)
+    assert "nothing to do" in run("train", write(job)).err
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_loss_that_is_not_finite_fails_or_is_left_out(
+    ranks: str, run: Run, write: Write, job: Job, tmp_path: Any
+) -> None:
+    job["optimizer"] |= {"name": "sgd", "lr": 1e30, "groups": [{"match": "*"}]}
+    ended = run("train", "--nproc", ranks, write(job))
+    assert ended.code == 78
+    line = ended.events[-1]["message"]
+    assert line.startswith("optimizer.lr: the loss is not finite in step "), line
+    assert "train.non_finite: skip" in line
+    job["train"]["non_finite"] = "skip"
+    job["train"]["epochs"] = 9
+    job["output"] = f"{tmp_path}/skip/"
+    ended = run("train", "--nproc", ranks, write(job))
+    assert ended.code == 78
+    assert "20 steps in a row; lower the rates" in ended.events[-1]["message"]
+    assert ended.err.count("the step is left out") == 19
+
+
+def test_rates_are_found_and_drawn(run: Run, write: Write, job: Job) -> None:
+    ended = run("find-rates", "--steps", "40", write(job))
+    assert ended.code == 0, ended.err
+    assert "suggestion: optimizer.lr: " in ended.out
+    store = open_store(f"{job['output']}find-rates")
+    sweep = json.loads(store.get("sweep.json"))
+    assert sweep["rates"][0] == pytest.approx(1e-6)
+    assert 1e-5 < sweep["suggestion"] < 1e-1
+    assert store.get("chart.svg").startswith(b"<svg ")
+    assert run("train", write(job)).code == 0, "a sweep leaves nothing that a job trips over"
+
+
+def test_runs_are_compared(run: Run, write: Write, job: Job, tmp_path: Any) -> None:
+    outputs = []
+    for rate in (1e-3, 3e-3):
+        job["output"] = f"{tmp_path}/run-{rate}/"
+        job["job"] = f"rate-{round(rate * 1000)}"
+        job["optimizer"]["lr"] = rate
+        outputs.append(job["output"])
+        assert run("train", write(job)).code == 0
+    ended = run("compare", *outputs)
+    assert ended.code == 0, ended.err
+    rows = {line.split("  ")[0]: line.split() for line in ended.out.splitlines() if line}
+    assert rows["optimizer.lr"][-2:] == ["0.001", "0.003"]
+    assert rows["state"][-2:] == ["done", "done"]
+    assert [float(cell) for cell in rows["best accuracy"][-2:]] >= [0.5, 0.5]
+    assert "data.train" not in ended.out
+    full = json.loads(run("compare", "--json", *outputs).out)
+    assert full[0]["result"]["steps"] == 10
+    nothing = run("compare", str(tmp_path))
+    assert nothing.code == 78
+    assert "holds no run" in nothing.err
+
+
+def test_a_resumed_run_reads_as_one() -> None:
+    first: list[dict[str, Any]] = [
+        {"event": "start", "step": 0},
+        *({"event": "step", "step": n} for n in (1, 2, 3)),
+    ]
+    second: list[dict[str, Any]] = [
+        {"event": "start", "step": 2},
+        *({"event": "step", "step": n} for n in (3, 4)),
+    ]
+    events = stitched([first, second])
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4]
+
+
+def test_backbones_are_listed(run: Run) -> None:
+    ended = run("models", "resnet*")
+    row = next(line for line in ended.out.splitlines() if line.startswith("resnet50"))
+    assert row.split() == [
+        "resnet50", "25.6", "M", "224", "fc", "conv1+bn1", "layer1..4",
+    ]  # fmt: skip
+    entries = json.loads(run("models", "--json", "inception_v3").out)
+    assert entries[0]["heads"] == ["AuxLogits.fc", "fc"]
+    assert run("models", "nothing*").code == 2
+
+
+def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gradual: Job) -> None:
+    gradual["optimizer"]["groups"][0]["scale"] = 0.001
+    ended = run("plan", "--json", write(gradual))
+    assert ended.code == 0, ended.err
+    plan = json.loads(ended.out)
+    by_name = {group["name"]: group for group in plan["groups"]}
+    assert by_name["layer4"]["release_step"] == RELEASE
+    assert by_name["conv1+bn1"]["release_step"] == RELEASE + 4
+    assert by_name["layer4"]["rate_now"] == 0
+    assert by_name["layer3"]["rate_peak"] <= 1e-3 * 0.7**2
+    assert len(by_name["head"]["rates"]) == len(plan["steps"]) == 10
+    assert "the head (head, 1e-06) is slower than layer4" in plan["warnings"][0]
+    text = run("plan", write(gradual)).out
+    assert "look again: the head" in text
+    assert "to step 4 (epoch 0.8)" in text
+    assert "·" in text
