@@ -323,7 +323,11 @@ def refused(ended: Ended, code: int, complaint: str) -> None:
         ("train__epochs", "two", "train.epochs: should be a valid integer, not 'two'"),
         ("data__train", "/nowhere", "data.train: file:///nowhere/index.json: no such object"),
         ("model__backbone", "resnet19", "model.backbone: no model 'resnet19'; did you mean resnet"),
-        ("model__backbone", "squeezenet1_0", "model.backbone: squeezenet1_0 has 0 linear heads"),
+        (
+            "model__backbone",
+            "inception_v3",
+            "data.image_size: inception_v3 cannot be trained at 32 pixels; its own size is 299",
+        ),
         (
             "model__weights",
             "/nowhere/w.safetensors",

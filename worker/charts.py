@@ -57,7 +57,7 @@ def svg_curve(
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">',
         "<style>text{font:12px sans-serif;fill:#444}.t{font-size:15px;font-weight:600}"
-        ".g{stroke:#8884}.c{fill:none;stroke:#3572c6;stroke-width:2}"
+        ".g{stroke:#888;stroke-opacity:.25}.c{fill:none;stroke:#3572c6;stroke-width:2}"
         ".m{stroke:#d9542b;stroke-width:1.5;stroke-dasharray:4 3}rect{fill:#fff}"
         "@media(prefers-color-scheme:dark){text{fill:#ccc}rect{fill:#181a1d}.c{stroke:#6ea8ff}}"
         "</style>",
@@ -85,9 +85,9 @@ def svg_curve(
     for row, (x, name) in enumerate(marks):
         at = across(math.log10(x))
         anchor = "end" if at > _WIDTH / 2 else "start"
+        beside, low = at + (-6 if anchor == "end" else 6), _HEIGHT - _BOTTOM - 10 - 16 * row
         parts.append(
             f'<line class="m" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>'
-            f'<text x="{at + (-6 if anchor == "end" else 6):.1f}" y="{_TOP + 16 + 16 * row}" '
-            f'text-anchor="{anchor}">{escape(name)}</text>'
+            f'<text x="{beside:.1f}" y="{low}" text-anchor="{anchor}">{escape(name)}</text>'
         )
     return "\n".join([*parts, "</svg>\n"])
