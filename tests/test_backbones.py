@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from tests.learners import batch_of, engine_of, learner_of, manifest_of
 from worker.checkpoint.snapshot import restore_snapshot, take_snapshot
@@ -104,12 +106,16 @@ def test_a_backbone_from_new_head_to_reload(name: str, alone: None, tmp_path: Pa
     backbone = build_backbone(name, 3, 0, side)
     learner = learner_of(backbone, manifest)
     engine = engine_of(backbone, learner, manifest)
-    before = {name: p.detach().double().sum() for name, p in learner.model.named_parameters()}
+    for module in learner.model.modules():
+        if isinstance(module, StochasticDepth | nn.Dropout):
+            module.p = 0.0
+    before = fingerprints(learner.model)
     for step in range(2 if name.startswith("vit") else 1):  # whose head starts at zero
         outcome = engine.step(step, batch_of(2, side, 3), 2)
         assert outcome.finite
         assert outcome.sums.isfinite().all()
-    still = [n for n, p in learner.model.named_parameters() if p.double().sum() == before[n]]
+    after = fingerprints(learner.model)
+    still = [name for name in before if after[name] == before[name]]
     assert len(still) <= 0.05 * len(before), still  # a ReLU may be dead at this size
     assert not backbone.layout.head & set(still)
 
@@ -135,6 +141,14 @@ def test_a_backbone_from_new_head_to_reload(name: str, alone: None, tmp_path: Pa
             assert not tensor.any(), key
         else:
             assert torch.equal(tensor, trained[key]), key
+
+
+def fingerprints(model: nn.Module) -> dict[str, bytes]:
+    """A digest per parameter, as a copy of the largest models would take too much memory."""
+    return {
+        name: xxhash.xxh3_128_digest(parameter.detach().contiguous().numpy().tobytes())
+        for name, parameter in model.named_parameters()
+    }
 
 
 def evaluated(learner: Learner, images: torch.Tensor) -> torch.Tensor:
