@@ -7,6 +7,8 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from worker.charts import sparkline, svg_curve
 from worker.data.loader import Batch
 from worker.errors import ConfigurationError, StopRequested
@@ -14,7 +16,7 @@ from worker.model.groups import RateGroup
 from worker.model.learner import build_learner
 from worker.model.optimizer import set_rates
 from worker.model.schedule import Factor
-from worker.train.distributed import device_of
+from worker.train.distributed import cores_per_rank, device_of
 from worker.train.engine import Engine
 from worker.train.feed import Feed
 from worker.train.job import Job
@@ -58,6 +60,7 @@ def sweep_rates(
     soon to tell anything. Nothing is kept of the weights.
     """
     device = device_of(rank)
+    torch.set_num_threads(cores_per_rank(rank))
     groups = tuple(_released(group) for group in job.groups)
     learner = build_learner(job.backbone.model, groups, job.manifest, device)
     optimizer = job.manifest.optimizer
