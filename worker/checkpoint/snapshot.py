@@ -48,11 +48,14 @@ def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
 def restore_snapshot(parts: Mapping[str, bytes], learner: Learner) -> None:
     """Put everything back; a parameter without optimiser state (frozen until now) starts afresh.
 
-    So does what the snapshot lacks, a moving average that was asked for since.
+    A moving average that was asked for since starts from the model.
     """
-    load_tensors(learner.model, safetensors.torch.load(parts[_MODEL]))
+    tensors = safetensors.torch.load(parts[_MODEL])
+    load_tensors(learner.model, tensors)
     if learner.average and _AVERAGE in parts:
         load_tensors(learner.average, safetensors.torch.load(parts[_AVERAGE]))
+    elif learner.average:
+        load_tensors(learner.average.module, tensors)
     scaler = json.loads(parts[_STATE])[_SCALER]
     if scaler:
         learner.scaler.load_state_dict(scaler)

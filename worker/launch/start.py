@@ -40,11 +40,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
-    check_supply(manifest.data, gpus)
-    if manifest.train.sync_batch_norm and not gpus:
-        raise ConfigurationError(
-            "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
-        )
+    _check_place(manifest, gpus)
     job = open_job(manifest)
     if job.done:
         log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])
@@ -75,7 +71,7 @@ def find_rates(
     """
     gpus = _settle()
     manifest = load_manifest(manifest_uri)
-    check_supply(manifest.data, gpus)
+    _check_place(manifest, gpus)
     job = open_job(manifest)
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
@@ -84,6 +80,15 @@ def find_rates(
     with process_group(rank, socket.create_server(("127.0.0.1", 0)), stop):
         return job, sweep_rates(
             job, rank, steps, low or base * _LOW, high or base * _HIGH, stop, advance
+        )
+
+
+def _check_place(manifest: Manifest, gpus: int) -> None:
+    """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
+    check_supply(manifest.data, gpus)
+    if manifest.train.sync_batch_norm and not gpus:
+        raise ConfigurationError(
+            "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
         )
 
 

@@ -57,5 +57,7 @@ def build_learner(
 def precision_on(device: torch.device, setting: str) -> torch.dtype | None:
     """The dtype that `train.precision` means on this device; None for fp32."""
     if setting == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        # Older GPUs emulate it, slower than fp32.
+        real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[setting]
