@@ -87,7 +87,7 @@ def test_a_job_from_start_to_end_through_s3(
         r"manifest\.json",
         r"records/000001/confusion/000000(05|10)\.npy",
         r"records/000001/environment\.json",
-        r"records/000001/history/\d{8}-\d{8}\.jsonl",
+        r"records/000001/history/\d{6}\.jsonl",
         r"records/000001/samples/\d{8}-\d{8}-0000\.npy",
     ]
     for key in keys(store):

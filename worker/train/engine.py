@@ -148,19 +148,19 @@ class Engine:
 
         By this rank alone, without the others: an exchange that one rank broke off would hang all.
         """
-        self._micro_batch = self._micro_batch or len(inputs.labels)
         fits = False
         while not fits:
+            size = self._micro_batch or len(inputs.labels)
             try:
-                self._backward(self.learner.model, next(inputs.split(self._micro_batch)), 1)
+                self._backward(self.learner.model, next(inputs.split(size)), 1)
                 fits = True
             except torch.OutOfMemoryError:
-                if self._micro_batch == 1:
+                if size == 1:
                     raise ConfigurationError(
                         "data.image_size: the GPU's memory does not hold one image; "
                         "take a smaller size or backbone"
                     ) from None
-                self._micro_batch = -(-self._micro_batch // 2)
+                self._micro_batch = -(-size // 2)
                 log.warning(
                     "rank %d is out of memory; it goes on in micro-batches of %d images",
                     self._rank.rank,

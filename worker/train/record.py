@@ -40,6 +40,7 @@ class Recorder:
         self._first = step
         self._samples = samples
         self._events: list[dict[str, Any]] = []
+        self._pieces = 0
         self._rows: list[Ids] = []
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -66,7 +67,9 @@ class Recorder:
         """Write everything noted before `step`."""
         if self._events:
             lines = "".join(f"{json.dumps(event)}\n" for event in self._events)
-            name = f"records/{self._attempt:06d}/history/{self._first:08d}-{step:08d}.jsonl"
+            # Numbered, as an evaluation and the end of a job come without a step between them.
+            name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
+            self._pieces += 1
             self._store.put(name, lines.encode())
             self._events = []
         if self._rows and step > self._first:
