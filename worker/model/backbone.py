@@ -47,8 +47,7 @@ class Backbone:
     @property
     def layout(self) -> Layout:
         """What the rate groups need to know."""
-        parameters = dict(self.model.named_parameters())
-        return _layout({name: p.shape for name, p in parameters.items()}, self.model, self.heads)
+        return _layout(self.model, self.heads)
 
 
 def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backbone:
@@ -95,8 +94,7 @@ def preprocessing_of(name: str, weights: str, image_size: int | None) -> Preproc
 def layout_of(name: str, image_size: int) -> Layout:
     """The layout of a model with its ImageNet head, without building it."""
     model = skeleton(name, image_size)
-    parameters = dict(model.named_parameters())
-    return _layout({n: p.shape for n, p in parameters.items()}, model, find_heads(model))
+    return _layout(model, find_heads(model))
 
 
 def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -107,7 +105,9 @@ def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor
     return main.float(), [other.float() for other in others]
 
 
-def _layout(shapes: dict[str, torch.Size], model: nn.Module, heads: tuple[str, ...]) -> Layout:
+def _layout(model: nn.Module, heads: tuple[str, ...]) -> Layout:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+
     def within(paths: tuple[str, ...]) -> frozenset[str]:
         prefixes = tuple(f"{path}." for path in paths)
         return frozenset(name for name in shapes if name.startswith(prefixes))

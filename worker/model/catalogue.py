@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.charts import table
 from worker.model.backbone import layout_of, preprocessing_of
-from worker.model.skeleton import find_heads, known_models, skeleton
+from worker.model.skeleton import find_heads, skeleton
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
@@ -26,10 +26,10 @@ class Entry:
         return asdict(self)
 
 
-def catalogue(names: list[str] | None = None) -> list[Entry]:
-    """An entry per backbone, of all that torchvision has unless `names` are given."""
+def catalogue(names: list[str]) -> list[Entry]:
+    """An entry per backbone."""
     entries = []
-    for name in known_models() if names is None else names:
+    for name in names:
         size = preprocessing_of(name, "none", None).crop_size
         layout = layout_of(name, size)
         heads = find_heads(skeleton(name, size))

@@ -17,8 +17,10 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Names of auxiliary classifiers; they take part in training only."""
 
 # Containers whose children are blocks of their own; what is not listed is one block.
-_TRUNKS = ("features", "encoder", "encoder.layers", "blocks", "layers", "trunk_output")
-_HEAD_TRUNKS = ("classifier", "heads")
+_TRUNKS = (
+    *("features", "encoder", "encoder.layers", "blocks", "layers", "trunk_output"),
+    *("classifier", "heads"),
+)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
 
@@ -105,7 +107,7 @@ def find_blocks(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ..
             path = prefix + name
             if path in heads or not any(True for _ in child.parameters()):
                 continue
-            if path in _TRUNKS or path in _HEAD_TRUNKS:
+            if path in _TRUNKS:
                 walk(child, f"{path}.")
             elif is_auxiliary(path):
                 auxiliary.append(path)
