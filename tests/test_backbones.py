@@ -232,7 +232,8 @@ def test_a_preset_is_that_of_the_weights() -> None:
 
 
 def test_auxiliary_classifiers_count_as_their_papers_say(alone: None) -> None:
-    """GoogLeNet: each auxiliary loss counts 0.3."""
+    """GoogLeNet: each auxiliary loss counts 0.3; Inception v3 (recipe): 0.4."""
+    assert build_backbone("inception_v3", 3, 0, 299).auxiliary_weight == 0.4
     backbone = build_backbone("googlenet", 3, 0, 64)
     manifest = manifest_of([{"match": "*"}])
     learner = learner_of(backbone, manifest)

@@ -177,3 +177,33 @@ def test_another_optimizer_starts_afresh() -> None:
     again = learner_with(small_model(), everything(one, 0.1), name="sgd")
     restore_snapshot(take_snapshot(first, {}), again)
     assert len(again.optimizer.state) == len(list(one.parameters()))
+
+
+def test_momentum_survives_a_change_of_groups() -> None:
+    """Parameters with a buffer and such without, frozen until now, come into one group."""
+    settings = manifest_of([{"match": "*"}], name="sgd")
+
+    def learner(*groups: RateGroup) -> Learner:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        return build_learner(model, groups, settings, CPU)
+
+    def step(learner: Learner) -> None:
+        learner.model(torch.ones(3, 4)).sum().backward()
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+
+    first, last = ("0.weight", "0.bias"), ("1.weight", "1.bias")
+    before = learner(rate_group("a", 0.1, *first, release=9), rate_group("b", 0.1, *last))
+    for name in first:
+        before.model.get_parameter(name).requires_grad_(False)
+    step(before)
+    parts = take_snapshot(before, {})
+    after = learner(rate_group("all", 0.1, *first, *last))
+    restore_snapshot(parts, after)
+    state = after.optimizer.state
+    kept = state[after.model.get_parameter("1.weight")]["momentum_buffer"].clone()
+    assert kept.abs().sum() > 0
+    step(after)
+    assert not torch.equal(state[after.model.get_parameter("1.weight")]["momentum_buffer"], kept)
+    assert state[after.model.get_parameter("0.weight")]["momentum_buffer"].abs().sum() > 0

@@ -289,11 +289,40 @@ def test_out_of_memory_halves_the_micro_batch(
     outcome = engine.step(0, batch(0, 0, 1), SIZES[0])
     assert outcome.sums[2].item() == 11
     assert "micro-batches of 3 images" in caplog.text
-    assert model.seen == [3, 3, 3, 3, 2]  # the trial, and then the step
+    assert model.seen == [3, 3, 3, 3, 3, 2]  # the trial of two, and then the step
     assert model.state_dict()["norm.num_batches_tracked"] == 4
     hopeless = engine_for(learner_for(Small(most=0), PLAIN), ALONE, PLAIN)
     with pytest.raises(ConfigurationError, match="memory does not hold one image"):
         hopeless.step(0, batch(0, 0, 1), SIZES[0])
+
+
+def test_memory_is_tried_again_until_a_whole_share_fits(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch's short last batch, where a resume may begin, proves nothing for the next."""
+    monkeypatch.setattr(engine_module, "_can_run_out", lambda device: True)
+    model = Small(most=4)
+    settings = manifest_of([{"match": "*"}], {"batch_size": SIZES[0]})
+    engine = engine_for(learner_for(model, settings), ALONE, settings)
+    for step in (3, 3, 3):
+        engine.step(step, batch(step, 0, 1), SIZES[step])
+    model.seen.clear()
+    engine.step(0, batch(0, 0, 1), SIZES[0])
+    assert max(model.seen) == 3
+
+
+def test_evaluation_goes_on_in_halves_where_memory_runs_out(alone: None) -> None:
+    results = []
+    for most in (99, 2):
+        model = Small(most)
+        result = evaluate(
+            learner_for(model, PLAIN), [batch(0, 0, 1)], PREPROCESSING, CLASSES, lambda: False
+        )
+        assert result
+        results.append(result[0])
+        assert max(model.seen) <= most
+    assert results[0].loss == pytest.approx(results[1].loss)
+    assert results[0].accuracy == results[1].accuracy
 
 
 def test_a_step_that_is_not_finite_changes_nothing(alone: None) -> None:
@@ -356,6 +385,8 @@ def test_class_weights_and_balance() -> None:
     balanced = manifest_of([{"match": "*"}], {"class_weights": "balanced"}).train
     weights = class_weights(balanced, ["a", "b"], lambda: labels)
     assert weights == pytest.approx((2 / 3, 2.0))
+    gaps = class_weights(balanced, ["none", "a", "none", "b"], lambda: labels * 2 + 1)
+    assert gaps and (gaps[1], gaps[3]) == pytest.approx((2 / 3, 2.0))
     named = manifest_of([{"match": "*"}], {"class_weights": {"b": 3.0}}).train
     assert class_weights(named, ["a", "b"], lambda: labels) == (1.0, 3.0)
     with pytest.raises(ConfigurationError, match="train.class_weights: no class 'b'; there are a"):

@@ -202,7 +202,7 @@ def test_release_goes_from_the_head_down(freeze: Any, releases: list[int | None]
     assert [found[f"{block}.w"].release for block in ("stem", "one", "two", "fc")] == releases
 
 
-def test_norms_and_biases_can_be_kept_out_of_weight_decay() -> None:
+def test_undecayed_can_be_kept_out_of_weight_decay() -> None:
     settings = optimizer(group("head", weight_decay=0.1), group("*", scale=0.1))
     settings = settings.model_copy(update={"decay_norms_and_biases": False})
     found = assign(layout(DEEP, "fc.w", "fc.b"), settings, 10)

@@ -97,6 +97,16 @@ def test_json_and_short_floats_are_taken() -> None:
             "optimizer.schedule: one_cycle warms up by itself",
         ),
         (
+            "  name: adam",
+            "  name: sgd\n  momentum: 0.9\n  schedule: {name: one_cycle}",
+            "optimizer: one_cycle sets the momentum itself; remove momentum",
+        ),
+        (
+            "seed: 0",
+            "sync_batch_norm: true, micro_batch: 2",
+            "train: sync_batch_norm goes with whole batches; remove micro_batch",
+        ),
+        (
             "seed: 0",
             "class_weights: even",
             "train.class_weights: should be 'balanced', not 'even'",
@@ -139,6 +149,16 @@ def test_manifests_are_read_from_anywhere(tmp_path: Path, bucket: str) -> None:
         f"{bucket}/jobs/job.yaml",
     ]
     assert {load_manifest(address).job for address in addresses} == {"ants-bees-b0"}
+
+
+def test_only_the_cause_is_told() -> None:
+    """A group that is wrong is not also missing."""
+    groups = DESIGN[DESIGN.index("  groups:") : DESIGN.index("train: {epochs")]
+    with pytest.raises(ConfigurationError) as caught:
+        parse_manifest(DESIGN.replace(groups, "  groups: [{match: []}]\n"), "job.yaml")
+    assert str(caught.value).count(";") == 0, caught.value
+    with pytest.raises(ConfigurationError, match="optimizer.groups: .* at least 1 item"):
+        parse_manifest(DESIGN.replace(groups, "  groups: []\n"), "job.yaml")
 
 
 def test_the_schema_describes_every_field() -> None:

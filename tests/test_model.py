@@ -25,7 +25,7 @@ from worker.errors import ConfigurationError
 from worker.manifest import Schedule, Span
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.optimizer import build_optimizer, freeze_at, set_rates
-from worker.model.schedule import factor_at
+from worker.model.schedule import factor_at, peaks
 from worker.model.weights import load_pretrained
 from worker.store import open_store
 
@@ -357,3 +357,32 @@ def test_no_schedule_leaves_its_bounds(name: str, total: int, warmup: int) -> No
     rates = [factor_at(step, schedule, total, 10).rate for step in range(total)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert rates[0] > 0
+
+
+@given(
+    st.sampled_from(["constant", "cosine", "linear", "step", "one_cycle"]),
+    st.integers(1, 60),
+    st.integers(0, 60),
+    st.integers(0, 59),
+)
+def test_a_rate_peaks_where_the_schedule_says(name: str, total: int, warm: int, at: int) -> None:
+    """From any release on, the highest rate is there or at the peaks that come later."""
+    more = {"warmup": Span(steps=warm)} if warm and name != "one_cycle" else {}
+    every = {"every": Span(steps=7)} if name == "step" else {}
+    schedule = Schedule.model_validate({"name": name, **more, **every})
+
+    def factor(step: int) -> float:
+        return factor_at(step, schedule, total, 4).rate
+
+    release = at % total
+    tops = {min(max(top, release), total - 1) for top in peaks(schedule, total, 4)}
+    assert max(map(factor, tops)) == max(map(factor, range(release, total)))
+
+
+def test_tokens_and_tables_are_no_more_decayed_than_norms() -> None:
+    assert "class_token" in build("vit_b_32", side=32).layout.undecayed
+    assert "encoder.pos_embedding" in build("vit_b_32", side=32).layout.undecayed
+    swin = build("swin_t").layout.undecayed
+    assert any(name.endswith("relative_position_bias_table") for name in swin)
+    assert "features.1.0.layer_scale" in build("convnext_tiny").layout.undecayed
+    assert not any(name.endswith(".weight") for name in build("squeezenet1_1").layout.undecayed)

@@ -2,9 +2,10 @@
 
 import copy
 import json
-import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,18 +81,25 @@ def _copy_until(source: Store, target: Store, step: int) -> None:
             target.put(key, data)
 
 
-def test_a_stop_by_signal_during_the_release_is_exact(
-    run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_stop_by_signal_around_the_release_is_exact(
+    ranks: str, run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
-    assert run("train", write(gradual)).code == 0
+    """SIGTERM once the commit before, at and after the release is seen in the store."""
+    gradual["checkpoint"] = {"every_steps": 1, "keep": 99}
+    assert run("train", "--nproc", ranks, write(gradual)).code == 0
     expected = final(gradual["output"])
-    cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut/"}
-    running = start("train", write(cut))
-    running.wait_for("step 1/10")
-    os.kill(running.pid, signal.SIGTERM)
-    assert running.wait().code in (0, 75)
-    assert run("train", write(cut)).code == 0
-    assert final(cut["output"]) == expected
+    for seen in (RELEASE - 2, RELEASE - 1, RELEASE):
+        cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut-{seen}/"}
+        running = start("train", "--nproc", ranks, write(cut))
+        commit = Path(cut["output"]) / f"commits/{seen:08d}-000001.json"
+        while not commit.exists():
+            time.sleep(0.005)
+        running.send(signal.SIGTERM)
+        ended = running.wait()
+        assert ended.code == 75, ended.err
+        assert run("train", "--nproc", ranks, write(cut)).code == 0
+        assert final(cut["output"]) == expected, seen
 
 
 def test_released_blocks_have_their_rates_in_the_history(
@@ -190,6 +198,24 @@ def test_a_resumed_run_reads_as_one() -> None:
     ]
     events = stitched([first, second])
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4]
+
+
+def test_a_plan_tells_the_peak_and_what_never_comes(run: Run, write: Write, job: Job) -> None:
+    job["train"] |= {"epochs": 1000}
+    job["optimizer"] |= {
+        "schedule": {"name": "cosine", "warmup": {"steps": 7}},
+        "decay_norms_and_biases": False,
+    }
+    job["optimizer"]["groups"] = [{"match": "head"}, {"match": "*", "scale": 0.1}]
+    plan = json.loads(run("plan", "--json", write(job)).out)
+    assert plan["groups"][0]["rate_peak"] == 1e-3
+    assert plan["warnings"] == [], "the parts of a group without decay are no groups of their own"
+    job["optimizer"]["schedule"]["warmup"] = {"epochs": 1000}
+    warnings = json.loads(run("plan", "--json", write(job)).out)["warnings"]
+    assert warnings == ["the warm-up takes the whole run, so the full rates are never reached"]
+    wrong = run("find-rates", "--low", "1", write(job))
+    assert wrong.code == 78
+    assert "--low: 1 is not below --high, 0.1; give both" in wrong.err
 
 
 def test_backbones_are_listed(run: Run) -> None:

@@ -74,10 +74,28 @@ def _restore_optimizer(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
         kind, _, name = key.partition("/")
         if name in parameters and kind in kinds:
             kept.setdefault(name, {})[kind] = _laid_out_as(parameters[name], tensor)
+    if kinds is _SGD:
+        _fill_momentum(optimizer, names, kept)
     state = {i: kept[names[p]] for i, p in enumerate(order) if names[p] in kept}
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+def _fill_momentum(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[nn.Parameter, str],
+    kept: dict[str, dict[str, Tensor]],
+) -> None:
+    """Zeros for what lacks a buffer beside others that have one, as after a change of groups.
+
+    The fused kernel takes a group with all buffers or none; a first step from zeros is the same.
+    """
+    for group in optimizer.param_groups:
+        own = [(names[parameter], parameter) for parameter in group["params"]]
+        if any(name in kept for name, _ in own):
+            for name, parameter in own:
+                kept.setdefault(name, {"momentum_buffer": torch.zeros_like(parameter)})
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -72,15 +72,16 @@ def find_rates(
     gpus = _settle()
     manifest = load_manifest(manifest_uri)
     _check_place(manifest, gpus)
+    base = manifest.optimizer.lr
+    low, high = low or base * _LOW, high or base * _HIGH
+    if low >= high:
+        raise ConfigurationError(f"--low: {low:g} is not below --high, {high:g}; give both")
     job = open_job(manifest)
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
-    base = manifest.optimizer.lr
     rank = Rank(0, 1, 0, 1, "localhost", 0)
     with process_group(rank, socket.create_server(("127.0.0.1", 0)), stop):
-        return job, sweep_rates(
-            job, rank, steps, low or base * _LOW, high or base * _HIGH, stop, advance
-        )
+        return job, sweep_rates(job, rank, steps, low, high, stop, advance)
 
 
 def _check_place(manifest: Manifest, gpus: int) -> None:

@@ -57,8 +57,15 @@ def parse_manifest(text: str, uri: str) -> Manifest:
 
 
 def _relevant(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Where a field takes a word or a section, only what is wrong with the one that was given."""
+    """The causes: where a field takes a word or a section, only what is wrong with what was given.
+
+    And where items of a list are wrong, not that the others are too few.
+    """
+    places = [detail["loc"] for detail in details]
     for detail in details:
+        here = detail["loc"]
+        if detail["type"] == "too_short" and any(p[: len(here)] == here != p for p in places):
+            continue
         # pydantic names the alternative in the path: `literal['always']`, `Freeze`, `dict[…]`.
         path = tuple(
             p for p in detail["loc"] if isinstance(p, int) or _ALTERNATIVE.match(p) is None

@@ -133,7 +133,7 @@ class Optimizer(Section):
     """Of `sgd`; default 0.9."""
     weight_decay: NonNegative = 0.0
     decay_norms_and_biases: bool = True
-    """`false` keeps every parameter of one dimension out of weight decay."""
+    """`false` keeps norms, biases, layer scales, class tokens and position tables out of it."""
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
     """Every parameter must be matched; `{match: "*"}` last takes whatever is left."""
     schedule: Schedule = Schedule()
@@ -144,6 +144,8 @@ class Optimizer(Section):
     def _momentum_of_sgd(self) -> "Optimizer":
         if self.momentum is not None and self.name != "sgd":
             raise ValueError("momentum belongs to sgd; remove it")
+        if self.momentum is not None and self.schedule.name == "one_cycle":
+            raise ValueError("one_cycle sets the momentum itself; remove momentum")
         return self
 
 
@@ -171,7 +173,7 @@ class Train(Section):
     compile: bool = False
     """Run the model through `torch.compile`."""
     sync_batch_norm: bool = False
-    """BatchNorm statistics over all ranks, GPUs only."""
+    """BatchNorm statistics over all ranks, GPUs only; memory must hold a rank's whole share."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     class_weights: Literal["balanced"] | dict[Text, NonNegative] | None = None
     """Weight of each class's loss, others 1; `balanced` is inverse to how often a class occurs."""
@@ -180,3 +182,9 @@ class Train(Section):
     early_stop: EarlyStop | None = None
     non_finite: Literal["fail", "skip"] = "fail"
     """When the loss is NaN or infinite: end with exit code 78, or leave the step out."""
+
+    @model_validator(mode="after")
+    def _statistics_of_whole_batches(self) -> "Train":
+        if self.sync_batch_norm and self.micro_batch:
+            raise ValueError("sync_batch_norm goes with whole batches; remove micro_batch")
+        return self

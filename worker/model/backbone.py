@@ -24,6 +24,9 @@ from worker.model.skeleton import (
 # recipe for Inception v3, whose paper gives none.
 _AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
+# What torchvision's own recipes keep out of weight decay besides norms and biases.
+_UNDECAYED = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -122,5 +125,9 @@ def _layout(model: nn.Module, heads: tuple[str, ...]) -> Layout:
     return Layout(
         sizes={name: shape.numel() for name, shape in shapes.items()},
         blocks=(*blocks, Block("head", head)),
-        norms_and_biases=frozenset(name for name, shape in shapes.items() if len(shape) < 2),
+        undecayed=frozenset(
+            name
+            for name, shape in shapes.items()
+            if len(shape) < 2 or name.rpartition(".")[2] in _UNDECAYED
+        ),
     )

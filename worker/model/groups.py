@@ -35,7 +35,8 @@ class Layout:
 
     sizes: Mapping[str, int]
     blocks: tuple[Block, ...]
-    norms_and_biases: frozenset[str] = frozenset()
+    undecayed: frozenset[str] = frozenset()
+    """Norms, biases and the like: parameters that weight decay seldom helps."""
 
     @property
     def head(self) -> frozenset[str]:
@@ -148,7 +149,7 @@ def _by_decay(
     decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
     plain = set(piece.parameters)
     if not optimizer.decay_norms_and_biases and decay:
-        plain -= layout.norms_and_biases
+        plain -= layout.undecayed
     rest = set(piece.parameters) - plain
     if plain:
         yield dataclasses.replace(piece, weight_decay=decay, parameters=tuple(plain))

@@ -42,6 +42,14 @@ def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -
     return Factor(1.0)
 
 
+def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ...]:
+    """Steps at which the factor may be at its highest; from there on it never rises."""
+    if schedule.name == "one_cycle":
+        top = _RISE * total - 1
+        return max(0, math.floor(top)), max(0, math.ceil(top))
+    return (schedule.warmup.in_steps(steps_per_epoch) if schedule.warmup else 0,)
+
+
 def _one_cycle(step: int, total: int) -> Factor:
     """Smith and Topin, 2018, with the cosine phases of torch's `OneCycleLR`."""
     top, last = _RISE * total - 1, total - 1

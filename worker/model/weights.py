@@ -6,7 +6,6 @@ Nothing is ever unpickled: safetensors, or `torch.load(weights_only=True)`.
 import io
 import logging
 import re
-import urllib.error
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
@@ -143,7 +142,7 @@ def _from_torchvision(backbone: str, name: str) -> dict[str, Tensor]:
         )
     try:
         state: dict[str, Tensor] = known[name].get_state_dict(progress=False, weights_only=True)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, RuntimeError) as error:  # torch.hub's word for a wrong hash is the latter
         raise InfrastructureError(
             f"model.weights: {name} of {backbone} cannot be downloaded ({error}); "
             "put the file into your store and give its address"

@@ -51,7 +51,8 @@ class Criterion:
 def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:
     """The weight of each class, by number; `labels` reads those of all training samples.
 
-    `balanced` is samples / (classes x samples of the class), whose mean over the samples is 1.
+    `balanced` is samples / (classes x samples of the class), whose mean over the samples is 1;
+    classes without samples do not count.
     Raises `ConfigurationError` for a class that does not exist.
     """
     wanted = train.class_weights
@@ -67,5 +68,5 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
             raise ConfigurationError("train.class_weights: all are 0; leave a class to learn")
         return tuple(wanted.get(name, 1.0) for name in classes)
     counts = np.bincount(labels(), minlength=len(classes))
-    weights = counts.sum() / (len(classes) * np.maximum(counts, 1))
+    weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return tuple(weights.tolist())

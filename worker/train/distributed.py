@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from worker.errors import InfrastructureError, StopRequested
+from worker.errors import ConfigurationError, InfrastructureError, StopRequested
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
@@ -65,6 +65,11 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InfrastructureError(f"lost another rank: {_first_line(error)}") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ConfigurationError(
+                "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
+                "a smaller data.image_size or train.micro_batch"
+            ) from None
         raise
     finally:
         dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """One optimiser step over a global batch, on this rank's share of it."""
 
 import contextlib
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -58,10 +59,14 @@ class Engine:
         self._clip_norm = clip_norm
         self._rank = rank
         self._device = next(learner.model.parameters()).device
+        self._share = -(-train.batch_size // rank.world_size)
         self._micro_batch = train.micro_batch
+        # With it, a trial by one rank alone would wait for the statistics of the others.
+        self._tries_memory = _can_run_out(self._device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
         self._buffers = list(learner.model.buffers())
         self._sound = [buffer.clone() for buffer in self._buffers]
+        self._compiled = train.compile
         if train.compile:
             learner.model.compile()
 
@@ -75,8 +80,8 @@ class Engine:
         """
         self.enter(step)
         inputs = prepare(batch, blend, self._preprocessing, self._device)
-        if self._probes and _can_run_out(self._device):
-            self._probes -= 1
+        if self._probes and self._tries_memory:
+            self._probes -= len(inputs.labels) >= self._share
             self._fit_into_memory(inputs)
         # Keyed by step, so that dropout needs no state in a checkpoint.
         torch.manual_seed(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
@@ -94,6 +99,8 @@ class Engine:
             return
         self._phase = phase
         self._probes = _PROBES
+        if self._compiled:
+            torch._dynamo.reset()  # else the phases add up to its limit of compilations
         # A new one, as it waits for the gradients of what was trainable when it was made.
         ids = [self._device.index] if self._device.type == "cuda" else None
         self._parallel = DistributedDataParallel(self.learner.model, device_ids=ids)
@@ -152,7 +159,9 @@ class Engine:
         while not fits:
             size = self._micro_batch or len(inputs.labels)
             try:
-                self._backward(self.learner.model, next(inputs.split(size)), 1)
+                # Two of them, as the second meets the gradients of the first in memory.
+                for part in itertools.islice(inputs.split(size), 2):
+                    self._backward(self.learner.model, part, 1)
                 fits = True
             except torch.OutOfMemoryError:
                 if size == 1:

@@ -1,5 +1,6 @@
 """Exact evaluation: each image once, over all ranks."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worker.data.loader import Batch
@@ -62,7 +63,7 @@ def evaluate(
                 break
             images = batch.images.to(device, non_blocking=True)[batch.valid]
             labels = batch.labels[batch.valid]
-            outputs, _ = logits_of(model(preprocessing.normalise(images)))
+            outputs = _logits(model, preprocessing.normalise(images))
             here = labels.to(device)
             best = outputs.topk(min(_TOP, classes)).indices
             sums[0] += F.cross_entropy(outputs, here, reduction="sum")
@@ -72,6 +73,16 @@ def evaluate(
     dist.all_reduce(confusion)
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     return None if interrupted else (_evaluation(confusion, loss, top5), confusion.numpy())
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The predictions; in halves where the GPU's memory does not hold all at once."""
+    if len(images) < 2:
+        return logits_of(model(images))[0]
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return logits_of(model(images))[0]
+    torch.cuda.empty_cache()
+    return torch.cat([_logits(model, half) for half in images.tensor_split(2)])
 
 
 def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:

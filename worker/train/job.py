@@ -21,7 +21,7 @@ from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.groups import RateGroup, assign
-from worker.model.schedule import Factor, factor_at
+from worker.model.schedule import Factor, factor_at, peaks
 from worker.store import ObjectMissing, Store, open_store
 from worker.train.criterion import Criterion, class_weights
 
@@ -74,6 +74,15 @@ class Job:
         return {
             group.name: group.lr * factor if group.trains_at(step) else 0.0 for group in self.groups
         }
+
+    def peak(self, group: RateGroup) -> float:
+        """The highest rate that a group is ever trained at."""
+        if group.release is None or group.release >= self.total_steps:
+            return 0.0
+        schedule = self.manifest.optimizer.schedule
+        tops = peaks(schedule, self.total_steps, self.steps_per_epoch)
+        steps = {min(max(top, group.release), self.total_steps - 1) for top in tops}
+        return max(group.lr * self.factor(step).rate for step in steps)
 
     def plan(self, epoch: int) -> EpochPlan:
         """The batches of one epoch, counted from 0."""

@@ -99,17 +99,19 @@ def outline_job(job: Job, ranks: int) -> Outline:
         },
         steps=steps,
         groups=[
-            _outline_group(group, layout, now[group.name], [at[group.name] for at in rates])
+            _outline_group(
+                group, layout, now[group.name], job.peak(group), [at[group.name] for at in rates]
+            )
             for group in job.groups
         ],
-        warnings=suspicions(job.groups, layout, job.total_steps),
+        warnings=suspicions(job, layout),
     )
 
 
-def suspicions(groups: tuple[RateGroup, ...], layout: Layout, total_steps: int) -> list[str]:
+def suspicions(job: Job, layout: Layout) -> list[str]:
     """What is allowed and seldom meant."""
+    groups = job.groups
     found = []
-    everything = sum(layout.sizes.values())
     heads = [group for group in groups if layout.head & set(group.parameters)]
     slowest = min(heads, key=lambda group: group.lr)
     fastest = max(groups, key=lambda group: group.lr)
@@ -118,16 +120,17 @@ def suspicions(groups: tuple[RateGroup, ...], layout: Layout, total_steps: int) 
             f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
             f"({fastest.lr:g}), though it alone starts from nothing"
         )
-    for group in groups:
-        size = sum(layout.sizes[name] for name in group.parameters)
-        if group not in heads and size <= _TINY_SHARE * everything:
-            found.append(f"{group.name} holds only {size:,} parameters, {size / everything:.3%}")
-        if group.release is not None and group.release >= total_steps:
-            found.append(
-                f"{group.name} is released at step {group.release}, but there are {total_steps}"
-            )
+    found += _tiny(groups, layout)
+    found += [
+        f"{group.name} is released at step {group.release}, but there are {job.total_steps}"
+        for group in groups
+        if group.release is not None and group.release >= job.total_steps
+    ]
+    warmup = job.manifest.optimizer.schedule.warmup
+    if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
+        found.append("the warm-up takes the whole run, so the full rates are never reached")
     decayed = sum(
-        len(layout.norms_and_biases & set(group.parameters))
+        len(layout.undecayed & set(group.parameters))
         for group in groups
         if group.weight_decay and group.release is not None
     )
@@ -137,6 +140,21 @@ def suspicions(groups: tuple[RateGroup, ...], layout: Layout, total_steps: int) 
             "optimizer.decay_norms_and_biases: false keeps them out"
         )
     return found
+
+
+def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
+    """What the manifest's patterns take almost nothing with, in all groups made of them."""
+    everything = sum(layout.sizes.values())
+    sizes: dict[tuple[str, ...], int] = {}
+    for group in groups:
+        size = sum(layout.sizes[name] for name in group.parameters)
+        sizes[group.match] = sizes.get(group.match, 0) + size
+    heads = {group.match for group in groups if layout.head & set(group.parameters)}
+    return [
+        f"{'+'.join(match)} holds only {size:,} parameters, {size / everything:.3%}"
+        for match, size in sizes.items()
+        if match not in heads and size <= _TINY_SHARE * everything
+    ]
 
 
 def _outline_data(dataset: Dataset) -> dict[str, Any]:
@@ -150,14 +168,14 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def _outline_group(
-    group: RateGroup, layout: Layout, now: float, rates: list[float]
+    group: RateGroup, layout: Layout, now: float, peak: float, rates: list[float]
 ) -> GroupOutline:
     size = sum(layout.sizes[name] for name in group.parameters)
     return GroupOutline(
         name=group.name,
         match=group.match,
         rate_now=now,
-        rate_peak=max(rates),
+        rate_peak=peak,
         weight_decay=group.weight_decay,
         tensors=len(group.parameters),
         parameters=size,

@@ -1,0 +1,127 @@
+"""Commands that make data sets."""
+
+import os
+from pathlib import Path
+
+import click
+
+from worker.cli.group import main, progress_bar
+from worker.errors import DataError
+from worker.logs import count
+
+_MIB = 1 << 20
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("dest")
+@click.option(
+    "--shard-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=64,
+    show_default=True,
+    help="Size of a shard in MiB of images, about.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides the order of the images.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="Default: the number of cores."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
+def pack(
+    folder: Path, dest: str, shard_size: float, seed: int, threads: int | None, overwrite: bool
+) -> None:
+    """Pack the image FOLDER into WebDataset shards and an index at DEST.
+
+    FOLDER holds one folder of images per class, or such trees in train/ and val/, which become
+    DEST/train/ and DEST/val/. The same files and seed always give the same shards.
+    """
+    from worker.data.index import require_no_index
+    from worker.data.pack import find_splits, write_split
+    from worker.store import open_store
+
+    splits = find_splits(folder)
+    stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
+    if not overwrite:
+        for store in stores:
+            require_no_index(store, "choose another place")
+    for split, store in zip(splits, stores, strict=True):
+        with progress_bar(len(split.files), f"packing {split.name or 'images'}") as bar:
+            index = write_split(
+                split,
+                store,
+                int(shard_size * _MIB),
+                seed,
+                threads or len(os.sched_getaffinity(0)),
+                lambda: bar.update(1),
+            )
+        skipped = f", {count(split.skipped, 'other file')} left out" if split.skipped else ""
+        click.echo(
+            f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
+            f"in {count(len(index.shards), 'shard')}{skipped}"
+        )
+
+
+@main.command()
+@click.argument("source")
+@click.option(
+    "--label-field", default="label", show_default=True, help="Label in samples' .json members."
+)
+@click.option("--classes", help="Address of a text file of class names, one per line.")
+@click.option(
+    "--error-budget",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0,
+    show_default=True,
+    help="Share of the samples that may be malformed and are left out.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
+def index(
+    source: str,
+    label_field: str,
+    classes: str | None,
+    error_budget: float,
+    threads: int,
+    overwrite: bool,
+    verify: bool,
+) -> None:
+    """Make the index of WebDataset tars that exist already.
+
+    SOURCE is a prefix that holds .tar objects, a brace pattern (s3://bucket/set/x-{000..099}.tar)
+    or an index in webdataset's wids format. A sample is a .jpg, .jpeg, .png or .webp with a .cls
+    (class number or name) or a .json. The index and a sidecar per shard are written beside the
+    shards; a folder has one index, for all of its shards. Every shard is read once; what is
+    malformed is reported with its byte, and more than the budget allows ends with 65 and no index.
+    Interrupted, it goes on where it was.
+    """
+    from worker.data.index import parse_address, read_index, require_no_index
+    from worker.data.indexing import find_tars, index_tars, read_classes
+    from worker.data.verify import verify_shards
+
+    if verify and overwrite:
+        raise click.UsageError("--verify compares and writes nothing; leave --overwrite out")
+    if verify:
+        address = parse_address(source)
+        known = read_index(address)
+        total = sum(shard.bytes for shard in known.shards)
+        with progress_bar(total, "verifying") as bar:
+            lines = verify_shards(address.store, known, threads, bar.update)
+        if lines:
+            raise DataError("\n  ".join([f"{count(len(lines), 'bad shard')}:", *lines]))
+        click.echo(f"{address.store.uri}: {count(len(known.shards), 'shard')}, all as indexed")
+        return
+    names = read_classes(classes) if classes else None
+    tars = find_tars(source)
+    if not overwrite:
+        require_no_index(tars.store, "index all of a folder's shards together")
+    with progress_bar(sum(tar.size for tar in tars.tars), "indexing") as bar:
+        made, empty, lines = index_tars(tars, names, label_field, error_budget, threads, bar.update)
+    for line in lines:
+        click.echo(f"left out: {line}", err=True)
+    click.echo(
+        f"{tars.store.uri}: {count(made.samples, 'image')} of {len(made.classes)} classes "
+        f"in {count(len(made.shards), 'shard')}"
+    )
+    if empty:
+        click.echo(f"classes without any image: {', '.join(empty[:20])}", err=True)

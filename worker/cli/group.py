@@ -1,0 +1,63 @@
+"""The `worker` command and the edge at which its errors become exit codes."""
+
+import sys
+from typing import NoReturn
+
+import click
+from click._termui_impl import ProgressBar
+
+from worker import __version__
+from worker.launch.guard import report
+from worker.logs import configure_logs
+
+
+def progress_bar(length: int, label: str) -> ProgressBar[int]:
+    """A bar on stderr, which stays quiet where that is no terminal."""
+    return click.progressbar(length=length, label=label, file=sys.stderr)
+
+
+class _Commands(click.Group):
+    """Ends an error of any command with one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        try:
+            code = super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            code = report(error)
+        sys.exit(code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="auto draws a live line on a terminal and writes text lines elsewhere.",
+)
+@click.pass_context
+def main(ctx: click.Context, log_format: str) -> None:
+    """Fine-tune image classifiers from and to S3-compatible storage.
+
+    \b
+    worker pack photos/ s3://datasets/photos/     image folder to shards
+    worker index s3://datasets/tars/              index for shards that exist already
+    worker models                                 the backbones, and their blocks to match on
+    worker plan s3://bucket/job.yaml              what would be trained, at which rates
+    worker find-rates s3://bucket/job.yaml        which base rate to take
+    worker train s3://bucket/job.yaml             train, or go on where it stopped
+    worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
+
+    Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
+    the usual AWS_* variables.
+
+    \b
+    Exit codes: 0 done, 2 wrong command line, 65 broken data, 69 infrastructure
+    (run again), 70 bug, 75 stopped on request (run again), 76 superseded by a
+    newer attempt, 78 wrong manifest, credentials or environment.
+    """
+    configure_logs(log_format)
+    ctx.obj = log_format

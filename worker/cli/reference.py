@@ -1,0 +1,55 @@
+"""Commands that tell about the worker itself."""
+
+import json
+from pathlib import Path
+
+import click
+
+from worker.cli.group import main
+from worker.errors import ConfigurationError
+
+
+@main.command()
+@click.argument("pattern", default="*")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def models(pattern: str, as_json: bool) -> None:
+    """List the backbones: parameters, input size, head, and the blocks to match on.
+
+    PATTERN chooses by name, such as 'resnet*'. A block a+b has two names to match on, a and b;
+    a.1..4 are four blocks.
+    """
+    from fnmatch import fnmatchcase
+
+    from worker.model.catalogue import catalogue, describe_catalogue
+    from worker.model.skeleton import known_models
+
+    names = [name for name in known_models() if fnmatchcase(name, pattern)]
+    if not names:
+        raise click.BadParameter(f"no backbone is named {pattern!r}", param_hint="PATTERN")
+    entries = catalogue(names)
+    rows = [entry.as_dict() for entry in entries]
+    click.echo(json.dumps(rows, indent=1) if as_json else describe_catalogue(entries))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of the manifest."""
+    from worker.manifest import Manifest
+
+    click.echo(json.dumps(Manifest.model_json_schema(), indent=1))
+
+
+@main.command()
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the pictures in.")
+def demo(keep: Path | None) -> None:
+    """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
+
+    Needs `pip install worker[demo]`, no network and no GPU; takes under two minutes on 2 cores.
+    """
+    try:
+        from worker.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the demo needs {error.name}; pip install 'worker[demo]'"
+        ) from None
+    run_demo(keep)

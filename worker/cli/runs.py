@@ -1,0 +1,56 @@
+"""Commands about runs that have been."""
+
+import json
+
+import click
+
+from worker.cli.group import main
+from worker.errors import DataError
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="All settings and results as JSON.")
+def compare(runs: tuple[str, ...], as_json: bool) -> None:
+    """Put RUNS side by side: results, and the settings that differ.
+
+    A run is the output of a job, finished or not.
+    """
+    from worker.train.compare import describe_runs, read_runs
+
+    columns = read_runs(runs)
+    click.echo(json.dumps(columns, indent=1) if as_json else describe_runs(columns))
+
+
+@main.command()
+@click.argument("run")
+def audit(run: str) -> None:
+    """Prove from the ledger of RUN that each epoch held each sample exactly once.
+
+    RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
+    sample was lost or repeated; those left out as bad within the job's budget are listed.
+    """
+    from worker.checkpoint.commit import list_commits
+    from worker.data.index import parse_address, read_index
+    from worker.manifest import load_manifest
+    from worker.store import open_store
+    from worker.train.audit import (
+        audit_epochs,
+        describe_audit,
+        read_ledger,
+        require_same_data,
+        surviving_rows,
+    )
+
+    store = open_store(run)
+    manifest = load_manifest(f"{store.uri}manifest.json")
+    index = read_index(parse_address(manifest.data.train))
+    rows = surviving_rows(read_ledger(store))
+    require_same_data(store, index)
+    commits = list_commits(store)
+    done = commits[0].step if commits else 0
+    audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)
+    click.echo("\n".join(describe_audit(audits, index)))
+    faults = sum(audit.faults for audit in audits)
+    if faults:
+        raise DataError(f"{store.uri}: {faults} samples lost or repeated")

@@ -1,0 +1,93 @@
+"""Commands that train, or show what would be trained."""
+
+import json
+import os
+
+import click
+
+from worker.cli.group import main, progress_bar
+from worker.logs import is_live
+
+
+@main.command()
+@click.argument("manifest")
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    help="Ranks to start on this machine; default: one per GPU, or one on the CPU.",
+)
+@click.pass_obj
+def train(log_format: str, manifest: str, nproc: int | None) -> int:
+    """Train what MANIFEST says, or go on from its last checkpoint.
+
+    Stops on SIGTERM, SIGUSR1 or Ctrl-C with everything committed (exit code 75); the same command
+    goes on from there, on this or any other machine and number of ranks.
+    """
+    from worker.train.stop import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    # Waiting threads would spin by default, which next to busy neighbours or under a CPU quota
+    # makes a step up to ten times slower. Read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worker.launch.start import train
+
+    return train(manifest, nproc, stop, is_live(log_format))
+
+
+@main.command()
+@click.argument("manifest")
+@click.option("--ranks", type=click.IntRange(min=1), default=1, help="Number of ranks to plan for.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def plan(manifest: str, ranks: int, as_json: bool) -> None:
+    """Show what MANIFEST would train, at which rates, without training.
+
+    Checks all that `train` checks before it starts: the manifest, data, weights and groups.
+    """
+    from worker.launch.topology import require_divisible
+    from worker.manifest import load_manifest
+    from worker.model.weights import load_pretrained
+    from worker.train.describe import describe_outline
+    from worker.train.job import open_job
+    from worker.train.outline import outline_job
+
+    loaded = load_manifest(manifest)
+    require_divisible(loaded.train.batch_size, ranks)
+    job = open_job(loaded)
+    if loaded.model.pretrained:
+        load_pretrained(job.backbone, loaded.model.pretrained)
+    outline = outline_job(job, ranks)
+    click.echo(json.dumps(outline.as_dict(), indent=1) if as_json else describe_outline(outline))
+
+
+@main.command("find-rates")
+@click.argument("manifest")
+@click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True)
+@click.option("--low", type=click.FloatRange(min=0, min_open=True), help="First base rate.")
+@click.option("--high", type=click.FloatRange(min=0, min_open=True), help="Last base rate.")
+@click.option("--out", help="Address of a folder for chart and numbers; default: in the output.")
+def find_rates(
+    manifest: str, steps: int, low: float | None, high: float | None, out: str | None
+) -> None:
+    """Sweep the base rate of MANIFEST and suggest one.
+
+    Trains one rank for some steps while the base rate grows, by default from a thousandth to a
+    hundred times of optimizer.lr. Every group keeps its ratio to it, and what is frozen for a while
+    takes part. Nothing is kept but find-rates/chart.svg and find-rates/sweep.json below the output.
+    """
+    from worker.train.stop import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worker.launch.start import find_rates
+    from worker.store import open_store
+    from worker.train.find_rates import chart_of, describe_sweep
+
+    with progress_bar(steps, "sweeping") as bar:
+        job, sweep = find_rates(manifest, steps, low, high, stop, bar.update)
+    store = open_store(out or f"{job.output.uri}find-rates/")
+    store.put("chart.svg", chart_of(sweep, job.manifest.job).encode())
+    store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())
+    click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
+    click.echo(f"chart: {store.uri}chart.svg")
