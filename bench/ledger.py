@@ -22,7 +22,7 @@ def main() -> None:
                 for step in range(STEPS):
                     recorder.trained(step, ids, valid)
                     if step % SAVE_EVERY == SAVE_EVERY - 1:
-                        recorder.flush(step + 1)
+                        recorder.take(step + 1)()
                 seconds[samples] = (time.perf_counter() - began) / STEPS
             cost = seconds[True] - seconds[False]
             print(

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.checkpoint.host import HostCopy
+from worker.checkpoint.snapshot import take_snapshot
 from worker.data.loader import Batch
 from worker.manifest import Manifest, parse_manifest
 from worker.model.backbone import Backbone, preprocessing_of
@@ -66,3 +68,9 @@ def rate_group(name: str, lr: float, *parameters: str, **changes: Any) -> RateGr
 def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
     """All parameters of a model at one rate."""
     return (rate_group("*", lr, *(name for name, _ in model.named_parameters())),)
+
+
+def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytes]:
+    """The parts of a checkpoint as they would be read back."""
+    parts = take_snapshot(learner, HostCopy(), state)
+    return {name: b"".join(stream.pieces()) for name, stream in parts.items()}

@@ -79,8 +79,8 @@ def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
     recorder = Recorder(store, attempt=2, rank=0, step=3, samples=True)
     recorder.trained(3, np.array([5, 1, 0]), np.array([True, True, False]))
     recorder.trained(4, np.array([], dtype=np.int64), np.array([], dtype=bool))
-    recorder.flush(5)
-    recorder.flush(5)
+    recorder.take(5)()
+    recorder.take(5)()
     (piece,) = read_ledger(store)
     assert (piece.attempt, piece.first, piece.stop) == (2, 3, 5)
     assert piece.rows.tolist() == [[3, 5], [3, 1], [3, -1]]

@@ -10,8 +10,8 @@ import xxhash
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from tests.learners import batch_of, engine_of, learner_of, manifest_of
-from worker.checkpoint.snapshot import restore_snapshot, take_snapshot
+from tests.learners import batch_of, engine_of, learner_of, manifest_of, snapshot_of
+from worker.checkpoint.snapshot import restore_snapshot
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, layout_of, preprocessing_of
 from worker.model.learner import Learner
@@ -125,7 +125,7 @@ def test_a_backbone_from_new_head_to_reload(name: str, alone: None, tmp_path: Pa
     outputs = evaluated(learner, images)
     del engine
     gc.collect()  # the largest fit in 24 GiB only one copy at a time
-    parts = take_snapshot(learner, {})
+    parts = snapshot_of(learner, {})
     del backbone, learner
     other = build_backbone(name, 3, 1, side)
     copied = learner_of(other, manifest)

@@ -12,23 +12,30 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import keys
-from tests.learners import CPU, everything, manifest_of, rate_group
+from tests.learners import CPU, everything, manifest_of, rate_group, snapshot_of
 from worker.checkpoint.attempt import claim_attempt, ensure_newest, newest_attempt
 from worker.checkpoint.commit import (
     CommitName,
     delete_commit,
     list_commits,
+    publish_commit,
     read_commit,
-    write_commit,
+    write_parts,
 )
 from worker.checkpoint.retention import expendable
-from worker.checkpoint.snapshot import read_state, restore_snapshot, take_snapshot
+from worker.checkpoint.snapshot import read_state, restore_snapshot
+from worker.checkpoint.tensors import stream_bytes
 from worker.errors import Superseded
 from worker.model.groups import RateGroup
 from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
 
 PARTS = {"model": b"weights", "state.json": b"{}"}
+
+
+def write_commit(store: Store, name: CommitName, parts: dict[str, bytes]) -> None:
+    streams = {part: stream_bytes(data) for part, data in parts.items()}
+    publish_commit(store, name, write_parts(store, name, streams))
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_commit_is_read_back(store: Store) -> None:
     name = CommitName(12, 3)
-    assert write_commit(store, name, PARTS) == 9
+    write_commit(store, name, PARTS)
     assert list_commits(store) == [name]
     assert read_commit(store, name) == PARTS
     record = json.loads(store.get("commits/00000012-000003.json"))
@@ -135,7 +142,7 @@ def test_a_restored_model_goes_on_to_the_last_bit() -> None:
     learners = [learner_with(model, everything(model, 0.1)) for model in models]
     for seed in range(3):
         step(models[0], learners[0].optimizer, seed)
-    parts = take_snapshot(learners[0], {"step": 3})
+    parts = snapshot_of(learners[0], {"step": 3})
     assert read_state(parts) == {"step": 3}
     restore_snapshot(parts, learners[1])
     for seed in range(3, 6):
@@ -150,7 +157,7 @@ def test_optimizer_state_follows_names_and_not_positions() -> None:
     first = learner_with(one, everything(one, 0.1))
     optimizer = first.optimizer
     step(one, optimizer, 0)
-    parts = take_snapshot(first, {})
+    parts = snapshot_of(first, {})
     groups = (
         rate_group("3", 0.2, "3.weight", "3.bias"),
         rate_group("0", 0.2, "0.weight", "0.bias"),
@@ -171,11 +178,11 @@ def test_another_optimizer_starts_afresh() -> None:
     first = learner_with(one, everything(one, 0.1), name="sgd")
     step(one, first.optimizer, 0)
     second = learner_with(other, everything(other, 0.1), name="adamw")
-    restore_snapshot(take_snapshot(first, {}), second)
+    restore_snapshot(snapshot_of(first, {}), second)
     assert not second.optimizer.state
     step(other, second.optimizer, 1)
     again = learner_with(small_model(), everything(one, 0.1), name="sgd")
-    restore_snapshot(take_snapshot(first, {}), again)
+    restore_snapshot(snapshot_of(first, {}), again)
     assert len(again.optimizer.state) == len(list(one.parameters()))
 
 
@@ -198,7 +205,7 @@ def test_momentum_survives_a_change_of_groups() -> None:
     for name in first:
         before.model.get_parameter(name).requires_grad_(False)
     step(before)
-    parts = take_snapshot(before, {})
+    parts = snapshot_of(before, {})
     after = learner(rate_group("all", 0.1, *first, *last))
     restore_snapshot(parts, after)
     state = after.optimizer.state

@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from tests.conftest import in_fresh_process
-from tests.learners import ALONE, manifest_of, rate_group
-from worker.checkpoint.snapshot import restore_snapshot, take_snapshot
+from tests.learners import ALONE, manifest_of, rate_group, snapshot_of
+from worker.checkpoint.snapshot import restore_snapshot
 from worker.data.loader import Batch
 from worker.data.mix import Blend
 from worker.data.plan import split
@@ -359,7 +359,7 @@ def test_lower_precision_trains_and_is_restored(precision: str, alone: None) -> 
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert learners[0].scaler.is_enabled() == (precision == "fp16")
-    restore_snapshot(take_snapshot(learners[0], {}), learners[1])
+    restore_snapshot(snapshot_of(learners[0], {}), learners[1])
     for engine in engines:
         assert engine.step(1, batch(1, 0, 1), SIZES[1]).finite
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):

@@ -59,13 +59,14 @@ def test_interrupted_around_a_release_ends_with_the_same_bytes(
     ranks: str, run: Run, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
     """Committed right before, at and right after the first release, and killed there."""
-    gradual["checkpoint"] = {"every_steps": 1, "keep": 99}
-    calm = gradual["output"]
     assert run("train", "--nproc", ranks, write(gradual)).code == 0
-    expected = final(calm)
+    expected = final(gradual["output"])
     for stop_at in (RELEASE - 1, RELEASE, RELEASE + 1):
-        cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut-{stop_at}/"}
-        _copy_until(open_store(calm), open_store(cut["output"]), stop_at)
+        saving = {"checkpoint": {"every_steps": stop_at, "keep": 99}}
+        calm = copy.deepcopy(gradual) | saving | {"output": f"{tmp_path}/calm-{stop_at}/"}
+        assert run("train", "--nproc", ranks, write(calm)).code == 0
+        cut = copy.deepcopy(gradual) | saving | {"output": f"{tmp_path}/cut-{stop_at}/"}
+        _copy_until(open_store(calm["output"]), open_store(cut["output"]), stop_at)
         ended = run("train", "--nproc", ranks, write(cut))
         assert ended.code == 0, ended.err
         assert f"resumes after step {stop_at}" in ended.err
@@ -86,11 +87,11 @@ def test_a_stop_by_signal_around_the_release_is_exact(
     ranks: str, run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
     """SIGTERM once the commit before, at and after the release is seen in the store."""
-    gradual["checkpoint"] = {"every_steps": 1, "keep": 99}
     assert run("train", "--nproc", ranks, write(gradual)).code == 0
     expected = final(gradual["output"])
     for seen in (RELEASE - 2, RELEASE - 1, RELEASE):
-        cut = copy.deepcopy(gradual) | {"output": f"{tmp_path}/cut-{seen}/"}
+        saving = {"checkpoint": {"every_steps": seen}}
+        cut = copy.deepcopy(gradual) | saving | {"output": f"{tmp_path}/cut-{seen}/"}
         running = start("train", "--nproc", ranks, write(cut))
         commit = Path(cut["output"]) / f"commits/{seen:08d}-000001.json"
         while not commit.exists():

@@ -57,6 +57,12 @@ class ConfigurationError(WorkerError):
     code = ExitCode.CONFIGURATION
 
 
+def error_of(code: int) -> WorkerError:
+    """The error of this exit code without a text, which another rank has told."""
+    kinds = WorkerError.__subclasses__()
+    return next((kind for kind in kinds if kind.code == code), WorkerError)("")
+
+
 # Most fatal first: a code that forbids a retry must never be hidden by one that asks for it.
 _SEVERITY = (
     ExitCode.CONFIGURATION,

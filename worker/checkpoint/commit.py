@@ -7,16 +7,20 @@ record does not exist.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from worker.checkpoint.attempt import ensure_newest
+from worker.checkpoint.tensors import Stream
 from worker.errors import Superseded
-from worker.store import ObjectMissing, Store
+from worker.store import ObjectMissing, Piece, Store
 
 log = logging.getLogger(__name__)
 
-_COMMITS = "commits/"
+COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
+_READ = 16 << 20
+_SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -38,57 +42,102 @@ class CommitName:
     def __str__(self) -> str:
         return f"{self.step:08d}-{self.attempt:06d}"
 
+    @staticmethod
+    def parse(text: str) -> "CommitName | None":
+        """The name that `text` is, if it is one."""
+        step, _, attempt = text.partition("-")
+        if step.isdecimal() and attempt.isdecimal():
+            return CommitName(int(step), int(attempt))
+        return None
 
-def write_commit(store: Store, name: CommitName, parts: Mapping[str, bytes]) -> int:
-    """Write the parts, then the commit record; returns the bytes written.
 
-    Raises `Superseded` where a newer attempt has started, even during the upload, or where the
-    record exists with other contents.
+def write_parts(store: Store, name: CommitName, parts: Mapping[str, Stream]) -> list[Part]:
+    """Upload the parts, in this order; they are no checkpoint yet."""
+    written = []
+    for part, stream in parts.items():
+        digest = hashlib.sha256()
+        store.put_stream(
+            f"{CHECKPOINTS}{name}/{part}", stream.size, digested(stream.pieces(), digest)
+        )
+        written.append(Part(part, stream.size, digest.hexdigest()))
+    return written
+
+
+def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
+    """Make the parts a checkpoint.
+
+    Raises `Superseded` where a newer attempt has started, looked for before every try, or where
+    the record exists with other contents.
     """
-    for part, data in parts.items():
-        store.put(f"checkpoints/{name}/{part}", data)
     record = {
         "step": name.step,
         "attempt": name.attempt,
-        "parts": [
-            asdict(Part(part, len(data), hashlib.sha256(data).hexdigest()))
-            for part, data in parts.items()
-        ],
+        "parts": [asdict(part) for part in parts],
     }
-    ensure_newest(store, name.attempt)
-    if not store.put_if_absent(f"{_COMMITS}{name}.json", json.dumps(record).encode()):
+    if not store.put_if_absent(
+        f"{COMMITS}{name}.json",
+        json.dumps(record).encode(),
+        lambda: ensure_newest(store, name.attempt),
+    ):
         raise Superseded(f"commit {name} exists already: this attempt runs twice")
-    return sum(map(len, parts.values()))
 
 
 def list_commits(store: Store) -> list[CommitName]:
     """All commits, newest first."""
-    names = []
-    for info in store.list(_COMMITS):
-        step, _, attempt = info.key.removeprefix(_COMMITS).removesuffix(".json").partition("-")
-        if step.isdecimal() and attempt.isdecimal():
-            names.append(CommitName(int(step), int(attempt)))
-    return sorted(names, reverse=True)
+    names = (
+        CommitName.parse(info.key.removeprefix(COMMITS).removesuffix(".json"))
+        for info in store.list(COMMITS)
+    )
+    return sorted((name for name in names if name), reverse=True)
 
 
 def read_commit(store: Store, name: CommitName) -> dict[str, bytes] | None:
     """The parts of a checkpoint by name, or None (and a log line) where one is not as committed."""
     try:
-        record = json.loads(store.get(f"{_COMMITS}{name}.json"))
-        parts = {}
-        for part in (Part(**entry) for entry in record["parts"]):
-            data = store.get(f"checkpoints/{name}/{part.name}")
-            if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
-                raise ValueError(f"{part.name} was altered")
-            parts[part.name] = data
+        record = json.loads(store.get(f"{COMMITS}{name}.json"))
+        return {
+            part.name: _read_part(store, name, part)
+            for part in (Part(**entry) for entry in record["parts"])
+        }
     except (ObjectMissing, ValueError, KeyError, TypeError) as error:
         log.warning("checkpoint %s is not valid (%s), trying an older one", name, error)
         return None
-    return parts
+
+
+def _read_part(store: Store, name: CommitName, part: Part) -> bytes:
+    """One part, compared with its digest while it comes in; read again once, as a line may err."""
+    key = f"{CHECKPOINTS}{name}/{part.name}"
+    # One byte more than there should be, to see where there is more.
+    starts = range(0, part.bytes + 1, _READ)
+
+    def read(start: int) -> bytes:
+        return store.get(key, start, min(start + _READ, part.bytes + 1))
+
+    for _ in range(2):
+        digest, pieces = hashlib.sha256(), []
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+            for piece in pool.map(read, starts):
+                digest.update(piece)
+                pieces.append(piece)
+        if digest.hexdigest() == part.sha256:
+            return b"".join(pieces)
+    raise ValueError(f"{part.name} was altered")
 
 
 def delete_commit(store: Store, name: CommitName) -> None:
     """Remove a checkpoint: first the record, so that it is never there with parts missing."""
-    store.delete(f"{_COMMITS}{name}.json")
-    for info in list(store.list(f"checkpoints/{name}/")):
+    store.delete(f"{COMMITS}{name}.json")
+    delete_parts(store, name)
+
+
+def delete_parts(store: Store, name: CommitName) -> None:
+    """Remove what lies under the name of a checkpoint."""
+    for info in list(store.list(f"{CHECKPOINTS}{name}/")):
         store.delete(info.key)
+
+
+def digested(pieces: Iterator[Piece], digest: "hashlib._Hash") -> Iterator[Piece]:
+    """The pieces, which `digest` has then seen."""
+    for piece in pieces:
+        digest.update(piece)
+        yield piece

@@ -1,14 +1,21 @@
 """Which checkpoints may go. Pure; a mistake here costs somebody's training."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from worker.checkpoint.commit import CommitName
 
+DEAD_AFTER_SECONDS = 120.0
+"""A request lasts 40 seconds at most and a commit is preceded by a look for newer attempts, so what
+an older attempt has not committed for this long, it never will."""
+
 
 def expendable(
-    commits: Sequence[CommitName], trusted: Sequence[CommitName], keep: int
+    commits: Sequence[CommitName],
+    trusted: Collection[CommitName],
+    keep: int,
+    best_step: int | None = None,
 ) -> list[CommitName]:
-    """The commits older than the newest `keep` trusted ones, oldest first.
+    """The commits older than the newest `keep` trusted ones, oldest first, but for `best_step`'s.
 
     Trusted are those that this attempt wrote or has verified; others may be damaged and so never
     count, and nothing goes before `keep` (at least 1) trusted ones exist.
@@ -16,4 +23,21 @@ def expendable(
     newest = sorted(set(trusted), reverse=True)[:keep]
     if len(newest) < keep:
         return []
-    return sorted(name for name in commits if name < newest[-1])
+    return sorted(name for name in commits if name < newest[-1] and name.step != best_step)
+
+
+def abandoned(
+    written: Mapping[CommitName, float],
+    commits: Collection[CommitName],
+    attempt: int,
+    now: float,
+) -> list[CommitName]:
+    """Checkpoints without a commit that older attempts than `attempt` have left, oldest first.
+
+    `written` is when the last part of each was, `now` the time by the same clock, in seconds.
+    """
+    return sorted(
+        name
+        for name, at in written.items()
+        if name not in commits and name.attempt < attempt and now - at > DEAD_AFTER_SECONDS
+    )

@@ -12,30 +12,42 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from worker.checkpoint.host import HostCopy
+from worker.checkpoint.tensors import Stream, stream_bytes, stream_tensors
 from worker.model.learner import Learner
 from worker.model.weights import load_tensors
 
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-_AVERAGE = "average.safetensors"
+_STATE = "state.json"
+_MODEL, _AVERAGE, _OPTIMIZER = "model", "average", "optimizer"
+_SUFFIX = ".safetensors"
+PARTS = (_STATE, *(f"{kind}{_SUFFIX}" for kind in (_MODEL, _AVERAGE, _OPTIMIZER)))
+"""All that a checkpoint may hold, in the order in which it is written."""
 _SCALER = "scaler"
 _ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
-def take_snapshot(learner: Learner, state: Mapping[str, Any]) -> dict[str, bytes]:
-    """The parts, by object name; `state` is JSON data that travels along."""
-    parts = {
-        _MODEL: encode_model(learner.model),
-        _OPTIMIZER: safetensors.torch.save(_optimizer_tensors(learner)),
-        _STATE: json.dumps({**state, _SCALER: learner.scaler.state_dict()}).encode(),
-    }
+def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) -> dict[str, Stream]:
+    """The parts, by object name; `state` is JSON data that travels along.
+
+    They are read from `host`, so they must be written before it takes the next copy.
+    """
+    kinds = {_MODEL: learner.model.state_dict()}
     if learner.average:
-        parts[_AVERAGE] = encode_model(learner.average)
+        kinds[_AVERAGE] = learner.average.state_dict()
+    kinds[_OPTIMIZER] = _optimizer_tensors(learner)
+    copied = host.take(
+        {(k, name): t for k, tensors in kinds.items() for name, t in tensors.items()}
+    )
+    text = json.dumps({**state, _SCALER: learner.scaler.state_dict()})
+    parts = {_STATE: stream_bytes(text.encode())}
+    for kind, tensors in kinds.items():
+        parts[f"{kind}{_SUFFIX}"] = stream_tensors({name: copied[kind, name] for name in tensors})
     return parts
 
 
-def encode_model(model: nn.Module) -> bytes:
-    """The model's state dict as safetensors."""
-    return safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
+def stream_model(model: nn.Module) -> Stream:
+    """The model's state dict as a safetensors file."""
+    return stream_tensors(model.state_dict())
 
 
 def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
@@ -50,16 +62,28 @@ def restore_snapshot(parts: Mapping[str, bytes], learner: Learner) -> None:
 
     A moving average that was asked for since starts from the model.
     """
-    tensors = safetensors.torch.load(parts[_MODEL])
+    tensors = _load(parts, _MODEL)
     load_tensors(learner.model, tensors)
-    if learner.average and _AVERAGE in parts:
-        load_tensors(learner.average, safetensors.torch.load(parts[_AVERAGE]))
+    if learner.average and f"{_AVERAGE}{_SUFFIX}" in parts:
+        load_tensors(learner.average, _load(parts, _AVERAGE))
     elif learner.average:
         load_tensors(learner.average.module, tensors)
     scaler = json.loads(parts[_STATE])[_SCALER]
     if scaler:
         learner.scaler.load_state_dict(scaler)
-    _restore_optimizer(learner, safetensors.torch.load(parts[_OPTIMIZER]))
+    _restore_optimizer(learner, _load(parts, _OPTIMIZER))
+
+
+def restore_result(parts: Mapping[str, bytes], learner: Learner) -> None:
+    """Put back only what is evaluated and written: the average, or else the model."""
+    if learner.average:
+        load_tensors(learner.average, _load(parts, _AVERAGE))
+    else:
+        load_tensors(learner.model, _load(parts, _MODEL))
+
+
+def _load(parts: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
+    return safetensors.torch.load(parts[f"{kind}{_SUFFIX}"])
 
 
 def _restore_optimizer(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
@@ -108,7 +132,7 @@ def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:
     names = {parameter: name for name, parameter in learner.model.named_parameters()}
     return {
-        f"{kind}/{names[parameter]}": value.contiguous()
+        f"{kind}/{names[parameter]}": value
         for group in learner.optimizer.param_groups
         for parameter in group["params"]
         for kind, value in learner.optimizer.state[parameter].items()

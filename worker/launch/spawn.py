@@ -59,14 +59,17 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     if listener:
         listener.close()
 
-    def forward() -> None:
+    def forward(number: int) -> None:
+        # As it came, since the time that is left depends on it; but ranks do not heed a terminal's.
+        number = signal.SIGTERM if number == signal.SIGINT else number
         for child in children:
-            child.terminate()
+            if child.pid and child.is_alive():
+                os.kill(child.pid, number)
 
     stop.listener = forward
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if stop.requested:  # heard by another thread meanwhile, when there was nobody to tell
-        forward()
+        forward(signal.SIGTERM)
     return _wait(children)
 
 
@@ -102,7 +105,7 @@ def _wait(children: list[ForkProcess]) -> int:
             running.remove(child)
             status = child.exitcode or 0
             if status < 0:
-                log.error("%s was killed by %s", child.name, signal.Signals(-status).name)
+                log.error("%s was killed by %s%s", child.name, *_cause(-status))
             codes.append(exit_code_of(status))
             if deadline is None:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
@@ -113,3 +116,13 @@ def _wait(children: list[ForkProcess]) -> int:
                 child.join()
             break
     return most_fatal(codes)
+
+
+def _cause(number: int) -> tuple[str, str]:
+    """A signal's name, and what most often sends it."""
+    hints = {
+        signal.SIGKILL: ", as the kernel does when memory runs out (exit code 137 to a shell)",
+        signal.SIGSEGV: ", a crash in native code",
+        signal.SIGBUS: ", as happens when shared memory or scratch space runs out",
+    }
+    return signal.Signals(number).name, hints.get(signal.Signals(number), "")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from worker.environment import check_environment
 from worker.errors import ConfigurationError
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
@@ -15,6 +16,7 @@ from worker.launch.topology import detect, require_divisible
 from worker.manifest import Manifest, load_manifest
 from worker.memory import settle_memory
 from worker.metrics.export import exported
+from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
 from worker.train.distributed import process_group
 from worker.train.find_rates import Sweep, sweep_rates
@@ -86,7 +88,9 @@ def find_rates(
 
 def _check_place(manifest: Manifest, gpus: int) -> None:
     """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
+    check_environment()
     check_supply(manifest.data, gpus)
+    check_exports(manifest.final)
     if manifest.train.sync_batch_norm and not gpus:
         raise ConfigurationError(
             "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"

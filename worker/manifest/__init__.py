@@ -6,7 +6,7 @@ has no key here.
 """
 
 from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle
-from worker.manifest.job import Checkpoint, Manifest, Record
+from worker.manifest.job import Checkpoint, Final, Manifest, Record
 from worker.manifest.load import load_manifest, parse_manifest
 from worker.manifest.training import (
     EarlyStop,
@@ -25,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Data",
     "EarlyStop",
+    "Final",
     "Freeze",
     "Geometric",
     "Group",

@@ -4,17 +4,32 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints, model_validator
 
-from worker.manifest.base import Count, Section, Text
+from worker.manifest.base import Count, Positive, Section, Text
 from worker.manifest.data import Data
 from worker.manifest.training import Model, Optimizer, Train
 
 
 class Checkpoint(Section):
-    """When to commit, besides the end of every epoch and a requested stop, and what is kept."""
+    """When to commit, besides the end of every epoch and a requested stop, and what is kept.
+
+    A checkpoint that is due while one is under way is taken at the first step after that.
+    """
 
     every_steps: Count | None = None
+    every_minutes: Positive | None = None
     keep: Count = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep; the one with the best validation accuracy stays, too."""
+
+
+class Final(Section):
+    """What `final/` holds when the job is done."""
+
+    weights: Literal["last", "best"] = "last"
+    """Of the last step, or of the evaluation with the best accuracy."""
+    onnx: bool = False
+    """Write `model.onnx`, too; needs `pip install worker[onnx]`."""
+    torch_export: bool = False
+    """Write `model.pt2`, the program that `torch.export` makes, too."""
 
 
 class Record(Section):
@@ -37,6 +52,7 @@ class Manifest(Section):
     optimizer: Optimizer
     train: Train
     checkpoint: Checkpoint = Checkpoint()
+    final: Final = Final()
     record: Record = Record()
 
     @model_validator(mode="after")
@@ -48,4 +64,6 @@ class Manifest(Section):
             )
         if self.train.early_stop and not self.data.val:
             raise ValueError("train.early_stop: needs data.val, whose accuracy it watches")
+        if self.final.weights == "best" and not self.data.val:
+            raise ValueError("final.weights: best needs data.val, whose accuracy it goes by")
         return self

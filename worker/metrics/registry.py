@@ -44,10 +44,16 @@ class Metrics:
         )
         self.remaining = self._add(Gauge, "remaining_seconds", "Expected time to the end")
         self.checkpoint_seconds = self._add(
-            Histogram, "checkpoint_seconds", "Duration of a checkpoint, commit included"
+            Histogram, "checkpoint_seconds", "Duration of a checkpoint, from copy to commit"
+        )
+        self.checkpoint_blocked_seconds = self._add(
+            Histogram, "checkpoint_blocked_seconds", "Time that training waited for a checkpoint"
         )
         self.checkpoint_bytes = self._add(Gauge, "checkpoint_bytes", "Size of the last checkpoint")
         self.resume_step = self._add(Gauge, "resume_step", "Step that this attempt went on from")
+        self.steps_lost = self._add(
+            Gauge, "steps_lost", "Steps done again by this attempt, as no whole checkpoint had them"
+        )
         self.skipped_commits = self._add(
             Counter, "invalid_checkpoints", "Checkpoints passed over because they did not verify"
         )

@@ -4,11 +4,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from worker.errors import ConfigurationError
-from worker.store.base import ObjectInfo, ObjectMissing, Store
+from worker.store.base import ObjectInfo, ObjectMissing, Piece, Store
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
-__all__ = ["ObjectInfo", "ObjectMissing", "Store", "open_store", "read_uri"]
+__all__ = ["ObjectInfo", "ObjectMissing", "Piece", "Store", "open_store", "read_uri"]
 
 
 def open_store(uri: str) -> Store:

@@ -1,10 +1,12 @@
 """What the worker asks of storage, and the errors that storage raises."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import ConfigurationError
+
+Piece = bytes | memoryview
 
 
 class ObjectMissing(ConfigurationError):
@@ -13,10 +15,11 @@ class ObjectMissing(ConfigurationError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing: its key below the store's root and its size in bytes."""
+    """One object of a listing: key below the store's root, bytes, when written (Unix seconds)."""
 
     key: str
     size: int
+    modified: float
 
 
 class Store(Protocol):
@@ -35,11 +38,17 @@ class Store(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Write or replace a whole object; readers see all of it or nothing."""
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
+        """Write or replace an object of `size` bytes, of which only a part is ever in memory."""
+
+    def put_if_absent(
+        self, key: str, data: bytes, check: Callable[[], None] = lambda: None
+    ) -> bool:
         """Create an object unless it exists; false when somebody else's is there.
 
         `data` must be unique to the caller: an object with just these bytes counts as created by
-        this call, since a retry can meet its own first try.
+        this call, since a retry can meet its own first try. `check` is called right before every
+        try and may raise.
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -47,3 +56,6 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if it is gone."""
+
+    def abort_uploads(self, key: str) -> int:
+        """Remove what broken-off uploads of this object have left; returns their number."""

@@ -4,11 +4,11 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from worker.errors import ConfigurationError, InfrastructureError
-from worker.store.base import ObjectInfo, ObjectMissing
+from worker.store.base import ObjectInfo, ObjectMissing, Piece
 
 _TEMPORARY = ".tmp-"
 # Faults of the disk or the network below it, which another try may not meet.
@@ -33,17 +33,23 @@ class LocalStore:
             raise self._translate(key, error) from error
 
     def put(self, key: str, data: bytes) -> None:
+        self.put_stream(key, len(data), (data,))
+
+    def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         path = self._path(key)
         try:
-            os.replace(self._write_temporary(path, data), path)
+            os.replace(self._write_temporary(path, pieces), path)
         except OSError as error:
             raise self._translate(key, error) from error
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(
+        self, key: str, data: bytes, check: Callable[[], None] = lambda: None
+    ) -> bool:
         path = self._path(key)
         try:
-            temporary = self._write_temporary(path, data)
+            temporary = self._write_temporary(path, (data,))
             try:
+                check()
                 os.link(temporary, path)
             except FileExistsError:
                 return path.read_bytes() == data
@@ -60,7 +66,8 @@ class LocalStore:
             key = path.relative_to(self.root).as_posix()
             if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
                 with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    found.append(ObjectInfo(key, path.stat().st_size))
+                    status = path.stat()
+                    found.append(ObjectInfo(key, status.st_size, status.st_mtime))
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -69,18 +76,28 @@ class LocalStore:
         except OSError as error:
             raise self._translate(key, error) from error
 
+    def abort_uploads(self, key: str) -> int:
+        left = list(self._path(key).parent.glob(f"{_TEMPORARY}{self._path(key).name}-*"))
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
     def _path(self, key: str) -> Path:
         if ".." in key.split("/") or key.startswith("/"):
             raise ConfigurationError(f"{key!r}: an object name may not leave {self.uri}")
         return self.root / key
 
-    def _write_temporary(self, path: Path, data: bytes) -> Path:
+    def _write_temporary(self, path: Path, pieces: Iterable[Piece]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            Path(name).unlink()
+            raise
         Path(name).chmod(0o644)
         return Path(name)
 

@@ -1,12 +1,14 @@
 """S3-compatible object storage through boto3: one client per process, one retry rule."""
 
+import contextlib
 import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as boto_errors
@@ -14,29 +16,17 @@ import tenacity
 import urllib3.exceptions
 from botocore.config import Config
 
-from worker.errors import ConfigurationError, InfrastructureError
-from worker.store.base import ObjectInfo, ObjectMissing
+from worker.errors import ConfigurationError
+from worker.store.base import ObjectInfo, ObjectMissing, Piece
+from worker.store.faults import LOST_RACE, is_transient, status_of, translate
 
 T = TypeVar("T")
 _client_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
-_LOST_RACE = {409, 412}
-_CONNECTION_ERRORS = (
-    boto_errors.HTTPClientError,
-    boto_errors.ConnectionError,
-    boto_errors.IncompleteReadError,
-    boto_errors.ResponseStreamingError,
-    urllib3.exceptions.HTTPError,
-    ConnectionError,
-    TimeoutError,
-)
-_CREDENTIAL_ERRORS = (
-    boto_errors.NoCredentialsError,
-    boto_errors.PartialCredentialsError,
-    boto_errors.CredentialRetrievalError,
-    boto_errors.TokenRetrievalError,
-)
+_PART = 16 << 20
+_MOST_PARTS = 9_000  # S3 takes 10,000
+_SIDE_BY_SIDE = 4
 
 
 @functools.lru_cache
@@ -62,58 +52,10 @@ def _client(pid: int) -> Any:
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {error}") from error
 
 
-def _status(error: BaseException) -> int:
-    if isinstance(error, boto_errors.ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return 0
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    return isinstance(error, _CONNECTION_ERRORS) or _status(error) in {408, 429, 500, 502, 503, 504}
-
-
-def _translate(error: Exception, uri: str) -> Exception:
-    """One clear line for whoever reads the log; never the response's or the request's headers."""
-    if isinstance(error, _CREDENTIAL_ERRORS):
-        return ConfigurationError(
-            f"{uri}: no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "a profile or a workload identity"
-        )
-    if isinstance(error, boto_errors.ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        if _is_transient(error):
-            return InfrastructureError(f"{uri}: the store answers {_status(error)} {code}")
-        if code == "NoSuchBucket":
-            return ConfigurationError(f"{uri}: no such bucket; create it or correct the name")
-        if _status(error) == 404:
-            return ObjectMissing(f"{uri}: no such object")
-        if _status(error) in {401, 403} or code in {"ExpiredToken", "InvalidToken"}:
-            return ConfigurationError(f"{uri}: access denied ({code}); check the credentials")
-        return ConfigurationError(f"{uri}: the store refuses the request ({_status(error)} {code})")
-    if _is_transient(error):
-        return InfrastructureError(
-            f"{uri}: {_endpoint()} cannot be reached ({type(error).__name__}); "
-            "check AWS_ENDPOINT_URL and the network"
-        )
-    if isinstance(error, boto_errors.ParamValidationError):
-        return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
-    return ConfigurationError(f"{uri}: {str(error).splitlines()[0]}")
-
-
-def _endpoint() -> str:
-    """The endpoint's address without the credentials that it may hold."""
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not url:
-        return "the S3 endpoint"
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
 def _warn(uri: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, Exception) and state.attempt_number == 1:
-        log.warning("%s; trying again for up to %g s", _translate(error, uri), _deadline())
+        log.warning("%s; trying again for up to %g s", translate(error, uri), _deadline())
 
 
 def _deadline() -> float:
@@ -143,7 +85,7 @@ class S3Store:
             try:
                 response = self._s3.get_object(**self._name(key), **ranged)
             except boto_errors.ClientError as error:
-                if _status(error) == 416:  # beyond the end: the object is shorter than believed
+                if status_of(error) == 416:  # beyond the end: the object is shorter than believed
                     return b""
                 raise
             # With its length given, a body is read at two thirds of the cost.
@@ -158,12 +100,86 @@ class S3Store:
     def put(self, key: str, data: bytes) -> None:
         self._call(key, lambda: self._s3.put_object(**self._name(key), Body=data))
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
+        part = max(_PART, -(-size // _MOST_PARTS))
+        if size <= part:
+            self.put(key, b"".join(pieces))
+            return
+        name = self._name(key)
+        upload = self._call(key, lambda: self._s3.create_multipart_upload(**name))["UploadId"]
+        try:
+            parts = self._send_parts(key, upload, _cut(pieces, part))
+            self._complete(key, upload, parts, size)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what ends the upload is the error to tell
+                self._s3.abort_multipart_upload(**name, UploadId=upload)
+            raise
+
+    def _send_parts(self, key: str, upload: str, bodies: Iterable[bytes]) -> list[dict[str, Any]]:
+        """Send the parts, a few side by side and no more than those in memory."""
+
+        def send(number: int, body: bytes) -> dict[str, Any]:
+            answer = self._call(
+                key,
+                lambda: self._s3.upload_part(
+                    **self._name(key), UploadId=upload, PartNumber=number, Body=body
+                ),
+            )
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        sent: list[dict[str, Any]] = []
+        under_way: deque[Future[dict[str, Any]]] = deque()
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+            for number, body in enumerate(bodies, start=1):
+                if len(under_way) == _SIDE_BY_SIDE:
+                    sent.append(under_way.popleft().result())
+                under_way.append(pool.submit(send, number, body))
+            return sent + [future.result() for future in under_way]
+
+    def _complete(self, key: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
+        def request() -> None:
+            try:
+                self._s3.complete_multipart_upload(
+                    **self._name(key), UploadId=upload, MultipartUpload={"Parts": parts}
+                )
+            except boto_errors.ClientError as error:
+                # The answer to an earlier try was lost, and the upload is complete since.
+                if status_of(error) != 404 or not self._is_there(key, size):
+                    raise
+
+        self._call(key, request)
+
+    def _is_there(self, key: str, size: int) -> bool:
+        try:
+            return bool(self._s3.head_object(**self._name(key))["ContentLength"] == size)
+        except boto_errors.ClientError as error:
+            if status_of(error) == 404:
+                return False
+            raise
+
+    def abort_uploads(self, key: str) -> int:
+        # Asked for by the object's whole name: MinIO lists uploads by nothing less.
+        name = self._name(key)
+        query = {"Bucket": self.bucket, "Prefix": name["Key"]}
+        page = self._call(key, lambda: self._s3.list_multipart_uploads(**query))
+        left = [u["UploadId"] for u in page.get("Uploads", []) if u["Key"] == name["Key"]]
+        for upload in left:
+            with contextlib.suppress(ObjectMissing):
+                self._call(
+                    key,
+                    functools.partial(self._s3.abort_multipart_upload, **name, UploadId=upload),
+                )
+        return len(left)
+
+    def put_if_absent(
+        self, key: str, data: bytes, check: Callable[[], None] = lambda: None
+    ) -> bool:
         def request() -> bool:
+            check()
             try:
                 self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*")
             except boto_errors.ClientError as error:
-                if _status(error) in _LOST_RACE:
+                if status_of(error) in LOST_RACE:
                     return False
                 raise
             return True
@@ -178,7 +194,8 @@ class S3Store:
         while True:
             page = self._call(prefix, functools.partial(self._s3.list_objects_v2, **query))
             for item in page.get("Contents", []):
-                yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"])
+                modified = item["LastModified"].timestamp()
+                yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified)
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
@@ -198,7 +215,7 @@ class S3Store:
         """Run one request, body included, with full-jitter retries up to the deadline."""
         uri = self.uri + key
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_transient),
+            retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=1, max=10),
             stop=tenacity.stop_before_delay(_deadline()),
             before_sleep=functools.partial(_warn, uri),
@@ -212,8 +229,24 @@ class S3Store:
             urllib3.exceptions.HTTPError,
             OSError,
         ) as error:
-            raise _translate(error, uri) from error
+            raise translate(error, uri) from error
 
 
 def _range(start: int, stop: int | None) -> str:
     return f"bytes={start}-{'' if stop is None else stop - 1}"
+
+
+def _cut(pieces: Iterable[Piece], size: int) -> Iterator[bytes]:
+    """The bytes of all pieces in parts of `size`, the last one of what is left."""
+    part = bytearray()
+    for piece in pieces:
+        view = memoryview(piece)
+        while len(view):
+            taken = view[: size - len(part)]
+            part += taken
+            view = view[len(taken) :]
+            if len(part) == size:
+                yield bytes(part)
+                part = bytearray()
+    if part:
+        yield bytes(part)

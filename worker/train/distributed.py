@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from worker.environment import collective_seconds, rendezvous_seconds
 from worker.errors import ConfigurationError, InfrastructureError, StopRequested
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = datetime.timedelta(seconds=300)
 _LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
 _LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -54,7 +54,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             store=_open_rendezvous(rank, listener, stop),
             rank=rank.rank,
             world_size=rank.world_size,
-            timeout=_TIMEOUT,
+            timeout=datetime.timedelta(seconds=collective_seconds()),
         )
     except (dist.DistError, RuntimeError) as error:
         raise InfrastructureError(
@@ -90,7 +90,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
         rank.master_port,
         rank.world_size,
         is_master=serves,
-        timeout=_TIMEOUT,
+        timeout=datetime.timedelta(seconds=rendezvous_seconds()),
         wait_for_workers=False,
         master_listen_fd=listener.detach() if listener else None,
     )
@@ -106,18 +106,18 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
 
 def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
     """Pauses between looks for the other ranks; raises once it is time to give up."""
-    deadline = time.monotonic() + _TIMEOUT.total_seconds()
+    began = time.monotonic()
     said = False
-    while time.monotonic() < deadline:
+    while time.monotonic() < began + rendezvous_seconds():
         if stop.requested:
             raise StopRequested("stopped on request before the ranks met; start again")
         yield
         time.sleep(_LOOK_SECONDS)
-        if not said and time.monotonic() > deadline - _TIMEOUT.total_seconds() + _QUIET_SECONDS:
+        if not said and time.monotonic() > began + _QUIET_SECONDS:
             said = True
             where = f"{rank.master_addr}:{rank.master_port}"
             log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
-    raise RuntimeError(f"the {rank.world_size} ranks did not meet in {_TIMEOUT.seconds} s")
+    raise RuntimeError(f"the {rank.world_size} ranks did not meet in {rendezvous_seconds()} s")
 
 
 def _is_served(rank: Rank) -> bool:
@@ -139,18 +139,3 @@ def total(*values: float) -> list[float]:
     dist.all_reduce(tensor)
     summed: list[float] = tensor.tolist()
     return summed
-
-
-class Agreement:
-    """Flags that every rank sees alike: set once any rank sets them.
-
-    The exchange runs beside the step that lies between `propose` and `result`.
-    """
-
-    def propose(self, *flags: bool) -> None:
-        self._tensor = torch.tensor(flags, dtype=torch.int32)
-        self._work = dist.all_reduce(self._tensor, op=dist.ReduceOp.MAX, async_op=True)
-
-    def result(self) -> list[bool]:
-        self._work.wait()
-        return [bool(flag) for flag in self._tensor.tolist()]

@@ -58,11 +58,11 @@ class Engine:
         self._seed = train.seed
         self._clip_norm = clip_norm
         self._rank = rank
-        self._device = next(learner.model.parameters()).device
+        self.device = next(learner.model.parameters()).device
         self._share = -(-train.batch_size // rank.world_size)
         self._micro_batch = train.micro_batch
         # With it, a trial by one rank alone would wait for the statistics of the others.
-        self._tries_memory = _can_run_out(self._device) and not train.sync_batch_norm
+        self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
         self._buffers = list(learner.model.buffers())
         self._sound = [buffer.clone() for buffer in self._buffers]
@@ -79,7 +79,7 @@ class Engine:
         none. With a `blend`, the batch is led by the sample before its first.
         """
         self.enter(step)
-        inputs = prepare(batch, blend, self._preprocessing, self._device)
+        inputs = prepare(batch, blend, self._preprocessing, self.device)
         if self._probes and self._tries_memory:
             self._probes -= len(inputs.labels) >= self._share
             self._fit_into_memory(inputs)
@@ -102,12 +102,12 @@ class Engine:
         if self._compiled:
             torch._dynamo.reset()  # else the phases add up to its limit of compilations
         # A new one, as it waits for the gradients of what was trainable when it was made.
-        ids = [self._device.index] if self._device.type == "cuda" else None
+        ids = [self.device.index] if self.device.type == "cuda" else None
         self._parallel = DistributedDataParallel(self.learner.model, device_ids=ids)
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         parts = list(inputs.split(self._micro_batch or len(inputs.labels)))
         for part in parts:
             last = part is parts[-1]
@@ -116,7 +116,7 @@ class Engine:
         return sums
 
     def _backward(self, model: nn.Module, inputs: Inputs, global_count: int) -> Tensor:
-        with autocast(self.learner, self._device):
+        with autocast(self.learner, self.device):
             outputs = model(inputs.images)
         logits, auxiliary = logits_of(outputs)
         losses = self._criterion.losses(logits, auxiliary, inputs)

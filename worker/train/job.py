@@ -164,7 +164,7 @@ def open_job(manifest: Manifest) -> Job:
     )
     with _naming("output"):
         output = open_store(manifest.output)
-        done = _read_done(output)
+        done = read_done(output)
         attempt = newest_attempt(output)
         kept = read_attempt(output, attempt)["identity"] if attempt else None
         commits = tuple(list_commits(output))
@@ -201,7 +201,8 @@ def _naming(field: str) -> Iterator[None]:
         raise type(error)(f"{field}: {error}") from None
 
 
-def _read_done(store: Store) -> dict[str, Any] | None:
+def read_done(store: Store) -> dict[str, Any] | None:
+    """The result in a job's output, if the job is done."""
     try:
         done: dict[str, Any] = json.loads(store.get(DONE_NAME))
     except ObjectMissing:

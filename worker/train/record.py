@@ -6,6 +6,7 @@ Written in immutable pieces, one per commit and rank, always before the commit t
 import io
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,17 +64,25 @@ class Recorder:
             name = f"records/{self._attempt:06d}/confusion/{step:08d}.npy"
             self._store.put(name, encode_array(matrix))
 
-    def flush(self, step: int) -> None:
-        """Write everything noted before `step`."""
+    def take(self, step: int) -> Callable[[], None]:
+        """Everything noted before `step`, as a call that writes it."""
+        pieces: list[tuple[str, Callable[[], bytes]]] = []
         if self._events:
-            lines = "".join(f"{json.dumps(event)}\n" for event in self._events)
+            events = self._events
             # Numbered, as an evaluation and the end of a job come without a step between them.
             name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
+            pieces.append((name, lambda: "".join(f"{json.dumps(e)}\n" for e in events).encode()))
             self._pieces += 1
-            self._store.put(name, lines.encode())
             self._events = []
         if self._rows and step > self._first:
+            rows = self._rows
             name = ledger_name(self._attempt, self._first, step, self._rank)
-            self._store.put(name, encode_array(np.concatenate(self._rows)))
+            pieces.append((name, lambda: encode_array(np.concatenate(rows))))
             self._rows = []
         self._first = step
+
+        def write() -> None:
+            for name, data in pieces:
+                self._store.put(name, data())
+
+        return write

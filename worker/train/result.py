@@ -12,9 +12,11 @@ import torchvision
 from torch import nn
 
 import worker
-from worker.checkpoint.snapshot import encode_model
+from worker.checkpoint.commit import digested
+from worker.checkpoint.snapshot import stream_model
+from worker.model.export import exports
 from worker.store import Store
-from worker.train.job import DONE_NAME, Job
+from worker.train.job import Job
 from worker.train.rank import Rank
 
 
@@ -32,9 +34,13 @@ def write_environment(store: Store, attempt: int, rank: Rank) -> None:
     store.put(f"records/{attempt:06d}/environment.json", json.dumps(facts, indent=1).encode())
 
 
-def write_result(job: Job, model: nn.Module, attempt: int, metrics: Mapping[str, Any]) -> None:
-    """Write `model` to `final/`, and then `done.json`, which ends the job for good."""
-    weights = encode_model(model)
+def write_model(job: Job, model: nn.Module, result: Mapping[str, Any]) -> None:
+    """Write `model` with all that it takes to use it, and its `result`, to `final/`."""
+    weights, digest = stream_model(model), hashlib.sha256()
+    name = "final/model.safetensors"
+    job.output.put_stream(name, weights.size, digested(weights.pieces(), digest))
+    for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
+        job.output.put(f"final/{export}", data)
     preprocessing = asdict(job.preprocessing)
     preprocessing["interpolation"] = job.preprocessing.interpolation.value
     card = {
@@ -42,10 +48,7 @@ def write_result(job: Job, model: nn.Module, attempt: int, metrics: Mapping[str,
         "head": job.backbone.head,
         "classes": list(job.train.index.classes),
         "preprocessing": preprocessing,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "metrics": dict(metrics),
+        "sha256": digest.hexdigest(),
+        "metrics": dict(result),
     }
-    job.output.put("final/model.safetensors", weights)
     job.output.put("final/model.json", json.dumps(card, indent=1).encode())
-    done = {"attempt": attempt, **metrics}
-    job.output.put(DONE_NAME, json.dumps(done, indent=1).encode())

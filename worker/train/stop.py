@@ -1,9 +1,17 @@
-"""The wish to stop: a signal handler that sets a flag and returns."""
+"""The wish to stop: a signal handler that sets a flag and returns, and how much time is left."""
 
+import os
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from worker.environment import grace_seconds
+from worker.errors import ExitCode
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_EXIT_SECONDS = 1.0  # what the way out takes after the last commit
 
 
 class StopFlag:
@@ -14,14 +22,37 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
-        self.listener: Callable[[], None] | None = None
+        self.listener: Callable[[int], None] | None = None
+        self._deadline: float | None = None
 
     def install(self) -> None:
         """Take over the signals; called first thing, before anything slow is imported."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
 
-    def _handle(self, _number: int, _frame: object) -> None:
+    def remaining(self) -> float:
+        """Seconds left for a stop, counted from the first signal, or from now without one."""
+        if self._deadline is None:
+            self._deadline = time.time() + budget(signal.SIGTERM, time.time(), os.environ)
+        return self._deadline - time.time()
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.requested and number == signal.SIGINT and sys.stderr.isatty():
+            os._exit(ExitCode.STOPPED)  # whoever presses Ctrl-C twice does not want to wait
+        if not self.requested:
+            self._deadline = time.time() + budget(number, time.time(), os.environ)
         self.requested = True
         if self.listener:
-            self.listener()
+            self.listener(number)
+
+
+def budget(number: int, now: float, env: Mapping[str, str]) -> float:
+    """Seconds between a signal at `now` (Unix time) and the end that this place has announced.
+
+    Slurm sends SIGUSR1 ahead of a time limit and says in the environment when that is; anything
+    else is followed by SIGKILL after the grace period.
+    """
+    end = env.get("SLURM_JOB_END_TIME", "")
+    if number == signal.SIGUSR1 and end.isdecimal():
+        return int(end) - now - _EXIT_SECONDS
+    return grace_seconds() - _EXIT_SECONDS

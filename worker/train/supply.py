@@ -14,6 +14,7 @@ from worker.data.cache import Cache, Scratch
 from worker.data.gpu import GpuDecoder, require_nvjpeg
 from worker.data.loader import Loader
 from worker.data.reader import SampleReader
+from worker.environment import number
 from worker.errors import ConfigurationError
 from worker.manifest import Data
 from worker.train.distributed import cores_per_rank
@@ -70,15 +71,8 @@ class Supply:
 def _settings() -> _Settings:
     threads = os.environ.get("WORKER_LOADER_THREADS")
     return _Settings(
-        None if threads is None else _number("WORKER_LOADER_THREADS", 0, least=0),
-        _number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
+        None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
+        number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
         os.environ.get("WORKER_SCRATCH", ""),
-        _number("WORKER_SCRATCH_GIB", 10, least=1) << 30,
+        number("WORKER_SCRATCH_GIB", 10, least=1) << 30,
     )
-
-
-def _number(name: str, default: int, least: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigurationError(f"{name}: must be a whole number from {least}, not {text!r}")
-    return int(text)

@@ -1,7 +1,7 @@
 """The validation set during training."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from worker.train.stop import StopFlag
 class Validation:
     """One rank's share of the validation set; `bad` lists what could not be used of it."""
 
-    def __init__(self, job: Job, val: Dataset, rank: Rank, loader: Loader) -> None:
+    def __init__(
+        self, job: Job, val: Dataset, rank: Rank, loader: Loader, beat: Callable[[], None]
+    ) -> None:
         self._job = job
         self._classes = len(val.index.classes)
         self._loader = loader
+        self._beat = beat
         self._ids = np.arange(*split(val.index.samples, rank.rank, rank.world_size))
         self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
         self.fresh: list[Bad] = []
@@ -35,7 +38,7 @@ class Validation:
         with contextlib.closing(batches):
             result = evaluate(
                 learner,
-                _noting(batches, bad),
+                self._noting(batches, bad),
                 self._job.preprocessing,
                 self._classes,
                 lambda: stop.requested,
@@ -43,9 +46,9 @@ class Validation:
         self.fresh = [] if result is None else self.bad.fresh(bad)
         return result
 
-
-def _noting(batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
-    """The batches; what was left out of them is added to `bad`."""
-    for batch in batches:
-        bad += batch.bad
-        yield batch
+    def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
+        """The batches; what was left out of them is added to `bad`."""
+        for batch in batches:
+            bad += batch.bad
+            self._beat()
+            yield batch

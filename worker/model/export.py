@@ -1,0 +1,61 @@
+"""A model for other programs: ONNX, and torch's own exported program."""
+
+import importlib.util
+import io
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from worker.errors import ConfigurationError
+from worker.manifest import Final
+from worker.model.backbone import logits_of
+
+_BATCH = 2  # of the example that is traced; any number of images may be given later
+_ONNX_NEEDS = ("onnx", "onnxscript")
+
+
+class _Predictions(nn.Module):
+    """The main head's logits and nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.model(images))[0]
+
+
+def check_exports(wanted: Final) -> None:
+    """Raise `ConfigurationError` where an export needs a package that is not here."""
+    missing = [name for name in _ONNX_NEEDS if importlib.util.find_spec(name) is None]
+    if wanted.onnx and missing:
+        raise ConfigurationError(
+            f"final.onnx: needs the package {missing[0]}; pip install 'worker[onnx]'"
+        )
+
+
+def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[str, bytes]]:
+    """Name and contents of each export that is wanted.
+
+    Each takes normalised images, float32 [N, 3, S, S] for any N, and gives logits [N, classes].
+    """
+    if not (wanted.onnx or wanted.torch_export):
+        return
+    module = _Predictions(model.cpu()).eval()
+    example = (torch.zeros(_BATCH, 3, image_size, image_size),)
+    shapes = {"images": {0: torch.export.Dim("images", min=1)}}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, example, dynamic_shapes=shapes)
+        buffer = io.BytesIO()
+        if wanted.torch_export:
+            torch.export.save(program, buffer)
+            yield "model.pt2", buffer.getvalue()
+        if wanted.onnx:
+            onnx = torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+            )
+            assert onnx is not None  # noqa: S101 -- only a call with a file name gives None
+            yield "model.onnx", onnx.model_proto.SerializeToString()

@@ -1,0 +1,84 @@
+"""What faults of S3 mean: which may heal, and one clear line for each."""
+
+import os
+from urllib.parse import urlsplit
+
+import botocore.exceptions as boto_errors
+import urllib3.exceptions
+
+from worker.errors import ConfigurationError, InfrastructureError
+from worker.store.base import ObjectMissing
+
+LOST_RACE = {409, 412}
+_CONNECTION_ERRORS = (
+    boto_errors.HTTPClientError,
+    boto_errors.ConnectionError,
+    boto_errors.IncompleteReadError,
+    boto_errors.ResponseStreamingError,
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+_CREDENTIAL_ERRORS = (
+    boto_errors.NoCredentialsError,
+    boto_errors.PartialCredentialsError,
+    boto_errors.CredentialRetrievalError,
+    boto_errors.TokenRetrievalError,
+)
+
+
+def status_of(error: BaseException) -> int:
+    if isinstance(error, boto_errors.ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return 0
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    return isinstance(error, _CONNECTION_ERRORS) or status_of(error) in {
+        408,
+        429,
+        500,
+        502,
+        503,
+        504,
+    }
+
+
+def translate(error: Exception, uri: str) -> Exception:
+    """One clear line for whoever reads the log; never the response's or the request's headers."""
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return ConfigurationError(
+            f"{uri}: no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "a profile or a workload identity"
+        )
+    if isinstance(error, boto_errors.ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        if is_transient(error):
+            return InfrastructureError(f"{uri}: the store answers {status_of(error)} {code}")
+        if code == "NoSuchBucket":
+            return ConfigurationError(f"{uri}: no such bucket; create it or correct the name")
+        if status_of(error) == 404:
+            return ObjectMissing(f"{uri}: no such object")
+        if status_of(error) in {401, 403} or code in {"ExpiredToken", "InvalidToken"}:
+            return ConfigurationError(f"{uri}: access denied ({code}); check the credentials")
+        return ConfigurationError(
+            f"{uri}: the store refuses the request ({status_of(error)} {code})"
+        )
+    if is_transient(error):
+        return InfrastructureError(
+            f"{uri}: {_endpoint()} cannot be reached ({type(error).__name__}); "
+            "check AWS_ENDPOINT_URL and the network"
+        )
+    if isinstance(error, boto_errors.ParamValidationError):
+        return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
+    return ConfigurationError(f"{uri}: {str(error).splitlines()[0]}")
+
+
+def _endpoint() -> str:
+    """The endpoint's address without the credentials that it may hold."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url:
+        return "the S3 endpoint"
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -1,0 +1,95 @@
+"""What one rank of one attempt works with, and how it commits and stops."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NoReturn
+
+from worker.data.loader import Bad
+from worker.errors import DataError, StopRequested
+from worker.metrics.registry import Metrics
+from worker.model.learner import Learner
+from worker.train.agreement import agree
+from worker.train.durable import DurableState
+from worker.train.job import Job
+from worker.train.progress import Progress
+from worker.train.quarantine import Quarantine
+from worker.train.rank import Rank
+from worker.train.record import Recorder
+from worker.train.state import State
+from worker.train.stop import StopFlag
+from worker.train.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rank of one attempt; its methods are called by all ranks together."""
+
+    job: Job
+    rank: Rank
+    stop: StopFlag
+    progress: Progress
+    metrics: Metrics
+    learner: Learner
+    durable: DurableState
+    recorder: Recorder
+    watchdog: Watchdog
+
+    @property
+    def state(self) -> State:
+        """What is saved besides tensors."""
+        return self.durable.state
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank.rank == 0
+
+    def save(self) -> None:
+        """Begin to save, after the save that may be under way."""
+        self.durable.drain()
+        self.durable.save(self.recorder.take(self.state.step))
+
+    def commit(self) -> None:
+        """Save, and wait until it is committed."""
+        self.save()
+        self.durable.drain()
+        self.watchdog.beat()
+
+    def end_on_request(self, where: str = "") -> NoReturn:
+        """Commit as far as the time that is left allows, and raise `StopRequested`.
+
+        A save that is under way is waited for. One of the state as it is now follows if the last
+        one did not take longer than is left then.
+        """
+        durable, stop = self.durable, self.stop
+        if durable.drain(stop.remaining) and not durable.is_saved:
+            late = self.leads and durable.seconds > stop.remaining()
+            if not agree(dataclasses.replace(durable.signals(), late=late)).late:
+                durable.save(self.recorder.take(self.state.step))
+                durable.drain(stop.remaining)
+        lost = self.state.step - durable.committed
+        if not self.leads:
+            raise StopRequested("")
+        if lost:
+            raise StopRequested(
+                f"stopped on request after step {self.state.step}; the time left was too short for "
+                f"a checkpoint, so the one of step {durable.committed} stands and {lost} steps are "
+                "lost; start again to go on"
+            )
+        raise StopRequested(
+            f"stopped on request after step {self.state.step}, "
+            f"committed by attempt {durable.attempt}{where}; start again to go on"
+        )
+
+    def list_bad(self, quarantine: Quarantine, fresh: list[Bad]) -> None:
+        """List what any rank has found bad, in the metrics and the record, too."""
+        quarantine.exchange(fresh, self.metrics, warn=self.leads)
+        if self.leads:
+            quarantine.write(self.job.output, self.durable.attempt)
+
+    def require_budget(self, quarantine: Quarantine) -> None:
+        """Commit and raise `DataError` where more is bad than the budget allows."""
+        excess = quarantine.excess()
+        if excess:
+            self.commit()
+            raise DataError(excess if self.leads else "")

@@ -1,0 +1,163 @@
+"""A job's durable state as one attempt sees it: claimed, resumed, saved by all ranks together.
+
+A save has three stages. All ranks hand their records to a thread of their own, and rank 0 copies
+the state to host memory: that is all that training waits for. Then rank 0's thread uploads the
+parts. Once every rank has said, beside a step, that its records are written, that thread commits.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+
+from worker.checkpoint.attempt import ensure_newest
+from worker.checkpoint.cleaning import clean
+from worker.checkpoint.commit import CommitName, publish_commit, write_parts
+from worker.checkpoint.host import HostCopy
+from worker.checkpoint.snapshot import take_snapshot
+from worker.checkpoint.tensors import Stream
+from worker.errors import ExitCode, InfrastructureError, WorkerError, error_of
+from worker.metrics.registry import Metrics
+from worker.model.learner import Learner
+from worker.train.agreement import Signals, agree
+from worker.train.background import Background
+from worker.train.job import Job
+from worker.train.rank import Rank
+from worker.train.resume import Resumed
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+
+
+class DurableState:
+    """The state of a job with its checkpoints in the store; its methods are called by all ranks."""
+
+    def __init__(
+        self, job: Job, rank: Rank, learner: Learner, resumed: Resumed, metrics: Metrics
+    ) -> None:
+        self._job = job
+        self._rank = rank
+        self._learner = learner
+        self._metrics = metrics
+        self.attempt = resumed.attempt
+        self.state = resumed.state
+        self._saved = dataclasses.replace(resumed.state)
+        self._committed = resumed.state.step
+        self._trusted = [resumed.commit] if resumed.commit else []
+        self._host = HostCopy()
+        self._background = Background()
+        self._flush: Future[None] | None = None
+        self._upload: Future[None] | None = None
+        self._flushed = threading.Event()
+        self._seconds = 0.0
+        self._taken = time.monotonic()
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is nothing that a save would add."""
+        return self.state == self._saved
+
+    @property
+    def committed(self) -> int:
+        """The step of the newest checkpoint; known to rank 0."""
+        return self._committed
+
+    @property
+    def seconds(self) -> float:
+        """How long the last save took from its start to its commit; known to rank 0."""
+        return self._seconds
+
+    def seconds_since_save(self) -> float:
+        """Time since the last save was begun."""
+        return time.monotonic() - self._taken
+
+    def save(self, write_records: Callable[[], None]) -> None:
+        """Begin to save the state as it is now, after `write_records`; none may be under way."""
+        if self.is_saved:
+            return
+        began = self._taken = time.monotonic()
+        self._flushed.clear()
+        self._flush = self._background.submit(write_records)
+        if self._rank.rank == 0:
+            parts = take_snapshot(self._learner, self._host, self.state.as_dict())
+            name, best = CommitName(self.state.step, self.attempt), self.state.best_step
+            self._upload = self._background.submit(lambda: self._commit(name, parts, best, began))
+        self._saved = dataclasses.replace(self.state)
+        self._metrics.checkpoint_blocked_seconds.observe(time.monotonic() - began)
+
+    def signals(self) -> Signals:
+        """What the other ranks must know of this rank's part in a save."""
+        return Signals(
+            flushing=self._flush is not None and not self._flush.done(),
+            saving=self._upload is not None and not self._upload.done(),
+            fault=_code_of(self._error()),
+        )
+
+    def advance(self, agreed: Signals) -> None:
+        """Go on with a save as far as all ranks have come.
+
+        Raises on every rank what went wrong on one: `Superseded` where a newer attempt has
+        started, `InfrastructureError` where the store gave up.
+        """
+        if agreed.fault:
+            error = self._error()
+            raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
+        if not agreed.flushing:
+            self._flushed.set()
+
+    def drain(self, remaining: Callable[[], float] | None = None) -> bool:
+        """Wait for the save that is under way; false where the time that remains is not enough."""
+        while True:
+            own = [f for f in (self._flush, self._upload) if f and not f.done()]
+            if own:
+                wait(own[:1], _LOOK_SECONDS)
+            late = remaining is not None and remaining() <= 0
+            agreed = agree(dataclasses.replace(self.signals(), late=late))
+            self.advance(agreed)
+            if not (agreed.flushing or agreed.saving):
+                return True
+            if agreed.late:
+                return False
+
+    def ensure_newest(self) -> None:
+        """Raise `Superseded` where a newer attempt has started."""
+        ensure_newest(self._job.output, self.attempt)
+
+    def close(self) -> None:
+        """End what runs behind the training."""
+        self._background.close()
+
+    def _commit(
+        self, name: CommitName, parts: dict[str, Stream], best_step: int | None, began: float
+    ) -> None:
+        """The part of a save that runs behind the training, on rank 0."""
+        output = self._job.output
+        ensure_newest(output, self.attempt)
+        written = write_parts(output, name, parts)
+        self._flushed.wait()
+        publish_commit(output, name, written)
+        self._trusted.append(name)
+        self._committed = name.step
+        self._seconds = time.monotonic() - began
+        self._metrics.checkpoint_seconds.observe(self._seconds)
+        self._metrics.checkpoint_bytes.set(sum(part.bytes for part in written))
+        self._metrics.last_commit.set_to_current_time()
+        # What is left over costs space and no more; the next commit tries again.
+        with contextlib.suppress(InfrastructureError):
+            clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)
+
+    def _error(self) -> BaseException | None:
+        for future in (self._flush, self._upload):
+            if future and future.done() and future.exception():
+                return future.exception()
+        return None
+
+
+def _code_of(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return int(error.code) if isinstance(error, WorkerError) else int(ExitCode.BUG)

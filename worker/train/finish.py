@@ -1,0 +1,70 @@
+"""The end of a job: everything committed, the model written, `done.json`."""
+
+import json
+import logging
+from typing import Any
+
+from worker.checkpoint.commit import list_commits, read_commit
+from worker.checkpoint.snapshot import restore_result
+from worker.errors import Superseded
+from worker.train.attempt import Attempt
+from worker.train.distributed import total
+from worker.train.job import DONE_NAME, manifest_digest, read_done
+from worker.train.result import write_model
+
+log = logging.getLogger(__name__)
+
+
+def finish(attempt: Attempt) -> None:
+    """Write the result of a job that has trained to its end; to be called by all ranks together."""
+    state = attempt.state
+    attempt.recorder.event("done", step=state.step)
+    attempt.durable.drain()
+    attempt.recorder.take(state.step)()
+    total(0)  # the records of every rank are written
+    if attempt.leads:
+        _write(attempt)
+    total(0)
+
+
+def _write(attempt: Attempt) -> None:
+    job, state = attempt.job, attempt.state
+    if read_done(job.output):
+        log.info("job %s was done by another attempt meanwhile", job.manifest.job)
+        return
+    result: dict[str, Any] = {**state.as_dict(), "weights": _choose_weights(attempt)}
+    result["manifest"] = manifest_digest(job.manifest)
+    attempt.durable.ensure_newest()
+    write_model(job, attempt.learner.result, result)
+    done = json.dumps({"attempt": attempt.durable.attempt, **result}, indent=1).encode()
+    if not job.output.put_if_absent(DONE_NAME, done, attempt.durable.ensure_newest):
+        raise Superseded(f"{DONE_NAME} exists already: another attempt has done the job meanwhile")
+    attempt.metrics.last_success.set_to_current_time()
+    accuracy = "not measured" if state.accuracy is None else f"{state.accuracy:.4f}"
+    log.info(
+        "done: %d steps, validation accuracy %s; the model is at %sfinal/",
+        state.step,
+        accuracy,
+        job.output.uri,
+        extra={"fields": {"event": "done", **state.as_dict()}},
+    )
+
+
+def _choose_weights(attempt: Attempt) -> dict[str, Any]:
+    """Bring the weights that the manifest wants into the learner; says of which step they are."""
+    state, store = attempt.state, attempt.job.output
+    last = {"step": state.step, "accuracy": state.accuracy}
+    if attempt.job.manifest.final.weights == "last" or state.best_step in (None, state.step):
+        return last
+    for name in list_commits(store):
+        if name.step == state.best_step:
+            parts = read_commit(store, name)
+            if parts:
+                restore_result(parts, attempt.learner)
+                return {"step": name.step, "accuracy": state.best_accuracy}
+    log.warning(
+        "final.weights: the checkpoint of the best step, %d, is not whole; "
+        "the weights of the last step are written",
+        state.best_step,
+    )
+    return last

@@ -1,0 +1,100 @@
+"""How an attempt begins: it takes a number and goes on from the newest whole checkpoint."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from worker.checkpoint.attempt import claim_attempt
+from worker.checkpoint.commit import CommitName, list_commits, read_commit
+from worker.checkpoint.snapshot import read_state, restore_snapshot
+from worker.metrics.registry import Metrics
+from worker.model.learner import Learner
+from worker.model.weights import load_pretrained
+from worker.train.distributed import total
+from worker.train.job import Job, read_done
+from worker.train.rank import Rank
+from worker.train.result import write_environment
+from worker.train.state import State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where an attempt stands at its start; `commit` is what it goes on from, if anything."""
+
+    attempt: int
+    state: State
+    commit: CommitName | None
+    done: bool
+    """Whether another attempt has finished the job meanwhile."""
+
+
+def begin_attempt(job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> Resumed:
+    """Claim an attempt and restore the newest checkpoint that every rank has read and verified.
+
+    To be called by all ranks together.
+    """
+    attempt = _claim(job, rank)
+    metrics.attempt.set(attempt)
+    found: list[Any] = [None, None]
+    if rank.rank == 0:
+        # After the claim: from here on an older attempt commits nothing more.
+        found = [list_commits(job.output), read_done(job.output)]
+    dist.broadcast_object_list(found)
+    commits, done = found
+    if done:
+        return Resumed(attempt, State(), None, True)
+    state, commit = State(), None
+    for name in commits:
+        parts = read_commit(job.output, name)
+        if total(parts is not None)[0] == rank.world_size and parts is not None:
+            restore_snapshot(parts, learner)
+            state, commit = State.of(read_state(parts)), name
+            break
+        metrics.skipped_commits.inc()
+    if commit is None and job.commits and job.manifest.model.pretrained:
+        # With no checkpoint at all they have been loaded with the job.
+        load_pretrained(job.backbone, job.manifest.model.pretrained)
+        if learner.average:
+            learner.average.module.load_state_dict(learner.model.state_dict())
+    lost = commits[0].step - state.step if commits else 0
+    metrics.resume_step.set(state.step)
+    metrics.steps_lost.set(lost)
+    if rank.rank == 0:
+        _announce(job, rank, attempt, state.step, lost)
+    return Resumed(attempt, state, commit, False)
+
+
+def _claim(job: Job, rank: Rank) -> int:
+    number = 0
+    if rank.rank == 0:
+        number = claim_attempt(job.output, job.identity)
+        changes = job.changes()
+        if changes:
+            log.warning("changed since the last attempt: %s", "; ".join(changes))
+        text = job.manifest.model_dump_json(indent=1)
+        job.output.put("manifest.json", text.encode())
+        write_environment(job.output, number, rank)
+    return int(total(number)[0])
+
+
+def _announce(job: Job, rank: Rank, attempt: int, step: int, lost: int) -> None:
+    if lost:
+        where = f"after step {step}" if step else "from the start"
+        log.warning(
+            "the newest checkpoint that is whole lets the job go on %s; %d steps are done again",
+            where,
+            lost,
+        )
+    log.info(
+        "job %s, attempt %d %s of %d; ranks: %d",
+        job.manifest.job,
+        attempt,
+        f"resumes after step {step}" if step else "starts at step 0",
+        job.total_steps,
+        rank.world_size,
+        extra={"fields": {"event": "start", "attempt": attempt, "step": step, "steps_lost": lost}},
+    )

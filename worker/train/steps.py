@@ -1,0 +1,167 @@
+"""The steps of an epoch, and all that happens beside and between them."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+
+from worker.data.loader import Bad, Batch
+from worker.data.plan import EpochPlan
+from worker.errors import ConfigurationError
+from worker.model.optimizer import set_rates
+from worker.train.agreement import Agreement, Signals
+from worker.train.attempt import Attempt
+from worker.train.distributed import total
+from worker.train.engine import Engine
+from worker.train.feed import Feed
+from worker.train.progress import Step, Stopwatch
+from worker.train.quarantine import Quarantine
+
+log = logging.getLogger(__name__)
+
+_REPORTS_PER_EPOCH = 20
+_STEPS_PER_REPORT = 50
+_MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
+
+
+class Steps:
+    """Trains on this rank's part of every batch; its methods are called by all ranks together."""
+
+    def __init__(self, attempt: Attempt, engine: Engine, feed: Feed, bad: Quarantine) -> None:
+        job = attempt.job
+        self._attempt = attempt
+        self._engine = engine
+        self._feed = feed
+        self._bad = bad
+        self._due = False
+        self._report_every = max(
+            1, min(_STEPS_PER_REPORT, job.steps_per_epoch // _REPORTS_PER_EPOCH)
+        )
+        self._sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+
+    def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
+        """Train to the end of the epoch, from where the state stands.
+
+        Raises `StopRequested` once a stop was asked for, with everything committed.
+        """
+        attempt, state = self._attempt, self._attempt.state
+        watch = Stopwatch()
+        for at in range(state.step % attempt.job.steps_per_epoch, plan.steps):
+            fresh, agreed = self._step(plan.size(at), batches, watch)
+            left = at + 1 < plan.steps
+            if agreed.bad:
+                self.leave_out(fresh)
+            if state.step % self._report_every == 0 or not left:
+                self._report(watch)
+            if agreed.stop:
+                attempt.end_on_request()
+            if self._is_due(agreed) and left and not agreed.saving:
+                self._due = False
+                attempt.durable.save(attempt.recorder.take(state.step))
+            attempt.watchdog.beat()
+
+    def leave_out(self, fresh: list[Bad]) -> None:
+        """List bad samples of the training set."""
+        self._attempt.list_bad(self._bad, fresh)
+        self._attempt.state.bad_samples = self._bad.ids
+        self._attempt.require_budget(self._bad)
+
+    def _step(
+        self, size: int, batches: Iterator[Batch], watch: Stopwatch
+    ) -> tuple[list[Bad], Signals]:
+        """One step on a global batch of `size`: what is newly bad of it here, what all agree on."""
+        attempt, step = self._attempt, self._attempt.state.step
+        waited = time.monotonic()
+        batch = next(batches)
+        attempt.metrics.wait_seconds.inc(time.monotonic() - waited)
+        fresh = self._bad.fresh(batch.bad)
+        agreement = Agreement()
+        agreement.propose(
+            dataclasses.replace(
+                attempt.durable.signals(),
+                stop=attempt.stop.requested,
+                bad=bool(fresh),
+                due=self._has_waited(),
+            )
+        )
+        set_rates(attempt.learner.optimizer, attempt.job.factor(step))
+        outcome = self._engine.step(step, batch, size, self._feed.blend(step))
+        self._sums += outcome.sums
+        # First of all, as gloo notices a lost rank where NCCL would wait for it.
+        agreed = agreement.result()
+        attempt.durable.advance(agreed)
+        if not outcome.finite:
+            self._skip()
+        self._note(batch, size, watch.lap(), outcome.finite)
+        return fresh, agreed
+
+    def _has_waited(self) -> bool:
+        """Whether the time for a checkpoint has come by rank 0's clock."""
+        minutes = self._attempt.job.manifest.checkpoint.every_minutes
+        waited = self._attempt.durable.seconds_since_save()
+        return self._attempt.leads and minutes is not None and waited >= 60 * minutes
+
+    def _is_due(self, agreed: Signals) -> bool:
+        every = self._attempt.job.manifest.checkpoint.every_steps
+        self._due |= agreed.due or bool(every and self._attempt.state.step % every == 0)
+        return self._due
+
+    def _skip(self) -> None:
+        """Leave out a step whose loss is not finite, or commit and raise where that is wanted."""
+        attempt, state = self._attempt, self._attempt.state
+        wanted = attempt.job.manifest.train.non_finite == "skip"
+        if not wanted or state.skipped_in_a_row + 1 >= _MOST_SKIPPED:
+            attempt.commit()
+            again = f", {_MOST_SKIPPED} steps in a row" if wanted else ""
+            remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
+            raise ConfigurationError(
+                f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
+                f"lower the rates{remedy}"
+                if attempt.leads
+                else ""
+            )
+        state.skipped += 1
+        attempt.metrics.skipped_steps.inc()
+        attempt.recorder.event("skipped", step=state.step + 1)
+        if attempt.leads:
+            log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
+
+    def _note(self, batch: Batch, size: int, seconds: float, finite: bool) -> None:
+        attempt, state, metrics = self._attempt, self._attempt.state, self._attempt.metrics
+        state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
+        own = slice(self._feed.led, None)
+        attempt.recorder.trained(state.step, batch.ids[own], batch.valid[own].numpy())
+        state.step += 1
+        metrics.step.set(state.step)
+        metrics.epoch.set(state.step / attempt.job.steps_per_epoch)
+        metrics.samples.inc(size)
+        metrics.last_step.set_to_current_time()
+        metrics.step_seconds.observe(seconds)
+
+    def _report(self, watch: Stopwatch) -> None:
+        """Tell the record, the metrics and the user what the steps since the last report gave."""
+        attempt, done, metrics = self._attempt, self._attempt.state.step, self._attempt.metrics
+        loss, right, counted = total(*self._sums.tolist())
+        self._sums.zero_()
+        counted = max(counted, 1)
+        step = Step(
+            step=done,
+            total_steps=attempt.job.total_steps,
+            epoch=-(-done // attempt.job.steps_per_epoch),
+            loss=loss / counted,
+            accuracy=right / counted,
+            images_per_second=counted / watch.split(),
+            remaining_seconds=watch.remaining(attempt.job.total_steps - done),
+            rates=attempt.job.rates(done - 1),
+        )
+        for name, rate in step.rates.items():
+            metrics.set_rate(name, rate)
+        metrics.loss.set(step.loss)
+        metrics.throughput.set(step.images_per_second)
+        metrics.remaining.set(step.remaining_seconds)
+        attempt.recorder.event("step", **asdict(step))
+        if attempt.leads:
+            attempt.progress.show(step)

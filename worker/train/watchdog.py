@@ -1,0 +1,49 @@
+"""Ends a rank that no longer gets anywhere, and shows where it stood."""
+
+import faulthandler
+import logging
+import os
+import threading
+import time
+
+from worker.errors import ExitCode
+
+log = logging.getLogger(__name__)
+
+_LOOKS = 20  # within the time that a stall may last
+_MOST_SECONDS_BETWEEN = 5.0
+
+
+class Watchdog:
+    """Dumps the stacks of all threads and exits with 69 when no `beat` comes for `seconds`.
+
+    Where a stuck call holds the interpreter itself, faulthandler's own thread does so, with 1.
+    """
+
+    def __init__(self, seconds: float, rank: int) -> None:
+        self._seconds = seconds
+        self._rank = rank
+        self._last = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Note that something was done."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(_MOST_SECONDS_BETWEEN, self._seconds / _LOOKS)):
+            faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=2)
+            if time.monotonic() - self._last > self._seconds:
+                log.error(
+                    "rank %d has done nothing for %g s (WORKER_STALL_SECONDS); its stacks follow",
+                    self._rank,
+                    self._seconds,
+                )
+                faulthandler.dump_traceback(file=2)
+                os._exit(ExitCode.INFRASTRUCTURE)
