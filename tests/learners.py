@@ -43,7 +43,7 @@ def learner_of(backbone: Backbone, manifest: Manifest, steps_per_epoch: int = 4)
 
 def engine_of(backbone: Backbone, learner: Learner, manifest: Manifest) -> Engine:
     """The engine of a job of one rank; needs the fixture `alone`."""
-    preprocessing = preprocessing_of(backbone.name, "none", backbone.image_size)
+    preprocessing = preprocessing_of(backbone.name).at(backbone.image_size)
     criterion = Criterion(
         manifest.train.label_smoothing, auxiliary_weight=backbone.auxiliary_weight
     )

@@ -23,7 +23,7 @@ from worker.manifest import Augment, Jitter, RandAugment
 from worker.model.backbone import preprocessing_of
 
 SIDE = 48
-PREPROCESSING = preprocessing_of("resnet18", "none", SIDE)
+PREPROCESSING = preprocessing_of("resnet18").at(SIDE)
 
 
 def picture(height: int = 90, width: int = 120, seed: int = 0) -> Tensor:
@@ -160,7 +160,7 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
     original = Image.fromarray(random.integers(0, 255, (300, 400, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     original.save(buffer, "PNG")
-    ours = preprocessing_of(name, "none", None)
+    ours = preprocessing_of(name)
     out = torch.empty(3, ours.crop_size, ours.crop_size, dtype=torch.uint8)
     ours.evaluated(decode(memoryview(buffer.getvalue()), 10**6), out)
     theirs = weights.DEFAULT.transforms()(original)
@@ -168,7 +168,7 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
 
 
 def test_a_crop_larger_than_the_resize_is_padded() -> None:
-    small = preprocessing_of("resnet18", "none", 32)
+    small = preprocessing_of("resnet18").at(32)
     small = type(small)(40, 32, small.mean, small.std, small.interpolation)
     out = torch.full((3, 40, 40), 7, dtype=torch.uint8)
     small.evaluated(torch.full((3, 64, 64), 200, dtype=torch.uint8), out)

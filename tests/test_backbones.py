@@ -112,10 +112,14 @@ def test_a_backbone_from_new_head_to_reload(name: str, alone: None, tmp_path: Pa
         if isinstance(module, StochasticDepth | nn.Dropout):
             module.p = 0.0
     before = fingerprints(learner.model)
+    reached: set[str] = set()
+    for key, tensor in learner.model.named_parameters():
+        tensor.register_post_accumulate_grad_hook(lambda _, key=key: reached.add(key))
     for step in range(2 if name.startswith("vit") else 1):  # whose head starts at zero
         outcome = engine.step(step, batch_of(2, side, 3), 2)
         assert outcome.finite
         assert outcome.sums.isfinite().all()
+    assert reached == set(before), "DDP would wait for the gradients of the others"
     after = fingerprints(learner.model)
     still = [name for name in before if after[name] == before[name]]
     assert len(still) <= 0.05 * len(before), still  # a ReLU may be dead at this size
@@ -163,7 +167,7 @@ def evaluated(learner: Learner, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", known_models())
 def test_heads_and_blocks_follow_the_structure(name: str) -> None:
-    side = preprocessing_of(name, "none", None).crop_size
+    side = preprocessing_of(name).crop_size
     model = skeleton(name, side)
     heads = find_heads(model)
     family = max((f for f in HEADS if name.startswith(f)), key=len)
@@ -179,7 +183,7 @@ def test_heads_and_blocks_follow_the_structure(name: str) -> None:
 
 @pytest.mark.parametrize("name", known_models())
 def test_blocks_are_in_the_order_in_which_an_image_passes_them(name: str) -> None:
-    side = preprocessing_of(name, "none", None).crop_size
+    side = preprocessing_of(name).crop_size
     model = skeleton(name, side).eval()
     passed: list[int] = []
     hooks = []
@@ -225,10 +229,10 @@ def test_what_does_not_fit_is_said(name: str, side: int, complaint: str) -> None
 
 
 def test_a_preset_is_that_of_the_weights() -> None:
-    assert preprocessing_of("resnet50", "IMAGENET1K_V1", None).resize_size == 256
-    assert preprocessing_of("resnet50", "IMAGENET1K_V2", None).resize_size == 232
-    assert preprocessing_of("vit_h_14", "IMAGENET1K_SWAG_LINEAR_V1", None).crop_size == 224
-    assert preprocessing_of("vit_h_14", "s3://somewhere/else.pt", None).crop_size == 518
+    assert preprocessing_of("resnet50", "IMAGENET1K_V1").resize_size == 256
+    assert preprocessing_of("resnet50", "IMAGENET1K_V2").resize_size == 232
+    assert preprocessing_of("vit_h_14", "IMAGENET1K_SWAG_LINEAR_V1").crop_size == 224
+    assert preprocessing_of("vit_h_14", "s3://somewhere/else.pt").crop_size == 518
 
 
 def test_auxiliary_classifiers_count_as_their_papers_say(alone: None) -> None:
@@ -242,9 +246,7 @@ def test_auxiliary_classifiers_count_as_their_papers_say(alone: None) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     batch = batch_of(4, 64, 3)
-    outputs = learner.model.train()(
-        preprocessing_of("googlenet", "none", 64).normalise(batch.images)
-    )
+    outputs = learner.model.train()(preprocessing_of("googlenet").at(64).normalise(batch.images))
     losses = [nn.functional.cross_entropy(one, batch.labels).item() for one in outputs]
     sums = engine.step(0, batch, 4).sums
     assert sums[0].item() / 4 == pytest.approx(losses[0] + 0.3 * (losses[1] + losses[2]), rel=1e-4)

@@ -410,3 +410,13 @@ def test_a_compiled_model_takes_the_same_step(alone: None) -> None:
         weights.append(model.state_dict())
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow_of_fp16(alone: None) -> None:
+    settings = manifest_of([{"match": "*"}], {"precision": "fp16"})
+    model = Small(most=99)
+    engine = engine_for(learner_for(model, settings), ALONE, settings)
+    model.norm.register_forward_pre_hook(lambda _, inputs: (inputs[0] * float("nan"),))
+    outcome = engine.step(0, batch(0, 0, 1), SIZES[0])
+    assert not outcome.finite
+    assert outcome.sums.tolist() == [0, 0, 0]

@@ -20,7 +20,7 @@ from worker.data.plan import Ids
 from worker.errors import ConfigurationError
 from worker.model.backbone import preprocessing_of
 
-PREPROCESSING = preprocessing_of("resnet18", "none", 24)
+PREPROCESSING = preprocessing_of("resnet18").at(24)
 
 
 def evaluation(ids: Ids) -> Prepare:

@@ -18,7 +18,7 @@ from worker.errors import InfrastructureError
 from worker.manifest import Augment
 from worker.model.backbone import preprocessing_of
 
-PREPROCESSING = preprocessing_of("resnet18", "none", 24)
+PREPROCESSING = preprocessing_of("resnet18").at(24)
 IDS = [np.array(part, dtype=np.int64) for part in ([5, 2, 40], [], [7], [51, 0], [1], [2], [3])]
 
 

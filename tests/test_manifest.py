@@ -63,7 +63,11 @@ def test_json_and_short_floats_are_taken() -> None:
         ("job: ants", "job: Ants_", "job: must be 1 to 63 lower-case letters"),
         ("version: 1", "version: 2", "version: should be 1, not 2"),
         ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: give at most one of scale"),
-        ("scale: 0.05", "freeze: 3", "optimizer.groups[0].freeze: should be 'always', not 3"),
+        (
+            "scale: 0.05",
+            "freeze: 3",
+            "optimizer.groups[0].freeze: should be 'always' or a mapping, not 3",
+        ),
         ("scale: 0.05", "freeze: {}", "optimizer.groups[0].freeze: give either epochs or steps"),
         (
             "scale: 0.05",
@@ -89,7 +93,7 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "  name: adam",
             "  name: adam\n  schedule: {name: step}",
-            "optimizer.schedule: every belongs to the step schedule, which needs it",
+            "optimizer.schedule: step needs every, such as {epochs: 2}; add it",
         ),
         (
             "  name: adam",
@@ -107,9 +111,19 @@ def test_json_and_short_floats_are_taken() -> None:
             "train: sync_batch_norm goes with whole batches; remove micro_batch",
         ),
         (
+            "  name: adam",
+            "  name: adam\n  schedule: {name: step, every: 30}",
+            "optimizer.schedule.every: must be a mapping of epochs, steps",
+        ),
+        (
+            "scale: 0.05",
+            "freeze: true",
+            "optimizer.groups[0].freeze: should be 'always' or a mapping, not True",
+        ),
+        (
             "seed: 0",
             "class_weights: even",
-            "train.class_weights: should be 'balanced', not 'even'",
+            "train.class_weights: should be 'balanced' or a mapping, not 'even'",
         ),
         (
             "seed: 0",

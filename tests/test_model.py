@@ -24,10 +24,13 @@ from tests.learners import (
 from worker.errors import ConfigurationError
 from worker.manifest import Schedule, Span
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
+from worker.model.groups import assign
 from worker.model.optimizer import build_optimizer, freeze_at, set_rates
 from worker.model.schedule import factor_at, peaks
 from worker.model.weights import load_pretrained
 from worker.store import open_store
+
+ALL = manifest_of([{"match": "*"}])
 
 
 def build(name: str = "resnet18", classes: int = 2, seed: int = 0, side: int = 64) -> Backbone:
@@ -53,8 +56,8 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_sizes_scale_together() -> None:
-    assert (preprocessing_of("resnet50", "none", None).crop_size) == 224
-    small = preprocessing_of("efficientnet_b0", "none", 112)
+    assert (preprocessing_of("resnet50").crop_size) == 224
+    small = preprocessing_of("efficientnet_b0").at(112)
     assert (small.crop_size, small.resize_size) == (112, 128)
 
 
@@ -270,7 +273,7 @@ def test_a_graded_step_is_plain_pytorchs(recipe: str, alone: None) -> None:
     plain.train()
     batch = batch_of(8, 64, 2)
     engine.step(0, batch, 8)
-    images = preprocessing_of(name, "none", 64).normalise(batch.images)
+    images = preprocessing_of(name).at(64).normalise(batch.images)
     nn.functional.cross_entropy(plain(images), batch.labels).backward()
     optimizer.step()
     largest = 0.0
@@ -386,3 +389,38 @@ def test_tokens_and_tables_are_no_more_decayed_than_norms() -> None:
     assert any(name.endswith("relative_position_bias_table") for name in swin)
     assert "features.1.0.layer_scale" in build("convnext_tiny").layout.undecayed
     assert not any(name.endswith(".weight") for name in build("squeezenet1_1").layout.undecayed)
+
+
+def test_dropout_before_a_frozen_layer_rests() -> None:
+    backbone = build("alexnet", side=224)
+    groups = manifest_of([{"match": "head"}, {"match": "backbone", "freeze": "always"}])
+    learner = learner_of(backbone, groups)
+    freeze_at(learner.model, learner.groups, 0)
+    classifier = learner.model.get_submodule("classifier")
+    modes = {name: module.training for name, module in classifier.named_children()}
+    assert not modes["0"]
+    assert not modes["3"]
+    assert modes["6"]
+    freeze_at(learner.model, assign(backbone.layout, ALL.optimizer, 4), 0)
+    assert all(module.training for module in classifier.children())
+
+
+@pytest.mark.parametrize(
+    "wrapping", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."]
+)
+def test_weights_of_wrapped_models_fit(wrapping: str, tmp_path: Path) -> None:
+    state = {f"{wrapping}{name}": t for name, t in build(seed=1).model.state_dict().items()}
+    torch.save({**state, "n_averaged": torch.tensor(3)}, tmp_path / "w.pt")
+    backbone = build()
+    load_pretrained(backbone, f"{tmp_path}/w.pt")
+    expected = build(seed=1).model.get_parameter("conv1.weight")
+    assert torch.equal(backbone.model.get_parameter("conv1.weight"), expected)
+
+
+def test_misshapen_positions_are_named(tmp_path: Path) -> None:
+    backbone = build("vit_b_32", side=32)
+    for shape in ([1, 6, 768], [2, 5, 768], [768]):
+        state = {**backbone.model.state_dict(), "encoder.pos_embedding": torch.zeros(shape)}
+        safetensors.torch.save_file(state, f"{tmp_path}/w.safetensors")
+        with pytest.raises(ConfigurationError, match="1 misshapen"):
+            load_pretrained(backbone, f"{tmp_path}/w.safetensors")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, Start, contents
+from worker.checkpoint.commit import list_commits
 from worker.store import Store, open_store
 from worker.train.history import stitched
 
@@ -54,7 +55,7 @@ def final(output: str) -> dict[str, bytes]:
     return {**found, "final": store.get("final/model.safetensors")}
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", ["1", "2", "3"])
 def test_interrupted_around_a_release_ends_with_the_same_bytes(
     ranks: str, run: Run, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
@@ -86,7 +87,7 @@ def _copy_until(source: Store, target: Store, step: int) -> None:
 def test_a_stop_by_signal_around_the_release_is_exact(
     ranks: str, run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
-    """SIGTERM once the commit before, at and after the release is seen in the store."""
+    """SIGTERM as soon as a commit shortly before the release is seen in the store."""
     assert run("train", "--nproc", ranks, write(gradual)).code == 0
     expected = final(gradual["output"])
     for seen in (RELEASE - 2, RELEASE - 1, RELEASE):
@@ -99,6 +100,8 @@ def test_a_stop_by_signal_around_the_release_is_exact(
         running.send(signal.SIGTERM)
         ended = running.wait()
         assert ended.code == 75, ended.err
+        newest = list_commits(open_store(cut["output"]))[0].step
+        assert f"stopped on request after step {newest}, committed" in ended.err
         assert run("train", "--nproc", ranks, write(cut)).code == 0
         assert final(cut["output"]) == expected, seen
 
@@ -154,6 +157,23 @@ def test_a_loss_that_is_not_finite_fails_or_is_left_out(
     assert ended.err.count("the step is left out") == 19
 
 
+def test_a_validation_loss_that_is_not_finite_is_not_done(
+    run: Run, write: Write, job: Job, tmp_path: Any
+) -> None:
+    """BatchNorm over one image whose map is one pixel; the weights stay finite, the model does not."""
+    job["train"] |= {"batch_size": 51, "epochs": 1}
+    job["optimizer"] |= {"name": "sgd", "lr": 1e12, "groups": [{"match": "*"}]}
+    ended = run("train", write(job))
+    assert ended.code == 78, ended.err
+    assert "not finite" in ended.err
+    job["train"]["non_finite"] = "skip"
+    job["output"] = f"{tmp_path}/skip/"
+    run("train", write(job))
+    for key, data in contents(open_store(job["output"])).items():
+        if key.endswith((".json", ".jsonl")):
+            assert b"NaN" not in data, key
+
+
 def test_rates_are_found_and_drawn(run: Run, write: Write, job: Job) -> None:
     ended = run("find-rates", "--steps", "40", write(job))
     assert ended.code == 0, ended.err
@@ -163,6 +183,10 @@ def test_rates_are_found_and_drawn(run: Run, write: Write, job: Job) -> None:
     assert sweep["rates"][0] == pytest.approx(1e-6)
     assert 1e-5 < sweep["suggestion"] < 1e-1
     assert store.get("chart.svg").startswith(b"<svg ")
+    vain = run("find-rates", "--steps", "20", "--low", "1e-12", "--high", "1e-11", write(job))
+    assert vain.code == 0
+    assert "no suggestion: the loss nowhere falls clearly" in vain.out
+    assert json.loads(store.get("sweep.json"))["suggestion"] is None
     assert run("train", write(job)).code == 0, "a sweep leaves nothing that a job trips over"
 
 
@@ -201,7 +225,17 @@ def test_a_resumed_run_reads_as_one() -> None:
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4]
 
 
-def test_a_plan_tells_the_peak_and_what_never_comes(run: Run, write: Write, job: Job) -> None:
+def _some_weights(run: Run, write: Write, job: Job, output: str) -> str:
+    """The address of the model of a short job with the same backbone."""
+    short = copy.deepcopy(job) | {"output": output}
+    short["train"] = {"epochs": 1, "batch_size": 52}
+    assert run("train", write(short)).code == 0
+    return f"{output}final/model.safetensors"
+
+
+def test_a_plan_tells_the_peak_and_what_never_comes(
+    run: Run, write: Write, job: Job, tmp_path: Any
+) -> None:
     job["train"] |= {"epochs": 1000}
     job["optimizer"] |= {
         "schedule": {"name": "cosine", "warmup": {"steps": 7}},
@@ -210,10 +244,22 @@ def test_a_plan_tells_the_peak_and_what_never_comes(run: Run, write: Write, job:
     job["optimizer"]["groups"] = [{"match": "head"}, {"match": "*", "scale": 0.1}]
     plan = json.loads(run("plan", "--json", write(job)).out)
     assert plan["groups"][0]["rate_peak"] == 1e-3
+    job["train"]["batch_size"] = 26
+    job["model"]["weights"] = _some_weights(run, write, job, f"{tmp_path}/before/")
+    plan = json.loads(run("plan", "--json", write(job)).out)
     assert plan["warnings"] == [], "the parts of a group without decay are no groups of their own"
     job["optimizer"]["schedule"]["warmup"] = {"epochs": 1000}
     warnings = json.loads(run("plan", "--json", write(job)).out)["warnings"]
     assert warnings == ["the warm-up takes the whole run, so the full rates are never reached"]
+    job["model"]["weights"] = "none"
+    job["train"] |= {"batch_size": 51, "epochs": 1, "ema": 0.9999}
+    job["optimizer"] |= {
+        "groups": [{"match": "head", "freeze": {"steps": 1}}, {"match": "*", "scale": 0.1}]
+    }
+    job["optimizer"]["schedule"] = {"name": "constant"}
+    warnings = json.loads(run("plan", "--json", write(job)).out)["warnings"]
+    starts = ("model.weights: none", "the head is frozen", "train.ema: after 2", "BatchNorm will")
+    assert [w.startswith(start) for w, start in zip(warnings, starts, strict=True)] == [True] * 4
     wrong = run("find-rates", "--low", "1", write(job))
     assert wrong.code == 78
     assert "--low: 1 is not below --high, 0.1; give both" in wrong.err
@@ -241,8 +287,8 @@ def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gr
     assert by_name["layer4"]["rate_now"] == 0
     assert by_name["layer3"]["rate_peak"] <= 1e-3 * 0.7**2
     assert len(by_name["head"]["rates"]) == len(plan["steps"]) == 10
-    assert "the head (head, 1e-06) is slower than layer4" in plan["warnings"][0]
+    assert any("the head (head, 1e-06) is slower than layer4" in w for w in plan["warnings"])
     text = run("plan", write(gradual)).out
-    assert "look again: the head" in text
+    assert "look again: the head (head, 1e-06)" in text
     assert "to step 4 (epoch 0.8)" in text
     assert "·" in text

@@ -436,7 +436,7 @@ def test_the_accuracy_is_that_of_the_model_that_was_written(
     index = open_index(val.uri)
     reader = open_reader(val.uri)
     samples = [reader.read(number) for number in range(index.samples)]
-    preprocessing = preprocessing_of("resnet18", "none", 32)
+    preprocessing = preprocessing_of("resnet18").at(32)
     images = torch.zeros(len(samples), 3, 32, 32, dtype=torch.uint8)
     for sample, out in zip(samples, images, strict=True):
         preprocessing.evaluated(decode(sample.image, 10**6), out)

@@ -54,3 +54,30 @@ def audit(run: str) -> None:
     faults = sum(audit.faults for audit in audits)
     if faults:
         raise DataError(f"{store.uri}: {faults} samples lost or repeated")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per image, one a line.")
+def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> None:
+    """Classify IMAGES with MODEL, the final/ folder of a job.
+
+    Every IMAGE is an address or a path of a JPEG, PNG or WebP. Exit code 65 if one is not.
+    """
+    from worker.data.reader import BadSample
+    from worker.model.classifier import load_classifier
+    from worker.store import read_uri
+
+    classifier = load_classifier(model)
+    for image in images:
+        try:
+            chances = classifier.predict(read_uri(image))[:top]
+        except BadSample as error:
+            raise DataError(f"{image}: {error}") from None
+        if as_json:
+            click.echo(json.dumps({"image": image, "classes": dict(chances)}))
+        else:
+            shown = "  ".join(f"{name} {chance:.4f}" for name, chance in chances)
+            click.echo(f"{image}: {shown}")

@@ -1,5 +1,6 @@
 """How a backbone wants its images, and images made so without chance."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,11 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: InterpolationMode
+
+    def at(self, size: int) -> "Preprocessing":
+        """The same for squares of another size, resized in proportion."""
+        resize = round(size * self.resize_size / self.crop_size)
+        return dataclasses.replace(self, crop_size=size, resize_size=resize)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] as float32 of zero mean and unit variance, on the images' device.

@@ -74,7 +74,9 @@ def _relevant(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
             detail["type"] == "literal_error" and isinstance(detail["input"], dict)
         )
         if path == detail["loc"] or not other:
-            yield {**detail, "loc": path}
+            word = path != detail["loc"] and detail["type"] == "literal_error"
+            message = f"{detail['msg']} or a mapping" if word else detail["msg"]
+            yield {**detail, "loc": path, "msg": message}
 
 
 def _complaint(detail: ErrorDetails) -> str:
@@ -91,6 +93,8 @@ def _complaint(detail: ErrorDetails) -> str:
         return f"{path}: unknown key; {remedy}"
     if detail["type"] == "string_pattern_mismatch":
         return f"{path}: must be 1 to 63 lower-case letters, digits and inner dashes"
+    if detail["type"] == "model_type":
+        return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     shown = detail["input"] if isinstance(detail["input"], (str, int, float)) else None
     got = f", not {shown!r}" if shown is not None else ""

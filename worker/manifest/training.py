@@ -112,8 +112,10 @@ class Schedule(Section):
 
     @model_validator(mode="after")
     def _own_keys(self) -> "Schedule":
-        if (self.every is None) == (self.name == "step"):
-            raise ValueError("every belongs to the step schedule, which needs it")
+        if self.name == "step" and self.every is None:
+            raise ValueError("step needs every, such as {epochs: 2}; add it")
+        if self.name != "step" and self.every is not None:
+            raise ValueError("every belongs to the step schedule; remove it")
         if self.factor is not None and self.name != "step":
             raise ValueError("factor belongs to the step schedule")
         if self.final is not None and self.name not in ("cosine", "linear"):

@@ -25,7 +25,11 @@ from worker.model.skeleton import (
 _AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
 # What torchvision's own recipes keep out of weight decay besides norms and biases.
-_UNDECAYED = ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+# And the temperature of Swin v2's attention.
+_UNDECAYED = (
+    *("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale"),
+    "logit_scale",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
     Raises `ConfigurationError` for an unknown name and for images too small to train on.
     """
     require_known(name)
-    require_size(name, image_size, preprocessing_of(name, "none", None).crop_size)
+    require_size(name, image_size, preprocessing_of(name).crop_size)
     heads = find_heads(skeleton(name, image_size))
     torch.manual_seed(seed)
     model = construct(name, image_size, max(classes, IMAGENET_CLASSES))
@@ -75,19 +79,14 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
     return Backbone(name, model, heads, image_size)
 
 
-def preprocessing_of(name: str, weights: str, image_size: int | None) -> Preprocessing:
-    """The preset of the torchvision weights, else of the backbone's default ones.
-
-    Its sizes are scaled to `image_size` pixels if given.
-    """
+def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:
+    """How a model wants its images: as its torchvision `weights` say, else its default ones."""
     require_known(name)
     known = models.get_model_weights(name)
     preset = known.__members__.get(weights, known.DEFAULT).transforms()
-    crop, resize = preset.crop_size[0], preset.resize_size[0]
-    size = image_size or crop
     return Preprocessing(
-        crop_size=size,
-        resize_size=round(size * resize / crop),
+        crop_size=preset.crop_size[0],
+        resize_size=preset.resize_size[0],
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         interpolation=InterpolationMode(preset.interpolation),

@@ -30,7 +30,7 @@ def catalogue(names: list[str]) -> list[Entry]:
     """An entry per backbone."""
     entries = []
     for name in names:
-        size = preprocessing_of(name, "none", None).crop_size
+        size = preprocessing_of(name).crop_size
         layout = layout_of(name, size)
         heads = find_heads(skeleton(name, size))
         blocks = tuple(block.name for block in layout.blocks[:-1])

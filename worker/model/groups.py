@@ -15,7 +15,7 @@ from worker.errors import ConfigurationError
 from worker.manifest import Freeze, Group, Optimizer
 
 _EVERYTHING = "*"
-_SHOWN = 3
+_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
             pieces += _by_decay(piece, group, optimizer, layout)
         left = [name for name in left if name not in taken]
     if left:
-        shown = ", ".join(left[:_SHOWN])
+        blocks = [block.name for block in layout.blocks if block.parameters & set(left)]
         raise ConfigurationError(
-            f"optimizer.groups: {len(left)} parameters are in no group ({shown}, …); "
+            f"optimizer.groups: {len(left)} parameters are in no group (of {_some(blocks)}); "
             'end the list with {match: "*"}'
         )
     if not any(piece.trains_at(0) for piece in pieces):
@@ -186,5 +186,14 @@ def _dead(pattern: str, layout: Layout) -> str:
         return f"all that {pattern!r} matches is in groups above it; move it up or remove it"
     depth = pattern.count(".") + 1
     blocks = list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in names))
-    near = difflib.get_close_matches(pattern, blocks, n=3, cutoff=0.4) or blocks[:_SHOWN]
-    return f"{pattern!r} matches no parameter; nearest: {', '.join(near)}"
+    if not pattern.startswith("head."):
+        near = difflib.get_close_matches(pattern, [*blocks, "head", "backbone"], n=3, cutoff=0.4)
+        if near:
+            return f"{pattern!r} matches no parameter; nearest: {', '.join(near)}"
+    known = _some(["head", "backbone", *(block.name for block in layout.blocks[:-1])])
+    return f"{pattern!r} matches no parameter; the blocks to match on are {known}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

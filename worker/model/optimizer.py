@@ -32,6 +32,19 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
         frozen = own and not any(parameter.requires_grad for parameter in own)
         if frozen or (isinstance(module, _BatchNorm) and still.issuperset(own)):
             module.eval()
+        if isinstance(module, nn.Sequential):
+            _rest_before_frozen(module)
+
+
+def _rest_before_frozen(sequence: nn.Sequential) -> None:
+    """What has no parameters (dropout) is as the layer that it leads to."""
+    leads_to_frozen = False
+    for module in reversed(sequence):
+        own = list(module.parameters())
+        if own:
+            leads_to_frozen = not any(parameter.requires_grad for parameter in own)
+        elif leads_to_frozen:
+            module.eval()
 
 
 def build_optimizer(

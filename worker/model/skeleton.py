@@ -67,10 +67,11 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
     try:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
-    except (RuntimeError, ValueError, AssertionError):
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip("!.") if str(error) else type(error).__name__
         raise ConfigurationError(
             f"data.image_size: {name} cannot be trained at {image_size} pixels; "
-            f"its own size is {own_size}"
+            f"its own size is {own_size} ({reason})"
         ) from None
 
 

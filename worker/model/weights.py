@@ -5,6 +5,7 @@ Nothing is ever unpickled: safetensors, or `torch.load(weights_only=True)`.
 
 import io
 import logging
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,9 @@ _RENAMED = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
+# DistributedDataParallel, AveragedModel, torch.compile; and the counter of the second.
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_COUNTER = "n_averaged"
 _POSITIONS = "encoder.pos_embedding"
 
 
@@ -81,7 +85,9 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in state.items():
-        name = name.removeprefix("module.")
+        if name == _COUNTER:
+            continue
+        name = _WRAPPED.sub("", name)
         for pattern, new in _RENAMED:
             name = pattern.sub(new, name)
         found[name] = tensor
@@ -94,7 +100,8 @@ def _resize_positions(given: dict[str, Tensor], backbone: Backbone) -> None:
     if own is None or _POSITIONS not in given or given[_POSITIONS].shape == own.shape:
         return
     patch = backbone.model.patch_size
-    if given[_POSITIONS].ndim == 3 and given[_POSITIONS].shape[2] == own.shape[2]:
+    batch, length, width = given[_POSITIONS].shape if given[_POSITIONS].ndim == 3 else (0, 0, 0)
+    if batch == 1 and width == own.shape[2] and math.isqrt(length - 1) ** 2 == length - 1:
         resized = interpolate_embeddings(backbone.image_size, patch, OrderedDict(given))
         given[_POSITIONS] = resized[_POSITIONS]
 

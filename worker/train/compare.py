@@ -14,6 +14,7 @@ from worker.train.progress import duration
 
 _NAMES = ("job", "output")
 _NOTHING = "-"
+_WIDEST = 32
 
 Column = dict[str, Any]
 
@@ -38,7 +39,7 @@ def differing(runs: Sequence[Column]) -> list[str]:
 
 def describe_runs(runs: Sequence[Column]) -> str:
     """A row per run property: results first, then the settings that differ."""
-    rows = [("", *(run["run"] for run in runs))]
+    rows = [("", *_titles(runs))]
     for name in runs[0]["result"]:
         rows.append((name, *(_shown(name, run["result"][name]) for run in runs)))
     fields = differing(runs)
@@ -47,6 +48,14 @@ def describe_runs(runs: Sequence[Column]) -> str:
         rows.append((field, *(_shown(field, run["settings"].get(field)) for run in runs)))
     lines = table(rows)
     return "\n".join(lines if fields else [*lines, "all settings are equal"])
+
+
+def _titles(runs: Sequence[Column]) -> list[str]:
+    """The jobs' names or, where they are not distinct, the ends of the outputs' addresses."""
+    names = [run["run"] for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [run["output"].rstrip("/").rpartition("/")[2] for run in runs]
 
 
 def _read_run(store: Store) -> Column:
@@ -87,4 +96,5 @@ def _shown(name: str, value: Any) -> str:
         return duration(value)
     if "accuracy" in name or name == "last loss":
         return f"{value:.4f}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"

@@ -59,7 +59,8 @@ def _describe_optimizer(settings: dict[str, Any]) -> str:
 
 
 def _span(span: dict[str, Any]) -> str:
-    return f"{span['epochs']:g} epochs" if span["epochs"] else f"{span['steps']} steps"
+    number, unit = (span["epochs"], "epoch") if span["epochs"] else (span["steps"], "step")
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
 
 
 def _describe_settings(settings: dict[str, Any]) -> str:
@@ -90,7 +91,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
     frozen = "no"
     if group.release_step is None:
         frozen = "always"
-    elif group.release_step:
+    elif group.release_step > plan.step:
         epoch = group.release_step / plan.steps_per_epoch
         frozen = f"to step {group.release_step} (epoch {epoch:.3g})"
     if group.batch_norm == "frozen" and group.release_step is not None:

@@ -20,6 +20,7 @@ from worker.model.backbone import logits_of
 from worker.model.learner import Learner
 from worker.model.optimizer import freeze_at
 from worker.train.criterion import Criterion
+from worker.train.distributed import total
 from worker.train.inputs import Inputs, prepare
 from worker.train.rank import Rank
 
@@ -86,8 +87,8 @@ class Engine:
         # Keyed by step, so that dropout needs no state in a checkpoint.
         torch.manual_seed(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
         sums = self._accumulate(inputs, global_count)
-        finite = self._update()
-        return Outcome(sums if finite else torch.zeros_like(sums), finite)
+        finite = self._update(sums)
+        return Outcome(sums if finite and sums.isfinite().all() else torch.zeros_like(sums), finite)
 
     def enter(self, step: int) -> None:
         """Freeze and release what is frozen and released at this step."""
@@ -102,8 +103,14 @@ class Engine:
         if self._compiled:
             torch._dynamo.reset()  # else the phases add up to its limit of compilations
         # A new one, as it waits for the gradients of what was trainable when it was made.
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        self._parallel = DistributedDataParallel(self.learner.model, device_ids=ids)
+        on_gpu = self.device.type == "cuda"
+        self._parallel = DistributedDataParallel(
+            self.learner.model,
+            device_ids=[self.device.index] if on_gpu else None,
+            # Else it lays its buckets out anew after the first step, and gloo adds up in another
+            # order from then on: a resumed run would differ in the last bit from three ranks up.
+            find_unused_parameters=not on_gpu and self._rank.world_size > 2,
+        )
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
@@ -127,10 +134,11 @@ class Engine:
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
 
-    def _update(self) -> bool:
+    def _update(self, sums: Tensor) -> bool:
         """Apply the gradients, equal on all ranks by now; False where they are not finite.
 
-        An overflow of fp16 only lowers the loss scale; it is a fault once that is exhausted.
+        An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
+        exhausted, or where a rank's loss, in its `sums`, is not finite by itself.
         """
         learner = self.learner
         learner.scaler.unscale_(learner.optimizer)
@@ -142,6 +150,7 @@ class Engine:
         if usable:
             learner.scaler.step(learner.optimizer)
         overflow = not usable and learner.scaler.is_enabled() and learner.scaler.get_scale() > 1
+        overflow = overflow and math.isfinite(total(sums[0].item())[0])
         learner.scaler.update()
         learner.optimizer.zero_grad(set_to_none=True)
         if usable and learner.average:

@@ -1,6 +1,7 @@
 """Exact evaluation: each image once, over all ranks."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -27,11 +28,12 @@ Confusion = npt.NDArray[np.int64]
 class Evaluation:
     """Result over the sound samples of the validation set.
 
-    `per_class` is the accuracy within each true class (None for one without samples);
+    `loss` is None where it is not finite. `per_class` is the accuracy within each true class (None
+    for one without samples);
     `top5_accuracy` is None for five classes or fewer.
     """
 
-    loss: float
+    loss: float | None
     accuracy: float
     top5_accuracy: float | None
     per_class: list[float | None]
@@ -89,7 +91,7 @@ def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
     count, of_class = max(1, int(confusion.sum())), confusion.sum(1).tolist()
     right = confusion.diagonal().tolist()
     return Evaluation(
-        loss=loss / count,
+        loss=loss / count if math.isfinite(loss) else None,
         accuracy=sum(right) / count,
         top5_accuracy=top5 / count if len(right) > _TOP else None,
         per_class=[r / n if n else None for r, n in zip(right, of_class, strict=True)],

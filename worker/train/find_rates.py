@@ -27,16 +27,17 @@ from worker.train.supply import Supply
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
 _FEWEST = 10
+_LEAST_FALL = 0.1
 _COLUMNS = 60
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Loss, smoothed, at each base rate; `suggestion` is a base rate."""
+    """Loss, smoothed, at each base rate; `suggestion` is a base rate, None without a clear fall."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    suggestion: float
+    suggestion: float | None
     diverged: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,10 +99,10 @@ def smooth(losses: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
-    """The rate two thirds into the longest fall of the loss (fastai's "valley").
+def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
+    """The rate in the middle of the longest fall of the loss (fastai's "valley").
 
-    In the middle of where the loss falls, far enough from where it turns.
+    None where the loss falls by less than a tenth of itself: that may be noise.
     """
     lengths = [1] * len(smoothed)
     starts = list(range(len(smoothed)))
@@ -110,7 +111,10 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
             if smoothed[start] > smoothed[end] and lengths[start] + 1 > lengths[end]:
                 lengths[end], starts[end] = lengths[start] + 1, starts[start]
     end = max(range(len(smoothed)), key=lambda i: lengths[i])
-    return rates[starts[end] + round((end - starts[end]) * 2 / 3)]
+    start = starts[end]
+    if smoothed[end] > (1 - _LEAST_FALL) * smoothed[start]:
+        return None
+    return rates[(start + end) // 2]
 
 
 def _sweep(rates: list[float], losses: list[float], diverged: bool) -> Sweep:
@@ -137,27 +141,36 @@ def _endless(job: Job, feed: Feed) -> Generator[tuple[Batch, int]]:
 
 def describe_sweep(sweep: Sweep, base: float) -> str:
     """The loss over the rates in a line, and what to do."""
-    low, high = min(sweep.losses), max(sweep.losses)
-    places = [round(i * (len(sweep.losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
-    bars = sparkline([sweep.losses[i] - low + 1e-9 for i in places], (high - low) or 1.0)
+    losses, low = _clipped(sweep), min(sweep.losses)
+    places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
+    bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
     best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
     lines = [
         f"loss {sweep.losses[0]:.3f} {bars} {sweep.losses[-1]:.3f}",
         f"base rate {sweep.rates[0]:.2g} to {sweep.rates[-1]:.2g}"
         + (", where it diverges" if sweep.diverged else ""),
         f"least loss at {best:.2g}",
-        f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} times "
-        f"that of the manifest; exact rates of groups by the same factor)",
+        "no suggestion: the loss nowhere falls clearly; sweep another range with --low and --high"
+        if sweep.suggestion is None
+        else f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
+        "times that of the manifest; exact rates of groups by the same factor)",
     ]
     return "\n".join(lines)
 
 
 def chart_of(sweep: Sweep, name: str) -> str:
     """The sweep as an SVG document."""
+    rate = sweep.suggestion
     return svg_curve(
-        f"{name}: loss over base rate",
+        f"{name}: smoothed loss over base rate",
         "base rate",
         "loss",
-        list(zip(sweep.rates, sweep.losses, strict=True)),
-        [(sweep.suggestion, f"suggested {sweep.suggestion:.1e}")],
+        list(zip(sweep.rates, _clipped(sweep), strict=True)),
+        [(rate, f"suggested {rate:.1e}")] if rate is not None else [],
     )
+
+
+def _clipped(sweep: Sweep) -> list[float]:
+    """The losses, cut off a little above the first one: how far it diverges would hide the fall."""
+    first, low = sweep.losses[0], min(sweep.losses)
+    return [min(loss, first + (first - low) / 2) for loss in sweep.losses]

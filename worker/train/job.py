@@ -20,6 +20,7 @@ from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
+from worker.model.card import preset_beside
 from worker.model.groups import RateGroup, assign
 from worker.model.schedule import Factor, factor_at, peaks
 from worker.store import ObjectMissing, Store, open_store
@@ -63,6 +64,12 @@ class Job:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.manifest.train.epochs
 
+    @property
+    def last_batch(self) -> int:
+        """Images in the last batch of an epoch."""
+        before = (self.steps_per_epoch - 1) * self.manifest.train.batch_size
+        return self.train.index.samples - before
+
     def factor(self, step: int) -> Factor:
         """What the full rates are multiplied by at a step, counted from 0."""
         schedule = self.manifest.optimizer.schedule
@@ -102,21 +109,25 @@ class Job:
         return {
             "job": manifest.job,
             "data.train": self.train.index.identity,
-            "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
             "data.image_size": str(self.preprocessing.crop_size),
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
+            # The number of lanes follows from the batch size where it is not given.
+            "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }
 
     def require_identity(self, kept: dict[str, str], where: str) -> None:
         """Raise `ConfigurationError` where `kept`, found at `where`, is of another experiment."""
-        for field, value in self.identity.items():
-            if kept.get(field) != value:
-                raise ConfigurationError(
-                    f"{field}: {value} here, but {kept.get(field)} in {where}; "
-                    "give the new experiment an output of its own"
-                )
+        different = [
+            f"{field}: {value} here, but {kept.get(field)} in {where}"
+            for field, value in self.identity.items()
+            if kept.get(field) != value
+        ]
+        if different:
+            raise ConfigurationError(
+                f"{'; '.join(different)}; give the new experiment an output of its own"
+            )
 
     def changes(self) -> list[str]:
         """Settings that differ from those that the output was last written with, as text."""
@@ -153,7 +164,11 @@ def open_job(manifest: Manifest) -> Job:
     if len(classes) < 2:
         raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
     name = manifest.model.backbone
-    preprocessing = preprocessing_of(name, manifest.model.weights, manifest.data.image_size)
+    with _naming("model.weights"):
+        own = preset_beside(manifest.model.pretrained)
+    preset = own or preprocessing_of(name, manifest.model.weights)
+    size = manifest.data.image_size
+    preprocessing = preset.at(size) if size else preset
     backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
     steps = steps_per_epoch(train.index.samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)

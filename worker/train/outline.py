@@ -8,6 +8,8 @@ from worker.train.job import Dataset, Job
 
 _POINTS = 60
 _TINY_SHARE = 1e-4
+_MOST_OF_THE_START = 0.1
+_FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
         steps_per_epoch=plan.steps,
         total_steps=job.total_steps,
         batch_size=manifest.train.batch_size,
-        last_batch=plan.total - (plan.steps - 1) * manifest.train.batch_size,
+        last_batch=job.last_batch,
         lanes=job.lanes,
         window=manifest.data.shuffle.window,
         ranks=ranks,
@@ -104,21 +106,27 @@ def outline_job(job: Job, ranks: int) -> Outline:
             )
             for group in job.groups
         ],
-        warnings=suspicions(job, layout),
+        warnings=suspicions(job, layout, ranks),
     )
 
 
-def suspicions(job: Job, layout: Layout) -> list[str]:
-    """What is allowed and seldom meant."""
-    groups = job.groups
-    found = []
-    heads = [group for group in groups if layout.head & set(group.parameters)]
-    slowest = min(heads, key=lambda group: group.lr)
-    fastest = max(groups, key=lambda group: group.lr)
-    if slowest.lr < fastest.lr:
+def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
+    """What is allowed and seldom meant, the costliest first."""
+    train, groups = job.manifest.train, job.groups
+    found = _slow_head(job, layout)
+    if train.ema and train.ema**job.total_steps > _MOST_OF_THE_START:
         found.append(
-            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
-            f"({fastest.lr:g}), though it alone starts from nothing"
+            f"train.ema: after {job.total_steps} steps {train.ema**job.total_steps:.0%} of the "
+            "average are still the weights of the start; take a smaller decay"
+        )
+    warmup = job.manifest.optimizer.schedule.warmup
+    if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
+        found.append("the warm-up takes the whole run, so the full rates are never reached")
+    smallest = min(job.last_batch // ranks, train.micro_batch or train.batch_size)
+    if smallest < _FEWEST_IMAGES:
+        found.append(
+            f"BatchNorm will see {smallest} image{'' if smallest == 1 else 's'} at a time on some "
+            "rank; choose train.batch_size so that the last batch of an epoch has more"
         )
     found += _tiny(groups, layout)
     found += [
@@ -126,9 +134,6 @@ def suspicions(job: Job, layout: Layout) -> list[str]:
         for group in groups
         if group.release is not None and group.release >= job.total_steps
     ]
-    warmup = job.manifest.optimizer.schedule.warmup
-    if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
-        found.append("the warm-up takes the whole run, so the full rates are never reached")
     decayed = sum(
         len(layout.undecayed & set(group.parameters))
         for group in groups
@@ -139,6 +144,29 @@ def suspicions(job: Job, layout: Layout) -> list[str]:
             f"weight decay reaches {decayed} norms and biases; "
             "optimizer.decay_norms_and_biases: false keeps them out"
         )
+    return found
+
+
+def _slow_head(job: Job, layout: Layout) -> list[str]:
+    """Whether what starts from nothing learns last, or least."""
+    groups = job.groups
+    found = []
+    heads = [group for group in groups if layout.head & set(group.parameters)]
+    slowest = min(heads, key=lambda group: group.lr)
+    fastest = max(groups, key=lambda group: group.lr)
+    others = [group for group in groups if group not in heads]
+    if not job.manifest.model.pretrained and any(g.lr < slowest.lr or g.release for g in others):
+        found.append(
+            "model.weights: none, so the backbone starts at random, and yet is frozen or slower "
+            "than the head"
+        )
+    if slowest.lr < fastest.lr:
+        found.append(
+            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
+            f"({fastest.lr:g}), though it alone starts from nothing"
+        )
+    if any(group.release for group in heads) and any(g.release == 0 for g in others):
+        found.append("the head is frozen at first, while the backbone is trained against it")
     return found
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 import worker
 from worker.checkpoint.commit import digested
 from worker.checkpoint.snapshot import stream_model
+from worker.model.card import CARD_NAME, WEIGHTS_NAME, Card
 from worker.model.export import exports
 from worker.store import Store
 from worker.train.job import Job
@@ -37,18 +37,15 @@ def write_environment(store: Store, attempt: int, rank: Rank) -> None:
 def write_model(job: Job, model: nn.Module, result: Mapping[str, Any]) -> None:
     """Write `model` with all that it takes to use it, and its `result`, to `final/`."""
     weights, digest = stream_model(model), hashlib.sha256()
-    name = "final/model.safetensors"
-    job.output.put_stream(name, weights.size, digested(weights.pieces(), digest))
+    job.output.put_stream(f"final/{WEIGHTS_NAME}", weights.size, digested(weights.pieces(), digest))
     for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
         job.output.put(f"final/{export}", data)
-    preprocessing = asdict(job.preprocessing)
-    preprocessing["interpolation"] = job.preprocessing.interpolation.value
-    card = {
-        "backbone": job.backbone.name,
-        "head": job.backbone.head,
-        "classes": list(job.train.index.classes),
-        "preprocessing": preprocessing,
-        "sha256": digest.hexdigest(),
-        "metrics": dict(result),
-    }
-    job.output.put("final/model.json", json.dumps(card, indent=1).encode())
+    card = Card(
+        job.backbone.name,
+        job.backbone.head,
+        job.train.index.classes,
+        job.preprocessing,
+        digest.hexdigest(),
+        dict(result),
+    )
+    job.output.put(f"final/{CARD_NAME}", card.encode())

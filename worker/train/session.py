@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from worker.data.loader import Bad, Loader
 from worker.data.plan import split
 from worker.environment import stall_seconds
+from worker.errors import ConfigurationError
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
 from worker.train.attempt import Attempt
@@ -150,6 +152,8 @@ class Session:
             early = self._job.manifest.train.early_stop
             state.note_evaluation(result.loss, result.accuracy, early.min_delta if early else 0.0)
             self._note_evaluation(result)
+            if result.loss is None:
+                self._refuse_loss()
         state.evaluated = state.step
         self._attempt.save()
 
@@ -174,11 +178,23 @@ class Session:
             log.info("no better accuracy for %d epochs; training ends early", stale)
         return True
 
+    def _refuse_loss(self) -> None:
+        """What to do about a validation loss that is not finite: end, or say so, by choice."""
+        text = "the validation loss is not finite"
+        if self._job.manifest.train.non_finite == "fail":
+            self._attempt.commit()
+            raise ConfigurationError(
+                f"optimizer.lr: {text}; lower the rates" if self._attempt.leads else ""
+            )
+        if self._attempt.leads:
+            log.warning(text)
+
     def _note_evaluation(self, result: Evaluation) -> None:
         state = self._attempt.state
         epoch = state.step // self._job.steps_per_epoch
         self.metrics.accuracy.set(result.accuracy)
-        self.metrics.validation_loss.set(result.loss)
+        loss = math.nan if result.loss is None else result.loss
+        self.metrics.validation_loss.set(loss)
         self._attempt.recorder.event("evaluation", epoch=epoch, step=state.step, **asdict(result))
         if self._rank.rank == 0:
             log.info(
@@ -186,7 +202,7 @@ class Session:
                 epoch,
                 self._job.manifest.train.epochs,
                 result.accuracy,
-                result.loss,
+                loss,
                 state.best_accuracy,
                 extra={"fields": {"event": "evaluation", "epoch": epoch, **asdict(result)}},
             )

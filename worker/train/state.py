@@ -35,7 +35,7 @@ class State:
         """The fields by name, as JSON data."""
         return dataclasses.asdict(self)
 
-    def note_evaluation(self, loss: float, accuracy: float, min_delta: float) -> None:
+    def note_evaluation(self, loss: float | None, accuracy: float, min_delta: float) -> None:
         """Take in the result of an evaluation; better means by more than `min_delta`."""
         self.evaluated = self.step
         self.loss, self.accuracy = loss, accuracy
