@@ -101,14 +101,18 @@ class Ended:
         return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
 
 
+Sabotage = Callable[[], None] | None
+"""Called in the process before its command, to have something fail in it; must be picklable."""
+
+
 class Running:
     """A `worker` command in a process of its own."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], folder: Path, sabotage: Sabotage) -> None:
         self._out, self._err = folder / "out.txt", folder / "err.txt"
         self._process: ForkServerProcess = _CONTEXT.Process(
             target=_run_command,
-            args=(arguments, dict(os.environ), str(self._out), str(self._err)),
+            args=(arguments, dict(os.environ), str(self._out), str(self._err), sabotage),
         )
         self._process.start()
         assert self._process.pid
@@ -158,10 +162,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `worker ARGUMENTS` in a process forked from one that has torch imported."""
     started: list[Running] = []
 
-    def begin(*arguments: str) -> Running:
+    def begin(*arguments: str, sabotage: Sabotage = None) -> Running:
         folder = tmp_path / f"process-{len(started)}"
         folder.mkdir()
-        started.append(Running(arguments, folder))
+        started.append(Running(arguments, folder, sabotage))
         return started[-1]
 
     yield begin
@@ -172,10 +176,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture
 def run(start: Start) -> Run:
     """Runs `worker ARGUMENTS` to its end."""
-    return lambda *arguments: start(*arguments).wait()
+    return lambda *arguments, **more: start(*arguments, **more).wait()
 
 
-def _run_command(arguments: tuple[str, ...], env: dict[str, str], out: str, err: str) -> None:
+def _run_command(
+    arguments: tuple[str, ...], env: dict[str, str], out: str, err: str, sabotage: Sabotage
+) -> None:
     """Become `worker ARGUMENTS` with its own environment and output files."""
     for number, path in ((1, out), (2, err)):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -185,6 +191,8 @@ def _run_command(arguments: tuple[str, ...], env: dict[str, str], out: str, err:
     os.environ |= env
     from worker.cli import main
 
+    if sabotage:
+        sabotage()
     main(["--log-format", "json", *arguments], prog_name="worker")
 
 
