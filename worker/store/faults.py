@@ -19,6 +19,9 @@ _CONNECTION_ERRORS = (
     ConnectionError,
     TimeoutError,
 )
+# Short-lived credentials that are a moment late: whoever renews them is given the time.
+_RENEWED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_PASSING = {408, 429, 500, 502, 503, 504}
 _CREDENTIAL_ERRORS = (
     boto_errors.NoCredentialsError,
     boto_errors.PartialCredentialsError,
@@ -35,14 +38,15 @@ def status_of(error: BaseException) -> int:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
-    return isinstance(error, _CONNECTION_ERRORS) or status_of(error) in {
-        408,
-        429,
-        500,
-        502,
-        503,
-        504,
-    }
+    if isinstance(error, _CONNECTION_ERRORS):
+        return True
+    return status_of(error) in _PASSING or _code(error) in _RENEWED
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, boto_errors.ClientError):
+        return str(error.response.get("Error", {}).get("Code", ""))
+    return ""
 
 
 def translate(error: Exception, uri: str) -> Exception:
@@ -53,14 +57,16 @@ def translate(error: Exception, uri: str) -> Exception:
             "a profile or a workload identity"
         )
     if isinstance(error, boto_errors.ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
+        code = _code(error)
+        if code in _RENEWED:
+            return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
         if is_transient(error):
             return InfrastructureError(f"{uri}: the store answers {status_of(error)} {code}")
         if code == "NoSuchBucket":
             return ConfigurationError(f"{uri}: no such bucket; create it or correct the name")
         if status_of(error) == 404:
             return ObjectMissing(f"{uri}: no such object")
-        if status_of(error) in {401, 403} or code in {"ExpiredToken", "InvalidToken"}:
+        if status_of(error) in {401, 403} or code == "InvalidToken":
             return ConfigurationError(f"{uri}: access denied ({code}); check the credentials")
         return ConfigurationError(
             f"{uri}: the store refuses the request ({status_of(error)} {code})"

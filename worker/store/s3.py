@@ -45,7 +45,8 @@ def _client(pid: int) -> Any:
                 retries={"total_max_attempts": 1},
                 max_pool_connections=64,
                 connect_timeout=10,
-                read_timeout=30,
+                # Short enough that a server that has gone quiet is asked a second time.
+                read_timeout=max(1.0, min(30.0, _deadline() / 3)),
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
@@ -179,15 +180,24 @@ class S3Store:
             try:
                 self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*")
             except boto_errors.ClientError as error:
-                if status_of(error) in LOST_RACE:
-                    return False
-                raise
+                if status_of(error) not in LOST_RACE:
+                    raise
+                return self._holds(key, data)
             return True
 
+        return self._call(key, request)
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether an object that was in the way has these bytes, as after a lost answer.
+
+        Raises a transient error where there is none: a conflict with a write that came to nothing.
+        """
         try:
-            return self._call(key, request) or self.get(key) == data
-        except ObjectMissing:  # refused because of a concurrent write that is not visible yet
-            return False
+            return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
+        except boto_errors.ClientError as error:
+            if status_of(error) == 404:
+                raise ConnectionError("refused for an object that is not there") from None
+            raise
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}

@@ -1,0 +1,129 @@
+"""Training through a store that misbehaves: what can heal does, what cannot ends with its code."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, contents
+from tests.proxy import FAULTS, Proxy, Request, proxy
+from worker.checkpoint.commit import list_commits, read_commit
+from worker.store import Store, open_store
+
+Job = dict[str, Any]
+Write = Callable[[Job], str]
+
+
+@pytest.fixture
+def faulty(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the S3 server for `worker` processes; the tests themselves go straight there."""
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
+    with proxy(s3_endpoint) as server:
+        yield server
+
+
+@pytest.fixture
+def remote(job: Job, dataset: Any, bucket: str) -> Job:
+    """A job whose data and output are in S3, with several checkpoints."""
+    for part in ("train", "val"):
+        store = open_store(f"{bucket}/{part}")
+        for key, data in contents(open_store(f"{dataset}/{part}")).items():
+            store.put(key, data)
+        job["data"][part] = store.uri
+    return job | {"output": f"{bucket}/run/", "checkpoint": {"every_steps": 2, "keep": 9}}
+
+
+def through(server: Proxy, run: Run, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """`worker ARGUMENTS` with the proxy as its endpoint."""
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        return run(*arguments)
+
+
+def check_whole(store: Store) -> None:
+    for name in list_commits(store):
+        assert read_commit(store, name), name
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_that_heal_change_nothing(
+    fault: str,
+    run: Run,
+    write: Write,
+    remote: Job,
+    faulty: Proxy,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every seventh request fails, or the first for each object, and the next try passes."""
+
+    seen: set[str] = set()
+
+    def plan(request: Request) -> str | None:
+        first = request.path not in seen
+        seen.add(request.path)
+        if fault == "stall":
+            return fault if request.number in (9, 40) else None
+        if fault in ("412", "409"):  # for what nobody else has made
+            return fault if request.conditional and first else None
+        if fault == "wrong bytes":  # of what is compared with a digest
+            digested = "/checkpoints/" in request.path or ".tar" in request.path
+            return fault if digested and request.method == "GET" and first else None
+        return fault if request.number % 7 == 0 else None
+
+    faulty.plan = plan
+    ended = through(faulty, run, monkeypatch, "train", write(remote))
+    assert ended.code == 0, ended.err
+    store = open_store(remote["output"])
+    check_whole(store)
+    calm = remote | {"output": f"{bucket}/calm/"}
+    assert run("train", write(calm)).code == 0
+    expected = open_store(calm["output"]).get("final/model.safetensors")
+    assert store.get("final/model.safetensors") == expected
+    # And on the way back in: the checkpoint is read through the same faults.
+    for key in ("done.json", "final/model.json"):
+        store.delete(key)
+    *newer, oldest = list_commits(store)
+    for name in newer:
+        store.delete(f"commits/{name}.json")
+    resumed = through(faulty, run, monkeypatch, "train", write(remote))
+    assert resumed.code == 0, resumed.err
+    assert f"resumes after step {oldest.step} " in resumed.err
+    assert store.get("final/model.safetensors") == expected
+    assert faulty.met
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("500", 69), ("reset", 69), ("expired", 78), ("409", 69)]
+)
+def test_faults_that_stay_end_the_job_and_lose_nothing(
+    fault: str,
+    code: int,
+    run: Run,
+    write: Write,
+    remote: Job,
+    faulty: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the second commit on, the store takes nothing any more."""
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+
+    def plan(request: Request) -> str | None:
+        late = "/checkpoints/" in request.path and "/00000002-" not in request.path
+        if fault == "409":
+            late = "/commits/" in request.path and "/00000002-" not in request.path
+            return fault if late and request.conditional else None
+        return fault if late and request.method in ("PUT", "POST") else None
+
+    faulty.plan = plan
+    manifest = write(remote)
+    ended = through(faulty, run, monkeypatch, "train", "--nproc", "2", manifest)
+    assert ended.code == code, ended.err
+    store = open_store(remote["output"])
+    assert [name.step for name in list_commits(store)] == [2]
+    check_whole(store)
+    assert json.loads(store.get("attempts/000001.json"))["id"]
+    resumed = run("train", manifest)
+    assert resumed.code == 0, resumed.err
+    assert "resumes after step 2" in resumed.err
