@@ -119,8 +119,9 @@ class Running:
         self.pid = self._process.pid
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process."""
-        os.kill(self.pid, number)
+        """Send a signal to the process, if it still runs."""
+        if self._process.is_alive():
+            os.kill(self.pid, number)
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
         """Wait until the log holds `text`."""

@@ -1,0 +1,94 @@
+"""What tests do to a `worker` process before it starts; functions that can be pickled by name."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+
+def slow_steps(seconds: float) -> None:
+    """Every training step takes so much longer."""
+    from worker.train.engine import Engine
+
+    real = Engine.step
+
+    def step(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    setattr(Engine, "step", step)
+
+
+def slow_uploads(seconds: float) -> None:
+    """Every checkpoint takes so much longer to upload."""
+    from worker.train import durable
+
+    real = durable.write_parts
+
+    def write_parts(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    setattr(durable, "write_parts", write_parts)
+
+
+def stuck_in_a_step(number: int) -> None:
+    """The last rank never gets through step `number`."""
+    import torch.distributed as dist
+
+    from worker.train.engine import Engine
+
+    real = Engine.step
+
+    def step(engine: Engine, at: int, *arguments: Any) -> Any:
+        if at == number and dist.get_rank() == dist.get_world_size() - 1:
+            time.sleep(1000)
+        return real(engine, at, *arguments)
+
+    setattr(Engine, "step", step)
+
+
+def crash_in_a_step(number: int) -> None:
+    """The last rank dies of a segmentation fault in step `number`."""
+    import torch.distributed as dist
+
+    from worker.train.engine import Engine
+
+    real = Engine.step
+
+    def step(engine: Engine, at: int, *arguments: Any) -> Any:
+        if at == number and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return real(engine, at, *arguments)
+
+    setattr(Engine, "step", step)
+
+
+def worse_and_worse() -> None:
+    """The accuracy of every evaluation is lower than that of the one before."""
+    from worker.train.validation import Validation
+
+    real = Validation.run
+    count = 0
+
+    def run(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        result = real(*arguments)
+        assert result
+        return replace(result[0], accuracy=1 / count), result[1]
+
+    setattr(Validation, "run", run)
+
+
+def without_onnx() -> None:
+    """The packages that ONNX export needs are not there."""
+    import importlib.util
+
+    real = importlib.util.find_spec
+
+    def find_spec(name: str, *more: Any) -> Any:
+        return None if name.startswith("onnx") else real(name, *more)
+
+    setattr(importlib.util, "find_spec", find_spec)

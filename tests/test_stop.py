@@ -1,0 +1,295 @@
+"""Stops, attempts that meet, hangs and crashes: exit codes, and what is committed by then."""
+
+import functools
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import sabotage
+from tests.conftest import Run, Start, contents
+from worker.checkpoint.commit import list_commits, read_commit
+from worker.environment import check_environment
+from worker.errors import ConfigurationError
+from worker.store import open_store
+from worker.train.stop import StopFlag, budget
+
+Job = dict[str, Any]
+Write = Callable[[Job], str]
+
+
+def steps_done(textfile: Path) -> int:
+    """The steps that rank 0 had done when it ended, from its own metrics."""
+    found = re.search(r"^worker_step\{.*\} (\S+)$", textfile.read_text(), re.MULTILINE)
+    return int(float(found[1])) if found else 0
+
+
+def check_stop(
+    seconds: float, ranks: str, start: Start, write: Write, job: Job, textfile: Path
+) -> int:
+    """SIGTERM after some seconds: 75 with every step committed, or 0; returns the code."""
+    slow = functools.partial(sabotage.slow_steps, 0.1)
+    running = start("train", "--nproc", ranks, write(job), sabotage=slow)
+    time.sleep(seconds)
+    running.send(signal.SIGTERM)
+    ended = running.wait(30)
+    assert ended.code in (0, 75), f"after {seconds} s: {ended.err}"
+    store = open_store(job["output"])
+    commits = list_commits(store)
+    committed = commits[0].step if commits else 0
+    done = steps_done(textfile) if textfile.exists() else 0
+    assert committed == done, f"after {seconds} s: {ended.err}"
+    assert (ended.code == 0) == ("done.json" in [info.key for info in store.list()])
+    return ended.code
+
+
+@pytest.fixture
+def stoppable(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few epochs, a grace of 10 s; returns where the metrics will be."""
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "10")
+    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
+    job["checkpoint"] = {"every_steps": 3}
+    job["train"]["epochs"] = 3
+    return tmp_path / "worker-blue-red.prom"
+
+
+def check_stops(count: int, start: Start, write: Write, job: Job, textfile: Path) -> None:
+    seed = int(os.environ.get("TEST_SEED", time.time()))
+    print(f"TEST_SEED={seed}")
+    draw = random.Random(seed)
+    codes = []
+    for number in range(count):
+        textfile.unlink(missing_ok=True)
+        fresh = job | {"output": f"{textfile.parent}/run-{number}/"}
+        seconds = draw.uniform(0, 4)
+        codes.append(check_stop(seconds, str(1 + number % 2), start, write, fresh, textfile))
+    assert 75 in codes
+
+
+def test_a_stop_at_any_instant_loses_no_step(
+    start: Start, write: Write, job: Job, stoppable: Path
+) -> None:
+    check_stops(5, start, write, job, stoppable)
+
+
+@pytest.mark.e2e
+def test_a_stop_at_a_hundred_instants_loses_no_step(
+    start: Start, write: Write, job: Job, stoppable: Path
+) -> None:
+    check_stops(100, start, write, job, stoppable)
+
+
+def check_duel(start: Start, write: Write, job: Job, expected: bytes, delay: float) -> list[int]:
+    """Two attempts at once; returns their exit codes."""
+    job["checkpoint"] = {"every_steps": 1, "keep": 99}
+    manifest = write(job)
+    first = start("train", manifest)
+    time.sleep(delay)
+    second = start("train", manifest)
+    codes = [running.wait().code for running in (first, second)]
+    assert set(codes) <= {0, 76}
+    assert 0 in codes
+    store = open_store(job["output"])
+    assert store.get("final/model.safetensors") == expected
+    assert all(read_commit(store, name) for name in list_commits(store))
+    folder = Path(job["output"]) / "commits"
+    in_time = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    attempts = [int(path.stem.split("-")[1]) for path in in_time]
+    assert attempts == sorted(attempts), "an older attempt has committed after a newer one"
+    return codes
+
+
+def check_duels(rounds: int, start: Start, run: Run, write: Write, job: Job, folder: Path) -> None:
+    assert run("train", write(job)).code == 0
+    expected = open_store(job["output"]).get("final/model.safetensors")
+    draw = random.Random(0)
+    for number in range(rounds):
+        duel = job | {"output": f"{folder}/duel-{number}/"}
+        check_duel(start, write, duel, expected, draw.choice([0, draw.uniform(0, 1.5)]))
+
+
+def test_two_attempts_at_once_do_no_harm(
+    start: Start, run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    check_duels(3, start, run, write, job, tmp_path)
+
+
+@pytest.mark.e2e
+def test_two_attempts_at_once_do_no_harm_in_fifty_rounds(
+    start: Start, run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    check_duels(50, start, run, write, job, tmp_path)
+
+
+def test_a_grace_that_is_too_short_keeps_the_last_commit(
+    start: Start, run: Run, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads take 3 s, as the first one shows; a stop has 2."""
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "3")
+    job["train"]["epochs"] = 40
+    job["checkpoint"] = {"every_steps": 2}
+    slow = functools.partial(sabotage.slow_uploads, 3.0)
+    running = start("train", "--nproc", "2", write(job), sabotage=slow)
+    commits = Path(job["output"]) / "commits"
+    deadline = time.monotonic() + 60
+    while not (commits.exists() and any(commits.glob("*.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send(signal.SIGTERM)
+    asked = time.monotonic()
+    ended = running.wait()
+    assert ended.code == 75, ended.err
+    assert time.monotonic() - asked < 3.5
+    newest = list_commits(open_store(job["output"]))[0].step
+    assert f"so the one of step {newest} stands and " in ended.err
+    assert " steps are lost; start again" in ended.err
+
+
+def test_how_long_a_stop_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert budget(signal.SIGTERM, 1000.0, {}) == 29
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "120")
+    assert budget(signal.SIGTERM, 1000.0, {}) == 119
+    slurm = {"SLURM_JOB_END_TIME": "1060"}
+    assert budget(signal.SIGUSR1, 1000.0, slurm) == 59
+    assert budget(signal.SIGTERM, 1000.0, slurm) == 119, "KillWait follows, whatever the limit"
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "soon")
+    with pytest.raises(ConfigurationError, match="WORKER_GRACE_SECONDS: must be a whole number"):
+        check_environment()
+
+
+def interrupt(times: int, terminal: bool) -> None:
+    """Have SIGINT come a few times, a stop being awaited."""
+    stop = StopFlag()
+    stop.install()
+    sys.stderr.isatty = lambda: terminal  # type: ignore[method-assign]
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(0 if stop.requested else 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "terminal", "code"), [(1, True, 0), (2, True, 75), (3, False, 0)]
+)
+def test_ctrl_c_twice_in_a_terminal_does_not_wait(times: int, terminal: bool, code: int) -> None:
+    process = get_context("forkserver").Process(target=interrupt, args=(times, terminal))
+    process.start()
+    process.join(30)
+    assert process.exitcode == code
+
+
+def test_a_rank_that_hangs_shows_its_stack_and_ends(
+    start: Start, run: Run, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_STALL_SECONDS", "3")
+    ended = run(
+        "train", "--nproc", "2", write(job), sabotage=functools.partial(sabotage.stuck_in_a_step, 2)
+    )
+    assert ended.code == 69, ended.err
+    assert "rank 1 has done nothing for 3 s (WORKER_STALL_SECONDS); its stacks follow" in ended.err
+    assert "sabotage.py" in ended.err
+    monkeypatch.delenv("WORKER_STALL_SECONDS")
+    assert run("train", write(job)).code == 0
+
+
+def test_a_segmentation_fault_is_named(run: Run, write: Write, job: Job) -> None:
+    crash = functools.partial(sabotage.crash_in_a_step, 2)
+    ended = run("train", "--nproc", "2", write(job), sabotage=crash)
+    assert ended.code == 70, ended.err
+    assert "rank 1 was killed by SIGSEGV, a crash in native code" in ended.err
+
+
+def test_checkpoints_by_the_clock(run: Run, write: Write, job: Job) -> None:
+    job["checkpoint"] = {"every_minutes": 0.005, "keep": 99}
+    slow = functools.partial(sabotage.slow_steps, 0.2)
+    assert run("train", "--nproc", "2", write(job), sabotage=slow).code == 0
+    steps = {name.step for name in list_commits(open_store(job["output"]))}
+    assert steps > {5, 10}
+
+
+def test_the_best_weights_are_kept_and_written(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    """Of three epochs the first is the best one; its weights are those of a job of one epoch."""
+    job["final"] = {"weights": "best"}
+    short = job | {"output": f"{tmp_path}/short/", "train": {**job["train"], "epochs": 1}}
+    assert run("train", write(short)).code == 0
+    job["checkpoint"] = {"keep": 1}
+    job["train"]["epochs"] = 3
+    assert run("train", write(job), sabotage=sabotage.worse_and_worse).code == 0
+    store = open_store(job["output"])
+    assert sorted(name.step for name in list_commits(store)) == [5, 15]
+    expected = open_store(short["output"]).get("final/model.safetensors")
+    assert store.get("final/model.safetensors") == expected
+    card = json.loads(store.get("final/model.json"))
+    assert card["metrics"]["weights"] == {"step": 5, "accuracy": 1.0}
+
+
+def test_a_finished_model_classifies(
+    run: Run, write: Write, job: Job, pictures: Path, tmp_path: Path
+) -> None:
+    job["final"] = {"onnx": True, "torch_export": True}
+    job["train"] = {"epochs": 4, "batch_size": 13}
+    job["optimizer"]["groups"] = [{"match": "*", "lr": 3e-3}]
+    assert run("train", write(job)).code == 0
+    final = f"{job['output']}final/"
+    images = sorted(map(str, (pictures / "val").rglob("*.*")))
+    ended = run("predict", "--json", final, *images)
+    assert ended.code == 0, ended.err
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    assert [row["image"] for row in rows] == images
+    assert all(sum(row["classes"].values()) == pytest.approx(1) for row in rows)
+    right = sum(max(row["classes"], key=row["classes"].get) in row["image"] for row in rows)
+    reported = json.loads(open_store(final).get("model.json"))["metrics"]["accuracy"]
+    assert right / len(rows) == pytest.approx(reported)
+    check_exports(final, images)
+
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    wrong = run("predict", final, str(text))
+    assert wrong.code == 65
+    assert "text.jpg: is not a JPEG, PNG or WebP image" in wrong.err
+    weights = Path(job["output"]) / "final/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    broken = run("predict", final, images[0])
+    assert broken.code == 78
+    assert "is not what" in broken.err
+    assert run("predict", job["output"], images[0]).code == 78
+
+
+def check_exports(final: str, images: list[str]) -> None:
+    """Both exports give what the model gives, for any number of images."""
+    import io
+
+    import onnxruntime
+    import torch
+
+    from worker.model.backbone import logits_of
+    from worker.model.classifier import load_classifier
+
+    store = open_store(final)
+    model = load_classifier(final)._model
+    batch = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        expected = logits_of(model(batch))[0]
+    program = torch.export.load(io.BytesIO(store.get("model.pt2"))).module()
+    assert torch.allclose(program(batch), expected, atol=1e-5)
+    session = onnxruntime.InferenceSession(store.get("model.onnx"))
+    (logits,) = session.run(None, {"images": batch.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), expected, atol=1e-4)
+
+
+def test_an_export_without_its_package_is_refused_at_once(write: Write, job: Job, run: Run) -> None:
+    job["final"] = {"onnx": True}
+    ended = run("train", write(job), sabotage=sabotage.without_onnx)
+    assert ended.code == 78
+    assert "final.onnx: needs the package onnx; pip install 'worker[onnx]'" in ended.err
+    assert not contents(open_store(job["output"]))
