@@ -70,7 +70,7 @@ def check_stops(count: int, start: Start, write: Write, job: Job, textfile: Path
     for number in range(count):
         textfile.unlink(missing_ok=True)
         fresh = job | {"output": f"{textfile.parent}/run-{number}/"}
-        seconds = draw.uniform(0, 4)
+        seconds = draw.uniform(0.5, 4)  # before that, Python itself is only starting
         codes.append(check_stop(seconds, str(1 + number % 2), start, write, fresh, textfile))
     assert 75 in codes
 
