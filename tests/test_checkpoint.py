@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,9 @@ from torch import nn
 
 from tests.conftest import keys
 from tests.learners import CPU, everything, manifest_of, rate_group, snapshot_of
+from worker.checkpoint import retention
 from worker.checkpoint.attempt import claim_attempt, ensure_newest, newest_attempt
+from worker.checkpoint.cleaning import clean
 from worker.checkpoint.commit import (
     CommitName,
     delete_commit,
@@ -22,9 +26,9 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
-from worker.checkpoint.retention import expendable
+from worker.checkpoint.retention import abandoned, expendable
 from worker.checkpoint.snapshot import read_state, restore_snapshot
-from worker.checkpoint.tensors import stream_bytes
+from worker.checkpoint.tensors import stream_bytes, stream_tensors
 from worker.errors import Superseded
 from worker.model.groups import RateGroup
 from worker.model.learner import Learner, build_learner
@@ -106,17 +110,18 @@ def test_attempts_are_numbered_and_fence(bucket: str) -> None:
 NAMES = st.lists(st.builds(CommitName, st.integers(0, 50), st.integers(1, 5)), unique=True)
 
 
-@given(NAMES, st.data(), st.integers(1, 4))
+@given(NAMES, st.data(), st.integers(1, 4), st.none() | st.integers(0, 50))
 def test_retention_never_takes_what_may_be_needed(
-    commits: list[CommitName], data: st.DataObject, keep: int
+    commits: list[CommitName], data: st.DataObject, keep: int, best: int | None
 ) -> None:
     trusted = [name for name in commits if data.draw(st.booleans())]
-    gone = expendable(commits, trusted, keep)
+    gone = expendable(commits, trusted, keep, best)
     left = [name for name in trusted if name not in gone]
     assert len(left) >= min(keep, len(trusted))
+    assert best not in {name.step for name in gone}
     if gone:
-        assert len(left) == keep
-        assert max(gone) < min(left)
+        assert len([name for name in left if name.step != best]) <= keep
+        assert max(gone) < sorted(left, reverse=True)[keep - 1]
     if trusted:
         assert max(trusted) in left
 
@@ -214,3 +219,67 @@ def test_momentum_survives_a_change_of_groups() -> None:
     step(after)
     assert not torch.equal(state[after.model.get_parameter("1.weight")]["momentum_buffer"], kept)
     assert state[after.model.get_parameter("0.weight")]["momentum_buffer"].abs().sum() > 0
+
+
+@given(
+    st.dictionaries(st.builds(CommitName, st.integers(0, 9), st.integers(1, 5)), st.floats(0, 300)),
+    st.data(),
+    st.integers(1, 5),
+)
+def test_only_what_older_attempts_have_left_is_abandoned(
+    written: dict[CommitName, float], data: st.DataObject, attempt: int
+) -> None:
+    commits = [name for name in written if data.draw(st.booleans())]
+    gone = abandoned(written, commits, attempt, 300.0)
+    for name, at in written.items():
+        old = name not in commits and name.attempt < attempt and 300 - at > 120
+        assert (name in gone) == old
+
+
+@pytest.mark.parametrize("kind", ["s3", "local"])
+def test_what_dead_attempts_have_left_is_removed(
+    kind: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts without a commit and broken-off uploads of older attempts, and nothing of others."""
+    store = open_store(f"{bucket}/run" if kind == "s3" else f"{tmp_path}/run")
+    for name in (CommitName(5, 1), CommitName(6, 3), CommitName(7, 2)):
+        write_parts(store, name, {"state.json": stream_bytes(b"{}")})
+    dead = "checkpoints/00000005-000001/model.safetensors"
+    if kind == "s3":
+        where = {"Bucket": bucket.removeprefix("s3://"), "Key": f"run/{dead}"}
+        client = boto3.client("s3")
+        client.create_multipart_upload(**where)
+    else:
+        (tmp_path / "run" / dead).with_name(".tmp-model.safetensors-x").write_bytes(b"half")
+    for name in (CommitName(4, 1), CommitName(8, 2)):
+        write_commit(store, name, PARTS)
+    clean(store, CommitName(8, 2), [CommitName(8, 2)], 9, None)
+    assert "checkpoints/00000005-000001/state.json" in keys(store), "it may not be dead yet"
+    monkeypatch.setattr(retention, "DEAD_AFTER_SECONDS", -1.0)
+    clean(store, CommitName(8, 2), [CommitName(8, 2)], 9, None)
+    names = {key.split("/")[1] for key in keys(store) if key.startswith("checkpoints/")}
+    assert names == {"00000004-000001", "00000006-000003", "00000007-000002", "00000008-000002"}
+    if kind == "s3":
+        assert "Uploads" not in client.list_multipart_uploads(Bucket=where["Bucket"])
+    else:
+        assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_checkpoint_is_plain_safetensors() -> None:
+    tensors = {
+        "wide": torch.randn(3, 4, dtype=torch.float64),
+        "half": torch.randn(5).to(torch.bfloat16),
+        "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "flag": torch.tensor(True),
+        "none": torch.empty(0, 3),
+        "count": torch.tensor(7),
+    }
+    stream = stream_tensors(tensors)
+    data = b"".join(stream.pieces())
+    assert len(data) == stream.size
+    loaded = safetensors.torch.load(data)
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+    assert b"".join(stream_tensors(loaded).pieces()) == data

@@ -1,21 +1,60 @@
 """One contract for both backends, and what S3 faults turn into."""
 
 import socket
+import time
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from tests.conftest import keys
+from tests.servers import Server, start_minio, start_rgw
 from worker.errors import ConfigurationError, InfrastructureError
-from worker.store import ObjectMissing, Store, open_store, read_uri
+from worker.store import ObjectMissing, Store, open_store, read_uri, s3
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
 
-@pytest.fixture(params=["s3", "local"])
-def store(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> Store:
-    return open_store(f"{bucket}/some/prefix" if request.param == "s3" else f"{tmp_path}/prefix")
+@pytest.fixture(
+    params=[
+        "moto",
+        "local",
+        pytest.param("minio", marks=pytest.mark.e2e),
+        pytest.param("rgw", marks=pytest.mark.e2e),
+    ]
+)
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    """Each kind of store; RGW over https with a CA of its own."""
+    if request.param == "local":
+        yield open_store(f"{tmp_path}/prefix")
+        return
+    if request.param != "moto":
+        server = request.getfixturevalue(request.param)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        # The default session keeps the credentials that it was made with.
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        s3._client.cache_clear()
+    yield open_store(f"{request.getfixturevalue('bucket')}/some/prefix")
+    s3._client.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with start_minio(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with start_rgw(tmp_path_factory.mktemp("rgw")) as server:
+        yield server
 
 
 def test_objects_are_written_whole_and_read_in_parts(store: Store) -> None:
@@ -65,6 +104,80 @@ def test_creating_again_with_the_same_bytes_counts_as_created(store: Store) -> N
     assert not store.put_if_absent("lock", b"yours")
 
 
+def test_large_objects_are_written_in_parts(store: Store) -> None:
+    """40 MiB, in pieces that fit no part."""
+    piece = bytes(range(256)) * 4001
+    count = 41
+    pieces = (piece[number:] + piece[:number] for number in range(count))
+    store.put_stream("large.bin", count * len(piece), pieces)
+    data = store.get("large.bin")
+    assert len(data) == count * len(piece)
+    for number in range(count):
+        assert data[number * len(piece) :][: len(piece)] == piece[number:] + piece[:number]
+    (info,) = store.list()
+    assert info.size == len(data)
+    assert abs(info.modified - time.time()) < 300
+
+
+def test_an_upload_that_breaks_off_leaves_what_was_there(store: Store) -> None:
+    store.put("x", b"before")
+
+    def pieces() -> Iterator[bytes]:
+        yield bytes(20 << 20)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.put_stream("x", 40 << 20, pieces())
+    assert store.get("x") == b"before"
+    assert keys(store) == ["x"]
+    assert store.abort_uploads("x") == 0
+
+
+def test_what_dead_uploads_have_left_is_removed(store: Store, tmp_path: Path) -> None:
+    if isinstance(store, S3Store):
+        for name in ("x", "xy"):
+            where = {"Bucket": store.bucket, "Key": f"{store.prefix}{name}"}
+            boto3.client("s3").create_multipart_upload(**where)
+    else:
+        store.put("xy", b"")
+        for name in ("x", "xy"):
+            (tmp_path / "prefix" / f".tmp-{name}-1").write_bytes(b"half")
+    assert store.abort_uploads("x") == 1
+    assert store.abort_uploads("x") == 0
+    assert store.abort_uploads("xy") == 1
+
+
+def test_a_check_comes_before_anything_is_created(store: Store) -> None:
+    def refuse() -> None:
+        raise InfrastructureError("no")
+
+    with pytest.raises(InfrastructureError, match="no"):
+        store.put_if_absent("lock", b"mine", refuse)
+    assert keys(store) == []
+
+
+def test_an_upload_holds_a_few_parts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1 GiB, at most the four parts that are under way and the next one, twice each."""
+
+    class Client:
+        def create_multipart_upload(self, **_: Any) -> Any:
+            return {"UploadId": "1"}
+
+        def upload_part(self, **part: Any) -> Any:
+            return {"ETag": str(len(part["Body"]))}
+
+        def complete_multipart_upload(self, **_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(S3Store, "_s3", Client())
+    piece = bytes(1 << 20)
+    tracemalloc.start()
+    S3Store("bucket", "").put_stream("x", 1 << 30, (piece for _ in range(1024)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 160 << 20
+
+
 def test_a_long_listing_is_read_in_pages(bucket: str) -> None:
     store = open_store(bucket)
     with ThreadPoolExecutor(8) as pool:
@@ -99,8 +212,6 @@ def test_local_names_stay_below_the_root(tmp_path: Path) -> None:
 def test_an_unreachable_endpoint_is_infrastructure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from worker.store import s3
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hunter2@127.0.0.1:{port}")

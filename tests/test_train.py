@@ -218,6 +218,7 @@ def test_a_damaged_checkpoint_means_the_one_before(
     assert ended.code == 0, ended.err
     assert "checkpoint 00000010-000001 is not valid (model.safetensors was altered)" in ended.err
     assert "attempt 2 resumes after step 5 of 10" in ended.err
+    assert "lets the job go on after step 5; 5 steps are done again" in ended.err
     assert store.get("final/model.safetensors") == whole.get("final/model.safetensors")
     assert global_batches(store) == global_batches(whole)
 
@@ -412,6 +413,34 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
         "changed since the last attempt: optimizer.lr 0.001 -> 0.002; train.epochs 2" in ended.err
     )
     assert done(store)["step"] == 15
+
+
+def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) -> None:
+    assert "would start at step 0" in run("plan", "--resume", write(job)).out
+    train(run, write, job)
+    store = open_store(job["output"])
+    store.delete("done.json")
+    before = keys(store)
+    text = run("plan", "--resume", write(job)).out
+    assert "attempt 2 would go on after step 10: checkpoint 00000010-000001" in text
+    assert "changed    nothing" in text
+    store.put("checkpoints/00000010-000001/state.json", b"{}")
+    job["optimizer"]["lr"] = 2e-3
+    job["checkpoint"] = {"keep": 3}
+    ended = run("plan", "--resume", "--json", write(job))
+    assert ended.code == 0, ended.err
+    standing = json.loads(ended.out)["resume"]
+    assert (standing["step"], standing["steps_lost"]) == (5, 5)
+    assert standing["passed_over"] == ["00000010-000001"]
+    changes = {change["field"]: change["kind"] for change in standing["changes"]}
+    assert changes == {"optimizer.lr": "noted", "checkpoint.keep": "silent"}
+    job["train"] |= {"batch_size": 26, "seed": 3}
+    ended = run("plan", "--resume", write(job))
+    assert ended.code == 78
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert ["train.batch_size", "12", "26", "refused", "with", "exit", "code", "78"] in rows
+    assert "train.batch_size: 26 here, but 12 in attempt 1 there; train.seed: 3 here" in ended.err
+    assert keys(store) == before
 
 
 def test_wrong_settings_of_the_place_are_one_line(

@@ -38,26 +38,39 @@ def train(log_format: str, manifest: str, nproc: int | None) -> int:
 @main.command()
 @click.argument("manifest")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, help="Number of ranks to plan for.")
+@click.option("--resume", is_flag=True, help="Verify the checkpoint that a start would go on from.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
-def plan(manifest: str, ranks: int, as_json: bool) -> None:
+def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     """Show what MANIFEST would train, at which rates, without training.
 
-    Checks all that `train` checks before it starts: the manifest, data, weights and groups.
+    Checks all that `train` checks before it starts: the manifest, data, weights and groups. With
+    --resume, also reads the checkpoints as a start would, and says what has changed since the last
+    attempt and whether that is taken or refused.
     """
     from worker.launch.topology import require_divisible
     from worker.manifest import load_manifest
     from worker.model.weights import load_pretrained
     from worker.train.describe import describe_outline
-    from worker.train.job import open_job
+    from worker.train.job import open_job, require_same_experiment
     from worker.train.outline import outline_job
+    from worker.train.standing import describe_standing, find_standing
 
     loaded = load_manifest(manifest)
     require_divisible(loaded.train.batch_size, ranks)
     job = open_job(loaded)
     if loaded.model.pretrained:
         load_pretrained(job.backbone, loaded.model.pretrained)
+    if not resume:
+        require_same_experiment(job)
     outline = outline_job(job, ranks)
-    click.echo(json.dumps(outline.as_dict(), indent=1) if as_json else describe_outline(outline))
+    standing = find_standing(job) if resume else None
+    if as_json:
+        more = {"resume": standing.as_dict()} if standing else {}
+        click.echo(json.dumps({**outline.as_dict(), **more}, indent=1))
+    else:
+        click.echo(describe_outline(outline))
+        click.echo(f"\n{describe_standing(standing)}" if standing else "", nl=bool(standing))
+    require_same_experiment(job)
 
 
 @main.command("find-rates")

@@ -20,7 +20,7 @@ from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
 from worker.train.distributed import process_group
 from worker.train.find_rates import Sweep, sweep_rates
-from worker.train.job import Job, open_job
+from worker.train.job import Job, open_job, require_same_experiment
 from worker.train.progress import Progress
 from worker.train.rank import Rank
 from worker.train.session import Session
@@ -44,10 +44,12 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     require_divisible(manifest.train.batch_size, place.world_size)
     _check_place(manifest, gpus)
     job = open_job(manifest)
+    require_same_experiment(job)
     if job.done:
         log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])
-        if job.changes():
-            log.warning("changed since, without effect: %s", "; ".join(job.changes()))
+        if job.changes:
+            changes = "; ".join(map(str, job.changes))
+            log.warning("changed since, without effect: %s", changes)
         return 0
     _load_weights(manifest, job)
 

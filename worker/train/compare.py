@@ -8,8 +8,8 @@ from typing import Any
 from worker.charts import table
 from worker.errors import ConfigurationError
 from worker.store import ObjectMissing, Store, open_store
+from worker.train.changes import flat
 from worker.train.history import read_history
-from worker.train.job import flat
 from worker.train.progress import duration
 
 _NAMES = ("job", "output")

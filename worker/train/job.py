@@ -24,6 +24,7 @@ from worker.model.card import preset_beside
 from worker.model.groups import RateGroup, assign
 from worker.model.schedule import Factor, factor_at, peaks
 from worker.store import ObjectMissing, Store, open_store
+from worker.train.changes import Change, changes_between, flat
 from worker.train.criterion import Criterion, class_weights
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,15 @@ class Dataset:
 
     store: Store
     index: Index
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the newest attempt of a job has left: its number, identity and manifest."""
+
+    attempt: int
+    identity: dict[str, str]
+    manifest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Job:
     """The result, where the job is finished already."""
     commits: tuple[CommitName, ...]
     """The checkpoints that earlier attempts have left, newest first."""
+    earlier: Earlier | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,30 +128,15 @@ class Job:
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }
 
-    def require_identity(self, kept: dict[str, str], where: str) -> None:
-        """Raise `ConfigurationError` where `kept`, found at `where`, is of another experiment."""
-        different = [
-            f"{field}: {value} here, but {kept.get(field)} in {where}"
-            for field, value in self.identity.items()
-            if kept.get(field) != value
-        ]
-        if different:
-            raise ConfigurationError(
-                f"{'; '.join(different)}; give the new experiment an output of its own"
-            )
-
-    def changes(self) -> list[str]:
-        """Settings that differ from those that the output was last written with, as text."""
-        try:
-            kept = json.loads(self.output.get("manifest.json"))
-        except ObjectMissing:
+    @property
+    def changes(self) -> list[Change]:
+        """Settings that differ from those of the attempt before this one."""
+        if self.earlier is None:
             return []
-        before, now = flat(kept), flat(self.manifest.model_dump(mode="json"))
-        return [
-            f"{path} {before.get(path)} -> {now.get(path)}"
-            for path in sorted(before | now)
-            if before.get(path) != now.get(path)
-        ]
+        now = flat(self.manifest.model_dump(mode="json"))
+        return changes_between(
+            flat(self.earlier.manifest), now, self.earlier.identity, self.identity
+        )
 
 
 def open_job(manifest: Manifest) -> Job:
@@ -180,20 +176,38 @@ def open_job(manifest: Manifest) -> Job:
     with _naming("output"):
         output = open_store(manifest.output)
         done = read_done(output)
-        attempt = newest_attempt(output)
-        kept = read_attempt(output, attempt)["identity"] if attempt else None
+        earlier = _read_earlier(output)
         commits = tuple(list_commits(output))
-    job = Job(
-        manifest, output, train, val, preprocessing, backbone, groups, criterion, done, commits
+    return Job(
+        manifest,
+        output,
+        train,
+        val,
+        preprocessing,
+        backbone,
+        groups,
+        criterion,
+        done,
+        commits,
+        earlier,
     )
-    if kept is not None:
-        job.require_identity(kept, f"attempt {attempt} there")
-    if commits and not done and commits[0].step > job.total_steps:
+
+
+def require_same_experiment(job: Job) -> None:
+    """Raise `ConfigurationError` where the output holds another experiment, or one beyond this."""
+    refused = [change for change in job.changes if change.kind == "refused"]
+    if refused and job.earlier:
+        where = f"attempt {job.earlier.attempt} there"
+        lines = [f"{c.field}: {c.now} here, but {c.before} in {where}" for c in refused]
         raise ConfigurationError(
-            f"train.epochs: {manifest.train.epochs} are {job.total_steps} steps, but "
+            f"{'; '.join(lines)}; give the new experiment an output of its own"
+        )
+    commits = job.commits
+    if commits and not job.done and commits[0].step > job.total_steps:
+        raise ConfigurationError(
+            f"train.epochs: {job.manifest.train.epochs} are {job.total_steps} steps, but "
             f"{commits[0].step} are done; ask for more or use another output"
         )
-    return job
 
 
 def manifest_digest(manifest: Manifest) -> str:
@@ -225,15 +239,15 @@ def read_done(store: Store) -> dict[str, Any] | None:
     return done
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of nested JSON data by dotted path."""
-    if isinstance(value, dict):
-        items = ((f".{key}", item) for key, item in value.items())
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        items = ((f"[{number}]", item) for number, item in enumerate(value))
-    else:
-        return {path.lstrip("."): value}
-    return {leaf: found for key, item in items for leaf, found in flat(item, path + key).items()}
+def _read_earlier(output: Store) -> Earlier | None:
+    attempt = newest_attempt(output)
+    if not attempt:
+        return None
+    identity = read_attempt(output, attempt)["identity"]
+    try:
+        return Earlier(attempt, identity, json.loads(output.get("manifest.json")))
+    except ObjectMissing:  # it was killed before it wrote one
+        return Earlier(attempt, identity, {})
 
 
 def _short(classes: tuple[str, ...]) -> str:

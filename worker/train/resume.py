@@ -72,9 +72,9 @@ def _claim(job: Job, rank: Rank) -> int:
     number = 0
     if rank.rank == 0:
         number = claim_attempt(job.output, job.identity)
-        changes = job.changes()
-        if changes:
-            log.warning("changed since the last attempt: %s", "; ".join(changes))
+        noted = [str(change) for change in job.changes if change.kind == "noted"]
+        if noted:
+            log.warning("changed since the last attempt: %s", "; ".join(noted))
         text = job.manifest.model_dump_json(indent=1)
         job.output.put("manifest.json", text.encode())
         write_environment(job.output, number, rank)

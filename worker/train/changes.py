@@ -1,0 +1,64 @@
+"""What differs between the attempts of one job, and what that means. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["silent", "noted", "refused"]
+
+# What changes nothing about the training, only when and where it is kept.
+_SILENT = ("checkpoint.", "record.")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs: `silent` needs no word, `noted` is logged, `refused` ends with 78."""
+
+    field: str
+    before: Any
+    now: Any
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.before} -> {self.now}"
+
+
+def changes_between(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    kept_identity: Mapping[str, str],
+    identity: Mapping[str, str],
+) -> list[Change]:
+    """The changes of a manifest, refused ones first.
+
+    `before` and `now` are flat manifests; the identities say by field what must stay, as resolved:
+    a data set that has moved is still the same. `before` is empty where nothing is known of it.
+    """
+    refused = [
+        Change(field, kept_identity.get(field), value, "refused")
+        for field, value in identity.items()
+        if kept_identity.get(field) != value
+    ]
+    told = {change.field for change in refused}
+    others = [
+        Change(path, before.get(path), now.get(path), kind_of(path))
+        for path in sorted({*before, *now} if before else ())
+        if before.get(path) != now.get(path) and path not in told
+    ]
+    return refused + sorted(others, key=lambda change: change.kind)
+
+
+def kind_of(path: str) -> Kind:
+    """What a change of this manifest field means where it does not make another experiment."""
+    return "silent" if path.startswith(_SILENT) else "noted"
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of nested JSON data by dotted path."""
+    if isinstance(value, dict):
+        items = ((f".{key}", item) for key, item in value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = ((f"[{number}]", item) for number, item in enumerate(value))
+    else:
+        return {path.lstrip("."): value}
+    return {leaf: found for key, item in items for leaf, found in flat(item, path + key).items()}
