@@ -12,12 +12,13 @@ test: .venv/ready
 	$(BIN)/pytest
 
 e2e: .venv/ready
-	$(BIN)/pytest -m 'e2e or heavy' -s
+	.ci/servers
+	$(BIN)/pytest -m 'e2e or heavy'
 
 # The peers pin other versions of what we use, so they get an environment that only borrows torch.
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m bench.loader .venv-bench/data
-	for name in plan decode mixing ledger frozen; do .venv-bench/bin/python -m bench.$$name || exit 1; done
+	for name in plan decode mixing ledger frozen checkpoint; do .venv-bench/bin/python -m bench.$$name || exit 1; done
 
 .venv-bench/ready: .venv/ready
 	$(PYTHON) -m venv .venv-bench

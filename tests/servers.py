@@ -46,7 +46,17 @@ def start_minio(folder: Path) -> Iterator[Server]:
     secrets = {"MINIO_ROOT_USER": "minio-key", "MINIO_ROOT_PASSWORD": "minio-secret"}
     log = (folder / "log").open("w")
     process = subprocess.Popen(
-        [binary("minio"), "server", "--quiet", "--address", f"127.0.0.1:{port}", folder / "data"],
+        [
+            binary("nice"),
+            "-n",
+            "19",
+            binary("minio"),
+            "server",
+            "--quiet",
+            "--address",
+            f"127.0.0.1:{port}",
+            folder / "data",
+        ],
         env={**os.environ, **secrets, "MINIO_BROWSER": "off"},
         stdout=log,
         stderr=log,

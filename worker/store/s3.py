@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions as boto_errors
+import numpy as np
 import tenacity
 import urllib3.exceptions
 from botocore.config import Config
@@ -116,10 +117,12 @@ class S3Store:
                 self._s3.abort_multipart_upload(**name, UploadId=upload)
             raise
 
-    def _send_parts(self, key: str, upload: str, bodies: Iterable[bytes]) -> list[dict[str, Any]]:
+    def _send_parts(
+        self, key: str, upload: str, bodies: Iterable[bytearray]
+    ) -> list[dict[str, Any]]:
         """Send the parts, a few side by side and no more than those in memory."""
 
-        def send(number: int, body: bytes) -> dict[str, Any]:
+        def send(number: int, body: bytearray) -> dict[str, Any]:
             answer = self._call(
                 key,
                 lambda: self._s3.upload_part(
@@ -246,17 +249,21 @@ def _range(start: int, stop: int | None) -> str:
     return f"bytes={start}-{'' if stop is None else stop - 1}"
 
 
-def _cut(pieces: Iterable[Piece], size: int) -> Iterator[bytes]:
-    """The bytes of all pieces in parts of `size`, the last one of what is left."""
-    part = bytearray()
+def _cut(pieces: Iterable[Piece], size: int) -> Iterator[bytearray]:
+    """The bytes of all pieces in parts of `size`, the last one of what is left.
+
+    Copied by numpy, which lets other threads run meanwhile; a training step would wait for the
+    interpreter's own way.
+    """
+    part, filled = bytearray(size), 0
     for piece in pieces:
-        view = memoryview(piece)
-        while len(view):
-            taken = view[: size - len(part)]
-            part += taken
-            view = view[len(taken) :]
-            if len(part) == size:
-                yield bytes(part)
-                part = bytearray()
-    if part:
-        yield bytes(part)
+        source = np.frombuffer(piece, np.uint8)
+        while len(source):
+            taken = source[: size - filled]
+            np.frombuffer(part, np.uint8)[filled : filled + len(taken)] = taken
+            source, filled = source[len(taken) :], filled + len(taken)
+            if filled == size:
+                yield part
+                part, filled = bytearray(size), 0
+    if filled:
+        yield part[:filled]

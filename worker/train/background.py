@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-_NICENESS = 10
+_NICENESS = 19
 
 
 class Background:
