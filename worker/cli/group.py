@@ -49,6 +49,7 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
     worker find-rates s3://bucket/job.yaml        which base rate to take
     worker train s3://bucket/job.yaml             train, or go on where it stopped
+    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
     worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from

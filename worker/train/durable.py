@@ -77,11 +77,11 @@ class DurableState:
 
     def save(self, write_records: Callable[[], None]) -> None:
         """Begin to save the state as it is now, after `write_records`; none may be under way."""
+        self._flushed.clear()
+        self._flush = self._background.submit(write_records)
         if self.is_saved:
             return
         began = self._taken = time.monotonic()
-        self._flushed.clear()
-        self._flush = self._background.submit(write_records)
         if self._rank.rank == 0:
             parts = take_snapshot(self._learner, self._host, self.state.as_dict())
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
