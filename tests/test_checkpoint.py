@@ -33,6 +33,7 @@ from worker.errors import Superseded
 from worker.model.groups import RateGroup
 from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
+from worker.train.state import State
 
 PARTS = {"model": b"weights", "state.json": b"{}"}
 
@@ -283,3 +284,12 @@ def test_a_checkpoint_is_plain_safetensors() -> None:
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor), name
     assert b"".join(stream_tensors(loaded).pieces()) == data
+
+
+def test_the_best_evaluation_is_that_of_the_lower_loss_among_equals() -> None:
+    state = State()
+    for step, accuracy, loss in ((1, 0.5, 0.9), (2, 0.8, 0.7), (3, 0.8, 0.6), (4, 0.8, None)):
+        state.step = step
+        state.note_evaluation(loss, accuracy, 0.0)
+    assert (state.best_step, state.best_accuracy, state.best_loss) == (3, 0.8, 0.6)
+    assert (state.evaluated, state.stale) == (4, 2)

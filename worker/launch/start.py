@@ -49,7 +49,12 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
         log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])
         if job.changes:
             changes = "; ".join(map(str, job.changes))
-            log.warning("changed since, without effect: %s", changes)
+            log.warning(
+                "changed since, without effect: %s; to train on, give a new output and "
+                "model.weights: %sfinal/model.safetensors",
+                changes,
+                job.output.uri,
+            )
         return 0
     _load_weights(manifest, job)
 

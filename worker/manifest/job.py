@@ -25,7 +25,7 @@ class Final(Section):
     """What `final/` holds when the job is done."""
 
     weights: Literal["last", "best"] = "last"
-    """Of the last step, or of the evaluation with the best accuracy."""
+    """Of the last step, or of the evaluation with the best accuracy (and, of equals, loss)."""
     onnx: bool = False
     """Write `model.onnx`, too; needs `pip install worker[onnx]`."""
     torch_export: bool = False

@@ -32,7 +32,8 @@ def _write(attempt: Attempt) -> None:
     if read_done(job.output):
         log.info("job %s was done by another attempt meanwhile", job.manifest.job)
         return
-    result: dict[str, Any] = {**state.as_dict(), "weights": _choose_weights(attempt)}
+    weights = _choose_weights(attempt)
+    result: dict[str, Any] = {**state.as_dict(), "weights": weights}
     result["manifest"] = manifest_digest(job.manifest)
     attempt.durable.ensure_newest()
     write_model(job, attempt.learner.result, result)
@@ -40,10 +41,11 @@ def _write(attempt: Attempt) -> None:
     if not job.output.put_if_absent(DONE_NAME, done, attempt.durable.ensure_newest):
         raise Superseded(f"{DONE_NAME} exists already: another attempt has done the job meanwhile")
     attempt.metrics.last_success.set_to_current_time()
-    accuracy = "not measured" if state.accuracy is None else f"{state.accuracy:.4f}"
+    accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.4f}"
     log.info(
-        "done: %d steps, validation accuracy %s; the model is at %sfinal/",
+        "done: %d steps; the model of step %d, validation accuracy %s, is at %sfinal/",
         state.step,
+        weights["step"],
         accuracy,
         job.output.uri,
         extra={"fields": {"event": "done", **state.as_dict()}},

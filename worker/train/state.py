@@ -1,6 +1,7 @@
 """What a checkpoint holds besides tensors."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,16 @@ class State:
         """Take in the result of an evaluation; better means by more than `min_delta`."""
         self.evaluated = self.step
         self.loss, self.accuracy = loss, accuracy
-        if self.best_accuracy is None or accuracy > self.best_accuracy:
+        if self.best_accuracy is None or _rank(accuracy, loss) > _rank(
+            self.best_accuracy, self.best_loss
+        ):
             self.best_accuracy, self.best_loss, self.best_step = accuracy, loss, self.step
         if self.to_beat is None or accuracy > self.to_beat + min_delta:
             self.to_beat, self.stale = accuracy, 0
         else:
             self.stale += 1
+
+
+def _rank(accuracy: float, loss: float | None) -> tuple[float, float]:
+    """By which evaluations are compared: of equal accuracies, the lower loss is the better one."""
+    return accuracy, -math.inf if loss is None else -loss
