@@ -34,6 +34,8 @@ class Request:
     method: str
     path: str
     conditional: bool
+    key: str
+    """The access key that signed it."""
 
 
 Plan = Callable[[Request], str | None]
@@ -57,11 +59,11 @@ class Proxy(ThreadingHTTPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def fault(self, method: str, path: str, conditional: bool) -> str | None:
+    def fault(self, method: str, path: str, conditional: bool, key: str) -> str | None:
         """What this request meets; every one is counted."""
         with self._lock:
             self._number += 1
-            request = Request(self._number, method, path, conditional)
+            request = Request(self._number, method, path, conditional, key)
             fault = self.plan(request)
             if fault:
                 self.met.append((fault, request))
@@ -78,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         conditional = self.headers.get("If-None-Match") is not None
-        fault = self.server.fault(self.command, self.path, conditional)
+        key = self.headers.get("Authorization", "").partition("Credential=")[2].split("/")[0]
+        fault = self.server.fault(self.command, self.path, conditional, key)
         if fault in _ERRORS:
             self._refuse(*_ERRORS[fault])
         elif fault == "reset":

@@ -92,3 +92,34 @@ def without_onnx() -> None:
         return None if name.startswith("onnx") else real(name, *more)
 
     setattr(importlib.util, "find_spec", find_spec)
+
+
+def another_experiment_first() -> None:
+    """While the ranks meet, another experiment claims the same output."""
+    from worker.checkpoint.attempt import claim_attempt
+    from worker.train import session
+
+    real = getattr(session, "begin_attempt")
+
+    def begin_attempt(job: Any, *arguments: Any) -> Any:
+        claim_attempt(job.output, {**job.identity, "train.seed": "77"})
+        return real(job, *arguments)
+
+    setattr(session, "begin_attempt", begin_attempt)
+
+
+def unreadable_validation() -> None:
+    """The store of the validation set gives up on the last rank."""
+    import torch.distributed as dist
+
+    from worker.errors import InfrastructureError
+    from worker.train import validation
+
+    real = getattr(validation, "evaluation_batches")
+
+    def evaluation_batches(*arguments: Any) -> Any:
+        yield next(real(*arguments))
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise InfrastructureError("the store of the pictures is down")
+
+    setattr(validation, "evaluation_batches", evaluation_batches)

@@ -120,7 +120,18 @@ def test_the_most_fatal_code_wins(codes: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(0, 0), (75, 75), (78, 78), (1, 70), (-9, 69), (-15, 69), (-11, 70), (-6, 70), (137, 70)],
+    [
+        (0, 0),
+        (75, 75),
+        (78, 78),
+        (1, 69),
+        (3, 70),
+        (-9, 69),
+        (-15, 69),
+        (-11, 70),
+        (137, 69),
+        (139, 70),
+    ],
 )
 def test_statuses_become_codes(status: int, code: int) -> None:
     assert exit_code_of(status) == code

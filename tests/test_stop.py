@@ -293,3 +293,83 @@ def test_an_export_without_its_package_is_refused_at_once(write: Write, job: Job
     assert ended.code == 78
     assert "final.onnx: needs the package onnx; pip install 'worker[onnx]'" in ended.err
     assert not contents(open_store(job["output"]))
+
+
+def test_a_stop_at_the_end_of_an_epoch_keeps_to_its_budget(
+    start: Start, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch's own save waits for one that takes longer than the grace."""
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "3")
+    job["checkpoint"] = {"every_steps": 3}
+    slow = functools.partial(sabotage.slow_uploads, 12.0)
+    running = start("train", write(job), sabotage=slow)
+    running.wait_for("epoch 1/2")
+    asked = time.monotonic()
+    running.send(signal.SIGTERM)
+    ended = running.wait()
+    assert ended.code == 75, ended.err
+    assert time.monotonic() - asked < 4
+    assert "so the one of step 0 stands and 5 steps are lost" in ended.err
+
+
+def test_an_upload_may_take_longer_than_a_stall(
+    run: Run, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_STALL_SECONDS", "3")
+    slow = functools.partial(sabotage.slow_uploads, 4.5)
+    ended = run("train", "--nproc", "2", write(job), sabotage=slow)
+    assert ended.code == 0, ended.err
+
+
+def test_an_average_that_comes_later_does_not_hide_the_best_weights(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    job["final"] = {"weights": "best"}
+    short = job | {"output": f"{tmp_path}/short/", "train": {**job["train"], "epochs": 1}}
+    assert run("train", write(short)).code == 0
+    assert run("train", write(job), sabotage=sabotage.worse_and_worse).code == 0
+    store = open_store(job["output"])
+    for key in ("done.json", "final/model.safetensors"):
+        store.delete(key)
+    job["train"] |= {"epochs": 3, "ema": 0.9}
+    ended = run("train", write(job), sabotage=sabotage.worse_and_worse)
+    assert ended.code == 0, ended.err
+    # Its evaluation counts as 1.0 again, and of equals the first one stays.
+    assert "the model of step 5, validation accuracy 1.0000" in ended.err
+    expected = open_store(short["output"]).get("final/model.safetensors")
+    assert store.get("final/model.safetensors") == expected
+
+
+def test_no_checkpoint_is_taken_twice(run: Run, write: Write, job: Job) -> None:
+    job["checkpoint"] = {"every_steps": 5, "keep": 99}
+    assert run("train", write(job)).code == 0
+    assert [name.step for name in list_commits(open_store(job["output"]))] == [10, 5]
+
+
+def test_an_epoch_that_cannot_be_evaluated_is_committed(run: Run, write: Write, job: Job) -> None:
+    ended = run("train", "--nproc", "2", write(job), sabotage=sabotage.unreadable_validation)
+    assert ended.code == 69
+    assert "the store of the pictures is down" in ended.err
+    assert [name.step for name in list_commits(open_store(job["output"]))] == [5]
+    ended = run("train", "--nproc", "2", write(job))
+    assert ended.code == 0
+    assert "resumes after step 5 " in ended.err
+    assert "epoch 1/2  validation accuracy" in ended.err
+
+
+def test_another_experiment_that_was_quicker_is_noticed(run: Run, write: Write, job: Job) -> None:
+    ended = run("train", write(job), sabotage=sabotage.another_experiment_first)
+    assert ended.code == 78, ended.err
+    assert "train.seed: 0 here, but 77 in attempt 1 there" in ended.err
+    assert not list_commits(open_store(job["output"]))
+
+
+def test_a_later_signal_may_shorten_the_time_for_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
+    stop = StopFlag()
+    stop._handle(signal.SIGUSR1, None)
+    assert 590 < stop.remaining() < 600
+    stop._handle(signal.SIGTERM, None)
+    assert stop.remaining() < 30
+    stop._handle(signal.SIGUSR1, None)
+    assert stop.remaining() < 30

@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from tests.conftest import keys
+from tests.proxy import Request, proxy
 from tests.servers import Server, start_minio, start_rgw
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store import ObjectMissing, Store, open_store, read_uri, s3
@@ -231,3 +232,41 @@ def test_a_missing_bucket_is_configuration(aws: None) -> None:
     with pytest.raises(ConfigurationError, match="s3://a~b/x/y: not a valid S3 address") as caught:
         open_store("s3://a~b/x").get("y")
     assert "\n" not in str(caught.value)
+
+
+def test_renewed_credentials_are_taken_up(
+    bucket: str, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sidecar writes new keys into the credentials file; the old ones have expired."""
+    keys_used = []
+
+    def plan(request: Request) -> str | None:
+        keys_used.append(request.key)
+        if request.key == "old":
+            file.write_text("[default]\naws_access_key_id=new\naws_secret_access_key=x\n")
+            return "expired"
+        return None
+
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id=old\naws_secret_access_key=x\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "10")
+    with proxy(s3_endpoint) as server:
+        server.plan = plan
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        s3._client.cache_clear()
+        store = open_store(bucket)
+        store.put("x", b"1")
+        assert keys_used == ["old", "new"]
+    s3._client.cache_clear()
+
+
+def test_a_password_in_an_endpoint_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@bad host:9")
+    s3._client.cache_clear()
+    with pytest.raises(ConfigurationError, match="refuses the AWS_. settings") as caught:
+        open_store("s3://bucket/x").get("y")
+    assert "hunter2" not in str(caught.value)
+    s3._client.cache_clear()

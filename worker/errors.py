@@ -75,15 +75,25 @@ _SEVERITY = (
 )
 
 
+_SHELL = 128
+_HUNG = (
+    1  # faulthandler's, where a call that hangs keeps Python from running; nothing else gives it
+)
+
+
 def exit_code_of(status: int) -> int:
     """Map a child's status (`-N` for a signal N, as in `subprocess`) to an exit code of ours.
 
     SIGKILL (the OOM killer, a dead node) and SIGTERM come from outside, so they are 69; any other
     signal is a crash of ours, 70.
     """
+    if status > _SHELL:  # a shell in between has its own way to tell of a signal
+        status = _SHELL - status
     if status < 0:
         outside = -status in (SIGKILL, SIGTERM)
         return ExitCode.INFRASTRUCTURE if outside else ExitCode.BUG
+    if status == _HUNG:
+        return ExitCode.INFRASTRUCTURE
     return status if status in _SEVERITY else ExitCode.BUG
 
 

@@ -75,11 +75,14 @@ def restore_snapshot(parts: Mapping[str, bytes], learner: Learner) -> None:
 
 
 def restore_result(parts: Mapping[str, bytes], learner: Learner) -> None:
-    """Put back only what is evaluated and written: the average, or else the model."""
-    if learner.average:
-        load_tensors(learner.average, _load(parts, _AVERAGE))
+    """Put back only what was evaluated: the average, or the model where none was asked for then."""
+    if f"{_AVERAGE}{_SUFFIX}" in parts:
+        tensors = _load(parts, _AVERAGE).items()
+        prefix = "module."
+        inner = {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}
+        load_tensors(learner.result, inner)
     else:
-        load_tensors(learner.model, _load(parts, _MODEL))
+        load_tensors(learner.result, _load(parts, _MODEL))
 
 
 def _load(parts: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 import json
 import os
+from typing import NoReturn
 
 import click
 
 from worker.cli.group import main, progress_bar
+from worker.launch.guard import leave
 from worker.logs import is_live
 
 
@@ -17,7 +19,7 @@ from worker.logs import is_live
     help="Ranks to start on this machine; default: one per GPU, or one on the CPU.",
 )
 @click.pass_obj
-def train(log_format: str, manifest: str, nproc: int | None) -> int:
+def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     """Train what MANIFEST says, or go on from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1 or Ctrl-C with everything committed (exit code 75); the same command
@@ -32,7 +34,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.launch.start import train
 
-    return train(manifest, nproc, stop, is_live(log_format))
+    leave(train(manifest, nproc, stop, is_live(log_format)))
 
 
 @main.command()

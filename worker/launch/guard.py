@@ -1,7 +1,10 @@
 """The edge where an exception becomes an exit code, for the command and for every rank."""
 
 import logging
+import os
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from worker.errors import ExitCode, WorkerError
 
@@ -29,3 +32,14 @@ def exit_code(run: Callable[[], None]) -> int:
     except Exception as error:
         return report(error)
     return ExitCode.DONE
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once.
+
+    Python would wait for threads that still upload, and crash the one that is in native code.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 
 from worker.errors import ExitCode, InfrastructureError, exit_code_of, most_fatal
-from worker.launch.guard import exit_code
+from worker.launch.guard import exit_code, leave
 from worker.launch.topology import Spawn
 from worker.train.rank import Rank
 from worker.train.stop import STOP_SIGNALS, StopFlag
@@ -90,7 +90,7 @@ def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None
     # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    raise SystemExit(exit_code(lambda: run(rank, listener)))
+    leave(exit_code(lambda: run(rank, listener)))
 
 
 def _wait(children: list[ForkProcess]) -> int:

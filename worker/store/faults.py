@@ -21,6 +21,8 @@ _CONNECTION_ERRORS = (
 )
 # Short-lived credentials that are a moment late: whoever renews them is given the time.
 _RENEWED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# Of the line to the store, though the status is one of the client's.
+_HICCUPS = {"RequestTimeout", "IncompleteBody", "BadDigest", "OperationAborted"}
 _PASSING = {408, 429, 500, 502, 503, 504}
 _CREDENTIAL_ERRORS = (
     boto_errors.NoCredentialsError,
@@ -40,7 +42,12 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, _CONNECTION_ERRORS):
         return True
-    return status_of(error) in _PASSING or _code(error) in _RENEWED
+    return status_of(error) in _PASSING or _code(error) in _RENEWED | _HICCUPS
+
+
+def needs_renewal(error: BaseException) -> bool:
+    """Whether the credentials were good once, and newer ones may be there by now."""
+    return _code(error) in _RENEWED
 
 
 def _code(error: BaseException) -> str:
@@ -58,7 +65,7 @@ def translate(error: Exception, uri: str) -> Exception:
         )
     if isinstance(error, boto_errors.ClientError):
         code = _code(error)
-        if code in _RENEWED:
+        if needs_renewal(error):
             return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
         if is_transient(error):
             return InfrastructureError(f"{uri}: the store answers {status_of(error)} {code}")

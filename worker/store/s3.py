@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +20,13 @@ from botocore.config import Config
 
 from worker.errors import ConfigurationError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
-from worker.store.faults import LOST_RACE, is_transient, status_of, translate
+from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
 
 T = TypeVar("T")
 _client_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
+_PASSWORD = re.compile(r"//[^/@]*@")
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
@@ -37,7 +39,8 @@ def _client(pid: int) -> Any:
     Endpoint, region, credentials, addressing style and CA come from the usual AWS variables.
     """
     try:
-        return boto3.client(
+        # A session of its own reads the credentials anew, wherever they come from.
+        return boto3.session.Session().client(
             "s3",
             config=Config(
                 # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
@@ -51,11 +54,15 @@ def _client(pid: int) -> Any:
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
-        raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {error}") from error
+        text = _PASSWORD.sub("//", str(error))
+        raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
 
 
 def _warn(uri: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
+    if error and needs_renewal(error):
+        with _client_lock:
+            _client.cache_clear()
     if isinstance(error, Exception) and state.attempt_number == 1:
         log.warning("%s; trying again for up to %g s", translate(error, uri), _deadline())
 
@@ -205,7 +212,7 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
         while True:
-            page = self._call(prefix, functools.partial(self._s3.list_objects_v2, **query))
+            page = self._call(prefix, lambda: self._s3.list_objects_v2(**query))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
                 yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified)

@@ -46,14 +46,18 @@ class Attempt:
 
     def save(self) -> None:
         """Begin to save, after the save that may be under way."""
-        self.durable.drain()
+        self.drain()
         self.durable.save(self.recorder.take(self.state.step))
+
+    def drain(self) -> None:
+        """Wait for the save that is under way; raises `StopRequested` where a stop cannot wait."""
+        if not self.durable.drain():
+            self.end_on_request()
 
     def commit(self) -> None:
         """Save, and wait until it is committed."""
         self.save()
-        self.durable.drain()
-        self.watchdog.beat()
+        self.drain()
 
     def end_on_request(self, where: str = "") -> NoReturn:
         """Commit as far as the time that is left allows, and raise `StopRequested`.
@@ -62,11 +66,11 @@ class Attempt:
         one did not take longer than is left then.
         """
         durable, stop = self.durable, self.stop
-        if durable.drain(stop.remaining) and not durable.is_saved:
+        if durable.drain() and not durable.is_saved:
             late = self.leads and durable.seconds > stop.remaining()
             if not agree(dataclasses.replace(durable.signals(), late=late)).late:
                 durable.save(self.recorder.take(self.state.step))
-                durable.drain(stop.remaining)
+                durable.drain()
         lost = self.state.step - durable.committed
         if not self.leads:
             raise StopRequested("")

@@ -27,6 +27,7 @@ from worker.train.background import Background
 from worker.train.job import Job
 from worker.train.rank import Rank
 from worker.train.resume import Resumed
+from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,21 @@ class DurableState:
     """The state of a job with its checkpoints in the store; its methods are called by all ranks."""
 
     def __init__(
-        self, job: Job, rank: Rank, learner: Learner, resumed: Resumed, metrics: Metrics
+        self,
+        job: Job,
+        rank: Rank,
+        learner: Learner,
+        resumed: Resumed,
+        metrics: Metrics,
+        stop: StopFlag,
+        beat: Callable[[], None],
     ) -> None:
         self._job = job
         self._rank = rank
         self._learner = learner
         self._metrics = metrics
+        self._stop = stop
+        self._beat = beat
         self.attempt = resumed.attempt
         self.state = resumed.state
         self._saved = dataclasses.replace(resumed.state)
@@ -92,6 +102,7 @@ class DurableState:
     def signals(self) -> Signals:
         """What the other ranks must know of this rank's part in a save."""
         return Signals(
+            stop=self._stop.requested,
             flushing=self._flush is not None and not self._flush.done(),
             saving=self._upload is not None and not self._upload.done(),
             fault=_code_of(self._error()),
@@ -109,19 +120,22 @@ class DurableState:
         if not agreed.flushing:
             self._flushed.set()
 
-    def drain(self, remaining: Callable[[], float] | None = None) -> bool:
-        """Wait for the save that is under way; false where the time that remains is not enough."""
+    def drain(self) -> bool:
+        """Wait for the save that is under way; false where the time left for a stop is over."""
+        stopping = False
         while True:
+            self._beat()  # however long an upload takes, each of its requests ends in time
             own = [f for f in (self._flush, self._upload) if f and not f.done()]
             if own:
                 wait(own[:1], _LOOK_SECONDS)
-            late = remaining is not None and remaining() <= 0
+            late = stopping and self._stop.remaining() <= 0
             agreed = agree(dataclasses.replace(self.signals(), late=late))
             self.advance(agreed)
             if not (agreed.flushing or agreed.saving):
                 return True
             if agreed.late:
                 return False
+            stopping = agreed.stop
 
     def ensure_newest(self) -> None:
         """Raise `Superseded` where a newer attempt has started."""

@@ -19,7 +19,7 @@ def finish(attempt: Attempt) -> None:
     """Write the result of a job that has trained to its end; to be called by all ranks together."""
     state = attempt.state
     attempt.recorder.event("done", step=state.step)
-    attempt.durable.drain()
+    attempt.drain()
     attempt.recorder.take(state.step)()
     total(0)  # the records of every rank are written
     if attempt.leads:

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.checkpoint.attempt import newest_attempt, read_attempt
@@ -176,7 +176,7 @@ def open_job(manifest: Manifest) -> Job:
     with _naming("output"):
         output = open_store(manifest.output)
         done = read_done(output)
-        earlier = _read_earlier(output)
+        earlier = _read_earlier(output, newest_attempt(output))
         commits = tuple(list_commits(output))
     return Job(
         manifest,
@@ -239,8 +239,13 @@ def read_done(store: Store) -> dict[str, Any] | None:
     return done
 
 
-def _read_earlier(output: Store) -> Earlier | None:
-    attempt = newest_attempt(output)
+def as_found(job: Job, attempt: int) -> Job:
+    """The job with what its output holds now; `attempt` is the newest that counts as earlier."""
+    commits = tuple(list_commits(job.output))
+    return replace(job, earlier=_read_earlier(job.output, attempt), commits=commits)
+
+
+def _read_earlier(output: Store, attempt: int) -> Earlier | None:
     if not attempt:
         return None
     identity = read_attempt(output, attempt)["identity"]

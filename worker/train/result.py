@@ -37,6 +37,7 @@ def write_environment(store: Store, attempt: int, rank: Rank) -> None:
 def write_model(job: Job, model: nn.Module, result: Mapping[str, Any]) -> None:
     """Write `model` with all that it takes to use it, and its `result`, to `final/`."""
     weights, digest = stream_model(model), hashlib.sha256()
+    job.output.abort_uploads(f"final/{WEIGHTS_NAME}")
     job.output.put_stream(f"final/{WEIGHTS_NAME}", weights.size, digested(weights.pieces(), digest))
     for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
         job.output.put(f"final/{export}", data)

@@ -13,7 +13,7 @@ from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
-from worker.train.job import Job, read_done
+from worker.train.job import Job, as_found, read_done, require_same_experiment
 from worker.train.rank import Rank
 from worker.train.result import write_environment
 from worker.train.state import State
@@ -72,6 +72,9 @@ def _claim(job: Job, rank: Rank) -> int:
     number = 0
     if rank.rank == 0:
         number = claim_attempt(job.output, job.identity)
+        if number > (job.earlier.attempt if job.earlier else 0) + 1:
+            # Somebody has started since the job was opened, and it may be another experiment.
+            require_same_experiment(as_found(job, number - 1))
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:
             log.warning("changed since the last attempt: %s", "; ".join(noted))

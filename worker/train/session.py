@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from dataclasses import asdict
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ import torch
 from worker.data.loader import Bad, Loader
 from worker.data.plan import split
 from worker.environment import stall_seconds
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
+from worker.train.agreement import Signals, agree
 from worker.train.attempt import Attempt
 from worker.train.distributed import cores_per_rank, device_of, total
 from worker.train.durable import DurableState
@@ -76,7 +78,7 @@ class Session:
         recorder.event(
             "start", attempt=resumed.attempt, step=state.step, world_size=rank.world_size
         )
-        durable = DurableState(job, rank, learner, resumed, self.metrics)
+        durable = DurableState(job, rank, learner, resumed, self.metrics, self._stop, watchdog.beat)
         return Attempt(
             job,
             rank,
@@ -133,7 +135,7 @@ class Session:
         while True:
             if state.step % job.steps_per_epoch == 0 and state.step:
                 self._end_epoch()
-            if state.step == job.total_steps or self._stops_early():
+            if state.step >= job.total_steps or self._stops_early():
                 return
             epoch, start = divmod(state.step, job.steps_per_epoch)
             plan = job.plan(epoch)
@@ -148,7 +150,7 @@ class Session:
         if self._validation:
             result = self._evaluate(self._validation)
             if result is None:
-                self._attempt.end_on_request(" before its evaluation")
+                self._end_without_evaluation(self._validation.error)
             early = self._job.manifest.train.early_stop
             state.note_evaluation(result.loss, result.accuracy, early.min_delta if early else 0.0)
             self._note_evaluation(result)
@@ -157,8 +159,16 @@ class Session:
         state.evaluated = state.step
         self._attempt.save()
 
+    def _end_without_evaluation(self, error: WorkerError | None) -> NoReturn:
+        """Commit the epoch that could not be evaluated, and raise why."""
+        fault = agree(Signals(fault=int(error.code) if error else 0)).fault
+        if not fault:
+            self._attempt.end_on_request(" before its evaluation")
+        self._attempt.commit()
+        raise error if error and error.code == fault else error_of(fault)
+
     def _evaluate(self, validation: Validation) -> Evaluation | None:
-        """The accuracy of the model as it is, or None where a stop was requested meanwhile."""
+        """The accuracy of the model as it is, or None where a stop or an error came between."""
         result = validation.run(self._attempt.learner, self._stop)
         if result is None:
             return None

@@ -49,6 +49,7 @@ class Steps:
         """
         attempt, state = self._attempt, self._attempt.state
         watch = Stopwatch()
+        self._due = False  # the end of the last epoch has been saved
         for at in range(state.step % attempt.job.steps_per_epoch, plan.steps):
             fresh, agreed = self._step(plan.size(at), batches, watch)
             left = at + 1 < plan.steps
@@ -82,7 +83,6 @@ class Steps:
         agreement.propose(
             dataclasses.replace(
                 attempt.durable.signals(),
-                stop=attempt.stop.requested,
                 bad=bool(fresh),
                 due=self._has_waited(),
             )

@@ -39,8 +39,9 @@ class StopFlag:
     def _handle(self, number: int, _frame: object) -> None:
         if self.requested and number == signal.SIGINT and sys.stderr.isatty():
             os._exit(ExitCode.STOPPED)  # whoever presses Ctrl-C twice does not want to wait
-        if not self.requested:
-            self._deadline = time.time() + budget(number, time.time(), os.environ)
+        deadline = time.time() + budget(number, time.time(), os.environ)
+        # A warning long before the end may be followed by a signal that means it.
+        self._deadline = min(deadline, self._deadline or deadline)
         self.requested = True
         if self.listener:
             self.listener(number)

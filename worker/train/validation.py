@@ -7,6 +7,7 @@ import numpy as np
 
 from worker.data.loader import Bad, Batch, Loader
 from worker.data.plan import split
+from worker.errors import WorkerError
 from worker.model.learner import Learner
 from worker.train.evaluation import Confusion, Evaluation, evaluate
 from worker.train.feed import evaluation_batches
@@ -28,11 +29,14 @@ class Validation:
         self._beat = beat
         self._ids = np.arange(*split(val.index.samples, rank.rank, rank.world_size))
         self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
+        self.error: WorkerError | None = None
+        """What has kept this rank from reading on in the last evaluation."""
         self.fresh: list[Bad] = []
         """What the last evaluation has found bad for the first time, on this rank."""
 
     def run(self, learner: Learner, stop: StopFlag) -> tuple[Evaluation, Confusion] | None:
-        """Evaluate over all ranks, or None where a stop was requested meanwhile."""
+        """Evaluate over all ranks; None where a stop was requested or a rank met an `error`."""
+        self.error = None
         bad: list[Bad] = []
         batches = evaluation_batches(self._loader, self._ids, self._job.preprocessing)
         with contextlib.closing(batches):
@@ -41,14 +45,17 @@ class Validation:
                 self._noting(batches, bad),
                 self._job.preprocessing,
                 self._classes,
-                lambda: stop.requested,
+                lambda: stop.requested or self.error is not None,
             )
         self.fresh = [] if result is None else self.bad.fresh(bad)
         return result
 
     def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
         """The batches; what was left out of them is added to `bad`."""
-        for batch in batches:
-            bad += batch.bad
-            self._beat()
-            yield batch
+        try:
+            for batch in batches:
+                bad += batch.bad
+                self._beat()
+                yield batch
+        except WorkerError as error:
+            self.error = error
