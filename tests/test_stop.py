@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -72,6 +73,7 @@ def check_stops(count: int, start: Start, write: Write, job: Job, textfile: Path
         fresh = job | {"output": f"{textfile.parent}/run-{number}/"}
         seconds = draw.uniform(0.5, 4)  # before that, Python itself is only starting
         codes.append(check_stop(seconds, str(1 + number % 2), start, write, fresh, textfile))
+        shutil.rmtree(fresh["output"], ignore_errors=True)
     assert 75 in codes
 
 
@@ -115,6 +117,7 @@ def check_duels(rounds: int, start: Start, run: Run, write: Write, job: Job, fol
     for number in range(rounds):
         duel = job | {"output": f"{folder}/duel-{number}/"}
         check_duel(start, write, duel, expected, draw.choice([0, draw.uniform(0, 1.5)]))
+        shutil.rmtree(duel["output"])
 
 
 def test_two_attempts_at_once_do_no_harm(
