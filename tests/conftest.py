@@ -48,7 +48,7 @@ def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [
         name
         for name in os.environ
-        if name.startswith(("AWS_", "WORKER_", "SLURM_", "JOB_", "RANK"))
+        if name.startswith(("AWS_", "WORKER_", "SLURM_", "JOB_", "PET_", "RANK", "LOCAL_RANK"))
     ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -20,6 +20,8 @@ FAULTS = (
 _ERRORS = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
+    "501": (501, "NotImplemented"),
+    "403": (403, "AccessDenied"),
     "412": (412, "PreconditionFailed"),
     "409": (409, "ConditionalRequestConflict"),
     "expired": (403, "ExpiredToken"),

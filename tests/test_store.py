@@ -15,7 +15,8 @@ from tests.conftest import keys
 from tests.proxy import Request, proxy
 from tests.servers import Server, start_minio, start_rgw
 from worker.errors import ConfigurationError, InfrastructureError
-from worker.store import ObjectMissing, Store, open_store, read_uri, s3
+from worker.store import ObjectMissing, Store, open_store, read_uri
+from worker.store.client import renew_client
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
@@ -41,9 +42,9 @@ def store(
             monkeypatch.setenv(name, value)
         # The default session keeps the credentials that it was made with.
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-        s3._client.cache_clear()
+        renew_client()
     yield open_store(f"{request.getfixturevalue('bucket')}/some/prefix")
-    s3._client.cache_clear()
+    renew_client()
 
 
 @pytest.fixture(scope="session")
@@ -216,14 +217,14 @@ def test_an_unreachable_endpoint_is_infrastructure(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hunter2@127.0.0.1:{port}")
-    s3._client.cache_clear()
+    renew_client()
     try:
         with pytest.raises(InfrastructureError, match=f" http://127.0.0.1:{port} cannot be rea"):
             open_store("s3://bucket/x").get("y")
         assert "trying again" in caplog.text
         assert "hunter2" not in caplog.text
     finally:
-        s3._client.cache_clear()
+        renew_client()
 
 
 def test_a_missing_bucket_is_configuration(aws: None) -> None:
@@ -256,17 +257,17 @@ def test_renewed_credentials_are_taken_up(
     with proxy(s3_endpoint) as server:
         server.plan = plan
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        s3._client.cache_clear()
+        renew_client()
         store = open_store(bucket)
         store.put("x", b"1")
         assert keys_used == ["old", "new"]
-    s3._client.cache_clear()
+    renew_client()
 
 
 def test_a_password_in_an_endpoint_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@bad host:9")
-    s3._client.cache_clear()
+    renew_client()
     with pytest.raises(ConfigurationError, match="refuses the AWS_. settings") as caught:
         open_store("s3://bucket/x").get("y")
     assert "hunter2" not in str(caught.value)
-    s3._client.cache_clear()
+    renew_client()

@@ -47,6 +47,7 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker index s3://datasets/tars/              index for shards that exist already
     worker models                                 the backbones, and their blocks to match on
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
+    worker check s3://bucket/job.yaml             whether this place has all that it needs
     worker find-rates s3://bucket/job.yaml        which base rate to take
     worker train s3://bucket/job.yaml             train, or go on where it stopped
     worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model

@@ -75,6 +75,30 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     require_same_experiment(job)
 
 
+@main.command()
+@click.argument("manifest")
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    help="Ranks that the job will have, where they will not start in this very place: a batch "
+    "script, an init container without the GPUs.",
+)
+@click.option("--nproc", type=click.IntRange(min=1), help="As for `train`.")
+def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
+    """Look at all that MANIFEST needs of this place, without training.
+
+    Credentials, every right that is needed in the store, data, classes, weights, groups, ranks and
+    their rendezvous, scratch, shared memory and metrics: one row each, with the remedy for what
+    fails. Exits with 0, with 78 for what has to be put right, or with 69 where storage does not
+    answer. Takes seconds and needs no GPU.
+    """
+    from worker.check.preflight import check
+
+    table = check(manifest, ranks, nproc)
+    click.echo(str(table))
+    return table.code
+
+
 @main.command("find-rates")
 @click.argument("manifest")
 @click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True)

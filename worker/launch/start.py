@@ -42,7 +42,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     require_divisible(manifest.train.batch_size, place.world_size)
-    _check_place(manifest, gpus)
+    check_place(manifest, gpus)
     job = open_job(manifest)
     require_same_experiment(job)
     if job.done:
@@ -80,7 +80,7 @@ def find_rates(
     """
     gpus = _settle()
     manifest = load_manifest(manifest_uri)
-    _check_place(manifest, gpus)
+    check_place(manifest, gpus)
     base = manifest.optimizer.lr
     low, high = low or base * _LOW, high or base * _HIGH
     if low >= high:
@@ -93,7 +93,7 @@ def find_rates(
         return job, sweep_rates(job, rank, steps, low, high, stop, advance)
 
 
-def _check_place(manifest: Manifest, gpus: int) -> None:
+def check_place(manifest: Manifest, gpus: int) -> None:
     """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
     check_environment()
     check_supply(manifest.data, gpus)

@@ -1,10 +1,11 @@
 """Where this process stands among the ranks: detected from the environment, purely.
 
-Environments other than these are told apart by one variable each, in the order of `detect`.
+One variable tells each environment, in the order of `detect`.
 """
 
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from worker.errors import ConfigurationError
@@ -43,37 +44,31 @@ class Spawn:
         ]
 
 
-def detect(env: Mapping[str, str], gpus: int, nproc: int | None) -> Rank | Spawn:
+def detect(
+    env: Mapping[str, str],
+    gpus: int,
+    nproc: int | None,
+    own_name: Callable[[], str] = socket.getfqdn,
+) -> Rank | Spawn:
     """Find out who starts the ranks; `nproc` is the number of ranks asked for on this node.
 
-    Raises `ConfigurationError` for a missing or malformed variable, naming it.
+    `own_name` gives this machine's full name, which Kubernetes writes into each pod of an Indexed
+    Job. Raises `ConfigurationError` for a missing or malformed variable, naming it.
     """
     per_node = nproc or max(gpus, 1)
     if 0 < gpus < per_node:
         raise ConfigurationError(f"--nproc: {per_node} ranks, but {gpus} GPUs; give at most {gpus}")
+    if "LOCAL_RANK" in env:
+        return _torchrun(env, nproc)
+    # Kubeflow's PyTorchJob sets RANK, too, and means the node by it.
+    if "PET_NNODES" in env:
+        return _kubeflow(env, per_node, nproc)
     if "RANK" in env:
-        _refuse_nproc(nproc, "RANK")
-        return Rank(
-            _integer(env, "RANK"),
-            _integer(env, "WORLD_SIZE"),
-            _integer(env, "LOCAL_RANK"),
-            _integer(env, "LOCAL_WORLD_SIZE", "1"),
-            _text(env, "MASTER_ADDR"),
-            _integer(env, "MASTER_PORT"),
-        )
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        _refuse_nproc(nproc, "SLURM_PROCID")
-        return _slurm(env)
+        raise ConfigurationError("LOCAL_RANK: not set, though RANK is; start ranks by torchrun")
+    if "SLURM_JOB_ID" in env:
+        return _slurm(env, per_node, nproc)
     if "JOB_COMPLETION_INDEX" in env:
-        index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES")
-        if index >= nodes:
-            raise ConfigurationError(
-                f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "
-                "set it to the Job's completions"
-            )
-        address = "localhost" if nodes == 1 else _text(env, "MASTER_ADDR")
-        port = _integer(env, "MASTER_PORT", str(_PORT))
-        return Spawn(index, nodes, per_node, address, port)
+        return _indexed_job(env, per_node, own_name)
     return Spawn(0, 1, per_node, "localhost", _PORT)
 
 
@@ -81,7 +76,7 @@ def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: `node[01-04,7],gpu3` gives `node01`."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
     if not match:
-        raise ConfigurationError(f"SLURM_JOB_NODELIST: cannot read {nodelist!r}; set MASTER_ADDR")
+        raise ConfigurationError(f"SLURM_STEP_NODELIST: cannot read {nodelist!r}; set MASTER_ADDR")
     return "".join(part or "" for part in match.groups())
 
 
@@ -96,18 +91,103 @@ def require_divisible(batch_size: int, world_size: int) -> None:
         )
 
 
-def _slurm(env: Mapping[str, str]) -> Rank:
-    per_node = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    job = _integer(env, "SLURM_JOB_ID")
+def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
+    _refuse_nproc(nproc, "LOCAL_RANK")
     return Rank(
-        _integer(env, "SLURM_PROCID"),
-        _integer(env, "SLURM_NTASKS"),
-        _integer(env, "SLURM_LOCALID"),
-        int(per_node.group()) if per_node else 1,
-        env.get("MASTER_ADDR") or first_host(_text(env, "SLURM_JOB_NODELIST")),
-        # Jobs that share a node must not share a port.
-        _integer(env, "MASTER_PORT", str(20000 + job % 20000)),
+        _integer(env, "RANK"),
+        _integer(env, "WORLD_SIZE"),
+        _integer(env, "LOCAL_RANK"),
+        _integer(env, "LOCAL_WORLD_SIZE", "1"),
+        _text(env, "MASTER_ADDR"),
+        _integer(env, "MASTER_PORT"),
     )
+
+
+def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn:
+    """What torchrun would read, where `worker` is a pod's command in its place."""
+    if not env["PET_NNODES"].isdecimal():
+        raise ConfigurationError(
+            f"PET_NNODES: must be one number of nodes, not {env['PET_NNODES']!r}; "
+            "a job goes on with more or fewer by being started again"
+        )
+    local = env.get("PET_NPROC_PER_NODE", "auto")
+    if local not in ("auto", "gpu", "cpu"):
+        _refuse_nproc(nproc, "PET_NPROC_PER_NODE")
+        per_node = _integer(env, "PET_NPROC_PER_NODE")
+    nodes = _integer(env, "PET_NNODES")
+    if nodes == 1:
+        return Spawn(0, 1, per_node, "localhost", _PORT)
+    port = _integer(env, "PET_MASTER_PORT", str(_PORT))
+    address = _text(env, "PET_MASTER_ADDR")
+    return Spawn(_integer(env, "PET_NODE_RANK"), nodes, per_node, address, port)
+
+
+def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
+    """One task per rank, or one task per node that starts the ranks of its GPUs."""
+    if int(env.get("SLURM_HET_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "SLURM_HET_SIZE: heterogeneous jobs are not supported, as all ranks get equal shares; "
+            "submit one set of resources"
+        )
+    in_step = "SLURM_STEP_ID" in env
+    tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1")
+    if tasks == 1:
+        return Spawn(0, 1, per_node, "localhost", _PORT)
+    if not in_step:
+        raise ConfigurationError(
+            f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
+            "put `srun` before `worker`"
+        )
+    address = env.get("MASTER_ADDR") or first_host(_text(env, "SLURM_STEP_NODELIST"))
+    # Jobs that share a node must not share a port.
+    port = _integer(env, "MASTER_PORT", str(20000 + _integer(env, "SLURM_JOB_ID") % 20000))
+    nodes = _integer(env, "SLURM_STEP_NUM_NODES")
+    if tasks == nodes:
+        return Spawn(_integer(env, "SLURM_NODEID"), nodes, per_node, address, port)
+    _refuse_nproc(nproc, "SLURM_STEP_NUM_TASKS")
+    local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
+    local_world_size = local[_integer(env, "SLURM_NODEID")]
+    rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
+    return Rank(rank, tasks, local_rank, local_world_size, address, port)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Tasks on each node of a step: `2(x3),1` gives 2, 2, 2, 1."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise ConfigurationError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], str]) -> Spawn:
+    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES")
+    if index >= nodes:
+        raise ConfigurationError(
+            f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "
+            "set it to the Job's completions"
+        )
+    if nodes == 1:
+        return Spawn(0, 1, per_node, "localhost", _PORT)
+    address = env.get("MASTER_ADDR") or _first_pod(own_name(), index)
+    return Spawn(index, nodes, per_node, address, _integer(env, "MASTER_PORT", str(_PORT)))
+
+
+def _first_pod(own: str, index: int) -> str:
+    """The name of pod 0 beside the one named `own`: `train-2.worker.ns` gives `train-0.worker.ns`.
+
+    Names are those of an Indexed Job's pods (https://kubernetes.io/docs/tasks/job/
+    job-with-pod-to-pod-communication/), whatever prefix the Job and its Service have been given.
+    """
+    host, dot, domain = own.partition(".")
+    if not dot or not host.endswith(f"-{index}"):
+        raise ConfigurationError(
+            f"MASTER_ADDR: not set, and pod 0 cannot be told from this pod's name, {own!r}; give "
+            "the pods a subdomain and a headless Service of that name"
+        )
+    return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
 
 
 def _refuse_nproc(nproc: int | None, variable: str) -> None:

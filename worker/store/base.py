@@ -31,6 +31,8 @@ class Store(Protocol):
 
     uri: str
     """The root, ending in a slash; free of secrets, so that it can be logged."""
+    fences: bool
+    """False once a conditional write was refused as not implemented, and done as a plain one."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of an object; fewer where the object is shorter."""

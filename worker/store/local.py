@@ -18,6 +18,8 @@ _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT
 class LocalStore:
     """`Store` on a directory, which is made by the first write."""
 
+    fences = True
+
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.uri = f"{self.root.as_uri().removesuffix('/')}/"

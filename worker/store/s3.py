@@ -3,78 +3,35 @@
 import contextlib
 import functools
 import logging
-import os
-import re
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import boto3
 import botocore.exceptions as boto_errors
 import numpy as np
 import tenacity
 import urllib3.exceptions
-from botocore.config import Config
 
-from worker.errors import ConfigurationError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
+from worker.store.client import deadline, renew_client, s3_client
 from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
 
 T = TypeVar("T")
-_client_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
-_PASSWORD = re.compile(r"//[^/@]*@")
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
-
-
-@functools.lru_cache
-def _client(pid: int) -> Any:
-    """The S3 client of process `pid`; a client that crosses a fork shares sockets and breaks.
-
-    Endpoint, region, credentials, addressing style and CA come from the usual AWS variables.
-    """
-    try:
-        # A session of its own reads the credentials anew, wherever they come from.
-        return boto3.session.Session().client(
-            "s3",
-            config=Config(
-                # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},
-                max_pool_connections=64,
-                connect_timeout=10,
-                # Short enough that a server that has gone quiet is asked a second time.
-                read_timeout=max(1.0, min(30.0, _deadline() / 3)),
-            ),
-        )
-    except (ValueError, boto_errors.BotoCoreError) as error:
-        text = _PASSWORD.sub("//", str(error))
-        raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
+_NOT_IMPLEMENTED = 501
 
 
 def _warn(uri: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if error and needs_renewal(error):
-        with _client_lock:
-            _client.cache_clear()
+        renew_client()
     if isinstance(error, Exception) and state.attempt_number == 1:
-        log.warning("%s; trying again for up to %g s", translate(error, uri), _deadline())
-
-
-def _deadline() -> float:
-    text = os.environ.get("WORKER_STORE_DEADLINE_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"WORKER_STORE_DEADLINE_SECONDS: must be a number of seconds, not {text!r}"
-        ) from None
+        log.warning("%s; trying again for up to %g s", translate(error, uri), deadline())
 
 
 class S3Store:
@@ -84,6 +41,7 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self.prefix}"
+        self.fences = True
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         if stop is not None and stop <= start:
@@ -190,12 +148,31 @@ class S3Store:
             try:
                 self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*")
             except boto_errors.ClientError as error:
+                if status_of(error) == _NOT_IMPLEMENTED:
+                    return self._put_unfenced(key, data)
                 if status_of(error) not in LOST_RACE:
                     raise
                 return self._holds(key, data)
             return True
 
         return self._call(key, request)
+
+    def _put_unfenced(self, key: str, data: bytes) -> bool:
+        """A look and then a write, between which another's write is not noticed."""
+        if self.fences:
+            self.fences = False
+            log.warning(
+                "%s: the store has no conditional PUT, so attempts are not fenced off from each "
+                "other; see to it that no job is started twice at a time",
+                self.uri,
+            )
+        try:
+            return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
+        except boto_errors.ClientError as error:
+            if status_of(error) != 404:
+                raise
+        self._s3.put_object(**self._name(key), Body=data)
+        return True
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether an object that was in the way has these bytes, as after a lost answer.
@@ -225,8 +202,7 @@ class S3Store:
 
     @property
     def _s3(self) -> Any:
-        with _client_lock:  # making a client is the one thing about it that threads may not share
-            return _client(os.getpid())
+        return s3_client()
 
     def _name(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
@@ -237,7 +213,7 @@ class S3Store:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=1, max=10),
-            stop=tenacity.stop_before_delay(_deadline()),
+            stop=tenacity.stop_before_delay(deadline()),
             before_sleep=functools.partial(_warn, uri),
             reraise=True,
         )

@@ -144,8 +144,8 @@ def open_job(manifest: Manifest) -> Job:
 
     Raises `ConfigurationError` naming the field that is wrong, and what the store raises.
     """
-    train = _open("data.train", manifest.data.train)
-    val = _open("data.val", manifest.data.val) if manifest.data.val else None
+    train = open_dataset("data.train", manifest.data.train)
+    val = open_dataset("data.val", manifest.data.val) if manifest.data.val else None
     classes = train.index.classes
     if val and val.index.classes != classes:
         raise ConfigurationError(
@@ -215,7 +215,8 @@ def manifest_digest(manifest: Manifest) -> str:
     return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
-def _open(field: str, uri: str) -> Dataset:
+def open_dataset(field: str, uri: str) -> Dataset:
+    """The shards at an address that the manifest's `field` gives, and their index."""
     with _naming(field):
         address = parse_address(uri)
         return Dataset(address.store, read_index(address))

@@ -21,6 +21,8 @@ from worker.train.distributed import cores_per_rank
 from worker.train.job import Dataset
 from worker.train.rank import Rank
 
+SCRATCH_GIB = 10
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -74,5 +76,5 @@ def _settings() -> _Settings:
         None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
         number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
         os.environ.get("WORKER_SCRATCH", ""),
-        number("WORKER_SCRATCH_GIB", 10, least=1) << 30,
+        number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1) << 30,
     )

@@ -1,0 +1,174 @@
+"""`worker check`: what it finds, what it advises, and that it leaves nothing."""
+
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, keys
+from tests.proxy import Request, proxy
+from worker.store import open_store
+
+Write = Callable[[dict[str, Any]], str]
+
+
+def rows(out: str) -> dict[str, tuple[str, str]]:
+    """State and text by name."""
+    found = re.findall(r"^(ok|warn|FAIL|-) +(\S.*?) {2,}(.*)$", out, re.MULTILINE)
+    return {name: (state, text) for state, name, text in found}
+
+
+@pytest.fixture
+def remote(bucket: str, job: dict[str, Any]) -> dict[str, Any]:
+    """The job with its output in the bucket."""
+    return job | {"output": f"{bucket}/run/"}
+
+
+def test_a_good_place_passes_and_nothing_is_left(
+    run: Run, write: Write, remote: dict[str, Any], bucket: str
+) -> None:
+    open_store(bucket).put("job.yaml", Path(write(remote)).read_bytes())
+    ended = run("check", f"{bucket}/job.yaml", "--nproc", "2")
+    assert ended.code == 0, ended.out
+    table = rows(ended.out)
+    assert {state for state, _ in table.values()} == {"ok"}
+    assert table["credentials"][1] == "by env"
+    assert table["ranks"][1] == "2 in all, 6 images of each batch"
+    assert table["data.train"][1].startswith("52 samples of 2 classes in")
+    assert "head classifier.3" in table["model"][1]
+    assert table["output: put if absent"][1] == "the second of two is refused"
+    assert ended.out.endswith("nothing stands in the way\n")
+    assert keys(open_store(bucket)) == ["job.yaml"]
+
+
+def test_each_fault_has_its_row_and_the_rest_is_looked_at(
+    run: Run, write: Write, remote: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote["data"]["val"] = "s3://no-such-bucket/val/"
+    monkeypatch.setenv("WORKER_SCRATCH", "/proc/no")
+    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path / "missing"))
+    ended = run("check", write(remote), "--nproc", "5")
+    assert ended.code == 78
+    table = rows(ended.out)
+    assert table["ranks"][0] == "FAIL"
+    assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in table["ranks"][1]
+    assert table["data.val"][0] == "FAIL"
+    assert "no such bucket; create it" in table["data.val"][1]
+    assert table["data.train"][0] == "ok"
+    assert table["model"] == ("-", "not looked at: the data cannot be read")
+    assert table["scratch"][0] == "warn"
+    assert table["metrics"][0] == "warn"
+    assert table["output: delete"][0] == "ok"
+    assert "2 of 15 fail, 2 to know of" in ended.out
+
+
+def test_a_bad_manifest_still_shows_the_place(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("version: 1\njob: x\nfast: true\n")
+    ended = run("check", str(tmp_path / "job.yaml"))
+    assert ended.code == 78
+    table = rows(ended.out)
+    assert table["manifest"][0] == "FAIL"
+    assert "fast" in table["manifest"][1]
+    assert table["shared memory"][0] in ("ok", "warn")
+    assert table["data, model, output"][0] == "-"
+
+
+def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict[str, Any]) -> None:
+    remote["optimizer"]["groups"] = [{"match": "layer9"}, {"match": "*"}]
+    ended = run("check", write(remote))
+    assert ended.code == 78
+    assert "layer9" in rows(ended.out)["model"][1]
+
+
+@pytest.mark.parametrize(
+    ("refused", "row", "remedy"),
+    [
+        (lambda request: request.method == "PUT", "output: put, get", "access denied"),
+        (lambda request: request.method == "DELETE", "output: delete", "access denied"),
+        (
+            lambda request: request.method == "DELETE" and "uploadId" in request.path,
+            "output: uploads, abort",
+            "access denied",
+        ),
+        (
+            lambda request: request.method == "GET" and "attempts" in request.path,
+            "output: list",
+            "access denied",
+        ),
+    ],
+)
+def test_every_right_is_tried(
+    run: Run,
+    write: Write,
+    remote: dict[str, Any],
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[[Request], bool],
+    row: str,
+    remedy: str,
+) -> None:
+    with proxy(s3_endpoint) as server:
+        server.plan = lambda request: "403" if refused(request) else None
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        ended = run("check", write(remote))
+    assert ended.code == 78
+    assert rows(ended.out)[row][0] == "FAIL"
+    assert remedy in rows(ended.out)[row][1]
+
+
+def test_a_store_without_conditional_put_trains_and_says_that_nothing_fences(
+    run: Run,
+    write: Write,
+    remote: dict[str, Any],
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with proxy(s3_endpoint) as server:
+        server.plan = lambda request: "501" if request.conditional else None
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        ended = run("check", write(remote))
+        assert ended.code == 0
+        assert rows(ended.out)["output: put if absent"] == (
+            "warn",
+            "the store has no conditional PUT (501): fencing is off, so start no job twice at a "
+            "time",
+        )
+        trained = run("train", write(remote))
+        assert trained.code == 0, trained.err
+        assert trained.err.count("attempts are not fenced off from each other") == 1
+        assert run("train", write(remote)).code == 0
+
+
+def test_a_store_that_does_not_answer_is_no_mistake_of_the_user(
+    run: Run, write: Write, remote: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    ended = run("check", write(remote))
+    assert ended.code == 69
+    table = rows(ended.out)
+    assert "cannot be reached" in table["model"][1]
+    assert table["output: delete"] == ("-", "not looked at: storage does not answer")
+
+
+def test_ranks_that_start_elsewhere(
+    run: Run, write: Write, remote: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a batch script, which is not the place where the ranks start."""
+    for name, value in {
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_NODELIST": "no-such-node[1-2]",
+    }.items():
+        monkeypatch.setenv(name, value)
+    refused = run("check", write(remote))
+    assert refused.code == 78
+    assert "put `srun`" in rows(refused.out)["ranks"][1]
+    ended = run("check", write(remote), "--ranks", "4")
+    assert ended.code == 0, ended.out
+    assert rows(ended.out)["rendezvous"][0] == "warn"
+    assert "no-such-node1 does not resolve yet" in rows(ended.out)["rendezvous"][1]

@@ -1,0 +1,124 @@
+"""Probes of the machine or pod: devices, ranks, rendezvous, disk, shared memory, metrics."""
+
+import os
+import shutil
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from worker.check.table import Caution
+from worker.environment import number, rendezvous_seconds
+from worker.errors import ConfigurationError
+from worker.launch.topology import Spawn, first_host
+from worker.train.rank import Rank
+from worker.train.supply import SCRATCH_GIB
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_NCCL_BYTES = 1 << 30
+_TIMEOUT_SECONDS = 5.0
+
+
+def probe_devices() -> str:
+    """What ranks would compute on here."""
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return "no GPU here; CPU ranks"
+    return f"{gpus} of {torch.cuda.get_device_name(0)}"
+
+
+def probe_rendezvous(place: Rank | Spawn | None) -> str:
+    """Whether the name of rank 0's host resolves; `place` is None where ranks start elsewhere."""
+    if place is None:
+        nodes = os.environ.get("SLURM_JOB_NODELIST")
+        address = os.environ.get("MASTER_ADDR") or (first_host(nodes) if nodes else None)
+    else:
+        address = place.master_addr if place.world_size > 1 else None
+    if address in (None, "localhost", "127.0.0.1"):
+        return "on this machine"
+    try:
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise Caution(
+            f"{address} does not resolve yet; ranks will look for it for {rendezvous_seconds()} s"
+        ) from None
+    return f"{address} is {found[0][4][0]}"
+
+
+def probe_scratch() -> str:
+    """Whether the cache folder takes what it may hold."""
+    folder = os.environ.get("WORKER_SCRATCH")
+    if not folder:
+        return "WORKER_SCRATCH is not set; every rank reads from the store"
+    wanted = number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free / (1 << 30)
+    except OSError as error:
+        raise Caution(
+            f"WORKER_SCRATCH: {folder}: {error.strerror}; training would go on without it"
+        ) from None
+    if free < wanted:
+        raise Caution(
+            f"WORKER_SCRATCH: {folder} has {free:.1f} GiB free; set WORKER_SCRATCH_GIB below that, "
+            f"or a larger volume (now {wanted} may be used)"
+        )
+    return f"{folder}: {free:.0f} GiB free, up to {wanted} used"
+
+
+def probe_shared_memory() -> str:
+    """Whether NCCL finds the shared memory that it moves data between local GPUs through."""
+    try:
+        size = shutil.disk_usage(_SHARED_MEMORY).total
+        with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY):
+            pass
+    except OSError as error:
+        raise Caution(
+            f"{_SHARED_MEMORY}: {error.strerror}; with several GPUs mount a writable tmpfs there"
+        ) from None
+    if size < _NCCL_BYTES and torch.cuda.device_count() > 1:
+        raise Caution(
+            f"{_SHARED_MEMORY} has {size >> 20} MiB, little for NCCL between several GPUs; give 1 "
+            "GiB (docker run --shm-size=1g, an emptyDir in memory)"
+        )
+    return f"{size >> 20} MiB"
+
+
+def probe_metrics() -> str:
+    """Whether every way out for metrics that is set works; none of them can fail training."""
+    ways = []
+    port = os.environ.get("WORKER_METRICS_PORT")
+    if port:
+        number("WORKER_METRICS_PORT", 0)
+        try:
+            socket.create_server(("", int(port))).close()
+        except (OSError, OverflowError) as error:
+            raise Caution(f"WORKER_METRICS_PORT: {port}: {error}") from None
+        ways.append(f"port {port} is free")
+    gateway = os.environ.get("WORKER_PUSHGATEWAY")
+    if gateway:
+        ways.append(_probe_gateway(gateway))
+    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    if folder:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise Caution(f"WORKER_METRICS_TEXTFILE: {folder} is no folder that can be written to")
+        ways.append(f"{folder} takes files")
+    return ", ".join(ways) or "no WORKER_METRICS_PORT, WORKER_PUSHGATEWAY or _TEXTFILE is set"
+
+
+def _probe_gateway(gateway: str) -> str:
+    address = gateway if "://" in gateway else f"http://{gateway}"
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ConfigurationError("WORKER_PUSHGATEWAY: must be an http or https address")
+    try:
+        urllib.request.urlopen(f"{address}/-/ready", timeout=_TIMEOUT_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
+    except (OSError, ValueError) as error:  # the address may hold a password, so it is not shown
+        raise Caution(f"WORKER_PUSHGATEWAY: cannot be reached ({type(error).__name__})") from None
+    return "the Pushgateway is ready"

@@ -1,0 +1,108 @@
+"""Probes of storage: who asks, and every right that a job needs below its output."""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+
+import boto3
+import botocore.exceptions as boto_errors
+
+from worker.check.table import Caution, Table
+from worker.errors import ConfigurationError
+from worker.logs import count
+from worker.store import ObjectMissing, Store
+from worker.store.faults import translate
+
+_MULTIPART = 32 << 20  # more than the store sends in one piece
+
+
+def probe_credentials() -> str:
+    """Which kind of credentials boto3 has found, never themselves."""
+    try:
+        found = boto3.session.Session().get_credentials()
+    except boto_errors.BotoCoreError as error:
+        raise ConfigurationError(str(error).splitlines()[0]) from None
+    if found is None:
+        raise translate(boto_errors.NoCredentialsError(), "AWS")
+    return f"by {found.method}"
+
+
+def look_at_output(table: Table, store: Store) -> None:
+    """Probe each right on an object of a fresh name, which is gone afterwards."""
+    key = f"check/{uuid.uuid4().hex}"
+    probes: list[tuple[str, Callable[[Store, str], str]]] = [
+        ("output: list", _list),
+        ("output: put, get", _put_and_get),
+        ("output: put if absent", _put_if_absent),
+        ("output: uploads, abort", _abort),
+        ("output: delete", _delete),
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Exception))
+        stack.callback(_remove, store, key)
+        for name, probe in probes:
+            if table.unreachable:
+                table.skip(name, "storage does not answer")
+            else:
+                table.look(name, lambda probe=probe: probe(store, key))  # type: ignore[misc]
+
+
+def _list(store: Store, _key: str) -> str:
+    attempts = sum(1 for _ in store.list("attempts/"))
+    return f"{store.uri} holds {count(attempts, 'attempt')}" if attempts else f"{store.uri} is new"
+
+
+def _put_and_get(store: Store, key: str) -> str:
+    data = uuid.uuid4().bytes
+    store.put(key, data)
+    if store.get(key) != data:
+        raise ConfigurationError(
+            f"{store.uri}{key}: read back with other bytes than written; no checkpoint would be "
+            "safe there"
+        )
+    return "written and read back"
+
+
+def _put_if_absent(store: Store, key: str) -> str:
+    """Whether the second of two writers is refused, on which fencing rests."""
+    first = f"{key}-1"
+    try:
+        store.put_if_absent(first, uuid.uuid4().bytes)
+        refused = not store.put_if_absent(first, uuid.uuid4().bytes)
+    finally:
+        _remove(store, first)
+    if refused and store.fences:
+        return "the second of two is refused"
+    how = "ignores If-None-Match" if store.fences else "has no conditional PUT (501)"
+    raise Caution(f"the store {how}: fencing is off, so start no job twice at a time")
+
+
+def _abort(store: Store, key: str) -> str:
+    class Broken(Exception):
+        pass
+
+    def pieces() -> Iterator[bytes]:
+        yield b""
+        raise Broken
+
+    with contextlib.suppress(Broken):
+        store.put_stream(f"{key}-2", _MULTIPART, pieces())
+    if store.abort_uploads(f"{key}-2"):
+        raise ConfigurationError(
+            f"{store.uri}: an upload could not be aborted; allow s3:AbortMultipartUpload"
+        )
+    return "a broken-off upload leaves nothing"
+
+
+def _delete(store: Store, key: str) -> str:
+    store.delete(key)
+    try:
+        store.get(key)
+    except ObjectMissing:
+        return "gone once deleted"
+    raise ConfigurationError(f"{store.uri}{key}: still there after it was deleted")
+
+
+def _remove(store: Store, key: str) -> None:
+    with contextlib.suppress(Exception):  # whatever there is to say of it, a row has said
+        store.delete(key)

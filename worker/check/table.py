@@ -1,0 +1,61 @@
+"""Rows of a preflight: what was looked at, how it stands, what to do about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.errors import ExitCode, InfrastructureError, WorkerError, most_fatal
+
+
+class Caution(Exception):
+    """A probe found something that does not keep the job from running; its text says what."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One probe; `code` is the exit code that its finding asks for."""
+
+    name: str
+    state: str
+    """`ok`, `warn`, `FAIL`, or `-` for what could not be looked at."""
+    text: str
+    code: int = ExitCode.DONE
+
+
+@dataclass
+class Table:
+    """The rows so far; a probe returns its finding, or raises `Caution` or `WorkerError`."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def look(self, name: str, probe: Callable[[], str]) -> bool:
+        """Add a row; false where the probe failed."""
+        try:
+            self.rows.append(Row(name, "ok", probe()))
+        except Caution as caution:
+            self.rows.append(Row(name, "warn", str(caution)))
+        except WorkerError as error:
+            self.rows.append(Row(name, "FAIL", str(error), error.code))
+            return False
+        return True
+
+    def skip(self, name: str, reason: str) -> None:
+        """Add a row for what was not looked at."""
+        self.rows.append(Row(name, "-", f"not looked at: {reason}"))
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether storage has not answered, so that asking again would only take time."""
+        return any(row.code == InfrastructureError.code for row in self.rows)
+
+    @property
+    def code(self) -> int:
+        """The exit code of all rows."""
+        return most_fatal([ExitCode.DONE, *(row.code for row in self.rows)])
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{row.state:<4}  {row.name:<{width}}  {row.text}" for row in self.rows]
+        failed = sum(row.state == "FAIL" for row in self.rows)
+        warned = sum(row.state == "warn" for row in self.rows)
+        end = f"{failed} of {len(lines)} fail" if failed else "nothing stands in the way"
+        return "\n".join([*lines, f"{end}{f', {warned} to know of' if warned else ''}"])

@@ -1,0 +1,65 @@
+"""The S3 client of a process, as the AWS variables and the worker's own wish it."""
+
+import functools
+import os
+import re
+import threading
+from typing import Any
+
+import boto3
+import botocore.exceptions as boto_errors
+from botocore.config import Config
+
+from worker.errors import ConfigurationError
+
+_lock = threading.Lock()
+_PASSWORD = re.compile(r"//[^/@]*@")
+
+
+def s3_client() -> Any:
+    """This process's client; a client that crosses a fork shares sockets and breaks.
+
+    Endpoint, region, credentials, addressing style and CA come from the usual AWS variables.
+    Raises `ConfigurationError` for settings that boto3 refuses.
+    """
+    with _lock:  # making a client is the one thing about it that threads may not share
+        return _client(os.getpid())
+
+
+def renew_client() -> None:
+    """Have the next request read the credentials anew, wherever they come from."""
+    with _lock:
+        _client.cache_clear()
+
+
+@functools.lru_cache
+def _client(pid: int) -> Any:
+    try:
+        # boto3's default session would keep the credentials that it has read once.
+        return boto3.session.Session().client(
+            "s3",
+            config=Config(
+                # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                retries={"total_max_attempts": 1},
+                max_pool_connections=64,
+                connect_timeout=10,
+                # Short enough that a server that has gone quiet is asked a second time.
+                read_timeout=max(1.0, min(30.0, deadline() / 3)),
+            ),
+        )
+    except (ValueError, boto_errors.BotoCoreError) as error:
+        text = _PASSWORD.sub("//", str(error))
+        raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
+
+
+def deadline() -> float:
+    """How long a request is retried, in seconds."""
+    text = os.environ.get("WORKER_STORE_DEADLINE_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"WORKER_STORE_DEADLINE_SECONDS: must be a number of seconds, not {text!r}"
+        ) from None
