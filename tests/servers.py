@@ -1,4 +1,4 @@
-"""Real S3 servers for the tests; `.ci/servers` puts them on the machine."""
+"""Real servers for the tests; `.ci/servers` puts them on the machine."""
 
 import contextlib
 import os
@@ -9,9 +9,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 START_SECONDS = 90.0
 
@@ -178,6 +181,17 @@ class _Ceph:
             timeout=START_SECONDS,
         )
         assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
+
+
+def wait_until(look: Callable[[], T | None], seconds: float, tell: Callable[[], str]) -> T:
+    """Look until something true is seen, and return it; `tell` says what was seen instead."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"nothing after {seconds} s: {tell()}"
+        time.sleep(0.2)
 
 
 def wait_for(url: str, log: Path, certificate: Path | None = None) -> None:

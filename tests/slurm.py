@@ -10,15 +10,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from tests.servers import binary, free_port
-
-T = TypeVar("T")
+from tests.servers import binary, free_port, wait_until
 
 NODES = 2
 _START_SECONDS = 60.0
@@ -216,17 +212,6 @@ def _stop(slurm: Slurm) -> None:
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 20, slurm.logs)  # type: ignore[misc]
     shutil.rmtree(slurm.folder / "spool", ignore_errors=True)
-
-
-def wait_until(look: Callable[[], T | None], seconds: float, tell: Callable[[], str]) -> T:
-    """Look until something true is seen, and return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"nothing after {seconds} s: {tell()}"
-        time.sleep(0.2)
 
 
 def _read(path: Path) -> bytes:
