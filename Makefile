@@ -34,6 +34,7 @@ lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 # Debian and Ubuntu keep venv in a package of its own, and a slim image may lack git, which only
 # the checkout needed.
@@ -48,9 +49,12 @@ lint: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
-# The versions that the tests have passed with, for installs that repeat.
+# The versions that the tests have passed with, for installs that repeat; and those of the image.
 lock: .venv/ready
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
+	$(BIN)/uv pip compile --quiet --extra onnx --constraints constraints.txt --generate-hashes \
+	  --universal --python-version 3.11 --no-annotate --no-header --output-file requirements.lock \
+	  pyproject.toml
 
 clean:
 	rm -rf .venv .venv-bench

@@ -19,7 +19,9 @@ import torch.distributed as dist
 from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
+from tests.docker import Docker, start_docker
 from tests.pictures import write_pictures
+from tests.servers import REAL
 from worker.data.cache import Cache
 from worker.data.index import Index, parse_address, read_index
 from worker.data.pack import find_splits, write_split
@@ -27,8 +29,23 @@ from worker.data.reader import SampleReader
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
+SHARED = Path(__file__).parents[2] / "shared"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.train.audit"])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was no stand-in."""
+    for name, version in sorted(REAL.items()):
+        terminalreporter.write_line(f"ran for real: {name}, {version}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, what `../shared` is there for must not be left out."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if "WORKER_CI" in os.environ and SHARED.exists() and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("skipped, though CI skips nothing")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +102,15 @@ def dataset(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         store = open_store(str(folder / split.name))
         write_split(split, store, shard_bytes=12_000, seed=0, threads=2, advance=lambda: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    """A Docker engine with the shipped Dockerfile's image, and with MinIO's."""
+    with start_docker(tmp_path_factory.mktemp("docker")) as engine:
+        engine.build_worker()
+        engine.build_stand_in(tmp_path_factory.mktemp("images") / "minio", "minio", "minio")
+        yield engine
 
 
 @dataclass

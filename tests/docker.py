@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import binary
+from tests.servers import binary, note_real
 
 ROOT = Path(__file__).parents[1]
 BASE = "python:3.11-slim-bookworm"
-WORKER = "worker:local"
+WORKER, MINIO = "worker:local", "minio:local"
 _CACHE = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))
 _CA = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
 _SUBNET = "192.168.231.1/24"
@@ -98,6 +98,8 @@ class Docker:
 @contextlib.contextmanager
 def start_docker(folder: Path) -> Iterator[Docker]:
     """An engine of its own, whose images and layers last from one run of the tests to the next."""
+    note_real("dockerd", "--version")
+    note_real("docker-compose", "--version")
     archive = _CACHE / "python.tar"
     assert archive.exists(), f"{archive} is not there; run .ci/servers"
     socket = folder / "docker.sock"

@@ -42,9 +42,20 @@ def binary(name: str) -> str:
     return found
 
 
+REAL: dict[str, str] = {}
+"""What has run for real in this session, as it names itself; shown at its end."""
+
+
+def note_real(program: str, *arguments: str) -> None:
+    """Note a real component by what it says when called with `arguments`."""
+    done = subprocess.run([binary(program), *arguments], capture_output=True, text=True)
+    REAL[program] = (done.stdout or done.stderr).strip().splitlines()[0]
+
+
 @contextlib.contextmanager
 def start_minio(folder: Path) -> Iterator[Server]:
     """MinIO over http."""
+    note_real("minio", "--version")
     port = free_port()
     secrets = {"MINIO_ROOT_USER": "minio-key", "MINIO_ROOT_PASSWORD": "minio-secret"}
     log = (folder / "log").open("w")
@@ -75,6 +86,7 @@ def start_minio(folder: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def start_rgw(folder: Path) -> Iterator[Server]:
     """Ceph's RGW over https with a certificate of its own: a monitor, a store in memory, RGW."""
+    note_real("radosgw", "--version")
     monitor, port = free_port(), free_port()
     certificate, key = folder / "cert.pem", folder / "both.pem"
     subprocess.run(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import binary, free_port, wait_until
+from tests.servers import binary, free_port, note_real, wait_until
 
 NODES = 2
 _START_SECONDS = 60.0
@@ -134,6 +134,7 @@ class Slurm:
 @contextlib.contextmanager
 def start_slurm(folder: Path) -> Iterator[Slurm]:
     """Bring the cluster up, and down again with all that runs on it."""
+    note_real("slurmctld", "-V")
     for name in ("state", "log", "spool"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)

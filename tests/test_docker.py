@@ -6,7 +6,6 @@ import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import boto3
 import pytest
 from ruamel.yaml import YAML
 
-from tests.docker import CONTAINED, ROOT, WORKER, Docker, start_docker
+from tests.docker import CONTAINED, MINIO, ROOT, WORKER, Docker
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -22,26 +21,8 @@ pytestmark = pytest.mark.e2e
 GRACE = 30
 
 
-@pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    with start_docker(tmp_path_factory.mktemp("docker")) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def image(docker: Docker) -> str:
-    """The shipped Dockerfile's image."""
-    docker.build_worker()
-    return WORKER
-
-
-@pytest.fixture(scope="module")
-def minio(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return docker.build_stand_in(tmp_path_factory.mktemp("images") / "minio", "minio", "minio")
-
-
-def test_the_image_has_nothing_that_it_does_not_need(docker: Docker, image: str) -> None:
-    found = docker.inspect(image)
+def test_the_image_has_nothing_that_it_does_not_need(docker: Docker) -> None:
+    found = docker.inspect(WORKER)
     config = found["Config"]
     assert config["User"] == "10001:10001"
     assert config["StopSignal"] == "SIGTERM"
@@ -50,23 +31,23 @@ def test_the_image_has_nothing_that_it_does_not_need(docker: Docker, image: str)
     assert re.fullmatch(r"[0-9a-f]{40}", labels["org.opencontainers.image.revision"])
     assert f"WORKER_REVISION={labels['org.opencontainers.image.revision']}" in config["Env"]
     look = "for p in gcc cc g++ make git curl; do command -v $p; done; ls -A /root/.cache /var/lib/apt/lists /tmp"
-    said = docker("run", "--rm", "--user=0", "--entrypoint=sh", image, "-c", look, check=False)
+    said = docker("run", "--rm", "--user=0", "--entrypoint=sh", WORKER, "-c", look, check=False)
     assert "/bin/" not in said
     assert "pip" not in said
-    for line in docker("history", "--format", "{{.Size}} {{.CreatedBy}}", image).splitlines():
+    for line in docker("history", "--format", "{{.Size}} {{.CreatedBy}}", WORKER).splitlines():
         print(f"layer {line[:80]}")
-    done = docker("run", "--rm", *CONTAINED, "--network=none", image, "--version")
+    done = docker("run", "--rm", *CONTAINED, "--network=none", WORKER, "--version")
     assert done.startswith("worker, version")
 
 
 def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
-    docker: Docker, image: str, minio: str, tmp_path: Path
+    docker: Docker, tmp_path: Path
 ) -> None:
     """Read-only, without capabilities, and with no network but the store's."""
     docker("network", "create", "--internal", "store")
     keys = {"MINIO_ROOT_USER": "minio-key", "MINIO_ROOT_PASSWORD": "minio-secret"}
     secrets = [f"--env={name}={value}" for name, value in keys.items()]
-    docker("run", "--detach", "--name=minio", "--network=store", *secrets, minio, "server", "/data")
+    docker("run", "--detach", "--name=minio", "--network=store", *secrets, MINIO, "server", "/data")
     file = tmp_path / "env"
     file.write_text(
         "AWS_ENDPOINT_URL=http://minio:9000\nAWS_REGION=us-east-1\n"
@@ -81,9 +62,9 @@ def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
         aws_secret_access_key="minio-secret",
     )
     examples = f"--volume={ROOT}/examples/compose:/examples:ro"
-    docker("run", *place, examples, "--entrypoint=python", image, "/examples/buckets.py")
+    docker("run", *place, examples, "--entrypoint=python", WORKER, "/examples/buckets.py")
 
-    docker("run", "--detach", "--name=first", *place, image, "train", "s3://jobs/shapes.yaml")
+    docker("run", "--detach", "--name=first", *place, WORKER, "train", "s3://jobs/shapes.yaml")
     wait_until(
         lambda: s3.list_objects_v2(Bucket="runs", Prefix="shapes/commits/")["KeyCount"] >= 2,
         120,
@@ -96,7 +77,7 @@ def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
     assert "stopped on request" in docker("logs", "first")
     assert not s3.list_objects_v2(Bucket="runs", Prefix="shapes/done.json")["KeyCount"]
 
-    docker("run", "--detach", "--name=second", *place, image, "train", "s3://jobs/shapes.yaml")
+    docker("run", "--detach", "--name=second", *place, WORKER, "train", "s3://jobs/shapes.yaml")
     assert docker.wait("second") == 0, docker("logs", "second")
     assert "resumes after step" in docker("logs", "second")
     done = json.loads(s3.get_object(Bucket="runs", Key="shapes/done.json")["Body"].read())
@@ -105,13 +86,11 @@ def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
         assert docker("diff", name).strip() in ("", "C /tmp"), "something was written to the root"
 
 
-def test_compose_trains_the_job_and_has_its_metrics(
-    docker: Docker, image: str, minio: str, tmp_path: Path
-) -> None:
+def test_compose_trains_the_job_and_has_its_metrics(docker: Docker, tmp_path: Path) -> None:
     """All services but Grafana, of which there is no package."""
     images = {
-        "WORKER_IMAGE": image,
-        "MINIO_IMAGE": minio,
+        "WORKER_IMAGE": WORKER,
+        "MINIO_IMAGE": MINIO,
         "PROMETHEUS_IMAGE": docker.build_stand_in(tmp_path / "p", "prometheus", "prometheus"),
         "PUSHGATEWAY_IMAGE": docker.build_stand_in(
             tmp_path / "g", "pushgateway", "prometheus-pushgateway"
@@ -126,9 +105,9 @@ def test_compose_trains_the_job_and_has_its_metrics(
         inspected = docker.inspect(container)["HostConfig"]
         assert inspected["ReadonlyRootfs"]
         assert inspected["CapDrop"] == ["ALL"]
-        step = wait_until(lambda: _query("worker_step"), 30, lambda: "no series")
-        assert {row["metric"]["job"] for row in step} == {"shapes"}
-        assert {float(row["value"][1]) for row in step} == {144.0}
+        last = "max by (job) (worker_step) == 144"
+        found = wait_until(lambda: _query(last), 30, lambda: str(_query("worker_step")))
+        assert [row["metric"] for row in found] == [{"job": "shapes"}]
         assert _query("worker_last_success_timestamp_seconds > 0")
     finally:
         compose("down", "--volumes")

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from bench.reference import run as run_reference
-from tests.conftest import Run, Start
+from tests.conftest import SHARED, Run, Start
 from worker.store import open_store
 
-SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "efficientnet_b0_from_lite0.safetensors"
 # Two standard errors of an accuracy near 0.9 over 153 pictures.
 NOISE = 0.05
