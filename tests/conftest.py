@@ -105,12 +105,19 @@ def dataset(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """A Docker engine with the shipped Dockerfile's image, and with MinIO's."""
     with start_docker(tmp_path_factory.mktemp("docker")) as engine:
         engine.build_worker()
         engine.build_stand_in(tmp_path_factory.mktemp("images") / "minio", "minio", "minio")
         yield engine
+
+
+@pytest.fixture
+def docker(engine: Docker) -> Iterator[Docker]:
+    """That engine without anything that runs on it."""
+    yield engine
+    engine.clean()
 
 
 @dataclass

@@ -70,6 +70,13 @@ class Docker:
         networks = self.inspect(name)["NetworkSettings"]["Networks"]
         return str(next(iter(networks.values()))["IPAddress"])
 
+    def clean(self) -> None:
+        """Remove containers, volumes and networks, whoever has left them."""
+        left = self("ps", "--all", "--quiet", check=False).split()
+        self("rm", "--force", "--volumes", *left, check=False)
+        self("volume", "prune", "--force", check=False)
+        self("network", "prune", "--force", check=False)
+
     def build_worker(self) -> str:
         """The shipped Dockerfile's image; returns what the build has printed."""
         revision = subprocess.run(
@@ -123,10 +130,7 @@ def start_docker(folder: Path) -> Iterator[Docker]:
             docker("import", "--change", path, archive, BASE)
         yield docker
     finally:
-        left = docker("ps", "--all", "--quiet", check=False).split()
-        docker("rm", "--force", "--volumes", *left, check=False)
-        docker("volume", "prune", "--force", check=False)
-        docker("network", "prune", "--force", check=False)
+        docker.clean()
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(60)
         subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True)

@@ -172,3 +172,14 @@ def test_ranks_that_start_elsewhere(
     assert ended.code == 0, ended.out
     assert rows(ended.out)["rendezvous"][0] == "warn"
     assert "no-such-node1 does not resolve yet" in rows(ended.out)["rendezvous"][1]
+
+
+def test_compile_needs_a_compiler(
+    run: Run, write: Write, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job["train"]["compile"] = True
+    monkeypatch.setenv("PATH", "/nowhere")
+    for command in ("check", "train"):
+        ended = run(command, write(job))
+        assert ended.code == 78
+        assert "train.compile: needs a C compiler" in ended.out + ended.err

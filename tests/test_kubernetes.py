@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,18 @@ def test_names_still_fit_after_a_change(tmp_path: Path, base: str, change: str) 
     if change != "namespace: other":
         plain = {o["metadata"]["name"] for o in render(ROOT / f"k8s/{base}")}
         assert plain.isdisjoint(o["metadata"]["name"] for o in objects)
+
+
+@pytest.mark.parametrize(("base", "kind"), [("jobset", "JobSet"), ("trainjob", "TrainingRuntime")])
+def test_components_reach_the_pods_of_other_kinds(tmp_path: Path, base: str, kind: str) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    with (tmp_path / f"k8s/{base}/kustomization.yaml").open("a") as file:
+        file.write("components: [../components/credentials, ../components/network-policy]\n")
+    objects = render(tmp_path / f"k8s/{base}")
+    assert violations(objects) == []
+    assert of_kind(objects, kind)
+    ((_, spec),) = job_specs(objects)
+    assert "credentials" in {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
 
 
 def test_policies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ from worker.train.supply import check_supply
 log = logging.getLogger(__name__)
 
 _LOW, _HIGH = 1e-3, 1e2
+_COMPILERS = ("cc", "gcc", "clang")
 
 
 def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
@@ -98,6 +100,11 @@ def check_place(manifest: Manifest, gpus: int) -> None:
     check_environment()
     check_supply(manifest.data, gpus)
     check_exports(manifest.final)
+    if manifest.train.compile and not any(map(shutil.which, _COMPILERS)):
+        raise ConfigurationError(
+            "train.compile: needs a C compiler (cc, gcc, clang), and there is none here, as in the "
+            "image as shipped; remove it, or build the image on a BASE that has one"
+        )
     if manifest.train.sync_batch_norm and not gpus:
         raise ConfigurationError(
             "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
