@@ -18,8 +18,13 @@ forward() {
 }
 trap forward USR1
 
-# Endpoint, credentials and PATH of the job. The batch scripts ask for `--export=NONE`, so nothing
-# that a login shell happens to hold gets in, and no secret is kept in Slurm's own spool.
+# Endpoint, credentials and PATH of the job. The batch scripts ask for `--export=NONE`: the job starts
+# with the environment of a new login, not of the shell that submits, whose secrets Slurm would keep.
+unset RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT PET_NNODES
+if [ -n "${WORKER_ENV-}" ] && [ ! -e "$WORKER_ENV" ]; then
+  echo "WORKER_ENV: $WORKER_ENV does not exist" >&2
+  exit 78
+fi
 WORKER_ENV=${WORKER_ENV:-$HOME/.config/worker/env}
 if [ -e "$WORKER_ENV" ]; then
   if [ -n "$(find -L "$WORKER_ENV" -maxdepth 0 -perm /077)" ]; then
@@ -50,9 +55,15 @@ export WORKER_GRACE_SECONDS WORKER_SCRATCH SLURM_JOB_END_TIME
 [ -z "${SLURM_CPUS_PER_TASK-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 train() {
-  local manifest=$1 code
+  local manifest=$1 code ranks=$SLURM_NTASKS
   shift
-  run --nodes=1 --ntasks=1 --overlap "$@" worker check "$manifest" --ranks "$SLURM_NTASKS"
+  if [ $# -eq 0 ] && [ -z "$(type -P worker)" ]; then
+    echo "worker is not on the PATH; set PATH in $WORKER_ENV, see slurm/env.example" >&2
+    finish 78
+  fi
+  # One task per node starts the ranks of all GPUs that it sees.
+  [ "$SLURM_NTASKS" -ne "$SLURM_NNODES" ] || ranks=$((SLURM_NTASKS * ${SLURM_GPUS_ON_NODE:-1}))
+  run --nodes=1 --ntasks=1 --overlap "$@" worker check "$manifest" --ranks "$ranks"
   code=$?
   if [ "$code" -eq 0 ]; then
     training=1
@@ -72,27 +83,51 @@ run() {
   local step
   srun --export=ALL "$@" &
   step=$!
-  while kill -0 "$step" 2> /dev/null; do wait "$step"; done
+  while kill -0 "$step" 2> /dev/null; do
+    if [ "$training" -eq 1 ] && [ "$stopping" -eq 1 ]; then
+      # Told once more: the tasks may not have been there yet when the signal came.
+      sleep 10 &
+      wait -n "$step" "$!"
+      if kill -0 "$step" 2> /dev/null; then forward; fi
+    else
+      wait "$step"
+    fi
+  done
   wait "$step"
+}
+
+# What a container has to see of this node, as PATH:PATH lines.
+mounts() {
+  local path
+  for path in "$WORKER_SCRATCH" "${WORKER_METRICS_TEXTFILE-}"; do
+    [ -z "$path" ] || echo "$path:$path"
+  done
+  for path in "${AWS_SHARED_CREDENTIALS_FILE-}" "${AWS_CONFIG_FILE-}" "${AWS_CA_BUNDLE-}"; do
+    [ -z "$path" ] || echo "$path:$path:ro"
+  done
 }
 
 finish() {
   local code=$1 restarts=${SLURM_RESTART_COUNT:-0} retries
+  # Stopped by the signal itself, before Python could hear it.
+  if [ "$stopping" -eq 1 ] && [ "$code" -eq 138 ]; then code=75; fi
   echo "worker ended with $code after $restarts restarts"
   case $code in
     0 | 2 | 65 | 76 | 78) ;; # done, or nothing that another run would change
     75)
-      if [ "$restarts" -lt "$WORKER_REQUEUES" ]; then requeue; fi
-      echo "stopped, but requeued $restarts times already; WORKER_REQUEUES allows no more"
+      if [ "$restarts" -lt "$WORKER_REQUEUES" ]; then requeue; else
+        echo "stopped, but requeued $restarts times already; WORKER_REQUEUES allows no more"
+      fi
       ;;
     *)
       # A comment of the job lasts over requeues, unlike anything on the node.
       retries=$(scontrol show job "$job" | sed -n 's/^ *Comment=retries:\([0-9]*\).*/\1/p')
-      if [ "${retries:-0}" -lt "$WORKER_RETRIES" ]; then
-        scontrol update "JobId=$job" "Comment=retries:$((${retries:-0} + 1))"
-        requeue
+      if [ "${retries:-0}" -lt "$WORKER_RETRIES" ] && [ "$restarts" -lt "$WORKER_REQUEUES" ]; then
+        # Without the count there would be no end to it.
+        scontrol update "JobId=$job" "Comment=retries:$((${retries:-0} + 1))" && requeue
+      else
+        echo "failed again after ${retries:-0} retries; WORKER_RETRIES allows no more"
       fi
-      echo "failed again after ${retries:-0} retries; WORKER_RETRIES allows no more"
       ;;
   esac
   exit "$code"
@@ -100,5 +135,5 @@ finish() {
 
 # Slurm ends this script when it requeues the job, hence the sleep.
 requeue() {
-  scontrol requeue "$job" && sleep 300
+  if scontrol requeue "$job"; then sleep 300; else echo "Slurm refuses to requeue the job"; fi
 }

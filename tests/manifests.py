@@ -31,7 +31,7 @@ def render(folder: Path) -> list[Object]:
 def render_overlay(folder: Path, overlay: str) -> list[Object]:
     """What an overlay of a user's own gives, written beside a copy of `k8s/`."""
     shutil.copytree(ROOT / "k8s", folder / "k8s", dirs_exist_ok=True)
-    mine = folder / "k8s/mine"
+    mine = folder / "k8s/examples/mine"
     mine.mkdir(exist_ok=True)
     (mine / "kustomization.yaml").write_text(overlay)
     return render(mine)
@@ -58,10 +58,14 @@ def job_specs(objects: list[Object]) -> list[tuple[str, Object]]:
 def violations(objects: list[Object]) -> list[str]:
     """What an API server would refuse, or a cluster not run: Jobs, pods, names that must fit.
 
+    Unless they hold it themselves, with what the namespace has been given before.
+
     From the references of batch/v1, https://kubernetes.io/docs/concepts/workloads/controllers/job/
     and the Pod Security Standards; not compared with a server.
     """
     found: list[str] = []
+    if not of_kind(objects, "ServiceAccount"):
+        objects = objects + render(ROOT / "k8s/examples/namespace")
     for name, spec in job_specs(objects):
         found += [f"{name}: {text}" for text in _job_violations(name, spec)]
         found += [f"{name}: {text}" for text in _pod_violations(spec["template"]["spec"])]

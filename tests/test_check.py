@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Run, keys
 from tests.proxy import Request, proxy
+from worker.check.table import Table
 from worker.store import open_store
 
 Write = Callable[[dict[str, Any]], str]
@@ -62,7 +63,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
-    assert "2 of 15 fail, 2 to know of" in ended.out
+    assert "2 of 17 fail, 2 to know of" in ended.out
 
 
 def test_a_bad_manifest_still_shows_the_place(run: Run, tmp_path: Path) -> None:
@@ -183,3 +184,56 @@ def test_compile_needs_a_compiler(
         ended = run(command, write(job))
         assert ended.code == 78
         assert "train.compile: needs a C compiler" in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    "gateway", ["http://user:hunter2@gw", "http://gw:hunter2", "http://[::1", "user:hunter2@gw:1"]
+)
+def test_a_gateway_is_never_told(
+    run: Run, write: Write, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gateway: str
+) -> None:
+    monkeypatch.setenv("WORKER_PUSHGATEWAY", gateway)
+    monkeypatch.setenv("MASTER_ADDR", "a" * 70)
+    ended = run("check", write(job), "--ranks", "2")
+    table = rows(ended.out)
+    assert table["metrics"][0] in ("warn", "FAIL")
+    assert table["rendezvous"][0] == "FAIL"
+    assert "WORKER_PUSHGATEWAY" in table["metrics"][1]
+    assert "hunter2" not in ended.out + ended.err
+    assert "Traceback" not in ended.out + ended.err
+
+
+def test_an_unforeseen_end_of_a_probe_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe() -> str:
+        raise ValueError("hunter2")
+
+    table = Table()
+    assert not table.look("thing", probe)
+    assert table.look("other", lambda: "fine")
+    assert table.code == 70
+    assert "ValueError" in str(table)
+    assert "hunter2" not in str(table)
+
+
+def test_an_abort_that_a_hiccup_left_over_is_made_up_for(
+    run: Run,
+    write: Write,
+    remote: dict[str, Any],
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "10")
+    with proxy(s3_endpoint) as server:
+        refused: list[str] = []
+
+        def plan(request: Request) -> str | None:
+            if request.method == "DELETE" and "uploadId" in request.path and not refused:
+                refused.append(request.path)
+                return "503"
+            return None
+
+        server.plan = plan
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        ended = run("check", write(remote))
+    assert refused
+    assert rows(ended.out)["output: uploads, abort"][0] == "ok"

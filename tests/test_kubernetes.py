@@ -4,8 +4,8 @@ import copy
 import json
 import os
 import re
-import shutil
 import subprocess
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def variant(request: pytest.FixtureRequest) -> list[Object]:
 
 
 def test_what_is_shipped_is_tested() -> None:
-    assert EXAMPLES == ["jobset", "kueue", "multi-node", "one-pod", "trainjob"]
+    assert EXAMPLES == ["jobset", "kueue", "multi-node", "namespace", "one-pod", "trainjob"]
     used = {
         component.split("/")[-1]
         for name in EXAMPLES
@@ -114,7 +114,7 @@ def break_container(spec: Object) -> None:
 
 
 def break_subdomain(spec: Object) -> None:
-    spec["template"]["spec"]["subdomain"] = "rendezvous"
+    spec["template"]["spec"]["subdomain"] = "rendezvous-2"
 
 
 def break_nodes(spec: Object) -> None:
@@ -155,7 +155,7 @@ def test_a_job_set_fails_for_good_where_its_job_does() -> None:
             spec = of_kind(objects, "TrainingRuntime")[0]["spec"]["template"]["spec"]
         (rule,) = spec["failurePolicy"]["rules"]
         assert rule["action"] == "FailJobSet"
-        assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+        assert rule["onJobFailureReasons"] == ["PodFailurePolicy", "DeadlineExceeded"]
         assert rule["targetReplicatedJobs"] == [job["name"] for job in spec["replicatedJobs"]]
         assert spec["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
 
@@ -173,27 +173,54 @@ def test_a_train_job_names_its_runtime_and_container() -> None:
     assert part["template"]["spec"]["template"]["spec"]["containers"][0]["name"] == "node"
 
 
-@pytest.mark.parametrize("base", ["base", "jobset", "trainjob"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kind", ["multi-node", "jobset", "trainjob"])
 @pytest.mark.parametrize("change", ["namePrefix: team-", "nameSuffix: -b", "namespace: other"])
-def test_names_still_fit_after_a_change(tmp_path: Path, base: str, change: str) -> None:
-    parts = "components: [../components/multi-node]" if base == "base" else ""
-    objects = render_overlay(tmp_path, f"resources: [../{base}]\n{parts}\n{change}\n")
+def test_names_still_fit_after_a_change(
+    tmp_path: Path, kind: str, change: str, shared: bool
+) -> None:
+    """Of the job alone, and of an overlay that holds what the namespace shares, too."""
+    text = (ROOT / f"k8s/examples/{kind}/kustomization.yaml").read_text()
+    text = re.sub(r"^(nameSuffix|namespace): .*$", "", text, flags=re.MULTILINE)
+    if shared:
+        text = text.replace("resources: [", "resources: [../../namespace, ")
+    objects = render_overlay(tmp_path, f"{text}\n{change}\n")
     assert violations(objects) == []
     if change != "namespace: other":
-        plain = {o["metadata"]["name"] for o in render(ROOT / f"k8s/{base}")}
+        plain = {o["metadata"]["name"] for o in render_overlay(tmp_path, text)}
         assert plain.isdisjoint(o["metadata"]["name"] for o in objects)
 
 
-@pytest.mark.parametrize(("base", "kind"), [("jobset", "JobSet"), ("trainjob", "TrainingRuntime")])
-def test_components_reach_the_pods_of_other_kinds(tmp_path: Path, base: str, kind: str) -> None:
-    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
-    with (tmp_path / f"k8s/{base}/kustomization.yaml").open("a") as file:
-        file.write("components: [../components/credentials, ../components/network-policy]\n")
-    objects = render(tmp_path / f"k8s/{base}")
+@pytest.mark.parametrize("kind", ["jobset", "trainjob"])
+def test_changes_of_the_job_reach_the_pods_of_other_kinds(tmp_path: Path, kind: str) -> None:
+    text = (ROOT / f"k8s/examples/{kind}/kustomization.yaml").read_text()
+    more = """
+      - patch: |
+          apiVersion: batch/v1
+          kind: Job
+          metadata: {name: train}
+          spec: {template: {spec: {priorityClassName: low}}}
+    """
+    text = text.replace("patches:\n", "patches:" + textwrap.indent(textwrap.dedent(more), "  "), 1)
+    objects = render_overlay(tmp_path, text)
     assert violations(objects) == []
-    assert of_kind(objects, kind)
+    assert of_kind(objects, "Job") == []
     ((_, spec),) = job_specs(objects)
-    assert "credentials" in {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+    pod = spec["template"]["spec"]
+    assert pod["priorityClassName"] == "low"
+    assert "credentials" in {volume["name"] for volume in pod["volumes"]}
+
+
+def test_a_runtime_comes_before_its_job() -> None:
+    kinds = [found["kind"] for found in render(ROOT / "k8s/examples/trainjob")]
+    assert kinds.index("TrainingRuntime") < kinds.index("TrainJob")
+
+
+def test_keys_for_a_token_are_not_asked_of_the_store() -> None:
+    """AWS_ENDPOINT_URL would send STS there, too."""
+    for name in set(EXAMPLES) - {"namespace"}:
+        (settings,) = of_kind(render(ROOT / f"k8s/examples/{name}"), "ConfigMap")
+        assert "AWS_ENDPOINT_URL" not in settings["data"]
 
 
 def test_policies(tmp_path: Path) -> None:
@@ -249,15 +276,15 @@ def test_the_pods_of_a_job_find_each_other_and_finish(docker: Docker, tmp_path: 
         """
         namePrefix: team-
         namespace: training
-        resources: [../base]
-        components: [../components/multi-node, ../components/credentials]
+        resources: [../../base]
+        components: [../../components/multi-node, ../../components/credentials]
         images: [{name: worker, newTag: local}]
         patches:
           - patch: |
               apiVersion: v1
               kind: ConfigMap
               metadata: {name: settings}
-              data: {MANIFEST: "s3://jobs/shapes.yaml", AWS_ENDPOINT_URL: "http://minio:9000"}
+              data: {MANIFEST: "s3://jobs/shapes.yaml", AWS_ENDPOINT_URL_S3: "http://minio:9000"}
         """.replace("\n        ", "\n"),
     )
     mounts = {"credentials": credentials}

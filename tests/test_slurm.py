@@ -220,12 +220,14 @@ def test_a_dead_node_is_survived(
     resumed_like_calm(place, job, calm)
 
 
-@pytest.mark.parametrize("wrong", ["batch_size", "environment"])
+@pytest.mark.parametrize("wrong", ["batch_size", "environment", "path"])
 def test_what_is_wrong_is_not_run_again(
     place: Place, job: dict[str, Any], dataset: Path, wrong: str
 ) -> None:
     if wrong == "batch_size":
         job["train"]["batch_size"] = 13
+    if wrong == "path":
+        place.settings["PATH"] = "/usr/local/bin:/usr/bin:/bin"
     manifest = place.upload(job, dataset)
     number = place.submit("multi-node.sbatch", TWO_NODES, manifest)
     if wrong == "environment":
@@ -233,7 +235,12 @@ def test_what_is_wrong_is_not_run_again(
     shown = place.slurm.wait(number, "FAILED", "COMPLETED")
     log = place.log(number)
     assert (shown["ExitCode"], shown["Restarts"]) == ("78:0", "0"), log
-    assert "13 is not a multiple of the 2 ranks; start 1, 13" in log or "chmod 600" in log
+    said = {
+        "batch_size": "13 is not a multiple of the 2 ranks; start 1, 13",
+        "environment": "chmod 600",
+        "path": "worker is not on the PATH; set PATH in",
+    }
+    assert said[wrong] in log
     assert place.keys("job/attempts/") == []
 
 
@@ -255,7 +262,7 @@ def test_a_sweep_trains_each_manifest(place: Place, job: dict[str, Any], dataset
     for name, epochs in zip(names, (2, 2, 30), strict=True):
         job["train"]["epochs"] = epochs
         manifests.append(place.upload(job, dataset, name))
-    (place.folder / "sweep.txt").write_text("\n".join(manifests) + "\n")
+    (place.folder / "sweep.txt").write_text("# three\n\n" + "\n".join(manifests))
     array = place.submit("sweep.sbatch", (*ONE_TASK, "--array=0-2"), place.folder / "sweep.txt")
     last = f"{array}_2"
     place.wait_for_epochs(last, name="c")
@@ -289,14 +296,46 @@ def test_apptainer_is_called_with_the_image(
         'while [ "$1" != worker.sif ]; do shift; done\nshift\nexec "$@"\n'
     )
     (stand_in / "apptainer").chmod(0o755)
-    place.settings["PATH"] = f"{stand_in}:{place.settings['PATH']}"
+    textfiles, keys = place.folder / "textfiles", place.folder / "keys"
+    textfiles.mkdir()
+    keys.write_text(
+        f"[default]\naws_access_key_id = {place.settings.pop('AWS_ACCESS_KEY_ID')}\n"
+        f"aws_secret_access_key = {place.settings.pop('AWS_SECRET_ACCESS_KEY')}\n"
+    )
+    place.settings |= {
+        "PATH": f"{stand_in}:{place.settings['PATH']}",
+        "AWS_SHARED_CREDENTIALS_FILE": str(keys),
+        "WORKER_METRICS_TEXTFILE": str(textfiles),
+    }
     number = place.submit("apptainer.sbatch", ONE_TASK, place.upload(job, dataset), "worker.sif")
     shown = place.slurm.wait(number, "COMPLETED", "FAILED")
     log = place.log(number)
     assert shown["JobState"] == "COMPLETED", log
     calls = re.findall(r"^apptainer (.*)$", log, re.MULTILINE)
     assert [call.split()[-3:-1] for call in calls[1:]] == [["worker", "train"]]
-    assert calls[0].startswith("exec --contain --no-home --nv worker.sif worker check s3://")
+    binds = f"--bind {textfiles}:{textfiles} --bind {keys}:{keys}:ro"
+    start = f"exec --contain --no-home --nv {binds} worker.sif worker check s3://"
+    assert calls[0].startswith(start), calls[0]
+    assert "worker_step{" in (textfiles / "worker-job.prom").read_text()
+
+
+def test_a_stop_before_the_ranks_are_there_is_not_lost(
+    place: Place, long_job: dict[str, Any], dataset: Path, calm: dict[str, str]
+) -> None:
+    """While the preflight runs, and again right as the training step begins."""
+    job = place.submit("multi-node.sbatch", TWO_NODES, place.upload(long_job, dataset))
+    for number, line in enumerate(("credentials", "nothing stands in the way")):
+        wait_until(lambda n=number, text=line: place.log(job).count(text) > n, 90, place.slurm.logs)  # type: ignore[misc]
+        place.slurm.run("scancel", "--batch", "--signal=USR1", job)
+        wait_until(
+            lambda n=number: place.slurm.show(job)["Restarts"] == str(n + 1),  # type: ignore[misc]
+            60,
+            lambda: place.log(job),
+        )
+    shown = place.slurm.wait(job, "COMPLETED", "FAILED")
+    assert (shown["JobState"], shown["Restarts"]) == ("COMPLETED", "2"), place.log(job)
+    assert "retries:" not in shown.get("Comment", "")
+    assert place.weights() == calm["weights"]
 
 
 def test_scripts_are_clean() -> None:

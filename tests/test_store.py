@@ -16,7 +16,7 @@ from tests.proxy import Request, proxy
 from tests.servers import Server, start_minio, start_rgw
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store import ObjectMissing, Store, open_store, read_uri
-from worker.store.client import renew_client
+from worker.store.client import renew_client, s3_client
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
@@ -270,4 +270,12 @@ def test_a_password_in_an_endpoint_is_not_told(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigurationError, match="refuses the AWS_. settings") as caught:
         open_store("s3://bucket/x").get("y")
     assert "hunter2" not in str(caught.value)
+    renew_client()
+
+
+def test_the_region_of_other_sdks_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    renew_client()
+    assert s3_client().meta.region_name == "eu-west-1"
     renew_client()

@@ -28,7 +28,11 @@ def probe_devices() -> str:
     gpus = torch.cuda.device_count()
     if not gpus:
         return "no GPU here; CPU ranks"
-    return f"{gpus} of {torch.cuda.get_device_name(0)}"
+    try:
+        return f"{gpus} of {torch.cuda.get_device_name(0)}"
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigurationError(f"{gpus} GPUs, but the driver cannot use them: {first}") from None
 
 
 def probe_rendezvous(place: Rank | Spawn | None) -> str:
@@ -42,6 +46,10 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
         return "on this machine"
     try:
         found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise ConfigurationError(
+            f"{address} is not a valid host name; correct MASTER_ADDR"
+        ) from None
     except OSError:
         raise Caution(
             f"{address} does not resolve yet; ranks will look for it for {rendezvous_seconds()} s"
@@ -113,12 +121,14 @@ def probe_metrics() -> str:
 
 def _probe_gateway(gateway: str) -> str:
     address = gateway if "://" in gateway else f"http://{gateway}"
-    if urlsplit(address).scheme not in ("http", "https"):
-        raise ConfigurationError("WORKER_PUSHGATEWAY: must be an http or https address")
     try:
+        if urlsplit(address).scheme not in ("http", "https"):
+            raise ConfigurationError("WORKER_PUSHGATEWAY: must be an http or https address")
         urllib.request.urlopen(f"{address}/-/ready", timeout=_TIMEOUT_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
         raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
-    except (OSError, ValueError) as error:  # the address may hold a password, so it is not shown
+    except ConfigurationError:
+        raise
+    except Exception as error:  # the address may hold a password, so it is not shown
         raise Caution(f"WORKER_PUSHGATEWAY: cannot be reached ({type(error).__name__})") from None
     return "the Pushgateway is ready"

@@ -1,6 +1,7 @@
 """The rows of `worker check`, in the order in which a start would meet what they look at."""
 
 import os
+import sys
 from urllib.parse import urlsplit
 
 import torch
@@ -19,7 +20,7 @@ from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import count
 from worker.manifest import Manifest, load_manifest
 from worker.model.weights import load_pretrained
-from worker.store import open_store
+from worker.store import Store, open_store
 from worker.train.job import open_dataset, open_job, require_same_experiment
 from worker.train.rank import Rank
 
@@ -32,8 +33,8 @@ def check(manifest_uri: str, ranks: int | None, nproc: int | None) -> Table:
     `ranks` is given where the ranks are not to start in this process: a batch script, a pod
     without the GPUs. Writes nothing but objects below `check/` in the output, and removes those.
     """
-    # What answers at all does so sooner, and a person may be waiting.
-    os.environ.setdefault("WORKER_STORE_DEADLINE_SECONDS", _PATIENCE_SECONDS)
+    if sys.stdout.isatty():  # a person is waiting; a job would rather sit out an outage
+        os.environ.setdefault("WORKER_STORE_DEADLINE_SECONDS", _PATIENCE_SECONDS)
     table = Table()
     gpus = torch.cuda.device_count()
     loaded: list[Manifest] = []
@@ -53,9 +54,12 @@ def check(manifest_uri: str, ranks: int | None, nproc: int | None) -> Table:
         require_divisible(batch, size)
         return f"{size} in all, {batch // size} images of each batch"
 
-    if urlsplit(manifest_uri).scheme == "s3":
+    remote = urlsplit(manifest_uri).scheme == "s3"
+    if remote:
         table.look("credentials", probe_credentials)
     table.look("manifest", manifest)
+    if loaded and not remote and "s3://" in loaded[0].model_dump_json():
+        table.look("credentials", probe_credentials)
     table.look("devices", lambda: _devices(loaded, gpus if ranks is None else None))
     table.look("ranks", topology)
     table.look("rendezvous", lambda: probe_rendezvous(places[0] if places else None))
@@ -104,4 +108,11 @@ def _look_at_storage(table: Table, manifest: Manifest) -> None:
         table.look("model", model)
     else:
         table.skip("model", "the data cannot be read")
-    look_at_output(table, open_store(manifest.output))
+    stores: list[Store] = []
+    if table.look("output", lambda: _open(stores, manifest.output)):
+        look_at_output(table, stores[0])
+
+
+def _open(stores: list[Store], uri: str) -> str:
+    stores.append(open_store(uri))
+    return stores[0].uri

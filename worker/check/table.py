@@ -36,6 +36,10 @@ class Table:
         except WorkerError as error:
             self.rows.append(Row(name, "FAIL", str(error), error.code))
             return False
+        except Exception as error:  # its text may hold what a variable holds, a password too
+            text = f"ended with {type(error).__name__}, please report it"
+            self.rows.append(Row(name, "FAIL", text, ExitCode.BUG))
+            return False
         return True
 
     def skip(self, name: str, reason: str) -> None:

@@ -36,7 +36,8 @@ def renew_client() -> None:
 def _client(pid: int) -> Any:
     try:
         # boto3's default session would keep the credentials that it has read once.
-        return boto3.session.Session().client(
+        # Other SDKs read AWS_REGION, and so do those who set it.
+        return boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client(
             "s3",
             config=Config(
                 # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).

@@ -1,6 +1,7 @@
 """What faults of S3 mean: which may heal, and one clear line for each."""
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
@@ -59,10 +60,7 @@ def _code(error: BaseException) -> str:
 def translate(error: Exception, uri: str) -> Exception:
     """One clear line for whoever reads the log; never the response's or the request's headers."""
     if isinstance(error, _CREDENTIAL_ERRORS):
-        return ConfigurationError(
-            f"{uri}: no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "a profile or a workload identity"
-        )
+        return ConfigurationError(f"{uri}: {_missing_credentials()}")
     if isinstance(error, boto_errors.ClientError):
         code = _code(error)
         if needs_renewal(error):
@@ -86,6 +84,16 @@ def translate(error: Exception, uri: str) -> Exception:
     if isinstance(error, boto_errors.ParamValidationError):
         return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
     return ConfigurationError(f"{uri}: {str(error).splitlines()[0]}")
+
+
+def _missing_credentials() -> str:
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    if file and not Path(file).exists():
+        return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
+    return (
+        "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "a profile or a workload identity"
+    )
 
 
 def _endpoint() -> str:
