@@ -113,7 +113,8 @@ class Place:
 
     def log(self, job: str) -> str:
         """What the job has printed, over all its runs."""
-        return (self.folder / f"worker-{job}.log").read_text()
+        path = self.folder / f"worker-{job}.log"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture
