@@ -1,5 +1,6 @@
 """The rows of `worker check`, in the order in which a start would meet what they look at."""
 
+import functools
 import os
 import sys
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import count
 from worker.manifest import Manifest, load_manifest
 from worker.model.weights import load_pretrained
-from worker.store import Store, open_store
+from worker.store import open_store
 from worker.train.job import open_dataset, open_job, require_same_experiment
 from worker.train.rank import Rank
 
@@ -35,84 +36,90 @@ def check(manifest_uri: str, ranks: int | None, nproc: int | None) -> Table:
     """
     if sys.stdout.isatty():  # a person is waiting; a job would rather sit out an outage
         os.environ.setdefault("WORKER_STORE_DEADLINE_SECONDS", _PATIENCE_SECONDS)
-    table = Table()
-    gpus = torch.cuda.device_count()
-    loaded: list[Manifest] = []
-    places: list[Rank | Spawn] = []
+    preflight = _Preflight(manifest_uri, ranks, nproc)
+    preflight.look()
+    return preflight.table
 
-    def manifest() -> str:
-        loaded.append(load_manifest(manifest_uri))
-        return f"job {loaded[0].job}"
 
-    def topology() -> str:
-        if ranks is None:
-            places.append(detect(os.environ, gpus, nproc))
-        size = ranks or places[0].world_size
-        if not loaded:
+class _Preflight:
+    """What has been found so far, on which later probes build."""
+
+    def __init__(self, manifest_uri: str, ranks: int | None, nproc: int | None) -> None:
+        self.table = Table()
+        self._uri, self._ranks, self._nproc = manifest_uri, ranks, nproc
+        self._gpus = torch.cuda.device_count()
+        self._manifest: Manifest | None = None
+        self._place: Rank | Spawn | None = None
+
+    def look(self) -> None:
+        """Add all rows."""
+        table = self.table
+        remote = urlsplit(self._uri).scheme == "s3"
+        if remote:
+            table.look("credentials", probe_credentials)
+        table.look("manifest", self._load)
+        manifest = self._manifest
+        if manifest and not remote and "s3://" in manifest.model_dump_json():
+            table.look("credentials", probe_credentials)
+        table.look("devices", self._devices)
+        table.look("ranks", self._topology)
+        table.look("rendezvous", lambda: probe_rendezvous(self._place))
+        table.look("scratch", probe_scratch)
+        table.look("shared memory", probe_shared_memory)
+        table.look("metrics", probe_metrics)
+        if manifest:
+            _look_at_storage(table, manifest)
+        else:
+            table.skip("data, model, output", "the manifest cannot be read")
+
+    def _load(self) -> str:
+        self._manifest = load_manifest(self._uri)
+        return f"job {self._manifest.job}"
+
+    def _devices(self) -> str:
+        found = probe_devices()
+        if self._manifest and self._ranks is None:
+            check_place(self._manifest, self._gpus)
+        return found
+
+    def _topology(self) -> str:
+        if self._ranks is None:
+            self._place = detect(os.environ, self._gpus, self._nproc)
+        size = self._place.world_size if self._place else self._ranks or 1
+        if not self._manifest:
             return f"{size} in all"
-        batch = loaded[0].train.batch_size
+        batch = self._manifest.train.batch_size
         require_divisible(batch, size)
         return f"{size} in all, {batch // size} images of each batch"
 
-    remote = urlsplit(manifest_uri).scheme == "s3"
-    if remote:
-        table.look("credentials", probe_credentials)
-    table.look("manifest", manifest)
-    if loaded and not remote and "s3://" in loaded[0].model_dump_json():
-        table.look("credentials", probe_credentials)
-    table.look("devices", lambda: _devices(loaded, gpus if ranks is None else None))
-    table.look("ranks", topology)
-    table.look("rendezvous", lambda: probe_rendezvous(places[0] if places else None))
-    table.look("scratch", probe_scratch)
-    table.look("shared memory", probe_shared_memory)
-    table.look("metrics", probe_metrics)
-    if loaded:
-        _look_at_storage(table, loaded[0])
-    else:
-        table.skip("data, model, output", "the manifest cannot be read")
-    return table
-
-
-def _devices(loaded: list[Manifest], gpus: int | None) -> str:
-    found = probe_devices()
-    if loaded and gpus is not None:
-        check_place(loaded[0], gpus)
-    return found
-
 
 def _look_at_storage(table: Table, manifest: Manifest) -> None:
-    def data(field: str, uri: str) -> str:
-        index = open_dataset(field, uri).index
-        shards = count(len(index.shards), "shard")
-        return f"{index.samples:,} samples of {len(index.classes)} classes in {shards}"
-
-    def model() -> str:
-        job = open_job(manifest)
-        tensors = 0
-        if manifest.model.pretrained:
-            tensors = load_pretrained(job.backbone, manifest.model.pretrained)
-        require_same_experiment(job)
-        head = ", ".join(job.backbone.heads)
-        groups = ", ".join(group.name for group in job.groups)
-        weights = f"{tensors} tensors of weights" if tensors else "random weights"
-        return f"{manifest.model.backbone}, head {head}, {weights}, groups {groups}"
-
-    fields = [("data.train", manifest.data.train), ("data.val", manifest.data.val)]
     whole = True
-    for field, uri in fields:
+    for field, uri in (("data.train", manifest.data.train), ("data.val", manifest.data.val)):
         if uri and table.unreachable:
             table.skip(field, "storage does not answer")
         elif uri:
-            whole &= table.look(field, lambda field=field, uri=uri: data(field, uri))  # type: ignore[misc]
+            whole &= table.look(field, functools.partial(_probe_data, field, uri))
     if whole and not table.unreachable:
-        table.look("model", model)
+        table.look("model", lambda: _probe_model(manifest))
     else:
         table.skip("model", "the data cannot be read")
-    stores: list[Store] = []
-    if table.look("output", lambda: _open(stores, manifest.output)):
-        look_at_output(table, stores[0])
+    if table.look("output", lambda: open_store(manifest.output).uri):
+        look_at_output(table, open_store(manifest.output))
 
 
-def _open(stores: list[Store], uri: str) -> str:
-    stores.append(open_store(uri))
-    return stores[0].uri
+def _probe_data(field: str, uri: str) -> str:
+    index = open_dataset(field, uri).index
+    shards = count(len(index.shards), "shard")
+    return f"{index.samples:,} samples of {len(index.classes)} classes in {shards}"
+
+
+def _probe_model(manifest: Manifest) -> str:
+    job = open_job(manifest)
+    weights = "random weights"
+    if manifest.model.pretrained:
+        weights = f"{load_pretrained(job.backbone, manifest.model.pretrained)} tensors of weights"
+    require_same_experiment(job)
+    head = ", ".join(job.backbone.heads)
+    groups = ", ".join(group.name for group in job.groups)
+    return f"{manifest.model.backbone}, head {head}, {weights}, groups {groups}"

@@ -1,6 +1,7 @@
 """Probes of storage: who asks, and every right that a job needs below its output."""
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -39,14 +40,15 @@ def look_at_output(table: Table, store: Store) -> None:
         ("output: uploads, abort", _abort),
         ("output: delete", _delete),
     ]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(Exception))
-        stack.callback(_remove, store, key)
+    try:
         for name, probe in probes:
             if table.unreachable:
                 table.skip(name, "storage does not answer")
             else:
-                table.look(name, lambda probe=probe: probe(store, key))  # type: ignore[misc]
+                table.look(name, functools.partial(probe, store, key))
+    finally:
+        if not table.unreachable:
+            _remove(store, key)
 
 
 def _list(store: Store, _key: str) -> str:
