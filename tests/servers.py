@@ -168,13 +168,22 @@ class _Ceph:
         self._run("ceph", "osd", "new", disk)
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
         self._run("ceph", "osd", "crush", "add", "osd.0", "1.0", "root=default", "host=h0")
-        self._run("ceph-osd", "-i", "0")
+        self._start_osd()
         self._run("radosgw", "-n", "client.rgw")
         self._run(
             *("radosgw-admin", "-n", "client.rgw", "--admin-socket=", "user", "create"),
             *("--uid=test", "--display-name=test"),
             *("--access-key=rgw-key", "--secret-key=rgw-secret"),
         )
+
+    def _start_osd(self) -> None:
+        """At times it asks the monitor before it knows of which cluster, and gives up."""
+        for _ in range(9):
+            with contextlib.suppress(AssertionError):
+                self._run("ceph-osd", "-i", "0")
+                return
+            time.sleep(0.5)
+        self._run("ceph-osd", "-i", "0")
 
     def stop(self) -> None:
         """Take it down, the last one first."""
