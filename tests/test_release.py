@@ -55,7 +55,10 @@ def final(output: str) -> dict[str, bytes]:
     return {**found, "final": store.get("final/model.safetensors")}
 
 
-@pytest.mark.parametrize("ranks", ["1", "2", pytest.param("3", marks=pytest.mark.e2e)])
+_LONG = [pytest.param(ranks, marks=pytest.mark.e2e) for ranks in ("2", "3")]
+
+
+@pytest.mark.parametrize("ranks", ["1", *_LONG])
 def test_interrupted_around_a_release_ends_with_the_same_bytes(
     ranks: str, run: Run, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
@@ -83,7 +86,8 @@ def _copy_until(source: Store, target: Store, step: int) -> None:
             target.put(key, data)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param("1", marks=pytest.mark.e2e), "2"])
+@pytest.mark.e2e
+@pytest.mark.parametrize("ranks", ["1", "2"])
 def test_a_stop_by_signal_around_the_release_is_exact(
     ranks: str, run: Run, start: Start, write: Write, gradual: Job, tmp_path: Any
 ) -> None:
