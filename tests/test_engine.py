@@ -90,7 +90,7 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
             parts = [batch(step, rank.rank, world_size) for step in (0, 1)]
             result = evaluate(learner, parts, PREPROCESSING, CLASSES, lambda: False)
         assert result
-        evaluation, confusion = result
+        evaluation, confusion, _ = result
         found = {
             "weights": model.state_dict(),
             "sums": torch.stack(sums),

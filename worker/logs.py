@@ -2,12 +2,24 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 from typing import Any, TextIO
 
+from worker.redaction import redacted
+
 _CLEAR_LINE = "\r\x1b[K"
+_CLUSTER = ("KUBERNETES_SERVICE_HOST", "SLURM_JOB_ID")
+_MOST_REMEMBERED = 1000
+
+_bound: dict[str, Any] = {}
+
+
+def bind(**fields: Any) -> None:
+    """Have every further line of this process say whose it is: its job, attempt and rank."""
+    _bound.update(fields)
 
 
 class JsonFormatter(logging.Formatter):
@@ -19,11 +31,12 @@ class JsonFormatter(logging.Formatter):
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
+            **_bound,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return redacted(json.dumps(line))
 
 
 class TextFormatter(logging.Formatter):
@@ -32,9 +45,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of text, and a traceback if there is one."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        if _bound.get("rank"):
+            level = f"rank {_bound['rank']}: {level}"
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock} {level}{record.getMessage()}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        return redacted(text)
 
 
 class _TerminalHandler(logging.StreamHandler[TextIO]):
@@ -45,15 +62,46 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _Once(logging.Filter):
+    """Lets the same warning pass once: a fault that lasts would hide all else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        if text in self._seen:
+            return False
+        if len(self._seen) >= _MOST_REMEMBERED:
+            self._seen.clear()
+        self._seen.add(text)
+        return True
+
+
 def configure_logs(style: str) -> None:
-    """Send the worker's log to stderr; `style` is `auto`, `text` or `json`."""
+    """Send the log to stderr; `style` is `auto`, `text` or `json`.
+
+    Warnings of libraries become lines of it, too, so that JSON stays JSON.
+    """
     handler: logging.Handler
     handler = _TerminalHandler(sys.stderr) if is_live(style) else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    root = logging.getLogger("worker")
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
-    root.propagate = False
+    handler.setFormatter(JsonFormatter() if _is_json(style) else TextFormatter())
+    handler.addFilter(_Once())
+    logging.captureWarnings(True)
+    for name in ("worker", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _is_json(style: str) -> bool:
+    """On a terminal people read, in a cluster a collector does, which wants JSON."""
+    in_cluster = any(name in os.environ for name in _CLUSTER)
+    return style == "json" or (style == "auto" and in_cluster and not sys.stderr.isatty())
 
 
 def is_live(style: str) -> bool:

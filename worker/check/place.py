@@ -5,9 +5,7 @@ import shutil
 import socket
 import tempfile
 import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -15,12 +13,12 @@ from worker.check.table import Caution
 from worker.environment import number, rendezvous_seconds
 from worker.errors import ConfigurationError
 from worker.launch.topology import Spawn, first_host
+from worker.metrics.gateway import Gateway
 from worker.train.rank import Rank
 from worker.train.supply import SCRATCH_GIB
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _NCCL_BYTES = 1 << 30
-_TIMEOUT_SECONDS = 5.0
 
 
 def probe_devices() -> str:
@@ -108,7 +106,7 @@ def probe_metrics() -> str:
         except (OSError, OverflowError) as error:
             raise Caution(f"WORKER_METRICS_PORT: {port}: {error}") from None
         ways.append(f"port {port} is free")
-    gateway = os.environ.get("WORKER_PUSHGATEWAY")
+    gateway = Gateway.from_environment()
     if gateway:
         ways.append(_probe_gateway(gateway))
     folder = os.environ.get("WORKER_METRICS_TEXTFILE")
@@ -119,16 +117,11 @@ def probe_metrics() -> str:
     return ", ".join(ways) or "no WORKER_METRICS_PORT, WORKER_PUSHGATEWAY or _TEXTFILE is set"
 
 
-def _probe_gateway(gateway: str) -> str:
-    address = gateway if "://" in gateway else f"http://{gateway}"
+def _probe_gateway(gateway: Gateway) -> str:
     try:
-        if urlsplit(address).scheme not in ("http", "https"):
-            raise ConfigurationError("WORKER_PUSHGATEWAY: must be an http or https address")
-        urllib.request.urlopen(f"{address}/-/ready", timeout=_TIMEOUT_SECONDS).close()  # noqa: S310
+        gateway.ask()
     except urllib.error.HTTPError as error:
         raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
-    except ConfigurationError:
-        raise
-    except Exception as error:  # the address may hold a password, so it is not shown
+    except Exception as error:
         raise Caution(f"WORKER_PUSHGATEWAY: cannot be reached ({type(error).__name__})") from None
     return "the Pushgateway is ready"

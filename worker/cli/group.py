@@ -36,7 +36,8 @@ class _Commands(click.Group):
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     show_default=True,
-    help="auto draws a live line on a terminal and writes text lines elsewhere.",
+    help="auto draws a live line on a terminal, and writes JSON lines in a Kubernetes or Slurm job "
+    "and text lines elsewhere.",
 )
 @click.pass_context
 def main(ctx: click.Context, log_format: str) -> None:

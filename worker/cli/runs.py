@@ -1,25 +1,94 @@
 """Commands about runs that have been."""
 
 import json
+import sys
+import time
 
 import click
 
 from worker.cli.group import main
 from worker.errors import DataError
 
+_WATCH_SECONDS = 5.0
+
+
+@main.command()
+@click.argument("run")
+@click.option("--watch", is_flag=True, help="Look again every few seconds until it is done.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def status(run: str, watch: bool, as_json: bool) -> None:
+    """Tell where RUN stands: state, step, speed, last commit, attempt, expected end.
+
+    RUN is the output of a job. What is told comes from there alone, and so is up to half a minute
+    old. A run that has not shown itself for longer is `silent`.
+    """
+    from worker.report.status import describe_status, read_status
+    from worker.store import open_store
+
+    store = open_store(run)
+    lines = 0
+    while True:
+        found = read_status(store)
+        text = json.dumps(found.as_dict()) if as_json else describe_status(found)
+        if lines and sys.stdout.isatty():
+            click.echo(f"\x1b[{lines}A\x1b[J", nl=False)
+        click.echo(text)
+        if not watch or found.state == "done":
+            return
+        lines = text.count("\n") + 1
+        time.sleep(_WATCH_SECONDS)
+
+
+@main.command()
+@click.argument("run")
+@click.option(
+    "--out", default="report.html", show_default=True, help="Path or address of the page."
+)
+def report(run: str, out: str) -> None:
+    """Write all about RUN as a page: curves, rates, attempts, classes, mistakes, settings.
+
+    RUN is the output of a job, finished or not. The page is one file that needs no network.
+    """
+    from worker.report.page import run_page
+    from worker.report.run import read_run
+    from worker.store import open_store, write_uri
+
+    write_uri(out, run_page(read_run(open_store(run))).encode())
+    click.echo(f"report: {out}")
+
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="All settings and results as JSON.")
-def compare(runs: tuple[str, ...], as_json: bool) -> None:
+@click.option("--out", help="Also write a page with the curves, to this path or address.")
+def compare(runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     """Put RUNS side by side: results, and the settings that differ.
 
     A run is the output of a job, finished or not.
     """
-    from worker.train.compare import describe_runs, read_runs
+    from worker.report.compare import compare, results_of
+    from worker.report.page import compare_page
+    from worker.report.run import read_run
+    from worker.store import open_store, write_uri
 
-    columns = read_runs(runs)
-    click.echo(json.dumps(columns, indent=1) if as_json else describe_runs(columns))
+    found = [read_run(open_store(run)) for run in runs]
+    if out:
+        write_uri(out, compare_page(found).encode())
+    if as_json:
+        columns = [
+            {
+                "run": run.status.job,
+                "output": run.status.run,
+                "settings": run.settings,
+                "result": results_of(run),
+            }
+            for run in found
+        ]
+        click.echo(json.dumps(columns, indent=1))
+    else:
+        click.echo(str(compare(found)))
+    if out:
+        click.echo(f"page: {out}", err=True)
 
 
 @main.command()

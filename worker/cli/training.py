@@ -9,6 +9,7 @@ import click
 from worker.cli.group import main, progress_bar
 from worker.launch.guard import leave
 from worker.logs import is_live
+from worker.redaction import redacted
 
 
 @main.command()
@@ -95,7 +96,7 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
     from worker.check.preflight import check
 
     table = check(manifest, ranks, nproc)
-    click.echo(str(table))
+    click.echo(redacted(str(table)))
     return table.code
 
 

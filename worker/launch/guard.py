@@ -25,13 +25,12 @@ def report(error: Exception) -> int:
     return ExitCode.BUG
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """Run, and return the exit code that its end means."""
+def exit_code(run: Callable[[], int | None]) -> int:
+    """Run, and return the exit code that it returns or that its end means."""
     try:
-        run()
+        return run() or ExitCode.DONE
     except Exception as error:
         return report(error)
-    return ExitCode.DONE
 
 
 def leave(code: int) -> NoReturn:

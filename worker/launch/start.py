@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -13,12 +14,16 @@ from worker.environment import check_environment
 from worker.errors import ConfigurationError
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import detect, require_divisible
+from worker.launch.topology import Spawn, detect, require_divisible
+from worker.logs import bind
 from worker.manifest import Manifest, load_manifest
 from worker.memory import settle_memory
-from worker.metrics.export import exported
+from worker.metrics.board import Board
+from worker.metrics.export import Run, announce, exported
 from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
+from worker.store import open_store
+from worker.store.traffic import listen
 from worker.train.distributed import process_group
 from worker.train.find_rates import Sweep, sweep_rates
 from worker.train.job import Job, open_job, require_same_experiment
@@ -38,11 +43,30 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     """Train what the manifest says on all ranks of this node; returns the exit code.
 
     Everything that can be wrong with the manifest is found before a rank starts and before
-    anything is written. Raises `WorkerError` for it.
+    anything is written. How it ended is announced to whoever collects metrics, once the job's name
+    is known. Raises `WorkerError` for what is wrong before that.
     """
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
+    bind(job=manifest.job)
+    board = Board()
+    code = exit_code(lambda: _train(manifest, gpus, place, board, stop, live))
+    leads = place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
+    if leads and (code or board.read()):
+        run = Run(manifest.job, open_store(manifest.output).uri)
+        announce(run, code, board, stop.remaining() if stop.requested else math.inf)
+    return code
+
+
+def _train(
+    manifest: Manifest,
+    gpus: int,
+    place: Rank | Spawn,
+    board: Board,
+    stop: StopFlag,
+    live: bool,
+) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
     check_place(manifest, gpus)
     job = open_job(manifest)
@@ -61,7 +85,7 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
-        _run_rank(job, rank, listener, stop, live)
+        _run_rank(job, rank, listener, board, stop, live)
 
     if isinstance(place, Rank):
         return exit_code(lambda: run(place, None))
@@ -130,8 +154,14 @@ def _load_weights(manifest: Manifest, job: Job) -> None:
 
 
 def _run_rank(
-    job: Job, rank: Rank, listener: socket.socket | None, stop: StopFlag, live: bool
+    job: Job,
+    rank: Rank,
+    listener: socket.socket | None,
+    board: Board,
+    stop: StopFlag,
+    live: bool,
 ) -> None:
+    bind(rank=rank.rank)
     if rank.rank:
         logging.getLogger("worker").setLevel(logging.WARNING)
     progress = Progress(live and rank.rank == 0)
@@ -139,7 +169,7 @@ def _run_rank(
         stack.callback(progress.close)
         stack.enter_context(process_group(rank, listener, stop))
         session = Session(job, rank, stop, progress)
-        if rank.rank == 0:
-            metrics = session.metrics
-            stack.enter_context(exported(metrics, job.manifest.job, job.output.uri))
+        listen(session.metrics)
+        run = Run(job.manifest.job, job.output.uri)
+        stack.enter_context(exported(session.metrics, run, rank.rank, rank.local_rank, board))
         session.run()

@@ -1,6 +1,9 @@
 """The metrics of a rank: one registry, prefix `worker_`, base units, bounded labels."""
 
-from typing import Any
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -10,72 +13,251 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-_LABELS = ("job", "run", "rank")
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+_JOB, _RANK = ("job", "run"), ("job", "run", "rank")
+_STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_PHASE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+_SAVE_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A metric as its documentation shows it; `kind` is Prometheus' word for it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
+class Family(Generic[M]):
+    """One metric; a series of it is shown from the first time on that it is called for.
+
+    So a gauge that nothing is known of yet is not there, where a 0 would be taken for a value.
+    """
+
+    def __init__(self, metric: M, own: tuple[str, ...]) -> None:
+        self.metric: M = metric
+        self._own = own
+        self._series: dict[tuple[str, ...], M] = {}
+
+    def __call__(self, *labels: str) -> M:
+        """The series with these values of the labels that are the metric's own."""
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = self.metric.labels(*self._own, *labels)
+        return series
 
 
 class Metrics:
-    """Every metric of one rank; `run` is the address of the job's output."""
+    """Every metric of one rank; `run` is the address of the job's output.
+
+    What is the same for the whole job has no label `rank` and is shown by rank 0 alone.
+    """
 
     def __init__(self, job: str, run: str, rank: int) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self._labels = {"job": job, "run": run, "rank": str(rank)}
+        self._hidden = CollectorRegistry()
+        self._job = (job, run)
+        self._rank = rank
+        self._declare_progress()
+        self._declare_learning()
+        self._declare_speed()
+        self._declare_data()
+        self._declare_durability()
+        self.start().set(time.time())
 
-        self.step = self._add(Gauge, "step", "Optimiser steps done since the job began")
-        self.steps = self._add(Gauge, "steps", "Optimiser steps of the whole job")
-        self.epoch = self._add(Gauge, "epoch", "Epochs done since the job began")
-        self.samples = self._add(Counter, "samples", "Images trained on by this attempt, all ranks")
-        self.loss = self._add(Gauge, "loss", "Mean training loss since the last log line")
-        self.accuracy = self._add(Gauge, "accuracy_ratio", "Top-1 accuracy on the validation set")
-        self.validation_loss = self._add(
-            Gauge, "validation_loss", "Mean loss on the validation set"
+    def _declare_progress(self) -> None:
+        self.step = self._job_gauge("step", "Optimiser steps done since the job began")
+        self.steps = self._job_gauge("steps", "Optimiser steps of the whole job")
+        self.epoch = self._job_gauge("epoch", "Epochs done since the job began")
+        self.samples = self._counter(_JOB, "samples", "Images trained on by this attempt")
+        self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
+        self.last_step = self._job_gauge(
+            "last_step_timestamp_seconds", "When the last step was done; while it evaluates, now"
         )
-        self.rate = self._add(Gauge, "learning_rate", "Learning rate of a group", ("group",))
-        self.throughput = self._add(Gauge, "images_per_second", "Training speed, all ranks")
-        self.step_seconds = self._add(Histogram, "step_seconds", "Duration of a training step")
-        self.wait_seconds = self._add(
-            Counter, "data_wait_seconds", "Time that this rank waited for its batches"
+        self.expected_end = self._job_gauge(
+            "expected_end_timestamp_seconds", "When the last step will be done, at today's speed"
         )
-        self.bad_samples = self._add(
-            Counter, "bad_samples", "Samples left out by this attempt", ("reason",)
+        self.last_success = self._job_gauge(
+            "last_success_timestamp_seconds", "When the job was done"
         )
-        self.skipped_steps = self._add(
-            Counter, "skipped_steps", "Steps left out by this attempt for a loss not finite"
+        self.attempt = self._job_gauge("attempt", "Number of this attempt, from 1")
+        self.build = self._job_gauge(
+            "build_info", "What runs", "version", "revision", "python", "torch", "torchvision"
         )
-        self.remaining = self._add(Gauge, "remaining_seconds", "Expected time to the end")
-        self.checkpoint_seconds = self._add(
-            Histogram, "checkpoint_seconds", "Duration of a checkpoint, from copy to commit"
-        )
-        self.checkpoint_blocked_seconds = self._add(
-            Histogram, "checkpoint_blocked_seconds", "Time that training waited for a checkpoint"
-        )
-        self.checkpoint_bytes = self._add(Gauge, "checkpoint_bytes", "Size of the last checkpoint")
-        self.resume_step = self._add(Gauge, "resume_step", "Step that this attempt went on from")
-        self.steps_lost = self._add(
-            Gauge, "steps_lost", "Steps done again by this attempt, as no whole checkpoint had them"
-        )
-        self.skipped_commits = self._add(
-            Counter, "invalid_checkpoints", "Checkpoints passed over because they did not verify"
-        )
-        self.attempt = self._add(Gauge, "attempt", "Number of this attempt")
-        self.last_step = self._add(
-            Gauge, "last_step_timestamp_seconds", "When the last step was done"
-        )
-        self.last_commit = self._add(
-            Gauge, "last_commit_timestamp_seconds", "When the last checkpoint was committed"
-        )
-        self.last_success = self._add(
-            Gauge, "last_success_timestamp_seconds", "When the job was done"
+        self.environment = self._job_gauge(
+            "environment_info",
+            "What it runs on",
+            "scheduler",
+            "device",
+            "backend",
+            "precision",
+            "ranks",
+            "nodes",
         )
 
-    def set_rate(self, group: str, rate: float) -> None:
-        """Show the learning rate of one group."""
-        self.rate.labels(**self._labels, group=group).set(rate)
+    def _declare_learning(self) -> None:
+        self.loss = self._job_gauge(
+            "loss", "Mean loss: of the last steps, and of the last evaluation", "split"
+        )
+        self.accuracy = self._job_gauge(
+            "accuracy_ratio",
+            "Top-1 accuracy: of the last steps, and of the last evaluation",
+            "split",
+        )
+        self.best_accuracy = self._job_gauge(
+            "best_accuracy_ratio", "The best validation accuracy so far"
+        )
+        self.rate = self._job_gauge("learning_rate", "Learning rate of a group", "group")
+        self.gradient_norm = self._job_gauge(
+            "gradient_norm", "Norm of the gradient of a group, before clipping", "group"
+        )
+        self.skipped_steps = self._counter(
+            _JOB, "skipped_steps", "Steps left out by this attempt for a loss not finite"
+        )
 
-    def note_bad_sample(self, reason: str) -> None:
-        """Count a sample that was left out."""
-        self.bad_samples.labels(**self._labels, reason=reason).inc()
+    def _declare_speed(self) -> None:
+        self.throughput = self._job_gauge("images_per_second", "Training speed, all ranks together")
+        self.wait_ratio = self._job_gauge(
+            "data_wait_ratio", "Share of the time that the rank that waits most waits for images"
+        )
+        self.step_seconds = self._histogram(
+            _RANK, "step_seconds", "Duration of a training step", _STEP_BUCKETS
+        )
+        self.phase_seconds = self._histogram(
+            _RANK,
+            "step_phase_seconds",
+            "Parts of a step: wait, host_to_device, forward_backward, optimizer, other",
+            _PHASE_BUCKETS,
+            "phase",
+        )
+        self.gpu_memory = self._rank_gauge(
+            "gpu_memory_peak_bytes", "Most GPU memory that tensors have taken so far"
+        )
+        self.gpu_memory_total = self._rank_gauge("gpu_memory_bytes", "Memory of the GPU")
+        self.gpu_utilization = self._rank_gauge(
+            "gpu_utilization_ratio", "Share of the last second in which the GPU was busy"
+        )
 
-    def _add(self, kind: Any, name: str, text: str, more: tuple[str, ...] = ()) -> Any:
-        metric = kind(f"worker_{name}", text, (*_LABELS, *more), registry=self.registry)
-        return metric if more else metric.labels(**self._labels)
+    def _declare_data(self) -> None:
+        self.bad_samples = self._counter(
+            _JOB, "bad_samples", "Samples left out by this attempt", "reason"
+        )
+        self.budget_used = self._job_gauge(
+            "error_budget_used_ratio", "Bad samples as a share of those allowed; past 1 it ends"
+        )
+        requests = "Tries of requests to storage"
+        self.store_requests = self._counter(_RANK, "store_requests", requests, "operation")
+        self.store_bytes = self._counter(
+            _RANK, "store_bytes", "Bytes read from storage and written to it", "operation"
+        )
+        self.store_retries = self._counter(
+            _RANK, "store_retries", "Tries that failed and were followed by another", "operation"
+        )
+        self.store_failures = self._counter(
+            _RANK, "store_failures", "Requests that were given up", "operation"
+        )
+        self.store_seconds = self._histogram(
+            _RANK, "store_request_seconds", "Duration of a try", _REQUEST_BUCKETS, "operation"
+        )
+        self.export_failures = self._counter(
+            _RANK, "export_failures", "Metrics that could not be handed out", "way"
+        )
+
+    def _declare_durability(self) -> None:
+        self.checkpoint_seconds = self._histogram(
+            _JOB, "checkpoint_seconds", "Duration of a checkpoint, copy to commit", _SAVE_BUCKETS
+        )
+        self.checkpoint_blocked_seconds = self._histogram(
+            _JOB, "checkpoint_blocked_seconds", "Time that training waited for one", _PHASE_BUCKETS
+        )
+        self.checkpoint_bytes = self._job_gauge("checkpoint_bytes", "Size of the last checkpoint")
+        self.checkpoint_interval = self._job_gauge(
+            "checkpoint_interval_seconds", "Time between checkpoints, as the manifest wants them"
+        )
+        self.checkpoint_failures = self._counter(
+            _JOB, "checkpoint_failures", "Checkpoints that could not be written"
+        )
+        self.last_commit = self._job_gauge(
+            "last_commit_timestamp_seconds",
+            "When the last checkpoint was committed; its age is the time since",
+        )
+        self.invalid_checkpoints = self._counter(
+            _JOB, "invalid_checkpoints", "Checkpoints passed over as they did not verify"
+        )
+        self.resume_step = self._job_gauge("resume_step", "Step that this attempt went on from")
+        self.steps_lost = self._job_gauge(
+            "steps_lost", "Steps done again, as no whole checkpoint had them"
+        )
+
+    def request(self, operation: str, seconds: float, size: int) -> None:
+        """Count a try of a request to storage."""
+        self.store_requests(operation).inc()
+        self.store_seconds(operation).observe(seconds)
+        self.store_bytes(operation).inc(size)
+
+    def retry(self, operation: str) -> None:
+        """Count a try that is followed by another."""
+        self.store_retries(operation).inc()
+
+    def failure(self, operation: str) -> None:
+        """Count a request that was given up."""
+        self.store_failures(operation).inc()
+
+    def values(self, names: Collection[str]) -> dict[str, float]:
+        """The gauges of these names, of those that have only the labels of the job."""
+        return {
+            metric.name.removeprefix("worker_"): metric.samples[0].value
+            for metric in self.registry.collect()
+            if metric.name.removeprefix("worker_") in names and metric.samples
+        }
+
+    def entries(self) -> Iterator[Entry]:
+        """All metrics, in the order in which they are shown."""
+        for family in vars(self).values():
+            if isinstance(family, Family):
+                metric: Any = family.metric
+                suffix = "_total" if isinstance(metric, Counter) else ""
+                kind = type(metric).__name__.lower()
+                yield Entry(metric._name + suffix, kind, metric._labelnames, metric._documentation)
+
+    def _job_gauge(self, name: str, text: str, *labels: str) -> Family[Gauge]:
+        return self._family(Gauge, _JOB, name, text, labels)
+
+    def _rank_gauge(self, name: str, text: str) -> Family[Gauge]:
+        return self._family(Gauge, _RANK, name, text, ())
+
+    def _counter(self, own: tuple[str, ...], name: str, text: str, *labels: str) -> Family[Counter]:
+        family = self._family(Counter, own, name, text, labels)
+        if not labels:
+            family()  # a count begins at 0, and is there to be compared
+        return family
+
+    def _histogram(
+        self,
+        own: tuple[str, ...],
+        name: str,
+        text: str,
+        buckets: tuple[float, ...],
+        *labels: str,
+    ) -> Family[Histogram]:
+        metric = Histogram(
+            f"worker_{name}", text, (*own, *labels), buckets=buckets, registry=self._home(own)
+        )
+        return Family(metric, self._values(own))
+
+    def _family(
+        self, kind: type[M], own: tuple[str, ...], name: str, text: str, labels: tuple[str, ...]
+    ) -> Family[M]:
+        metric = kind(f"worker_{name}", text, (*own, *labels), registry=self._home(own))
+        return Family(metric, self._values(own))
+
+    def _home(self, own: tuple[str, ...]) -> CollectorRegistry:
+        return self.registry if own == _RANK or self._rank == 0 else self._hidden
+
+    def _values(self, own: tuple[str, ...]) -> tuple[str, ...]:
+        return (*self._job, str(self._rank)) if own == _RANK else self._job

@@ -8,7 +8,7 @@ from worker.store.base import ObjectInfo, ObjectMissing, Piece, Store
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
-__all__ = ["ObjectInfo", "ObjectMissing", "Piece", "Store", "open_store", "read_uri"]
+__all__ = ["ObjectInfo", "ObjectMissing", "Piece", "Store", "open_store", "read_uri", "write_uri"]
 
 
 def open_store(uri: str) -> Store:
@@ -17,6 +17,7 @@ def open_store(uri: str) -> Store:
     Opening costs no request. Raises `ConfigurationError` for any other scheme.
     """
     parts = urlsplit(uri)
+    require_no_query(uri)
     if parts.scheme == "s3":
         if not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
@@ -33,9 +34,31 @@ def open_store(uri: str) -> Store:
     return LocalStore(Path(uri))
 
 
-def read_uri(uri: str) -> bytes:
-    """The bytes of the one object that `uri` names."""
+def write_uri(uri: str, data: bytes) -> None:
+    """Write the one object that `uri` names."""
+    store, name = _open_parent(uri)
+    store.put(name, data)
+
+
+def _open_parent(uri: str) -> tuple[Store, str]:
+    require_no_query(uri)
     parent, _, name = uri.rpartition("/")
     if not name:
         raise ConfigurationError(f"{uri}: names a folder where a file is needed")
-    return open_store(f"{parent}/" if "/" in uri else ".").get(name)
+    return open_store(f"{parent}/" if "/" in uri else "."), name
+
+
+def require_no_query(uri: str) -> None:
+    """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged."""
+    scheme, _, rest = uri.partition("://")
+    if rest and "=" in rest.partition("?")[2]:
+        raise ConfigurationError(
+            f"a {scheme}:// address takes no ?query; give s3://BUCKET/KEY, and the credentials in "
+            "the environment"
+        )
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes of the one object that `uri` names."""
+    store, name = _open_parent(uri)
+    return store.get(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
+from worker.store.traffic import measured
 
 _TEMPORARY = ".tmp-"
 # Faults of the disk or the network below it, which another try may not meet.
@@ -26,9 +27,11 @@ class LocalStore:
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         try:
-            with self._path(key).open("rb") as file:
+            with measured("get") as moved, self._path(key).open("rb") as file:
                 file.seek(start)
-                return file.read(-1 if stop is None else stop - start)
+                data = file.read(-1 if stop is None else stop - start)
+                moved.size = len(data)
+                return data
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ObjectMissing(f"{self.uri}{key}: no such file") from None
         except OSError as error:
@@ -40,7 +43,9 @@ class LocalStore:
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         path = self._path(key)
         try:
-            os.replace(self._write_temporary(path, pieces), path)
+            with measured("put") as moved:
+                os.replace(self._write_temporary(path, pieces), path)
+                moved.size = size
         except OSError as error:
             raise self._translate(key, error) from error
 
@@ -49,14 +54,16 @@ class LocalStore:
     ) -> bool:
         path = self._path(key)
         try:
-            temporary = self._write_temporary(path, (data,))
-            try:
-                check()
-                os.link(temporary, path)
-            except FileExistsError:
-                return path.read_bytes() == data
-            finally:
-                temporary.unlink()
+            with measured("create") as moved:
+                temporary = self._write_temporary(path, (data,))
+                try:
+                    check()
+                    os.link(temporary, path)
+                    moved.size = len(data)
+                except FileExistsError:
+                    return path.read_bytes() == data
+                finally:
+                    temporary.unlink()
         except OSError as error:
             raise self._translate(key, error) from error
         return True
@@ -64,17 +71,19 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
         found = []
-        for path in folder.rglob("*"):
-            key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
-                with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    status = path.stat()
-                    found.append(ObjectInfo(key, status.st_size, status.st_mtime))
+        with measured("list"):
+            for path in folder.rglob("*"):
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
+                    with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                        status = path.stat()
+                        found.append(ObjectInfo(key, status.st_size, status.st_mtime))
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
         try:
-            self._path(key).unlink(missing_ok=True)
+            with measured("delete"):
+                self._path(key).unlink(missing_ok=True)
         except OSError as error:
             raise self._translate(key, error) from error
 

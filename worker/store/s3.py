@@ -16,6 +16,7 @@ import urllib3.exceptions
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.client import deadline, renew_client, s3_client
 from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
+from worker.store.traffic import listener, measured
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED = 501
 
 
-def _warn(uri: str, state: tenacity.RetryCallState) -> None:
+def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
+    listener().retry(operation)
     error = state.outcome.exception() if state.outcome else None
     if error and needs_renewal(error):
         renew_client()
@@ -62,10 +64,11 @@ class S3Store:
                 raise urllib3.exceptions.IncompleteRead(len(data), length - len(data))
             return data
 
-        return self._call(key, request)
+        return self._call("get", key, request)
 
     def put(self, key: str, data: bytes) -> None:
-        self._call(key, lambda: self._s3.put_object(**self._name(key), Body=data))
+        name = self._name(key)
+        self._call("put", key, lambda: self._s3.put_object(**name, Body=data), len(data))
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         part = max(_PART, -(-size // _MOST_PARTS))
@@ -73,7 +76,9 @@ class S3Store:
             self.put(key, b"".join(pieces))
             return
         name = self._name(key)
-        upload = self._call(key, lambda: self._s3.create_multipart_upload(**name))["UploadId"]
+        upload = self._call("upload", key, lambda: self._s3.create_multipart_upload(**name))[
+            "UploadId"
+        ]
         try:
             parts = self._send_parts(key, upload, _cut(pieces, part))
             self._complete(key, upload, parts, size)
@@ -89,10 +94,12 @@ class S3Store:
 
         def send(number: int, body: bytearray) -> dict[str, Any]:
             answer = self._call(
+                "part",
                 key,
                 lambda: self._s3.upload_part(
                     **self._name(key), UploadId=upload, PartNumber=number, Body=body
                 ),
+                len(body),
             )
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
@@ -116,7 +123,7 @@ class S3Store:
                 if status_of(error) != 404 or not self._is_there(key, size):
                     raise
 
-        self._call(key, request)
+        self._call("upload", key, request)
 
     def _is_there(self, key: str, size: int) -> bool:
         try:
@@ -130,11 +137,12 @@ class S3Store:
         # Asked for by the object's whole name: MinIO lists uploads by nothing less.
         name = self._name(key)
         query = {"Bucket": self.bucket, "Prefix": name["Key"]}
-        page = self._call(key, lambda: self._s3.list_multipart_uploads(**query))
+        page = self._call("list", key, lambda: self._s3.list_multipart_uploads(**query))
         left = [u["UploadId"] for u in page.get("Uploads", []) if u["Key"] == name["Key"]]
         for upload in left:
             with contextlib.suppress(ObjectMissing):
                 self._call(
+                    "delete",
                     key,
                     functools.partial(self._s3.abort_multipart_upload, **name, UploadId=upload),
                 )
@@ -155,7 +163,7 @@ class S3Store:
                 return self._holds(key, data)
             return True
 
-        return self._call(key, request)
+        return self._call("create", key, request, len(data))
 
     def _put_unfenced(self, key: str, data: bytes) -> bool:
         """A look and then a write, between which another's write is not noticed."""
@@ -189,7 +197,7 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
         while True:
-            page = self._call(prefix, lambda: self._s3.list_objects_v2(**query))
+            page = self._call("list", prefix, lambda: self._s3.list_objects_v2(**query))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
                 yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified)
@@ -198,7 +206,7 @@ class S3Store:
             query["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
-        self._call(key, lambda: self._s3.delete_object(**self._name(key)))
+        self._call("delete", key, lambda: self._s3.delete_object(**self._name(key)))
 
     @property
     def _s3(self) -> Any:
@@ -207,24 +215,33 @@ class S3Store:
     def _name(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
-    def _call(self, key: str, request: Callable[[], T]) -> T:
+    def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:
         """Run one request, body included, with full-jitter retries up to the deadline."""
         uri = self.uri + key
+
+        def attempt() -> T:
+            with measured(operation) as moved:
+                result = request()
+                moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
+                return result
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=1, max=10),
             stop=tenacity.stop_before_delay(deadline()),
-            before_sleep=functools.partial(_warn, uri),
+            before_sleep=functools.partial(_warn, operation, uri),
             reraise=True,
         )
         try:
-            return retrying(request)
+            return retrying(attempt)
         except (
             boto_errors.BotoCoreError,
             boto_errors.ClientError,
             urllib3.exceptions.HTTPError,
             OSError,
         ) as error:
+            if is_transient(error):
+                listener().failure(operation)
             raise translate(error, uri) from error
 
 

@@ -11,7 +11,7 @@ from worker.model.learner import Learner
 from worker.train.agreement import agree
 from worker.train.durable import DurableState
 from worker.train.job import Job
-from worker.train.progress import Progress
+from worker.train.journal import Journal
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
 from worker.train.record import Recorder
@@ -27,11 +27,11 @@ class Attempt:
     job: Job
     rank: Rank
     stop: StopFlag
-    progress: Progress
     metrics: Metrics
     learner: Learner
     durable: DurableState
     recorder: Recorder
+    journal: Journal
     watchdog: Watchdog
 
     @property
@@ -47,7 +47,17 @@ class Attempt:
     def save(self) -> None:
         """Begin to save, after the save that may be under way."""
         self.drain()
-        self.durable.save(self.recorder.take(self.state.step))
+        self.begin_save()
+
+    def begin_save(self) -> None:
+        """Begin to save; none may be under way."""
+        write_samples = self.recorder.take(self.state.step)
+
+        def write() -> None:
+            write_samples()
+            self.journal.flush()
+
+        self.durable.save(write)
 
     def drain(self) -> None:
         """Wait for the save that is under way; raises `StopRequested` where a stop cannot wait."""
@@ -69,7 +79,7 @@ class Attempt:
         if durable.drain() and not durable.is_saved:
             late = self.leads and durable.seconds > stop.remaining()
             if not agree(dataclasses.replace(durable.signals(), late=late)).late:
-                durable.save(self.recorder.take(self.state.step))
+                self.begin_save()
                 durable.drain()
         lost = self.state.step - durable.committed
         if not self.leads:
@@ -88,6 +98,7 @@ class Attempt:
     def list_bad(self, quarantine: Quarantine, fresh: list[Bad]) -> None:
         """List what any rank has found bad, in the metrics and the record, too."""
         quarantine.exchange(fresh, self.metrics, warn=self.leads)
+        self.metrics.budget_used().set(quarantine.budget_used)
         if self.leads:
             quarantine.write(self.job.output, self.durable.attempt)
 

@@ -139,3 +139,11 @@ def total(*values: float) -> list[float]:
     dist.all_reduce(tensor)
     summed: list[float] = tensor.tolist()
     return summed
+
+
+def highest(*values: float) -> list[float]:
+    """The highest that any rank has of each value."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    found: list[float] = tensor.tolist()
+    return found

@@ -25,6 +25,7 @@ from worker.model.learner import Learner
 from worker.train.agreement import Signals, agree
 from worker.train.background import Background
 from worker.train.job import Job
+from worker.train.journal import Journal
 from worker.train.rank import Rank
 from worker.train.resume import Resumed
 from worker.train.stop import StopFlag
@@ -44,6 +45,7 @@ class DurableState:
         learner: Learner,
         resumed: Resumed,
         metrics: Metrics,
+        journal: Journal,
         stop: StopFlag,
         beat: Callable[[], None],
     ) -> None:
@@ -51,6 +53,7 @@ class DurableState:
         self._rank = rank
         self._learner = learner
         self._metrics = metrics
+        self._journal = journal
         self._stop = stop
         self._beat = beat
         self.attempt = resumed.attempt
@@ -97,7 +100,7 @@ class DurableState:
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
             self._upload = self._background.submit(lambda: self._commit(name, parts, best, began))
         self._saved = dataclasses.replace(self.state)
-        self._metrics.checkpoint_blocked_seconds.observe(time.monotonic() - began)
+        self._metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
     def signals(self) -> Signals:
         """What the other ranks must know of this rank's part in a save."""
@@ -116,6 +119,7 @@ class DurableState:
         """
         if agreed.fault:
             error = self._error()
+            self._metrics.checkpoint_failures().inc()
             raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
         if not agreed.flushing:
             self._flushed.set()
@@ -156,10 +160,13 @@ class DurableState:
         publish_commit(output, name, written)
         self._trusted.append(name)
         self._committed = name.step
+        size = sum(part.bytes for part in written)
         self._seconds = time.monotonic() - began
-        self._metrics.checkpoint_seconds.observe(self._seconds)
-        self._metrics.checkpoint_bytes.set(sum(part.bytes for part in written))
-        self._metrics.last_commit.set_to_current_time()
+        self._metrics.checkpoint_seconds().observe(self._seconds)
+        self._metrics.checkpoint_bytes().set(size)
+        self._metrics.last_commit().set(time.time())
+        self._journal.event("commit", step=name.step, seconds=self._seconds, bytes=size)
+        self._journal.stand(committed=name.step, commit_time=round(time.time(), 3))
         # What is left over costs space and no more; the next commit tries again.
         with contextlib.suppress(InfrastructureError):
             clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)

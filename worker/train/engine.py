@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import logging
 import math
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +37,14 @@ class Outcome:
 
     `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
     device. Where the gradient was not `finite`, on any rank, nothing was changed on all of them.
+    `norms` are those of the gradient by group, before clipping. `seconds` says how long its phases
+    took; on a GPU, which works behind, forward and backward are what is waited for.
     """
 
     sums: Tensor
     finite: bool
+    norms: Mapping[str, float]
+    seconds: Mapping[str, float]
 
 
 class Engine:
@@ -79,6 +85,7 @@ class Engine:
         The loss is the mean over the global batch, in which a sample that was left out counts as
         none. With a `blend`, the batch is led by the sample before its first.
         """
+        began = time.monotonic()
         self.enter(step)
         inputs = prepare(batch, blend, self._preprocessing, self.device)
         if self._probes and self._tries_memory:
@@ -86,9 +93,18 @@ class Engine:
             self._fit_into_memory(inputs)
         # Keyed by step, so that dropout needs no state in a checkpoint.
         torch.manual_seed(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
+        moved = time.monotonic()
         sums = self._accumulate(inputs, global_count)
-        finite = self._update(sums)
-        return Outcome(sums if finite and sums.isfinite().all() else torch.zeros_like(sums), finite)
+        norm, norms = self._gradient_norms()
+        computed = time.monotonic()
+        finite = self._update(sums, norm)
+        seconds = {
+            "host_to_device": moved - began,
+            "forward_backward": computed - moved,
+            "optimizer": time.monotonic() - computed,
+        }
+        usable = finite and sums.isfinite().all()
+        return Outcome(sums if usable else torch.zeros_like(sums), finite, norms, seconds)
 
     def enter(self, step: int) -> None:
         """Freeze and release what is frozen and released at this step."""
@@ -134,16 +150,25 @@ class Engine:
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
 
-    def _update(self, sums: Tensor) -> bool:
+    def _gradient_norms(self) -> tuple[Tensor, dict[str, float]]:
+        """The norm of the whole gradient, on the device, and those of the groups that have one."""
+        learner = self.learner
+        learner.scaler.unscale_(learner.optimizer)
+        norms = {}
+        for group in learner.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                norms[group["name"]] = nn.utils.get_total_norm(gradients)
+        parts = torch.stack(list(norms.values()))
+        return torch.linalg.vector_norm(parts), dict(zip(norms, parts.tolist(), strict=True))
+
+    def _update(self, sums: Tensor, norm: Tensor) -> bool:
         """Apply the gradients, equal on all ranks by now; False where they are not finite.
 
         An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
         exhausted, or where a rank's loss, in its `sums`, is not finite by itself.
         """
         learner = self.learner
-        learner.scaler.unscale_(learner.optimizer)
-        gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
         usable = math.isfinite(norm.item())
         if usable and self._clip_norm:
             nn.utils.clip_grads_with_norm_(learner.model.parameters(), self._clip_norm, norm)

@@ -18,6 +18,7 @@ from worker.model.backbone import logits_of
 from worker.model.learner import Learner
 from worker.train.distributed import total
 from worker.train.engine import autocast
+from worker.train.mistakes import Mistake, keep_worst, worst
 
 _TOP = 5
 
@@ -45,11 +46,11 @@ def evaluate(
     preprocessing: Preprocessing,
     classes: int,
     stopped: Callable[[], bool],
-) -> tuple[Evaluation, Confusion] | None:
+) -> tuple[Evaluation, Confusion, list[Mistake]] | None:
     """Evaluate what the learner would write; None for all ranks if any of them was `stopped`.
 
-    The confusion matrix is int64 [classes, classes], true by predicted. Leaves the model in
-    evaluation mode.
+    The confusion matrix is int64 [classes, classes], true by predicted; the mistakes are those of
+    this rank. Leaves the model in evaluation mode.
     """
     model = learner.result
     device = next(model.parameters()).device
@@ -58,6 +59,7 @@ def evaluate(
         dist.broadcast(buffer, src=0)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
+    mistakes: list[Mistake] = []
     model.eval()
     with torch.inference_mode(), autocast(learner, device):
         for batch in batches:
@@ -68,13 +70,18 @@ def evaluate(
             outputs = _logits(model, preprocessing.normalise(images))
             here = labels.to(device)
             best = outputs.topk(min(_TOP, classes)).indices
-            sums[0] += F.cross_entropy(outputs, here, reduction="sum")
+            losses = F.cross_entropy(outputs, here, reduction="none")
+            sums[0] += losses.sum()
             sums[1] += (best == here[:, None]).sum()
             pairs = labels * classes + best[:, 0].cpu()
             confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+            ids, seen = batch.ids[batch.valid.numpy()], batch.images[batch.valid].cpu()
+            mistakes = keep_worst([*mistakes, *worst(losses, ids, outputs, labels, seen)])
     dist.all_reduce(confusion)
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
-    return None if interrupted else (_evaluation(confusion, loss, top5), confusion.numpy())
+    if interrupted:
+        return None
+    return _evaluation(confusion, loss, top5), confusion.numpy(), mistakes
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from worker.charts import sparkline, svg_curve
+from worker.charts import sparkline
 from worker.data.loader import Batch
 from worker.errors import ConfigurationError, StopRequested
 from worker.model.groups import RateGroup
 from worker.model.learner import build_learner
 from worker.model.optimizer import set_rates
 from worker.model.schedule import Factor
+from worker.plots import Chart, Line, draw, standalone
 from worker.train.distributed import cores_per_rank, device_of
 from worker.train.engine import Engine
 from worker.train.feed import Feed
@@ -161,13 +162,14 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
 def chart_of(sweep: Sweep, name: str) -> str:
     """The sweep as an SVG document."""
     rate = sweep.suggestion
-    return svg_curve(
+    chart = Chart(
         f"{name}: smoothed loss over base rate",
         "base rate",
-        "loss",
-        list(zip(sweep.rates, _clipped(sweep), strict=True)),
-        [(rate, f"suggested {rate:.1e}")] if rate is not None else [],
+        [Line("loss", sweep.rates, _clipped(sweep))],
+        marks=[(rate, f"suggested {rate:.1e}")] if rate is not None else [],
+        log_x=True,
     )
+    return standalone(draw(chart))
 
 
 def _clipped(sweep: Sweep) -> list[float]:

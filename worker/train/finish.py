@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
@@ -18,9 +19,9 @@ log = logging.getLogger(__name__)
 def finish(attempt: Attempt) -> None:
     """Write the result of a job that has trained to its end; to be called by all ranks together."""
     state = attempt.state
-    attempt.recorder.event("done", step=state.step)
     attempt.drain()
     attempt.recorder.take(state.step)()
+    attempt.journal.flush()
     total(0)  # the records of every rank are written
     if attempt.leads:
         _write(attempt)
@@ -40,7 +41,7 @@ def _write(attempt: Attempt) -> None:
     done = json.dumps({"attempt": attempt.durable.attempt, **result}, indent=1).encode()
     if not job.output.put_if_absent(DONE_NAME, done, attempt.durable.ensure_newest):
         raise Superseded(f"{DONE_NAME} exists already: another attempt has done the job meanwhile")
-    attempt.metrics.last_success.set_to_current_time()
+    attempt.metrics.last_success().set(time.time())
     accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.4f}"
     log.info(
         "done: %d steps; the model of step %d, validation accuracy %s, is at %sfinal/",

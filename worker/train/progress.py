@@ -15,7 +15,11 @@ _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 @dataclass(frozen=True)
 class Step:
-    """Where a job stands; `loss` and `accuracy` are means over the batches since the last."""
+    """Where a job stands; `loss` and `accuracy` are means over the batches since the last.
+
+    `wait_ratio` is the share of the time for which the rank that waits most has waited for images;
+    `gradient_norms` are those of the last step, by group, of the groups that it trained.
+    """
 
     step: int
     total_steps: int
@@ -23,8 +27,10 @@ class Step:
     loss: float
     accuracy: float
     images_per_second: float
+    wait_ratio: float
     remaining_seconds: float
     rates: Mapping[str, float]
+    gradient_norms: Mapping[str, float]
 
 
 class Progress:
@@ -76,34 +82,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class Stopwatch:
-    """Mean duration of the steps, by which the end is foretold."""
-
-    def __init__(self) -> None:
-        self._mean = 0.0
-        self._last = self._split = time.monotonic()
-
-    def lap(self) -> float:
-        """Seconds since the last call, which also move the mean."""
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
-        return seconds
-
-    def split(self) -> float:
-        """Seconds since the last split."""
-        now = time.monotonic()
-        seconds, self._split = now - self._split, now
-        return seconds
-
-    def skip(self) -> None:
-        """Leave the time since the last lap out (a checkpoint)."""
-        now = time.monotonic()
-        self._split += now - self._last
-        self._last = now
-
-    def remaining(self, steps: int) -> float:
-        """Seconds that `steps` more will take."""
-        return self._mean * steps

@@ -24,12 +24,18 @@ class Quarantine:
         self._field = field
         self._samples = dataset.index.samples
         self._budget = budget
+        self._allowed = int(budget * self._samples)
         self._listed: dict[int, Bad] = {}
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All ids, in order."""
         return tuple(sorted(self._listed))
+
+    @property
+    def budget_used(self) -> float:
+        """The number of bad samples as a share of those allowed; where none is, their number."""
+        return len(self._listed) / max(1, self._allowed)
 
     def fresh(self, bad: Iterable[Bad]) -> list[Bad]:
         """Those of `bad` that are not listed yet."""
@@ -43,7 +49,7 @@ class Quarantine:
             if bad.id in self._listed:
                 continue
             self._listed[bad.id] = bad
-            metrics.note_bad_sample(bad.reason)
+            metrics.bad_samples(bad.reason).inc()
             if warn and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
             if warn and len(self._listed) == _WARNINGS:
@@ -52,7 +58,7 @@ class Quarantine:
     def excess(self) -> str:
         """What to tell the user where there are more than the budget allows, else nothing."""
         count = len(self._listed)
-        if count <= int(self._budget * self._samples):
+        if count <= self._allowed:
             return ""
         first = next(iter(self._listed.values()))
         return (

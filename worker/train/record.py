@@ -1,11 +1,11 @@
-"""The record that a run leaves in its store: history, and which sample was trained on when.
+"""The record that a run leaves in its store: which sample was trained on when, and evaluations.
 
-Written in immutable pieces, one per commit and rank, always before the commit that they lead to.
+The ledger is written in immutable pieces, one per commit and rank, always before the commit that
+they lead to.
 """
 
 import io
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +21,16 @@ def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
     return f"records/{attempt:06d}/samples/{first:08d}-{stop:08d}-{rank:04d}.npy"
 
 
+def confusion_name(attempt: int, step: int) -> str:
+    """The object that holds the confusion matrix of an evaluation."""
+    return f"records/{attempt:06d}/confusion/{step:08d}.npy"
+
+
+def mistakes_name(attempt: int, step: int) -> str:
+    """The object that holds the pictures that an evaluation got most wrong."""
+    return f"records/{attempt:06d}/mistakes/{step:08d}.json"
+
+
 def encode_array(array: npt.NDArray[np.int64]) -> bytes:
     """An array as the bytes of a .npy file."""
     buffer = io.BytesIO()
@@ -29,10 +39,7 @@ def encode_array(array: npt.NDArray[np.int64]) -> bytes:
 
 
 class Recorder:
-    """Collects what one rank has to say and writes it when asked.
-
-    Rank 0 keeps the history; with `samples`, every rank keeps its rows (step, sample id).
-    """
+    """Keeps what one rank trains on, where `samples` says so, and writes it when asked."""
 
     def __init__(self, store: Store, attempt: int, rank: int, step: int, samples: bool) -> None:
         self._store = store
@@ -40,14 +47,7 @@ class Recorder:
         self._rank = rank
         self._first = step
         self._samples = samples
-        self._events: list[dict[str, Any]] = []
-        self._pieces = 0
         self._rows: list[Ids] = []
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Note something for the history."""
-        if self._rank == 0:
-            self._events.append({"time": round(time.time(), 3), "event": kind, **fields})
 
     def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
         """Note that these samples are in what step `step` (0-based) did to the weights.
@@ -58,31 +58,22 @@ class Recorder:
             rows = np.where(valid, ids, -1 - ids)
             self._rows.append(np.stack([np.full_like(ids, step), rows], axis=1))
 
-    def confusion(self, step: int, matrix: npt.NDArray[np.int64]) -> None:
-        """Keep the confusion matrix of an evaluation, [classes, classes], true by predicted."""
+    def evaluated(
+        self, step: int, matrix: npt.NDArray[np.int64], mistakes: list[dict[str, Any]]
+    ) -> None:
+        """Keep the confusion matrix, [classes, classes], true by predicted, and what was worst."""
         if self._rank == 0:
-            name = f"records/{self._attempt:06d}/confusion/{step:08d}.npy"
-            self._store.put(name, encode_array(matrix))
+            self._store.put(confusion_name(self._attempt, step), encode_array(matrix))
+            rows = json.dumps(mistakes).encode()
+            self._store.put(mistakes_name(self._attempt, step), rows)
 
     def take(self, step: int) -> Callable[[], None]:
         """Everything noted before `step`, as a call that writes it."""
-        pieces: list[tuple[str, Callable[[], bytes]]] = []
-        if self._events:
-            events = self._events
-            # Numbered, as an evaluation and the end of a job come without a step between them.
-            name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
-            pieces.append((name, lambda: "".join(f"{json.dumps(e)}\n" for e in events).encode()))
-            self._pieces += 1
-            self._events = []
-        if self._rows and step > self._first:
-            rows = self._rows
-            name = ledger_name(self._attempt, self._first, step, self._rank)
-            pieces.append((name, lambda: encode_array(np.concatenate(rows))))
-            self._rows = []
-        self._first = step
+        rows, name = self._rows, ledger_name(self._attempt, self._first, step, self._rank)
+        first, self._first, self._rows = self._first, step, []
 
         def write() -> None:
-            for name, data in pieces:
-                self._store.put(name, data())
+            if rows and step > first:
+                self._store.put(name, encode_array(np.concatenate(rows)))
 
         return write

@@ -1,6 +1,8 @@
 """How an attempt begins: it takes a number and goes on from the newest whole checkpoint."""
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +11,16 @@ import torch.distributed as dist
 from worker.checkpoint.attempt import claim_attempt
 from worker.checkpoint.commit import CommitName, list_commits, read_commit
 from worker.checkpoint.snapshot import read_state, restore_snapshot
+from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
 from worker.train.job import Job, as_found, read_done, require_same_experiment
+from worker.train.outline import outline_job
 from worker.train.rank import Rank
-from worker.train.result import write_environment
 from worker.train.state import State
+from worker.train.surroundings import show_surroundings, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +41,11 @@ def begin_attempt(job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> R
 
     To be called by all ranks together.
     """
-    attempt = _claim(job, rank)
-    metrics.attempt.set(attempt)
+    facts = surroundings(rank, learner.precision)
+    show_surroundings(facts, metrics)
+    attempt = _claim(job, rank, facts)
+    bind(attempt=attempt)
+    metrics.attempt().set(attempt)
     found: list[Any] = [None, None]
     if rank.rank == 0:
         # After the claim: from here on an older attempt commits nothing more.
@@ -54,21 +61,21 @@ def begin_attempt(job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> R
             restore_snapshot(parts, learner)
             state, commit = State.of(read_state(parts)), name
             break
-        metrics.skipped_commits.inc()
+        metrics.invalid_checkpoints().inc()
     if commit is None and job.commits and job.manifest.model.pretrained:
         # With no checkpoint at all they have been loaded with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
     lost = commits[0].step - state.step if commits else 0
-    metrics.resume_step.set(state.step)
-    metrics.steps_lost.set(lost)
+    metrics.resume_step().set(state.step)
+    metrics.steps_lost().set(lost)
     if rank.rank == 0:
         _announce(job, rank, attempt, state.step, lost)
     return Resumed(attempt, state, commit, False)
 
 
-def _claim(job: Job, rank: Rank) -> int:
+def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
     number = 0
     if rank.rank == 0:
         number = claim_attempt(job.output, job.identity)
@@ -78,9 +85,12 @@ def _claim(job: Job, rank: Rank) -> int:
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:
             log.warning("changed since the last attempt: %s", "; ".join(noted))
+        plan = outline_job(job, rank.world_size).as_dict()
         text = job.manifest.model_dump_json(indent=1)
         job.output.put("manifest.json", text.encode())
-        write_environment(job.output, number, rank)
+        for name, kept in (("environment", facts), ("plan", plan)):
+            data = json.dumps(kept, indent=1).encode()
+            job.output.put(f"records/{number:06d}/{name}.json", data)
     return int(total(number)[0])
 
 

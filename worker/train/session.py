@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -24,6 +26,7 @@ from worker.train.evaluation import Evaluation
 from worker.train.feed import Feed, evaluation_batches
 from worker.train.finish import finish
 from worker.train.job import Job
+from worker.train.journal import Journal
 from worker.train.progress import Progress
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
@@ -32,6 +35,7 @@ from worker.train.resume import Resumed, begin_attempt
 from worker.train.steps import Steps
 from worker.train.stop import StopFlag
 from worker.train.supply import Supply
+from worker.train.telemetry import Telemetry
 from worker.train.validation import Validation
 from worker.train.watchdog import Watchdog
 
@@ -63,33 +67,58 @@ class Session:
                 if rank.rank == 0:
                     log.info("job %s was done by another attempt meanwhile", job.manifest.job)
                 return
-            self._attempt = self._begin(learner, resumed, watchdog)
+            journal = stack.enter_context(self._kept(resumed))
+            self._attempt = self._begin(learner, resumed, journal, watchdog)
             stack.callback(self._attempt.durable.close)
             watchdog.beat()
             self._train_on_data()
             watchdog.close()
             finish(self._attempt)
 
-    def _begin(self, learner: Learner, resumed: Resumed, watchdog: Watchdog) -> Attempt:
+    @contextlib.contextmanager
+    def _kept(self, resumed: Resumed) -> Iterator[Journal]:
+        """The journal of the attempt, which hears of its end whatever that is."""
+        job, rank, step = self._job, self._rank, resumed.state.step
+        journal = Journal(job.output, resumed.attempt, rank.rank == 0)
+        start = {"attempt": resumed.attempt, "step": step, "world_size": rank.world_size}
+        journal.event("start", **start)
+        journal.stand(**start, total_steps=job.total_steps, committed=step)
+        error: BaseException | None = None
+        try:
+            yield journal
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            stop = self._stop
+            journal.close(error, stop.remaining() if stop.requested else math.inf)
+
+    def _begin(
+        self, learner: Learner, resumed: Resumed, journal: Journal, watchdog: Watchdog
+    ) -> Attempt:
         job, rank, state = self._job, self._rank, resumed.state
         recorder = Recorder(
             job.output, resumed.attempt, rank.rank, state.step, job.manifest.record.samples
         )
-        recorder.event(
-            "start", attempt=resumed.attempt, step=state.step, world_size=rank.world_size
+        durable = DurableState(
+            job, rank, learner, resumed, self.metrics, journal, self._stop, watchdog.beat
         )
-        durable = DurableState(job, rank, learner, resumed, self.metrics, self._stop, watchdog.beat)
         return Attempt(
             job,
             rank,
             self._stop,
-            self._progress,
             self.metrics,
             learner,
             durable,
             recorder,
+            journal,
             watchdog,
         )
+
+    def _beat(self) -> None:
+        """Note that an evaluation goes on."""
+        self._attempt.watchdog.beat()
+        self.metrics.last_step().set(time.time())
 
     def _train_on_data(self) -> None:
         """Open the data, and train on it to the end."""
@@ -111,10 +140,12 @@ class Session:
             self._validation: Validation | None = None
             if job.val:
                 val_loader = stack.enter_context(contextlib.closing(supply.open(job.val, 1)))
-                beat = self._attempt.watchdog.beat
-                self._validation = Validation(job, job.val, rank, val_loader, beat)
+                self._validation = Validation(job, job.val, rank, val_loader, self._beat)
             bad = Quarantine("data.train", job.train, data.error_budget)
-            self._steps = Steps(self._attempt, self._engine, self._feed, bad)
+            telemetry = Telemetry(
+                self.metrics, self._attempt.journal, self._progress, job.total_steps
+            )
+            self._steps = Steps(self._attempt, self._engine, self._feed, bad, telemetry)
             self._look_again(loader)
             self._train()
 
@@ -131,7 +162,7 @@ class Session:
 
     def _train(self) -> None:
         state, job = self._attempt.state, self._job
-        self.metrics.steps.set(job.total_steps)
+        self.metrics.steps().set(job.total_steps)
         while True:
             if state.step % job.steps_per_epoch == 0 and state.step:
                 self._end_epoch()
@@ -175,8 +206,8 @@ class Session:
         if total(len(validation.fresh))[0]:
             self._attempt.list_bad(validation.bad, validation.fresh)
             self._attempt.require_budget(validation.bad)
-        evaluation, confusion = result
-        self._attempt.recorder.confusion(self._attempt.state.step, confusion)
+        evaluation, confusion, mistakes = result
+        self._attempt.recorder.evaluated(self._attempt.state.step, confusion, mistakes)
         return evaluation
 
     def _stops_early(self) -> bool:
@@ -202,10 +233,16 @@ class Session:
     def _note_evaluation(self, result: Evaluation) -> None:
         state = self._attempt.state
         epoch = state.step // self._job.steps_per_epoch
-        self.metrics.accuracy.set(result.accuracy)
         loss = math.nan if result.loss is None else result.loss
-        self.metrics.validation_loss.set(loss)
-        self._attempt.recorder.event("evaluation", epoch=epoch, step=state.step, **asdict(result))
+        self.metrics.accuracy("validation").set(result.accuracy)
+        self.metrics.loss("validation").set(loss)
+        self.metrics.best_accuracy().set(state.best_accuracy or 0.0)
+        # No row of it is cut, but a list of thousands of classes would be most of the history.
+        kept = {k: v for k, v in asdict(result).items() if k != "per_class"}
+        self._attempt.journal.event("evaluation", epoch=epoch, step=state.step, **kept)
+        self._attempt.journal.stand(
+            validation_accuracy=result.accuracy, best_accuracy=state.best_accuracy
+        )
         if self._rank.rank == 0:
             log.info(
                 "epoch %d/%d  validation accuracy %.4f  loss %.4f  best %.4f",

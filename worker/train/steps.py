@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -14,11 +14,13 @@ from worker.errors import ConfigurationError
 from worker.model.optimizer import set_rates
 from worker.train.agreement import Agreement, Signals
 from worker.train.attempt import Attempt
-from worker.train.distributed import total
+from worker.train.distributed import highest, total
 from worker.train.engine import Engine
 from worker.train.feed import Feed
-from worker.train.progress import Step, Stopwatch
+from worker.train.progress import Step
 from worker.train.quarantine import Quarantine
+from worker.train.stopwatch import Stopwatch
+from worker.train.telemetry import Report, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +32,17 @@ _MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite lo
 class Steps:
     """Trains on this rank's part of every batch; its methods are called by all ranks together."""
 
-    def __init__(self, attempt: Attempt, engine: Engine, feed: Feed, bad: Quarantine) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        engine: Engine,
+        feed: Feed,
+        bad: Quarantine,
+        telemetry: Telemetry,
+    ) -> None:
         job = attempt.job
         self._attempt = attempt
+        self._telemetry = telemetry
         self._engine = engine
         self._feed = feed
         self._bad = bad
@@ -41,6 +51,7 @@ class Steps:
             1, min(_STEPS_PER_REPORT, job.steps_per_epoch // _REPORTS_PER_EPOCH)
         )
         self._sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        self._norms: Mapping[str, float] = {}
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
         """Train to the end of the epoch, from where the state stands.
@@ -61,7 +72,7 @@ class Steps:
                 attempt.end_on_request()
             if self._is_due(agreed) and left and not agreed.saving:
                 self._due = False
-                attempt.durable.save(attempt.recorder.take(state.step))
+                attempt.begin_save()
             attempt.watchdog.beat()
 
     def leave_out(self, fresh: list[Bad]) -> None:
@@ -75,9 +86,10 @@ class Steps:
     ) -> tuple[list[Bad], Signals]:
         """One step on a global batch of `size`: what is newly bad of it here, what all agree on."""
         attempt, step = self._attempt, self._attempt.state.step
-        waited = time.monotonic()
+        began = time.monotonic()
         batch = next(batches)
-        attempt.metrics.wait_seconds.inc(time.monotonic() - waited)
+        waited = time.monotonic() - began
+        watch.wait(waited)
         fresh = self._bad.fresh(batch.bad)
         agreement = Agreement()
         agreement.propose(
@@ -90,12 +102,16 @@ class Steps:
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
         outcome = self._engine.step(step, batch, size, self._feed.blend(step))
         self._sums += outcome.sums
+        self._norms = outcome.norms
         # First of all, as gloo notices a lost rank where NCCL would wait for it.
         agreed = agreement.result()
         attempt.durable.advance(agreed)
         if not outcome.finite:
             self._skip()
-        self._note(batch, size, watch.lap(), outcome.finite)
+        self._note(batch, outcome.finite)
+        epochs = (step + 1) / attempt.job.steps_per_epoch
+        phases = {"wait": waited, **outcome.seconds}
+        self._telemetry.step(step + 1, epochs, size, watch.lap(), phases)
         return fresh, agreed
 
     def _has_waited(self) -> bool:
@@ -124,44 +140,40 @@ class Steps:
                 else ""
             )
         state.skipped += 1
-        attempt.metrics.skipped_steps.inc()
-        attempt.recorder.event("skipped", step=state.step + 1)
+        attempt.metrics.skipped_steps().inc()
+        attempt.journal.event("skipped", step=state.step + 1)
         if attempt.leads:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 
-    def _note(self, batch: Batch, size: int, seconds: float, finite: bool) -> None:
-        attempt, state, metrics = self._attempt, self._attempt.state, self._attempt.metrics
+    def _note(self, batch: Batch, finite: bool) -> None:
+        attempt, state = self._attempt, self._attempt.state
         state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
         own = slice(self._feed.led, None)
         attempt.recorder.trained(state.step, batch.ids[own], batch.valid[own].numpy())
         state.step += 1
-        metrics.step.set(state.step)
-        metrics.epoch.set(state.step / attempt.job.steps_per_epoch)
-        metrics.samples.inc(size)
-        metrics.last_step.set_to_current_time()
-        metrics.step_seconds.observe(seconds)
 
     def _report(self, watch: Stopwatch) -> None:
         """Tell the record, the metrics and the user what the steps since the last report gave."""
-        attempt, done, metrics = self._attempt, self._attempt.state.step, self._attempt.metrics
+        job, done = self._attempt.job, self._attempt.state.step
         loss, right, counted = total(*self._sums.tolist())
         self._sums.zero_()
         counted = max(counted, 1)
+        seconds, waited = watch.split()
+        (wait_ratio,) = highest(waited / seconds)
+        checkpoint = job.manifest.checkpoint
+        steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
+        interval = min(steps * watch.mean, 60 * (checkpoint.every_minutes or math.inf))
+        self._attempt.metrics.checkpoint_interval().set(interval)
         step = Step(
             step=done,
-            total_steps=attempt.job.total_steps,
-            epoch=-(-done // attempt.job.steps_per_epoch),
+            total_steps=job.total_steps,
+            epoch=-(-done // job.steps_per_epoch),
             loss=loss / counted,
             accuracy=right / counted,
-            images_per_second=counted / watch.split(),
-            remaining_seconds=watch.remaining(attempt.job.total_steps - done),
-            rates=attempt.job.rates(done - 1),
+            images_per_second=counted / seconds,
+            wait_ratio=wait_ratio,
+            remaining_seconds=watch.mean * (job.total_steps - done),
+            rates=job.rates(done - 1),
+            gradient_norms=self._norms,
         )
-        for name, rate in step.rates.items():
-            metrics.set_rate(name, rate)
-        metrics.loss.set(step.loss)
-        metrics.throughput.set(step.images_per_second)
-        metrics.remaining.set(step.remaining_seconds)
-        attempt.recorder.event("step", **asdict(step))
-        if attempt.leads:
-            attempt.progress.show(step)
+        self._telemetry.report(Report(step, counted, seconds))

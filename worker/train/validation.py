@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from worker.model.learner import Learner
 from worker.train.evaluation import Confusion, Evaluation, evaluate
 from worker.train.feed import evaluation_batches
 from worker.train.job import Dataset, Job
+from worker.train.mistakes import gather_worst
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
@@ -24,7 +26,7 @@ class Validation:
         self, job: Job, val: Dataset, rank: Rank, loader: Loader, beat: Callable[[], None]
     ) -> None:
         self._job = job
-        self._classes = len(val.index.classes)
+        self._index = val.index
         self._loader = loader
         self._beat = beat
         self._ids = np.arange(*split(val.index.samples, rank.rank, rank.world_size))
@@ -34,8 +36,13 @@ class Validation:
         self.fresh: list[Bad] = []
         """What the last evaluation has found bad for the first time, on this rank."""
 
-    def run(self, learner: Learner, stop: StopFlag) -> tuple[Evaluation, Confusion] | None:
-        """Evaluate over all ranks; None where a stop was requested or a rank met an `error`."""
+    def run(
+        self, learner: Learner, stop: StopFlag
+    ) -> tuple[Evaluation, Confusion, list[dict[str, Any]]] | None:
+        """Evaluate over all ranks; None where a stop was requested or a rank met an `error`.
+
+        The third part are the most wrong samples, as JSON data.
+        """
         self.error = None
         bad: list[Bad] = []
         batches = evaluation_batches(self._loader, self._ids, self._job.preprocessing)
@@ -44,11 +51,14 @@ class Validation:
                 learner,
                 self._noting(batches, bad),
                 self._job.preprocessing,
-                self._classes,
+                len(self._index.classes),
                 lambda: stop.requested or self.error is not None,
             )
         self.fresh = [] if result is None else self.bad.fresh(bad)
-        return result
+        if result is None:
+            return None
+        evaluation, confusion, mistakes = result
+        return evaluation, confusion, gather_worst(mistakes, self._index)
 
     def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
         """The batches; what was left out of them is added to `bad`."""

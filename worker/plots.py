@@ -1,0 +1,165 @@
+"""Charts as SVG for pages that may be light, dark or printed, drawn by matplotlib."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+matplotlib.use("agg")
+
+# Colours that stand for roles; the page says what they are. Each is drawn as itself by whatever
+# knows no CSS variables.
+_ROLES = {
+    "#4a5057": "ink",
+    "#d9dde1": "grid",
+    "#c2410c": "mark",
+    "#2563b0": "c0",
+    "#b45a09": "c1",
+    "#1a7f4b": "c2",
+    "#8b3fb5": "c3",
+    "#b03060": "c4",
+    "#0f7d8c": "c5",
+    "#7a6a00": "c6",
+    "#5b6470": "c7",
+}
+_INK, _GRID, MARK = list(_ROLES)[:3]
+COLOURS = tuple(list(_ROLES)[3:])
+_MOST_LEGEND = 12
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.hashsalt": "worker",  # the same chart is the same bytes
+    "font.size": 9,
+    "text.parse_math": False,  # a class may be called $x$
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "ytick.minor.left": False,
+    "xtick.minor.bottom": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+_FONT = re.compile(r"'DejaVu Sans'[^;\"]*")
+_COLOUR = re.compile("|".join(_ROLES), re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line through points, in the colour of that number; with `dots` each is marked."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over an x axis, vertical `marks` with names and `rules` without, and single `dots`."""
+
+    title: str
+    x_label: str
+    lines: Sequence[Line]
+    marks: Sequence[tuple[float, str]] = ()
+    rules: Sequence[float] = ()
+    dots: Sequence[tuple[float, float]] = ()
+    log_x: bool = False
+    log_y: bool = False
+    y_range: tuple[float | None, float | None] = (None, None)
+    percent: bool = False
+    whole: bool = False
+    size: tuple[float, float] = (6.0, 2.9)
+
+
+def draw(chart: Chart) -> str:
+    """The chart as an SVG element; its colours are `var(--NAME)` with a fallback."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=chart.size, layout="constrained")
+        axes = figure.add_subplot()
+        for line in chart.lines:
+            _add(axes, line)
+        _frame(axes, chart)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _themed(out.getvalue())
+
+
+def standalone(svg: str) -> str:
+    """The same as a document of its own, on the ground that the reader's system prefers."""
+    style = (
+        "<style>svg{background:#fff}@media(prefers-color-scheme:dark){svg{background:#16181b;"
+        "--ink:#c3c8ce;--grid:#33383e;--mark:#fb8a5a;--c0:#6aa7f5}}</style>"
+    )
+    head, _, rest = svg.partition(">")
+    return f"{head}>{style}{rest}"
+
+
+def _add(axes: Axes, line: Line) -> None:
+    axes.plot(
+        line.x,
+        line.y,
+        label=line.name,
+        color=COLOURS[line.colour % len(COLOURS)],
+        marker="o" if line.dots or len(line.x) == 1 else None,
+        markersize=3.5,
+    )
+
+
+def _frame(axes: Axes, chart: Chart) -> None:
+    axes.set_title(chart.title)
+    axes.set_xlabel(chart.x_label)
+    if chart.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.x_label == "step"))
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+    if chart.log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif chart.whole:
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if chart.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    low, high = chart.y_range
+    axes.set_ylim(bottom=low, top=high)
+    if chart.dots:
+        xs, ys = zip(*chart.dots, strict=True)
+        axes.scatter(xs, ys, s=16, color=_INK, zorder=3, label="checkpoint")
+    for x in chart.rules:
+        axes.axvline(x, color=_INK, linewidth=0.7, linestyle=(0, (1, 2)))
+    for x, name in chart.marks:
+        axes.axvline(x, color=MARK, linewidth=1, linestyle=(0, (3, 2)))
+        place = axes.get_xaxis_transform()
+        axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
+    if 1 < len(chart.lines) + bool(chart.dots) <= _MOST_LEGEND:
+        axes.legend(loc="best", fontsize=8, handlelength=1.4)
+
+
+def _themed(document: str) -> str:
+    svg = document[document.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = _FONT.sub("system-ui, sans-serif", svg)
+    return _COLOUR.sub(lambda m: f"var(--{_ROLES[m[0].lower()]}, {m[0]})", svg)

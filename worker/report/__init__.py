@@ -1,0 +1,1 @@
+"""What a run has left in its store, made readable; nothing here writes to a run."""

@@ -1,0 +1,94 @@
+"""Runs side by side: what was set differently, and what came of it."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.charts import table
+from worker.report.run import Run
+from worker.train.progress import duration
+
+_NAMES = ("job", "output")
+_NOTHING = "-"
+_WIDEST = 32
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A column per run; `results` and `settings` are rows of (name, a text per run)."""
+
+    titles: list[str]
+    results: list[tuple[str, list[str]]]
+    settings: list[tuple[str, list[str]]]
+
+    def __str__(self) -> str:
+        rows = [("", *self.titles), *((name, *texts) for name, texts in self.results)]
+        if not self.settings:
+            return "\n".join([*table(rows), "all settings are equal"])
+        rows += [("", *("" for _ in self.titles))]
+        rows += [(name, *texts) for name, texts in self.settings]
+        return "\n".join(table(rows))
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Results first, then the settings that differ."""
+    columns = [results_of(run) for run in runs]
+    return Comparison(
+        titles_of(runs),
+        [(name, [shown(name, column[name]) for column in columns]) for name in columns[0]],
+        [
+            (field, [shown(field, run.settings.get(field)) for run in runs])
+            for field in differing(runs)
+        ],
+    )
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The manifest fields that are not the same in all runs."""
+    fields = dict.fromkeys(field for run in runs for field in run.settings)
+    return [
+        field
+        for field in fields
+        if field not in _NAMES and len({str(run.settings.get(field)) for run in runs}) > 1
+    ]
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    """What came of a run, by name."""
+    evaluations, steps = run.history.of("evaluation"), run.history.of("step")
+    best = max(evaluations, key=lambda event: float(event["accuracy"]), default=None)
+    last = evaluations[-1] if evaluations else None
+    speeds = [event["images_per_second"] for event in steps]
+    return {
+        "state": run.status.state,
+        "best accuracy": best["accuracy"] if best else None,
+        "in epoch": best["epoch"] if best else None,
+        "last accuracy": last["accuracy"] if last else None,
+        "last loss": last["loss"] if last else None,
+        "steps": run.status.step,
+        "time": run.history.seconds,
+        "images/s": statistics.median(speeds) if speeds else None,
+        "attempts": run.status.attempt,
+        "bad samples": len(run.bad_samples),
+    }
+
+
+def titles_of(runs: Sequence[Run]) -> list[str]:
+    """The jobs' names or, where they are not distinct, the ends of the outputs' addresses."""
+    names = [run.status.job for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [run.status.run.rstrip("/").rpartition("/")[2] for run in runs]
+
+
+def shown(name: str, value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return _NOTHING
+    if name == "time":
+        return duration(value)
+    if "accuracy" in name or name == "last loss":
+        return f"{value:.4f}"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"

@@ -1,0 +1,91 @@
+"""The history of a run as one, however often it was stopped."""
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from worker.store import Store
+
+_PIECE = re.compile(r"records/(\d+)/history/.*\.jsonl")
+_SIDE_BY_SIDE = 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one attempt has told: its number, and its events in order of time."""
+
+    attempt: int
+    events: tuple[dict[str, Any], ...]
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """How it began: `step`, `world_size`."""
+        return next(event for event in self.events if event["event"] == "start")
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """How it ended: `code`, `text`; None where it had no time to say."""
+        return next((event for event in self.events if event["event"] == "end"), None)
+
+    @property
+    def step(self) -> int:
+        """The last step that it is known to have done."""
+        return max(event.get("step", 0) for event in self.events)
+
+    @property
+    def seconds(self) -> float:
+        """From its first event to its last."""
+        return float(self.events[-1]["time"] - self.events[0]["time"])
+
+
+@dataclass(frozen=True)
+class History:
+    """The parts of all attempts that told anything, and the `events` that count."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Of all attempts as if they were one; what was done again is counted once."""
+        return stitched(self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the attempts have run for, without what lies between them."""
+        return sum(part.seconds for part in self.parts)
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        return [event for event in self.events if event["event"] == kind]
+
+
+def read_history(store: Store) -> History:
+    """The history in a run's records; without parts where nothing was told yet."""
+    pieces = [
+        (int(match[1]), info.key)
+        for info in store.list("records/")
+        if (match := _PIECE.fullmatch(info.key))
+    ]
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        texts = list(pool.map(lambda piece: store.get(piece[1]).decode(), pieces))
+    told: dict[int, list[dict[str, Any]]] = {}
+    for (attempt, _), text in zip(pieces, texts, strict=True):
+        told.setdefault(attempt, []).extend(map(json.loads, text.splitlines()))
+    parts = (
+        Part(number, tuple(sorted(events, key=lambda event: event["time"])))
+        for number, events in sorted(told.items())
+    )
+    return History(tuple(part for part in parts if part.events[0]["event"] == "start"))
+
+
+def stitched(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The events that count: of each attempt, those before the step at which the next began."""
+    kept: list[dict[str, Any]] = []
+    for part in parts:
+        begun = part.start["step"]
+        kept = [event for event in kept if event.get("step", 0) <= begun]
+        kept += part.events
+    return kept

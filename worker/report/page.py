@@ -1,0 +1,225 @@
+"""Pages: one file each, with nothing to fetch."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import worker
+from worker.logs import count
+from worker.report.compare import compare, results_of, shown
+from worker.report.drawing import compared, learning, rates, resumes, speed, timeline
+from worker.report.history import Part
+from worker.report.run import Run
+from worker.train.evaluation import Confusion
+from worker.train.progress import duration
+
+_MOST_IN_MATRIX = 20
+_MOST_ROWS = 20
+_MOST_BAD = 100
+_TONES = {"done": "good", "running": "going", "stopped": "going"}
+_NOTHING = "-"
+_NUMERIC = re.compile(r"-|[\d.,:e+-]+ ?%?")
+
+
+def run_page(run: Run) -> str:
+    """All about a run."""
+    status, results = run.status, results_of(run)
+    return _render(
+        "run.html",
+        title=status.job,
+        address=status.run,
+        state=status.state,
+        tone=_TONES.get(status.state, "bad"),
+        reason=status.text if status.state != "done" else "",
+        tiles=_tiles(run, results),
+        curves=_drawn(learning(run)) if run.history.of("step") else [],
+        rates=_drawn(rates(run)),
+        speed=_drawn(speed(run)),
+        timeline=_drawn(timeline(run)),
+        resumes=resumes(run),
+        groups=[_group_row(group) for group in run.plan.get("groups", [])],
+        attempts=[_attempt_row(part) for part in run.history.parts],
+        evaluated=run.evaluated,
+        **_classes(run.confusion, run.classes),
+        mistakes=[_picture(row, run.classes) for row in run.mistakes],
+        bad_samples=[
+            (row["data"], row["id"], row["reason"], row["text"])
+            for row in run.bad_samples[:_MOST_BAD]
+        ],
+        epochs=[_epoch_row(event) for event in run.history.of("evaluation")],
+        settings=[(name, shown_setting(value)) for name, value in run.settings.items()],
+        environment=_environment(run),
+    )
+
+
+def compare_page(runs: Sequence[Run]) -> str:
+    """Several runs side by side."""
+    comparison = compare(runs)
+    return _render(
+        "compare.html",
+        title=f"{len(runs)} runs compared",
+        names=comparison.titles,
+        results=[(name, *texts) for name, texts in comparison.results],
+        settings=[(name, *texts) for name, texts in comparison.settings],
+        curves=_drawn(compared(runs, comparison.titles)),
+        runs=[(title, run.status.run) for title, run in zip(comparison.titles, runs, strict=True)],
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("worker.report"),
+        autoescape=jinja2.select_autoescape(),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.tests["numeric"] = lambda text: bool(_NUMERIC.fullmatch(str(text)))
+    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    generated = f"worker {worker.__version__}, {now}"
+    return environment.get_template(template).render(**values, generated=generated)
+
+
+def _drawn(charts: Sequence[str]) -> list[Markup]:
+    """Charts as they are: matplotlib has escaped the names in them."""
+    return [Markup(chart) for chart in charts]  # noqa: S704
+
+
+def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    status, done = run.status, run.done
+    kept = done["weights"] if done else {}
+    steps = f"of {status.total_steps}" if status.total_steps else ""
+    tiles = [
+        ("best accuracy", shown("accuracy", results["best accuracy"]), ""),
+        ("last accuracy", shown("accuracy", results["last accuracy"]), ""),
+        ("validation loss", shown("last loss", results["last loss"]), ""),
+        ("steps", str(results["steps"]), steps),
+        (
+            "trained for",
+            duration(results["time"]),
+            f"in {count(len(run.history.parts), 'attempt')}",
+        ),
+        ("images per second", shown("images/s", results["images/s"]), "median"),
+        ("left out", str(results["bad samples"]), "bad samples"),
+    ]
+    if results["best accuracy"] is not None:
+        tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
+    if kept.get("accuracy") is not None:
+        tiles[1] = ("model's accuracy", f"{kept['accuracy']:.4f}", f"of step {kept['step']}")
+    return tiles
+
+
+def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
+    release = group["release_step"]
+    return (
+        group["name"],
+        " ".join(group["match"]),
+        f"{group['rate_peak']:.3g}",
+        f"{group['weight_decay']:g}",
+        f"{group['parameters']:,}",
+        f"{group['share']:.2%}",
+        "never" if release is None else str(release),
+    )
+
+
+def _attempt_row(part: Part) -> tuple[str, ...]:
+    end, began = part.end, part.events[0]["time"]
+    ended = "without a word: killed, or still running"
+    if end:
+        ended = f"{end['code']}: {end['text']}" if end["text"] else str(end["code"])
+    return (
+        str(part.attempt),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
+        duration(part.seconds),
+        str(part.start["world_size"]),
+        str(part.start["step"]),
+        str(part.step),
+        str(sum(event["event"] == "commit" for event in part.events)),
+        ended,
+    )
+
+
+def _classes(confusion: Confusion | None, names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix, or for many classes what is worst in it."""
+    if confusion is None or not names:
+        return {"classes": [], "matrix": [], "pairs": [], "names": []}
+    rows = []
+    for label, name in enumerate(names):
+        total, right = int(confusion[label].sum()), int(confusion[label, label])
+        others = confusion[label].copy()
+        others[label] = 0
+        other = int(others.argmax())
+        taken = (names[other], str(others[other])) if others[other] else (_NOTHING, _NOTHING)
+        share = right / total if total else 1.0
+        rows.append((share, (name, str(total), f"{share:.2%}" if total else _NOTHING, *taken)))
+    small = len(names) <= _MOST_IN_MATRIX
+    pairs = sorted(
+        ((int(confusion[i, j]), names[i], names[j]) for i, j in np.argwhere(confusion) if i != j),
+        key=lambda pair: -pair[0],
+    )
+    return {
+        "classes": [row for _, row in sorted(rows, key=lambda item: item[0])[:_MOST_ROWS]],
+        "matrix": _matrix(confusion, names) if small else [],
+        "names": list(names) if small else [],
+        "pairs": [] if small else [(a, b, str(n)) for n, a, b in pairs[:_MOST_ROWS]],
+    }
+
+
+def _matrix(confusion: Confusion, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "cells": [
+                {
+                    "count": int(count),
+                    "share": round(100 * count / max(1, confusion[label].sum())),
+                    "right": label == other,
+                }
+                for other, count in enumerate(confusion[label])
+            ],
+        }
+        for label, name in enumerate(names)
+    ]
+
+
+def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
+    return {
+        "jpeg": row["jpeg"],
+        "label": names[row["label"]],
+        "predicted": names[row["predicted"]],
+        "confidence": f"{row['confidence']:.1%}",
+        "sample": row["sample"],
+    }
+
+
+def _epoch_row(event: dict[str, Any]) -> tuple[str, ...]:
+    top5 = event["top5_accuracy"]
+    return (
+        str(event["epoch"]),
+        str(event["step"]),
+        shown("last loss", event["loss"]),
+        shown("accuracy", event["accuracy"]),
+        shown("accuracy", top5),
+    )
+
+
+def shown_setting(value: Any) -> str:
+    """A setting as the manifest would have it."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _environment(run: Run) -> list[tuple[str, str]]:
+    """Of the last attempt; where attempts differ, those of all of them in order."""
+    rows: dict[str, list[str]] = {}
+    for facts in run.environments.values():
+        for name, value in facts.items():
+            shown_value = shown_setting(value) if value != {} else _NOTHING
+            if rows.setdefault(name, [])[-1:] != [shown_value]:
+                rows[name].append(shown_value)
+    return [(name, " → ".join(values)) for name, values in rows.items()]

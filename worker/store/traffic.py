@@ -1,0 +1,59 @@
+"""What this process asks of its stores, told to the one that counts it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Counts by operation: `get`, `put`, `create`, `list`, `delete`, `upload`, `part`."""
+
+    def request(self, operation: str, seconds: float, size: int) -> None:
+        """One try of a request, with the bytes that it has moved."""
+
+    def retry(self, operation: str) -> None:
+        """A try that failed and is followed by another."""
+
+    def failure(self, operation: str) -> None:
+        """A request that was given up."""
+
+
+class _Nobody:
+    def request(self, operation: str, seconds: float, size: int) -> None: ...
+
+    def retry(self, operation: str) -> None: ...
+
+    def failure(self, operation: str) -> None: ...
+
+
+@dataclass
+class Moved:
+    """What a request has moved so far."""
+
+    size: int = 0
+
+
+_listener: Listener = _Nobody()
+
+
+def listen(listener: Listener) -> None:
+    """Have all further requests of this process told to `listener`, and to no other."""
+    global _listener
+    _listener = listener
+
+
+def listener() -> Listener:
+    """The one that counts."""
+    return _listener
+
+
+@contextmanager
+def measured(operation: str) -> Iterator[Moved]:
+    """Tell of the try of a request that is made inside, whether it succeeds or not."""
+    moved, began = Moved(), time.monotonic()
+    try:
+        yield moved
+    finally:
+        _listener.request(operation, time.monotonic() - began, moved.size)

@@ -1,0 +1,114 @@
+"""The history of an attempt, and where it stands: written by rank 0 as it goes, for others to read.
+
+`records/<attempt>/history/` gets events in pieces that never change, at every commit, at the end
+and in between; `records/<attempt>/progress.json` is replaced every half minute.
+"""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from worker.errors import ExitCode, InfrastructureError, WorkerError
+from worker.redaction import redacted
+from worker.store import Store
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 30.0
+_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
+_LAST_WORD_SECONDS = 5.0
+
+
+def progress_name(attempt: int) -> str:
+    """The object that says where an attempt stands."""
+    return f"records/{attempt:06d}/progress.json"
+
+
+def _short(value: Any) -> Any:
+    """The value with its numbers at six digits, which say all that a record needs."""
+    if isinstance(value, Mapping):
+        return {key: _short(part) for key, part in value.items()}
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.6g}")
+    return value
+
+
+class Journal:
+    """Of one attempt; for a rank that does not lead, it keeps and writes nothing."""
+
+    def __init__(self, store: Store, attempt: int, leads: bool) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._leads = leads
+        self._events: deque[dict[str, Any]] = deque()
+        self._standing: dict[str, Any] = {}
+        self._pieces = 0
+        self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._began = self._flushed = time.monotonic()
+        self._thread = threading.Thread(target=self._write_regularly, name="journal", daemon=True)
+        if leads:
+            self._thread.start()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Note something for the history."""
+        if self._leads:
+            line = {"time": round(time.time(), 3), "event": kind, **_short(fields)}
+            self._events.append(line)
+
+    def stand(self, **fields: Any) -> None:
+        """Note where the attempt stands; of each field, what was said last counts."""
+        if self._leads:
+            self._standing = {**self._standing, **fields, "time": round(time.time(), 3)}
+
+    def flush(self) -> None:
+        """Write the events noted so far; raises what the store raises, and then keeps them."""
+        with self._writing:
+            events = list(self._events)
+            if not events:
+                return
+            name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
+            self._store.put(name, "".join(f"{json.dumps(event)}\n" for event in events).encode())
+            self._pieces += 1
+            for _ in events:
+                self._events.popleft()
+            self._flushed = time.monotonic()
+
+    def close(self, error: BaseException | None, seconds: float) -> None:
+        """Note how the attempt ended, and write it if that takes no longer than `seconds`."""
+        if not self._leads:
+            return
+        code = ExitCode.DONE if error is None else ExitCode.BUG
+        code = error.code if isinstance(error, WorkerError) else code
+        text = redacted(str(error)) if isinstance(error, WorkerError) else type(error).__name__
+        end = {"code": int(code), "text": "" if error is None else text}
+        self.event("end", **end)
+        self.stand(end=end)
+        self._closed.set()
+        self._thread.join(max(0.0, min(seconds, _LAST_WORD_SECONDS)))
+
+    def _write_regularly(self) -> None:
+        while True:
+            last = self._closed.is_set()
+            since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
+            try:
+                self._put_standing()
+                if last or since > max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed):
+                    self.flush()
+            except InfrastructureError:  # a commit would meet it too, and end the attempt
+                pass
+            except WorkerError as error:
+                log.warning("the record is not written: %s", error)
+            if last:
+                return
+            self._closed.wait(PROGRESS_SECONDS)
+
+    def _put_standing(self) -> None:
+        standing = self._standing
+        if standing:
+            self._store.put(progress_name(self._attempt), json.dumps(standing).encode())
