@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 matplotlib.use("agg")
 
@@ -31,6 +31,7 @@ _ROLES = {
 _INK, _GRID, MARK = list(_ROLES)[:3]
 COLOURS = tuple(list(_ROLES)[3:])
 _MOST_LEGEND = 12
+_FEW_DECADES = 300
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "worker",  # the same chart is the same bytes
@@ -99,6 +100,8 @@ def draw(chart: Chart) -> str:
         for line in chart.lines:
             _add(axes, line)
         _frame(axes, chart)
+        if 1 < len(chart.lines) + bool(chart.dots) <= _MOST_LEGEND:
+            figure.legend(loc="outside lower left", ncols=4, fontsize=8, handlelength=1.4)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _themed(out.getvalue())
@@ -137,6 +140,9 @@ def _frame(axes: Axes, chart: Chart) -> None:
         axes.ticklabel_format(axis="x", style="plain", useOffset=False)
     if chart.log_y:
         axes.set_yscale("log")
+        bottom, top = axes.get_ylim()
+        if top < _FEW_DECADES * bottom:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif chart.whole:
@@ -154,8 +160,6 @@ def _frame(axes: Axes, chart: Chart) -> None:
         axes.axvline(x, color=MARK, linewidth=1, linestyle=(0, (3, 2)))
         place = axes.get_xaxis_transform()
         axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
-    if 1 < len(chart.lines) + bool(chart.dots) <= _MOST_LEGEND:
-        axes.legend(loc="best", fontsize=8, handlelength=1.4)
 
 
 def _themed(document: str) -> str:

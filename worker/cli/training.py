@@ -30,9 +30,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 
     stop = StopFlag()
     stop.install()
-    # Waiting threads would spin by default, which next to busy neighbours or under a CPU quota
-    # makes a step up to ten times slower. Read once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle_torch()
     from worker.launch.start import train
 
     leave(train(manifest, nproc, stop, is_live(log_format)))
@@ -119,7 +117,7 @@ def find_rates(
 
     stop = StopFlag()
     stop.install()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle_torch()
     from worker.launch.start import find_rates
     from worker.store import open_store
     from worker.train.find_rates import chart_of, describe_sweep
@@ -131,3 +129,12 @@ def find_rates(
     store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
     click.echo(f"chart: {store.uri}chart.svg")
+
+
+def _settle_torch() -> None:
+    """What torch reads once, when it is imported."""
+    # Waiting threads would spin by default, which next to busy neighbours or under a CPU quota
+    # makes a step up to ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Its warnings from C++ go past the log, and are about what is done on purpose.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -68,7 +68,8 @@ class Metrics:
         self._declare_speed()
         self._declare_data()
         self._declare_durability()
-        self.start().set(time.time())
+        for begun in (self.start, self.last_step):
+            begun().set(time.time())
 
     def _declare_progress(self) -> None:
         self.step = self._job_gauge("step", "Optimiser steps done since the job began")
@@ -77,7 +78,8 @@ class Metrics:
         self.samples = self._counter(_JOB, "samples", "Images trained on by this attempt")
         self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
         self.last_step = self._job_gauge(
-            "last_step_timestamp_seconds", "When the last step was done; while it evaluates, now"
+            "last_step_timestamp_seconds",
+            "When the last step was done; before it, the attempt's start; in evaluation, now",
         )
         self.expected_end = self._job_gauge(
             "expected_end_timestamp_seconds", "When the last step will be done, at today's speed"

@@ -32,7 +32,7 @@ def rates(run: Run) -> list[str]:
     """Rate and gradient norm of each group, with the points at which groups are released."""
     steps, groups = run.history.of("step"), run.plan.get("groups", [])
     names = list(dict.fromkeys(name for event in steps for name in event["rates"]))
-    marks = [(g["release_step"], g["name"]) for g in groups if g["release_step"]]
+    marks = [(g["release_step"], f"{g['name']} released") for g in groups if g["release_step"]]
     charts = []
     for title, field in (("learning rate", "rates"), ("gradient norm", "gradient_norms")):
         lines = [

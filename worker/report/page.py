@@ -78,10 +78,14 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.tests["numeric"] = lambda text: bool(_NUMERIC.fullmatch(str(text)))
+    environment.tests["numeric"] = _is_numeric
     now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     generated = f"worker {worker.__version__}, {now}"
     return environment.get_template(template).render(**values, generated=generated)
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    return all(_NUMERIC.fullmatch(text) for text in column)
 
 
 def _drawn(charts: Sequence[str]) -> list[Markup]:
@@ -103,7 +107,7 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
             duration(results["time"]),
             f"in {count(len(run.history.parts), 'attempt')}",
         ),
-        ("images per second", shown("images/s", results["images/s"]), "median"),
+        ("images/s", shown("images/s", results["images/s"]), "median"),
         ("left out", str(results["bad samples"]), "bad samples"),
     ]
     if results["best accuracy"] is not None:

@@ -1,0 +1,142 @@
+"""Metrics seen from far away: a real Prometheus and Pushgateway, the shipped rules and dashboard."""
+
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from ruamel.yaml import YAML
+
+from tests.conftest import Start
+from tests.monitoring import (
+    MONITORING,
+    Prometheus,
+    dashboard_queries,
+    promtool,
+    start_prometheus,
+    start_pushgateway,
+)
+from tests.servers import free_port, wait_until
+from worker.metrics.outcome import outcome
+
+pytestmark = pytest.mark.e2e
+
+# On a machine without a GPU there is nothing to show in them, and no fault either.
+EMPTY = {"GPU busy", "GPU memory, peak", "Retries and failures", "Samples left out", "Exit code"}
+
+
+def test_the_rules_are_sound_and_fire_as_told() -> None:
+    assert "rules found" in promtool("check", "rules", MONITORING / "rules.yaml")
+    tests = Path(__file__).parent / "rules_test.yaml"
+    promtool("test", "rules", tests)
+    tested = tests.read_text()
+    for rule in rules():
+        if "alert" in rule:
+            assert f"alertname: {rule['alert']}\n        exp_alerts" in tested, rule["alert"]
+
+
+def test_the_operator_gets_the_same_rules() -> None:
+    custom = YAML(typ="safe", pure=True).load(MONITORING / "prometheus-rule.yaml")
+    plain = YAML(typ="safe", pure=True).load(MONITORING / "rules.yaml")
+    assert custom["spec"] == plain
+
+
+def test_a_run_is_seen_from_far_away(
+    start: Start,
+    job: dict[str, Any],
+    write: Callable[[dict[str, Any]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = _two_ports()
+    job["train"]["epochs"] = 400
+    with (
+        start_pushgateway(tmp_path) as gateway,
+        start_prometheus(
+            tmp_path, [f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"], gateway
+        ) as prometheus,
+    ):
+        monkeypatch.setenv("WORKER_PUSHGATEWAY", f"http://{gateway}")
+        monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+        killed = start("train", "--nproc", "2", write(job))
+        wait_until(lambda: (prometheus.value("worker_epoch") or 0) > 20, 60, prometheus.tell)
+        _every_query_is_answered(prometheus)
+        for own in (port, port + 1):
+            promtool("check", "metrics", text=_read(f"127.0.0.1:{own}"))
+        seen = {series["metric"]["rank"] for series in prometheus.query("worker_step_seconds_sum")}
+        assert seen == {"0", "1"}
+        # What has a port is not pushed, too: every series would be there twice.
+        assert "worker_loss" not in _read(gateway)
+
+        killed.send(signal.SIGKILL)  # its ranks die with it
+        killed.wait()
+        wait_until(lambda: "WorkerStalled" in prometheus.firing(), 60, prometheus.tell)
+
+        # It goes on; a stop is an end like another, which is scraped before the port closes.
+        stopped = start("train", "--nproc", "2", write(job))
+        wait_until(lambda: prometheus.value("worker_attempt") == 2, 60, prometheus.tell)
+        wait_until(lambda: "WorkerStalled" not in prometheus.firing(), 60, prometheus.tell)
+        stopped.send(signal.SIGTERM)
+        assert stopped.wait().code == 75
+        last = 'last_over_time(worker_exit_code{run=~".+/run/"}[1m])'
+        assert prometheus.value(f"max({last})") == 75
+
+        # Without a port it is pushed while it runs, and leaves its outcome and nothing else.
+        monkeypatch.delenv("WORKER_METRICS_PORT")
+        job["train"]["epochs"] = 1 + int(prometheus.value("max_over_time(worker_epoch[10m])") or 0)
+        done = start("train", write(job))
+        wait_until(lambda: "worker_samples_total" in _read(gateway), 60, prometheus.tell)
+        assert done.wait().code == 0
+        left = _read(gateway)
+        assert "worker_samples_total" not in left
+        assert "worker_step_seconds" not in left
+        assert 'reason="done"' in left
+        promtool("check", "metrics", text=_outcome())
+        wait_until(lambda: prometheus.value("worker_exit_code") == 0, 20, prometheus.tell)
+        assert prometheus.value("worker_last_success_timestamp_seconds")
+        assert prometheus.value("time() - push_time_seconds") is not None
+        assert not prometheus.firing() - {"WorkerRestartLoop"}
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = YAML(typ="safe", pure=True).load(MONITORING / "rules.yaml")["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def _every_query_is_answered(prometheus: Prometheus) -> None:
+    empty = {
+        title
+        for title, queries in dashboard_queries().items()
+        if not all(prometheus.query(query) for query in queries)
+    }
+    assert empty <= EMPTY, empty - EMPTY
+    for rule in rules():
+        prometheus.query(rule["expr"])
+    assert prometheus.query("job_run:worker_last_step_timestamp_seconds:max")
+
+
+def _two_ports() -> int:
+    while True:
+        port = free_port()
+        if not _is_taken(port + 1):
+            return port
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _read(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def _outcome() -> str:
+    return generate_latest(outcome("ants", "s3://bucket/run/", 0, {"step": 3.0})).decode()
