@@ -2,6 +2,8 @@
 
 import io
 import json
+import signal
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Run, contents, keys, open_index
+from tests.conftest import Run, Start, contents, keys, open_index
 from tests.pictures import write_pictures
+from tests.servers import free_port
 from worker.data.index import decode_sidecar
 from worker.data.pack import find_splits, write_split
 from worker.store import Store, open_store
@@ -207,16 +210,24 @@ def test_a_validation_set_that_is_bad_altogether(
 
 
 def test_bad_samples_are_a_metric(
-    run: Run, write: Write, job: Job, damaged: Store, tmp_path: Path, monkeypatch: Any
+    start: Start, write: Write, job: Job, damaged: Store, monkeypatch: Any
 ) -> None:
     flip_a_bit(damaged)
-    job["data"] |= {"train": damaged.uri, "error_budget": 0.02}
-    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
-    assert run("train", write(job)).code == 0
-    (path,) = tmp_path.glob("*.prom")
-    (line,) = [line for line in path.read_text().splitlines() if "bad_samples_total{" in line]
+    job["data"] |= {"train": damaged.uri, "error_budget": 0.04}
+    job["train"]["epochs"] = 50
+    port = free_port()
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    running = start("train", write(job))
+    running.wait_for("left out (altered)")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    running.send(signal.SIGTERM)
+    assert running.wait().code == 75
+    (line,) = [line for line in lines if "bad_samples_total{" in line]
     assert 'reason="altered"' in line
     assert line.endswith(" 1.0")
+    (line,) = [line for line in lines if "error_budget_used_ratio{" in line]
+    assert line.endswith(" 0.5")
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,46 @@
-"""Metrics out of the process: what a gateway gets, and that none can fail training."""
+"""Metrics out of the process: who gets what, and that nobody can fail or delay training."""
 
 import base64
+import contextlib
 import logging
+import multiprocessing
+import os
+import signal
 import socket
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from worker.metrics.export import exported
+from tests.servers import free_port
+from worker.errors import ExitCode
+from worker.metrics.board import Board
+from worker.metrics.export import Owner, announce, exported
+from worker.metrics.gateway import Gateway
 from worker.metrics.registry import Metrics
+from worker.metrics.table import describe_metrics
+from worker.store import open_store
+from worker.store.traffic import listen
 
-RUN = "s3://bucket/run/"
+RUN = Owner("ants", "s3://bucket/run/")
+GROUP = f"/metrics/job/ants/run@base64/{base64.urlsafe_b64encode(RUN.uri.encode()).decode()}"
+Pushes = list[tuple[str, str, str, str]]
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, str]]]:
-    """What a Pushgateway was sent: (method, path, body)."""
-    received: list[tuple[str, str, str]] = []
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pushes]:
+    """What a Pushgateway was sent: (method, path, body, authorization)."""
+    received: Pushes = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_PUT(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            received.append(("POST", self.path, body))
+            login = self.headers.get("Authorization", "")
+            received.append((self.command, self.path, body, login))
             self.send_response(200)
             self.end_headers()
 
@@ -32,41 +49,219 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, st
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WORKER_PUSHGATEWAY", f"http://127.0.0.1:{server.server_port}")
     yield received
     server.shutdown()
     server.server_close()
 
 
-def test_a_run_is_one_group_of_the_gateway(gateway: list[tuple[str, str, str]]) -> None:
-    metrics = Metrics("ants", RUN, 0)
-    metrics.set_rate("head", 1e-3)
-    with exported(metrics, "ants", RUN):
-        metrics.step.set(7)
-    _, path, body = gateway[-1]
-    run = base64.urlsafe_b64encode(RUN.encode()).decode()
-    assert path == f"/metrics/job/ants/run@base64/{run}"
-    assert f'worker_step{{job="ants",rank="0",run="{RUN}"}} 7.0' in body
-    assert f'worker_learning_rate{{group="head",job="ants",rank="0",run="{RUN}"}} 0.001' in body
-    assert "_created" not in body
+def metrics_of(rank: int = 0) -> Metrics:
+    return Metrics(RUN.job, RUN.uri, rank)
 
 
-def test_no_gateway_can_fail_training(
+@contextlib.contextmanager
+def running(metrics: Metrics, rank: int = 0) -> Iterator[Board]:
+    board = Board()
+    with exported(metrics, RUN, rank, rank, board):
+        yield board
+
+
+def read(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_the_outcome_takes_the_place_of_what_was_pushed(gateway: Pushes) -> None:
+    metrics = metrics_of()
+    metrics.rate("head").set(1e-3)
+    metrics.step().set(7)
+    with running(metrics) as board:
+        while not gateway:
+            time.sleep(0.01)
+    announce(RUN, ExitCode.STOPPED, board, 30)
+    (_, path, live, _), (method, same, left, _) = gateway
+    # A PUT replaces the group as a whole, so nothing of a run that ended is left to go stale.
+    assert (method, path, same) == ("PUT", GROUP, GROUP)
+    assert f'worker_learning_rate{{group="head",job="ants",run="{RUN.uri}"}} 0.001' in live
+    assert "worker_learning_rate" not in left
+    assert f'worker_step{{job="ants",run="{RUN.uri}"}} 7.0' in left
+    assert f'worker_exit_code{{job="ants",run="{RUN.uri}"}} 75.0' in left
+    assert 'reason="stopped"' in left
+    assert "_created" not in live + left
+
+
+def test_who_was_superseded_leaves_the_group_to_the_newer_attempt(gateway: Pushes) -> None:
+    announce(RUN, ExitCode.SUPERSEDED, Board(), 30)
+    assert [path for _, path, _, _ in gateway] == [f"{GROUP}/superseded/true"]
+
+
+def test_a_login_of_the_gateway_is_sent_and_not_shown(
+    gateway: Pushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = os.environ["WORKER_PUSHGATEWAY"].replace("//", "//me:p%40ss@")
+    monkeypatch.setenv("WORKER_PUSHGATEWAY", address)
+    announce(RUN, ExitCode.DONE, Board(), 30)
+    assert gateway[0][3] == f"Basic {base64.b64encode(b'me:p@ss').decode()}"
+    found = Gateway.from_environment()
+    assert found
+    assert "@" not in found.address
+
+
+def test_each_rank_has_a_port_and_rank_0_alone_speaks_for_the_job(
+    gateway: Pushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    first, second = metrics_of(0), metrics_of(1)
+    for metrics in (first, second):
+        metrics.loss("train").set(0.5)
+        metrics.step_seconds().observe(0.1)
+    with running(first), running(second, rank=1):
+        texts = [read(port), read(port + 1)]
+    assert ["worker_loss" in text for text in texts] == [True, False]
+    assert ['rank="1"' in text for text in texts] == [False, True]
+    # Scraped already: pushed as well, each series would stand twice in Prometheus.
+    assert not gateway
+
+
+def test_who_scrapes_sees_the_end_and_nobody_else_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    with running(metrics_of()) as board:
+        pass
+    began = time.monotonic()
+    announce(RUN, ExitCode.DONE, board, 30)
+    assert time.monotonic() - began < 1  # never scraped
+    with running(metrics_of()) as board:
+        read(port)
+        read(port)
+    seen: list[str] = []
+
+    def look() -> None:
+        while not seen:
+            with contextlib.suppress(OSError):
+                seen.append(read(port))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    announce(RUN, ExitCode.DATA, board, 30)
+    thread.join()
+    assert "worker_exit_code" in seen[0]
+    began = time.monotonic()
+    announce(RUN, ExitCode.DATA, board, 0.2)  # as long as a stop leaves, though nobody looks
+    assert 0.2 <= time.monotonic() - began < 2
+
+
+def test_nothing_is_shown_that_is_not_known() -> None:
+    metrics = metrics_of()
+    shown = {family.name for family in metrics.registry.collect() if family.samples}
+    assert "worker_accuracy_ratio" not in shown
+    assert "worker_last_commit_timestamp_seconds" not in shown
+    assert "worker_bad_samples" not in shown
+    assert {"worker_samples", "worker_start_timestamp_seconds"} <= shown
+
+
+def test_files_of_ranks_go_and_that_of_the_outcome_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
+    with running(metrics_of(1), rank=1) as board:
+        while not list(tmp_path.glob("*.prom")):
+            time.sleep(0.01)
+        (file,) = tmp_path.glob("*.prom")
+        assert file.name.endswith("-1.prom")
+    assert not list(tmp_path.iterdir())
+    announce(RUN, ExitCode.BUG, board, 30)
+    (file,) = tmp_path.iterdir()
+    assert "worker_exit_code" in file.read_text()
+    # Another run of the same job's name must not share it.
+    assert file != Owner(RUN.job, "s3://bucket/other/").textfile(str(tmp_path))
+
+
+def test_no_way_out_can_fail_training_and_each_fault_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("WORKER_METRICS_PORT", "many")
+    monkeypatch.setattr("worker.metrics.export._INTERVAL_SECONDS", 0.05)
     monkeypatch.setenv("WORKER_METRICS_TEXTFILE", "/nowhere/at/all")
+    metrics = metrics_of()
     with socket.create_server(("127.0.0.1", 0)) as strange:
 
         def greet() -> None:
-            for _ in range(2):
-                client, _ = strange.accept()
-                client.sendall(b"SSH-2.0-OpenSSH\r\n")
-                client.close()
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = strange.accept()
+                    client.sendall(b"SSH-2.0-OpenSSH\r\n")
+                    client.close()
 
         threading.Thread(target=greet, daemon=True).start()
         monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{strange.getsockname()[1]}")
-        with caplog.at_level(logging.WARNING), exported(Metrics("ants", RUN, 0), "ants", RUN):
+        with caplog.at_level(logging.WARNING), running(metrics):
+            time.sleep(0.3)
+        monkeypatch.setenv("WORKER_METRICS_PORT", "many")
+        with caplog.at_level(logging.WARNING), running(metrics):
             pass
-    for setting in ("WORKER_METRICS_PORT", "WORKER_METRICS_TEXTFILE", "WORKER_PUSHGATEWAY"):
-        assert f"metrics: {setting} does not work" in caplog.text
+    for setting in ("WORKER_METRICS_PORT", "WORKER_PUSHGATEWAY"):
+        assert caplog.text.count(f"metrics: {setting} does not work") == 1
+    text = "".join(str(family.samples) for family in metrics.registry.collect())
+    assert "'way': 'pushgateway'" in text
+    assert "'way': 'textfile'" in text
+
+
+def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("export", "gateway"):
+        monkeypatch.setattr(f"worker.metrics.{module}.TIMEOUT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        with running(metrics_of()) as board:
+            pass
+        announce(RUN, ExitCode.DONE, board, 30)
+        assert time.monotonic() - began < 2
+
+
+def test_a_board_outlives_who_wrote_it() -> None:
+    board = Board()
+    assert board.read() == {}
+
+    def write_and_die() -> None:
+        board.write(kept={"step": 3.0})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=write_and_die)
+    child.start()
+    child.join()
+    assert board.read() == {"kept": {"step": 3.0}}
+    board._memory[:] = b'{"kept"'.ljust(4096, b"\0")  # killed in the middle of it
+    assert board.read() == {}
+
+
+def test_requests_to_storage_are_counted_by_operation(bucket: str) -> None:
+    metrics = metrics_of()
+    listen(metrics)
+    for store in (open_store(f"{bucket}/a/"),):
+        store.put("x", b"12345")
+        store.get("x")
+        list(store.list())
+        assert store.put_if_absent("y", b"123")
+    found = {
+        (sample.name, sample.labels["operation"]): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "operation" in sample.labels
+    }
+    for operation in ("put", "get", "list", "create"):
+        assert found["worker_store_requests_total", operation] == 1
+        assert found["worker_store_request_seconds_count", operation] == 1
+    assert found["worker_store_bytes_total", "put"] == 5
+    assert found["worker_store_bytes_total", "get"] == 5
+    assert found["worker_store_bytes_total", "create"] == 3
+
+
+def test_the_documentation_lists_all_metrics() -> None:
+    page = Path(__file__).parents[1] / "docs/metrics.md"
+    assert describe_metrics() in page.read_text()

@@ -21,7 +21,7 @@ from tests.monitoring import (
     start_pushgateway,
 )
 from tests.servers import free_port, wait_until
-from worker.metrics.outcome import outcome
+from worker.metrics.outcome import Outcome
 
 pytestmark = pytest.mark.e2e
 
@@ -139,4 +139,4 @@ def _read(address: str) -> str:
 
 
 def _outcome() -> str:
-    return generate_latest(outcome("ants", "s3://bucket/run/", 0, {"step": 3.0})).decode()
+    return generate_latest(Outcome("ants", "s3://bucket/run/").tell(0, {"step": 3.0})).decode()

@@ -21,6 +21,7 @@ from tests.conftest import Run, Start, contents
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
+from worker.metrics.export import Owner
 from worker.store import open_store
 from worker.train.stop import StopFlag, budget
 
@@ -35,7 +36,7 @@ def steps_done(textfile: Path) -> int:
 
 
 def check_stop(
-    seconds: float, ranks: str, start: Start, write: Write, job: Job, textfile: Path
+    seconds: float, ranks: str, start: Start, write: Write, job: Job, folder: Path
 ) -> int:
     """SIGTERM after some seconds: 75 with every step committed, or 0; returns the code."""
     slow = functools.partial(sabotage.slow_steps, 0.1)
@@ -47,6 +48,7 @@ def check_stop(
     store = open_store(job["output"])
     commits = list_commits(store)
     committed = commits[0].step if commits else 0
+    textfile = Owner("blue-red", store.uri).textfile(str(folder))
     done = steps_done(textfile) if textfile.exists() else 0
     assert committed == done, f"after {seconds} s: {ended.err}"
     assert (ended.code == 0) == ("done.json" in [info.key for info in store.list()])
@@ -60,19 +62,18 @@ def stoppable(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
     job["checkpoint"] = {"every_steps": 3}
     job["train"]["epochs"] = 3
-    return tmp_path / "worker-blue-red.prom"
+    return tmp_path
 
 
-def check_stops(count: int, start: Start, write: Write, job: Job, textfile: Path) -> None:
+def check_stops(count: int, start: Start, write: Write, job: Job, folder: Path) -> None:
     seed = int(os.environ.get("TEST_SEED", time.time()))
     print(f"TEST_SEED={seed}")
     draw = random.Random(seed)
     codes = []
     for number in range(count):
-        textfile.unlink(missing_ok=True)
-        fresh = job | {"output": f"{textfile.parent}/run-{number}/"}
+        fresh = job | {"output": f"{folder}/run-{number}/"}
         seconds = draw.uniform(0.5, 4)  # before that, Python itself is only starting
-        codes.append(check_stop(seconds, str(1 + number % 2), start, write, fresh, textfile))
+        codes.append(check_stop(seconds, str(1 + number % 2), start, write, fresh, folder))
         shutil.rmtree(fresh["output"], ignore_errors=True)
     assert 75 in codes
 

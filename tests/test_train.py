@@ -24,6 +24,7 @@ import torch
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader
 from worker.data.image import decode
 from worker.data.pack import find_splits, write_split
+from worker.metrics.export import Owner
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.store import Store, open_store
 from worker.train.audit import read_ledger, surviving_rows
@@ -86,7 +87,8 @@ def test_a_job_from_start_to_end_through_s3(
         r"final/model\.(json|safetensors)",
         r"manifest\.json",
         r"records/000001/confusion/000000(05|10)\.npy",
-        r"records/000001/environment\.json",
+        r"records/000001/(environment|plan|progress)\.json",
+        r"records/000001/mistakes/000000(05|10)\.json",
         r"records/000001/history/\d{6}\.jsonl",
         r"records/000001/samples/\d{8}-\d{8}-0000\.npy",
     ]
@@ -109,11 +111,12 @@ def test_a_job_from_start_to_end_through_s3(
     assert [event["step"] for event in steps] == list(range(1, 11))
     assert steps[0]["rates"] == {"head": 1e-3, "*": pytest.approx(1e-4)}
     assert [e["epoch"] for e in history if e["event"] == "evaluation"] == [1, 2]
-    evaluation = history[-2]
+    evaluation = [event for event in history if event["event"] == "evaluation"][-1]
+    (logged,) = [e for e in ended.events if e.get("event") == "evaluation" and e["epoch"] == 2]
     confusion = np.load(io.BytesIO(store.get("records/000001/confusion/00000010.npy")))
     assert confusion.sum(1).tolist() == [7, 7]
-    assert evaluation["accuracy"] == confusion.trace() / 14
-    assert evaluation["per_class"] == (confusion.diagonal() / 7).tolist()
+    assert evaluation["accuracy"] == pytest.approx(confusion.trace() / 14)
+    assert logged["per_class"] == (confusion.diagonal() / 7).tolist()
     assert evaluation["top5_accuracy"] is None  # of two classes
 
     again = run("train", f"{bucket}/jobs/job.yaml")
@@ -298,7 +301,8 @@ def test_metrics_are_served_while_training(
     process.wait_for('"event": "step"')
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         text = response.read().decode()
-    labels = f'job="blue-red",rank="0",run="{open_store(job["output"]).uri}"'
+    uri = open_store(job["output"]).uri
+    labels = f'job="blue-red",run="{uri}"'
     assert f"worker_steps{{{labels}}} 250.0" in text
     assert f'worker_learning_rate{{group="head",{labels}}} 0.001' in text
     assert float(re.search(r"worker_samples_total\{.*\} (\S+)", text).group(1)) >= 12  # type: ignore[union-attr]
@@ -307,7 +311,7 @@ def test_metrics_are_served_while_training(
     assert ended.code == 75, ended.err
     assert "metrics: WORKER_PUSHGATEWAY does not work" in ended.err
     assert "hunter2" not in ended.err
-    written = (tmp_path / "worker-blue-red.prom").read_text()
+    written = Owner("blue-red", uri).textfile(str(tmp_path)).read_text()
     assert "worker_last_commit_timestamp_seconds" in written
 
 

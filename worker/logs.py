@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from worker.redaction import redacted
+from worker.redaction import redacted, redacted_data
 
 _CLEAR_LINE = "\r\x1b[K"
 _CLUSTER = ("KUBERNETES_SERVICE_HOST", "SLURM_JOB_ID")
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return redacted(json.dumps(line))
+        return json.dumps(redacted_data(line))
 
 
 class TextFormatter(logging.Formatter):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import quote
 
 _HIDDEN = "[hidden]"
@@ -26,6 +28,15 @@ def redacted(text: str) -> str:
         for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")}:
             text = text.replace(form, _HIDDEN)
     return text
+
+
+def redacted_data(value: Any) -> Any:
+    """The same for all texts in JSON data, but for the names of its fields."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {key: redacted_data(item) for key, item in value.items()}
+    return [redacted_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _secrets() -> list[str]:

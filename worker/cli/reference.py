@@ -32,6 +32,14 @@ def models(pattern: str, as_json: bool) -> None:
 
 
 @main.command()
+def metrics() -> None:
+    """Print the table of all metrics, in Markdown."""
+    from worker.metrics.table import describe_metrics
+
+    click.echo(describe_metrics())
+
+
+@main.command()
 def schema() -> None:
     """Print the JSON Schema of the manifest."""
     from worker.manifest import Manifest

@@ -19,7 +19,7 @@ from worker.logs import bind
 from worker.manifest import Manifest, load_manifest
 from worker.memory import settle_memory
 from worker.metrics.board import Board
-from worker.metrics.export import Run, announce, exported
+from worker.metrics.export import Owner, announce, exported
 from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
 from worker.store import open_store
@@ -54,8 +54,8 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     code = exit_code(lambda: _train(manifest, gpus, place, board, stop, live))
     leads = place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
     if leads and (code or board.read()):
-        run = Run(manifest.job, open_store(manifest.output).uri)
-        announce(run, code, board, stop.remaining() if stop.requested else math.inf)
+        owner = Owner(manifest.job, open_store(manifest.output).uri)
+        announce(owner, code, board, stop.remaining() if stop.requested else math.inf)
     return code
 
 
@@ -170,6 +170,6 @@ def _run_rank(
         stack.enter_context(process_group(rank, listener, stop))
         session = Session(job, rank, stop, progress)
         listen(session.metrics)
-        run = Run(job.manifest.job, job.output.uri)
-        stack.enter_context(exported(session.metrics, run, rank.rank, rank.local_rank, board))
+        owner = Owner(job.manifest.job, job.output.uri)
+        stack.enter_context(exported(session.metrics, owner, rank.rank, rank.local_rank, board))
         session.run()

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Metric, start_http_server, writ
 from worker.errors import ExitCode, WorkerError
 from worker.metrics.board import Board
 from worker.metrics.gateway import TIMEOUT_SECONDS, Gateway
-from worker.metrics.outcome import KEPT, outcome
+from worker.metrics.outcome import KEPT, Outcome
 from worker.metrics.registry import Metrics
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Run:
+class Owner:
     """Whose metrics they are: the job's name and the address of its output."""
 
     job: str
@@ -45,7 +45,7 @@ class Run:
 
 @contextmanager
 def exported(
-    metrics: Metrics, run: Run, rank: int, local_rank: int, board: Board
+    metrics: Metrics, owner: Owner, rank: int, local_rank: int, board: Board
 ) -> Iterator[None]:
     """Hand out the metrics of a rank while inside.
 
@@ -61,8 +61,8 @@ def exported(
         if rank == 0:
             board.write(scraped=scrapes.at[-2:], kept=metrics.values(KEPT))
             if not port:
-                ways.try_out("pushgateway", lambda: _push(metrics.registry, run))
-        ways.try_out("textfile", lambda: _write(metrics.registry, run, rank))
+                ways.try_out("pushgateway", lambda: _push(metrics.registry, owner))
+        ways.try_out("textfile", lambda: _write(metrics.registry, owner, rank))
 
     def send_regularly() -> None:
         while True:
@@ -79,34 +79,34 @@ def exported(
         thread.join(TIMEOUT_SECONDS)
         if rank == 0:
             board.write(scraped=scrapes.at[-2:], kept=metrics.values(KEPT))
-        ways.try_out("textfile", lambda: _remove(run, rank))
+        ways.try_out("textfile", lambda: _remove(owner, rank))
         if close:
             close()
 
 
-def announce(run: Run, code: int, board: Board, patience: float) -> None:
+def announce(owner: Owner, code: int, board: Board, patience: float) -> None:
     """Replace the metrics of a run that has ended by its outcome, wherever they went.
 
-    Who scrapes is waited for, if the run was scraped before, for up to `patience` seconds and
-    about as long as it is from one scrape to the next: a series that just ends looks like a run
-    that was killed.
+    Who scrapes is waited for, if the run was scraped more than once, for up to `patience` seconds
+    and about as long as it is from one scrape to the next: a series that just ends looks like a
+    run that was killed.
     """
     said = board.read()
-    registry = outcome(run.job, run.uri, code, said.get("kept", {}))
+    registry = Outcome(owner.job, owner.uri).tell(code, said.get("kept", {}))
     ways = _Ways()
     # The newer attempt has the group of the run, and is not to lose its metrics.
     apart = {"superseded": "true"} if code == ExitCode.SUPERSEDED else {}
 
     def send() -> None:
-        ways.try_out("pushgateway", lambda: _push(registry, run, **apart))
-        ways.try_out("textfile", lambda: _write(registry, run))
+        ways.try_out("pushgateway", lambda: _push(registry, owner, **apart))
+        ways.try_out("textfile", lambda: _write(registry, owner))
 
     thread = threading.Thread(target=send, name="outcome", daemon=True)
     thread.start()
     scraped = said.get("scraped", [])
     port = os.environ.get("WORKER_METRICS_PORT")
-    if port and scraped:
-        usual = scraped[-1] - scraped[0] if len(scraped) > 1 else _INTERVAL_SECONDS
+    if port and len(scraped) > 1:
+        usual = scraped[-1] - scraped[0]
         until = time.monotonic() + min(patience, 1.5 * usual + 1, _MOST_PATIENCE_SECONDS)
         ways.try_out("port", lambda: _serve_once(int(port), registry, until))
     thread.join(TIMEOUT_SECONDS)
@@ -182,19 +182,19 @@ def _serve_once(port: int, registry: CollectorRegistry, until: float) -> None:
     close()
 
 
-def _push(registry: CollectorRegistry, run: Run, **more: str) -> None:
+def _push(registry: CollectorRegistry, owner: Owner, **more: str) -> None:
     gateway = Gateway.from_environment()
     if gateway:
-        gateway.put(registry, run.job, run.uri, **more)
+        gateway.put(registry, owner.job, owner.uri, **more)
 
 
-def _write(registry: CollectorRegistry, run: Run, rank: int | None = None) -> None:
+def _write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) -> None:
     folder = os.environ.get("WORKER_METRICS_TEXTFILE")
     if folder:
-        write_to_textfile(str(run.textfile(folder, rank)), registry)
+        write_to_textfile(str(owner.textfile(folder, rank)), registry)
 
 
-def _remove(run: Run, rank: int) -> None:
+def _remove(owner: Owner, rank: int) -> None:
     folder = os.environ.get("WORKER_METRICS_TEXTFILE")
     if folder:
-        run.textfile(folder, rank).unlink(missing_ok=True)
+        owner.textfile(folder, rank).unlink(missing_ok=True)

@@ -28,7 +28,10 @@ class Gateway:
         text = os.environ.get("WORKER_PUSHGATEWAY")
         if not text:
             return None
-        parts = urlsplit(text if "://" in text else f"http://{text}")
+        try:
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+        except ValueError:  # of IPv6 addresses
+            parts = urlsplit("")
         login, _, host = parts.netloc.rpartition("@")
         if parts.scheme not in ("http", "https") or not host or parts.query:
             raise ConfigurationError(

@@ -1,11 +1,12 @@
 """How a run ended, as the metrics that outlive it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from worker.errors import ExitCode
+from worker.metrics.registry import Entry, entry_of
 
 KEPT = (
     "step",
@@ -19,20 +20,34 @@ KEPT = (
 )
 """The metrics whose last values stay: gauges that have only the labels of their job."""
 
-_OWN = {
-    "exit_code": "Exit code of the attempt that ended last",
-    "end_timestamp_seconds": "When it ended",
-}
+_JOB = ("job", "run")
 
 
-def outcome(job: str, run: str, code: int, kept: Mapping[str, float]) -> CollectorRegistry:
-    """The metrics of a run that has ended with `code`; `kept` has what is known of `KEPT`."""
-    registry = CollectorRegistry()
-    values = {"exit_code": code, "end_timestamp_seconds": time.time(), **kept}
-    for name, value in values.items():
-        text = _OWN.get(name, "As it was when the attempt ended")
-        gauge = Gauge(f"worker_{name}", text, ("job", "run"), registry=registry)
-        gauge.labels(job, run).set(value)
-    reason = Gauge("worker_stop_info", "Why it ended", ("job", "run", "reason"), registry=registry)
-    reason.labels(job, run, ExitCode(code).name.lower()).set(1)
-    return registry
+class Outcome:
+    """The metrics of a run that has ended."""
+
+    def __init__(self, job: str, run: str) -> None:
+        self.registry = CollectorRegistry()
+        self._job = (job, run)
+        self._code = self._gauge("exit_code", "Exit code of the attempt that ended last")
+        self._end = self._gauge("end_timestamp_seconds", "When it ended")
+        self._reason = self._gauge(
+            "stop_info", "Why it ended: the exit code's name in lower case", "reason"
+        )
+
+    def tell(self, code: int, kept: Mapping[str, float]) -> CollectorRegistry:
+        """What there is to show of an end with `code`; `kept` has what is known of `KEPT`."""
+        self._code.labels(*self._job).set(code)
+        self._end.labels(*self._job).set(time.time())
+        self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
+        for name, value in kept.items():
+            gauge = self._gauge(name, "As it was when the attempt ended")
+            gauge.labels(*self._job).set(value)
+        return self.registry
+
+    def entries(self) -> Iterator[Entry]:
+        """Those that only an end has."""
+        return map(entry_of, (self._code, self._end, self._reason))
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"worker_{name}", text, (*_JOB, *labels), registry=self.registry)

@@ -32,6 +32,13 @@ class Entry:
     text: str
 
 
+def entry_of(metric: Any) -> Entry:
+    """The documentation of a metric."""
+    suffix = "_total" if isinstance(metric, Counter) else ""
+    kind = type(metric).__name__.lower()
+    return Entry(metric._name + suffix, kind, metric._labelnames, metric._documentation)
+
+
 class Family(Generic[M]):
     """One metric; a series of it is shown from the first time on that it is called for.
 
@@ -222,10 +229,7 @@ class Metrics:
         """All metrics, in the order in which they are shown."""
         for family in vars(self).values():
             if isinstance(family, Family):
-                metric: Any = family.metric
-                suffix = "_total" if isinstance(metric, Counter) else ""
-                kind = type(metric).__name__.lower()
-                yield Entry(metric._name + suffix, kind, metric._labelnames, metric._documentation)
+                yield entry_of(family.metric)
 
     def _job_gauge(self, name: str, text: str, *labels: str) -> Family[Gauge]:
         return self._family(Gauge, _JOB, name, text, labels)

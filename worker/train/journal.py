@@ -30,11 +30,11 @@ def progress_name(attempt: int) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The value with its numbers at six digits, which say all that a record needs."""
+    """The value with its numbers at eight digits; JSON has none that are not finite."""
     if isinstance(value, Mapping):
         return {key: _short(part) for key, part in value.items()}
-    if isinstance(value, float) and math.isfinite(value):
-        return float(f"{value:.6g}")
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
     return value
 
 
@@ -64,7 +64,7 @@ class Journal:
     def stand(self, **fields: Any) -> None:
         """Note where the attempt stands; of each field, what was said last counts."""
         if self._leads:
-            self._standing = {**self._standing, **fields, "time": round(time.time(), 3)}
+            self._standing = {**self._standing, **_short(fields), "time": round(time.time(), 3)}
 
     def flush(self) -> None:
         """Write the events noted so far; raises what the store raises, and then keeps them."""
