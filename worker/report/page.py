@@ -48,7 +48,7 @@ def run_page(run: Run) -> str:
         **_classes(run.confusion, run.classes),
         mistakes=[_picture(row, run.classes) for row in run.mistakes],
         bad_samples=[
-            (row["data"], row["id"], row["reason"], row["text"])
+            (row["data"], str(row["id"]), row["reason"], row["text"])
             for row in run.bad_samples[:_MOST_BAD]
         ],
         epochs=[_epoch_row(event) for event in run.history.of("evaluation")],

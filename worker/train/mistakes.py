@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import simplejpeg
 import torch.distributed as dist
 from torch import Tensor
-from torchvision.io import encode_jpeg
 from torchvision.transforms.functional import resize
 
 from worker.data.index import Index
@@ -87,12 +87,13 @@ def _order(mistake: Mistake) -> tuple[float, int]:
 def _row(mistake: Mistake, index: Index) -> dict[str, Any]:
     starts = np.cumsum([0, *index.counts])
     shard = int(np.searchsorted(starts, mistake.id, side="right")) - 1
-    jpeg = encode_jpeg(resize(mistake.image, [_SIDE, _SIDE], antialias=True).contiguous())
+    small = resize(mistake.image, [_SIDE, _SIDE], antialias=True).permute(1, 2, 0)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(small.numpy()))
     return {
         "sample": f"{index.shards[shard].name}: sample {mistake.id - starts[shard]}",
         "label": mistake.label,
         "predicted": mistake.predicted,
         "confidence": mistake.confidence,
         "loss": mistake.loss,
-        "jpeg": base64.b64encode(jpeg.numpy().tobytes()).decode(),
+        "jpeg": base64.b64encode(jpeg).decode(),
     }
