@@ -101,6 +101,10 @@ def run_demo(keep: Path | None) -> None:
         _worker("train", "s3://demo/jobs/frozen.yaml")
         _tell("Which samples was the stopped and resumed run trained on?")
         _worker("audit", "s3://demo/runs/graded/")
+        _tell("Where the run stands, and how it compares, told from the bucket alone")
+        _worker("status", "s3://demo/runs/graded/")
+        _worker("compare", "s3://demo/runs/graded/", "s3://demo/runs/frozen/")
+        _worker("report", "s3://demo/runs/graded/", "--out", "demo-report.html")
         _show_bucket(s3)
         _tell("Some of what was to be scraped while it trained")
         click.echo(metrics)
@@ -223,7 +227,7 @@ def _scrape() -> list[str]:
 def _half_done(lines: list[str]) -> bool:
     values = {line.split("{")[0]: float(line.split()[-1]) for line in lines if "{" in line}
     steps = values.get("worker_steps", 0)
-    return steps > 0 and values["worker_step"] > steps / 2
+    return steps > 0 and values.get("worker_step", 0) > steps / 2
 
 
 def _show_bucket(s3: Any) -> None:
@@ -232,7 +236,7 @@ def _show_bucket(s3: Any) -> None:
     for item in s3.list_objects_v2(Bucket=_BUCKET, Prefix="runs/graded/")["Contents"]:
         name = item["Key"].removeprefix("runs/graded/")
         folder, _, _ = name.rpartition("/")
-        many = folder.endswith(("history", "samples"))
+        many = folder.endswith(("confusion", "history", "mistakes", "samples"))
         sizes.setdefault(f"{folder}/*" if many else name, []).append(item["Size"])
     for name, found in sizes.items():
         click.echo(f"{sum(found):>12,}  {name}" + (f" ({len(found)})" if len(found) > 1 else ""))

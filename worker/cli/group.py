@@ -51,8 +51,10 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker check s3://bucket/job.yaml             whether this place has all that it needs
     worker find-rates s3://bucket/job.yaml        which base rate to take
     worker train s3://bucket/job.yaml             train, or go on where it stopped
-    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
+    worker status s3://runs/a/                    where a run stands; --watch goes on looking
+    worker report s3://runs/a/                    all about a run, as a page
     worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
+    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.

@@ -23,7 +23,7 @@ _MOST_ROWS = 20
 _MOST_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
-_NUMERIC = re.compile(r"-|[\d.,:e+-]+ ?%?")
+_NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
 
 
 def run_page(run: Run) -> str:
@@ -52,7 +52,11 @@ def run_page(run: Run) -> str:
             for row in run.bad_samples[:_MOST_BAD]
         ],
         epochs=[_epoch_row(event) for event in run.history.of("evaluation")],
-        settings=[(name, shown_setting(value)) for name, value in run.settings.items()],
+        settings=[
+            (name, shown_setting(value))
+            for name, value in run.settings.items()
+            if value is not None
+        ],
         environment=_environment(run),
     )
 
@@ -215,6 +219,8 @@ def shown_setting(value: Any) -> str:
     """A setting as the manifest would have it."""
     if value is None:
         return "none"
+    if isinstance(value, list):
+        return ", ".join(map(shown_setting, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -68,6 +68,7 @@ def begin_attempt(job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> R
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
     lost = commits[0].step - state.step if commits else 0
+    metrics.step().set(state.step)
     metrics.resume_step().set(state.step)
     metrics.steps_lost().set(lost)
     if rank.rank == 0:
