@@ -10,11 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from worker.checkpoint.attempt import ensure_newest
-from worker.checkpoint.tensors import Stream
 from worker.errors import Superseded
 from worker.store import ObjectMissing, Piece, Store
+
+if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need not wait for
+    from worker.checkpoint.tensors import Stream
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class CommitName:
         return None
 
 
-def write_parts(store: Store, name: CommitName, parts: Mapping[str, Stream]) -> list[Part]:
+def write_parts(store: Store, name: CommitName, parts: "Mapping[str, Stream]") -> list[Part]:
     """Upload the parts, in this order; they are no checkpoint yet."""
     written = []
     for part, stream in parts.items():

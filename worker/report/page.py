@@ -15,8 +15,8 @@ from worker.report.compare import compare, results_of, shown
 from worker.report.drawing import compared, learning, rates, resumes, speed, timeline
 from worker.report.history import Part
 from worker.report.run import Run
-from worker.train.evaluation import Confusion
 from worker.train.progress import duration
+from worker.train.record import Confusion
 
 _MOST_IN_MATRIX = 20
 _MOST_ROWS = 20

@@ -13,7 +13,7 @@ from worker.report.history import History, read_history
 from worker.report.status import Status, read_status
 from worker.store import ObjectMissing, Store
 from worker.train.changes import flat
-from worker.train.evaluation import Confusion
+from worker.train.record import Confusion
 
 _EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
 _BAD = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")

@@ -7,9 +7,9 @@ from typing import Any
 
 from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.checkpoint.commit import COMMITS, CommitName
+from worker.checkpoint.done import read_done
 from worker.errors import ConfigurationError, ExitCode
 from worker.store import ObjectMissing, Store
-from worker.train.job import read_done
 from worker.train.journal import PROGRESS_SECONDS, progress_name
 from worker.train.progress import bar, duration
 

@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import botocore.exceptions as boto_errors
-import numpy as np
 import tenacity
 import urllib3.exceptions
 
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.client import deadline, renew_client, s3_client
+from worker.store.cut import cut
 from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
 from worker.store.traffic import listener, measured
 
@@ -80,7 +80,7 @@ class S3Store:
             "UploadId"
         ]
         try:
-            parts = self._send_parts(key, upload, _cut(pieces, part))
+            parts = self._send_parts(key, upload, cut(pieces, part))
             self._complete(key, upload, parts, size)
         except BaseException:
             with contextlib.suppress(Exception):  # what ends the upload is the error to tell
@@ -247,23 +247,3 @@ class S3Store:
 
 def _range(start: int, stop: int | None) -> str:
     return f"bytes={start}-{'' if stop is None else stop - 1}"
-
-
-def _cut(pieces: Iterable[Piece], size: int) -> Iterator[bytearray]:
-    """The bytes of all pieces in parts of `size`, the last one of what is left.
-
-    Copied by numpy, which lets other threads run meanwhile; a training step would wait for the
-    interpreter's own way.
-    """
-    part, filled = bytearray(size), 0
-    for piece in pieces:
-        source = np.frombuffer(piece, np.uint8)
-        while len(source):
-            taken = source[: size - filled]
-            np.frombuffer(part, np.uint8)[filled : filled + len(taken)] = taken
-            source, filled = source[len(taken) :], filled + len(taken)
-            if filled == size:
-                yield part
-                part, filled = bytearray(size), 0
-    if filled:
-        yield part[:filled]

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,10 +17,9 @@ from worker.model.learner import Learner
 from worker.train.distributed import total
 from worker.train.engine import autocast
 from worker.train.mistakes import Mistake, keep_worst, worst
+from worker.train.record import Confusion
 
 _TOP = 5
-
-Confusion = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

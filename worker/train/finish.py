@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
+from worker.checkpoint.done import DONE_NAME, read_done
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
 from worker.train.attempt import Attempt
 from worker.train.distributed import total
-from worker.train.job import DONE_NAME, manifest_digest, read_done
+from worker.train.job import manifest_digest
 from worker.train.result import write_model
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from typing import Any
 
 from worker.checkpoint.attempt import newest_attempt, read_attempt
 from worker.checkpoint.commit import CommitName, list_commits
+from worker.checkpoint.done import read_done
 from worker.data.index import Index, parse_address, read_index
 from worker.data.labels import read_labels
 from worker.data.plan import EpochPlan, default_lanes, steps_per_epoch
@@ -28,8 +29,6 @@ from worker.train.changes import Change, changes_between, flat
 from worker.train.criterion import Criterion, class_weights
 
 log = logging.getLogger(__name__)
-
-DONE_NAME = "done.json"
 
 
 @dataclass(frozen=True)
@@ -229,15 +228,6 @@ def _naming(field: str) -> Iterator[None]:
         yield
     except ConfigurationError as error:
         raise type(error)(f"{field}: {error}") from None
-
-
-def read_done(store: Store) -> dict[str, Any] | None:
-    """The result in a job's output, if the job is done."""
-    try:
-        done: dict[str, Any] = json.loads(store.get(DONE_NAME))
-    except ObjectMissing:
-        return None
-    return done
 
 
 def as_found(job: Job, attempt: int) -> Job:

@@ -10,12 +10,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError
 from worker.redaction import redacted
 from worker.store import Store
+from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -112,3 +114,17 @@ class Journal:
         standing = self._standing
         if standing:
             self._store.put(progress_name(self._attempt), json.dumps(standing).encode())
+
+
+@contextmanager
+def kept(store: Store, attempt: int, leads: bool, stop: StopFlag) -> Iterator[Journal]:
+    """The journal of an attempt, which hears of its end, whatever that is."""
+    journal = Journal(store, attempt, leads)
+    error: BaseException | None = None
+    try:
+        yield journal
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        journal.close(error, stop.remaining() if stop.requested else math.inf)

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from worker.data.plan import Ids
 from worker.store import Store
 
+Confusion = npt.NDArray[np.int64]
+"""[classes, classes], true by predicted."""
+
 
 def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
     """The object that holds what `rank` trained on in steps [first, stop)."""

@@ -10,13 +10,14 @@ import torch.distributed as dist
 
 from worker.checkpoint.attempt import claim_attempt
 from worker.checkpoint.commit import CommitName, list_commits, read_commit
+from worker.checkpoint.done import read_done
 from worker.checkpoint.snapshot import read_state, restore_snapshot
 from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.train.distributed import total
-from worker.train.job import Job, as_found, read_done, require_same_experiment
+from worker.train.job import Job, as_found, require_same_experiment
 from worker.train.outline import outline_job
 from worker.train.rank import Rank
 from worker.train.state import State

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -26,7 +25,7 @@ from worker.train.evaluation import Evaluation
 from worker.train.feed import Feed, evaluation_batches
 from worker.train.finish import finish
 from worker.train.job import Job
-from worker.train.journal import Journal
+from worker.train.journal import Journal, kept
 from worker.train.progress import Progress
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
@@ -67,31 +66,19 @@ class Session:
                 if rank.rank == 0:
                     log.info("job %s was done by another attempt meanwhile", job.manifest.job)
                 return
-            journal = stack.enter_context(self._kept(resumed))
+            journal = stack.enter_context(
+                kept(job.output, resumed.attempt, rank.rank == 0, self._stop)
+            )
+            step = resumed.state.step
+            start = {"attempt": resumed.attempt, "step": step, "world_size": rank.world_size}
+            journal.event("start", **start)
+            journal.stand(**start, total_steps=job.total_steps, committed=step)
             self._attempt = self._begin(learner, resumed, journal, watchdog)
             stack.callback(self._attempt.durable.close)
             watchdog.beat()
             self._train_on_data()
             watchdog.close()
             finish(self._attempt)
-
-    @contextlib.contextmanager
-    def _kept(self, resumed: Resumed) -> Iterator[Journal]:
-        """The journal of the attempt, which hears of its end whatever that is."""
-        job, rank, step = self._job, self._rank, resumed.state.step
-        journal = Journal(job.output, resumed.attempt, rank.rank == 0)
-        start = {"attempt": resumed.attempt, "step": step, "world_size": rank.world_size}
-        journal.event("start", **start)
-        journal.stand(**start, total_steps=job.total_steps, committed=step)
-        error: BaseException | None = None
-        try:
-            yield journal
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            stop = self._stop
-            journal.close(error, stop.remaining() if stop.requested else math.inf)
 
     def _begin(
         self, learner: Learner, resumed: Resumed, journal: Journal, watchdog: Watchdog

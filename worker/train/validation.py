@@ -10,12 +10,13 @@ from worker.data.loader import Bad, Batch, Loader
 from worker.data.plan import split
 from worker.errors import WorkerError
 from worker.model.learner import Learner
-from worker.train.evaluation import Confusion, Evaluation, evaluate
+from worker.train.evaluation import Evaluation, evaluate
 from worker.train.feed import evaluation_batches
 from worker.train.job import Dataset, Job
 from worker.train.mistakes import gather_worst
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
+from worker.train.record import Confusion
 from worker.train.stop import StopFlag
 
 
