@@ -83,7 +83,7 @@ def test_a_run_is_seen_from_far_away(
         stopped.send(signal.SIGTERM)
         assert stopped.wait().code == 75
         last = 'last_over_time(worker_exit_code{run=~".+/run/"}[1m])'
-        assert prometheus.value(f"max({last})") == 75
+        wait_until(lambda: prometheus.value(f"max({last})") == 75, 5, prometheus.tell)
 
         # Without a port it is pushed while it runs, and leaves its outcome and nothing else.
         monkeypatch.delenv("WORKER_METRICS_PORT")

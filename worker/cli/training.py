@@ -119,13 +119,14 @@ def find_rates(
     stop.install()
     _settle_torch()
     from worker.launch.start import find_rates
+    from worker.report.sweep import draw_sweep
     from worker.store import open_store
-    from worker.train.find_rates import chart_of, describe_sweep
+    from worker.train.find_rates import describe_sweep
 
     with progress_bar(steps, "sweeping") as bar:
         job, sweep = find_rates(manifest, steps, low, high, stop, bar.update)
     store = open_store(out or f"{job.output.uri}find-rates/")
-    store.put("chart.svg", chart_of(sweep, job.manifest.job).encode())
+    store.put("chart.svg", draw_sweep(sweep, job.manifest.job).encode())
     store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
     click.echo(f"chart: {store.uri}chart.svg")

@@ -16,7 +16,6 @@ from worker.model.groups import RateGroup
 from worker.model.learner import build_learner
 from worker.model.optimizer import set_rates
 from worker.model.schedule import Factor
-from worker.plots import Chart, Line, draw, standalone
 from worker.train.distributed import cores_per_rank, device_of
 from worker.train.engine import Engine
 from worker.train.feed import Feed
@@ -142,7 +141,7 @@ def _endless(job: Job, feed: Feed) -> Generator[tuple[Batch, int]]:
 
 def describe_sweep(sweep: Sweep, base: float) -> str:
     """The loss over the rates in a line, and what to do."""
-    losses, low = _clipped(sweep), min(sweep.losses)
+    losses, low = clipped(sweep), min(sweep.losses)
     places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
     bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
     best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
@@ -159,20 +158,7 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
     return "\n".join(lines)
 
 
-def chart_of(sweep: Sweep, name: str) -> str:
-    """The sweep as an SVG document."""
-    rate = sweep.suggestion
-    chart = Chart(
-        f"{name}: smoothed loss over base rate",
-        "base rate",
-        [Line("loss", sweep.rates, _clipped(sweep))],
-        marks=[(rate, f"suggested {rate:.1e}")] if rate is not None else [],
-        log_x=True,
-    )
-    return standalone(draw(chart))
-
-
-def _clipped(sweep: Sweep) -> list[float]:
+def clipped(sweep: Sweep) -> list[float]:
     """The losses, cut off a little above the first one: how far it diverges would hide the fall."""
     first, low = sweep.losses[0], min(sweep.losses)
     return [min(loss, first + (first - low) / 2) for loss in sweep.losses]
