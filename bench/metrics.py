@@ -5,6 +5,7 @@ are served, scraped, written to a file and kept in a history meanwhile, far more
 """
 
 import contextlib
+import math
 import os
 import socket
 import statistics
@@ -19,7 +20,8 @@ from torch import nn
 
 from worker.metrics import export
 from worker.metrics.board import Board
-from worker.metrics.export import Owner, exported
+from worker.metrics.export import exported
+from worker.metrics.owner import Owner
 from worker.metrics.registry import Metrics
 from worker.store import open_store
 from worker.train import journal as journals
@@ -79,10 +81,11 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
     journals._FLUSH_SECONDS = 3.0
     metrics, owner = Metrics("bench", "s3://bucket/run/", 0), Owner("bench", "s3://bucket/run/")
     journal = Journal(open_store(f"{folder}/run"), 1, leads=True)
+    journal.begin(0, BLOCKS * STEPS, 1)
     telemetry = Telemetry(metrics, journal, Progress(live=False), BLOCKS * STEPS)
     work, bare, full = Work(), [], []
     phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
-    with exported(metrics, owner, 0, 0, Board()), scraped(port):
+    with exported(metrics, owner, 0, 0, Board(), lambda: math.inf), scraped(port):
         for block in range(BLOCKS):
             began = time.perf_counter()
             for _ in range(STEPS):
@@ -94,7 +97,9 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
                 step = block * STEPS + at + 1
                 telemetry.step(step, step / 100, 64, 0.01, phases)
                 if step % REPORT_EVERY == 0:
-                    telemetry.report(Report(told(step), 64 * REPORT_EVERY, 0.05))
+                    telemetry.report(
+                        Report(told(step), 64 * REPORT_EVERY, 64.0 * REPORT_EVERY, 0.05)
+                    )
             full.append(time.perf_counter() - began)
     journal.close(None, 5)
     return bare, full
@@ -104,6 +109,7 @@ def measure_calls() -> float:
     """Seconds per step that the calls alone take, in the training thread."""
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(open_store(folder), 1, leads=True)
+        journal.begin(0, 5000, 1)
         metrics = Metrics("bench", "s3://bucket/run/", 0)
         telemetry = Telemetry(metrics, journal, Progress(live=False), 5000)
         phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
@@ -111,7 +117,7 @@ def measure_calls() -> float:
         for step in range(1, 5001):
             telemetry.step(step, step / 100, 64, 0.01, phases)
             if step % REPORT_EVERY == 0:
-                telemetry.report(Report(told(step), 64 * REPORT_EVERY, 0.05))
+                telemetry.report(Report(told(step), 64 * REPORT_EVERY, 64.0 * REPORT_EVERY, 0.05))
         seconds = time.perf_counter() - began
         journal.close(None, 5)
     return seconds / 5000

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import signal
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 
 from tests.conftest import Run, Start, contents, keys, open_index
 from worker.errors import InfrastructureError, StopRequested
+from worker.plots import Chart, Line, draw
 from worker.report.compare import compare
 from worker.report.history import read_history
 from worker.report.page import compare_page, run_page
@@ -64,8 +66,8 @@ def test_what_cannot_be_written_now_is_written_later(tmp_path: Path) -> None:
     journal.flush()
     journal.flush()
     assert calls
-    assert [k for k in keys(store) if "history" in k] == ["records/000001/history/000000.jsonl"]
-    events = [json.loads(line) for line in store.get(calls[0]).splitlines()]
+    (piece,) = [key for key in keys(store) if "history" in key]
+    events = [json.loads(line) for line in store.get(piece).splitlines()]
     assert [event["event"] for event in events] == ["start", "step"]
     assert events[1]["loss"] is None
 
@@ -73,17 +75,17 @@ def test_what_cannot_be_written_now_is_written_later(tmp_path: Path) -> None:
 def test_a_journal_writes_by_itself_and_says_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journals, "PROGRESS_SECONDS", 0.02)
-    monkeypatch.setattr(journals, "_FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(journals, "_FIRST_SECONDS", 0.02)
     store = open_store(str(tmp_path))
     journal = Journal(store, 4, leads=True)
+    journal.begin(0, 10, 1)
     journal.stand(step=3)
-    journal.event("start", step=0, world_size=1)
     deadline = time.monotonic() + 10
-    while not [key for key in keys(store) if "history" in key]:
+    while not [key for key in keys(store) if "history" in key] or b'"step": 3' not in store.get(
+        progress_name(4)
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert json.loads(store.get(progress_name(4)))["step"] == 3
     journal.close(StopRequested("asked to"), 5)
     end = json.loads(store.get(progress_name(4)))["end"]
     assert end == {"code": 75, "text": "asked to"}
@@ -94,8 +96,7 @@ def test_a_journal_writes_by_itself_and_says_how_it_ended(
 def test_a_journal_of_another_rank_writes_nothing(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     journal = Journal(store, 1, leads=False)
-    journal.event("start", step=0)
-    journal.stand(step=1)
+    journal.begin(0, 10, 1)
     journal.flush()
     journal.close(None, 5)
     assert not keys(store)
@@ -104,7 +105,7 @@ def test_a_journal_of_another_rank_writes_nothing(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.floats(0, 9), st.integers(1, 64), st.floats(0.1, 9)), min_size=1))
 def test_reports_are_merged_by_what_they_count(parts: list[tuple[float, int, float]]) -> None:
     reports = [
-        Report(step(number, loss, min(1.0, loss / 9)), images, seconds)
+        Report(step(number, loss, min(1.0, loss / 9)), images, images, seconds)
         for number, (loss, images, seconds) in enumerate(parts)
     ]
     one = merged(reports)
@@ -114,6 +115,13 @@ def test_reports_are_merged_by_what_they_count(parts: list[tuple[float, int, flo
     assert one.loss == pytest.approx(sum(loss * count for loss, count, _ in parts) / images)
     assert one.images_per_second == pytest.approx(images / seconds)
     assert 0 <= one.wait_ratio <= 1 + 1e-9
+
+
+def test_a_step_that_counted_nothing_has_no_loss() -> None:
+    left_out = Report(step(2, math.nan), 8, 0, 1.0)
+    assert math.isnan(merged([left_out]).loss)
+    both = merged([Report(step(1, 3.0), 8, 8, 1.0), left_out])
+    assert (both.step, both.loss, both.images_per_second) == (2, 3.0, 8.0)
 
 
 # --- mistakes --------------------------------------------------------------------------------
@@ -321,6 +329,52 @@ def test_a_resumed_run_reads_as_one(kept: Store) -> None:
     assert [part.step for part in run.history.parts] == [12, 20]
     assert run.history.seconds == pytest.approx(2 * 50)
     assert dict(compare([run, run]).results)["attempts"] == ["2", "2"]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"ti'])
+def test_what_is_damaged_is_left_out(kept: Store, damage: bytes) -> None:
+    kept.put(progress_name(2), b"{}")
+    for key in keys(kept):
+        before = kept.get(key)
+        kept.put(key, damage)
+        assert run_page(read_run(kept))
+        kept.put(key, before)
+    for key in keys(kept):
+        if not key.startswith("attempts/"):
+            kept.put(key, damage)
+    assert "unknown" in run_page(read_run(kept)) or "ants" in run_page(read_run(kept))
+
+
+def test_an_attempt_that_was_killed_at_once_is_in_the_report(kept: Store) -> None:
+    started = {"identity": {"job": "ants"}, "started": "2026-01-02T03:04:05+00:00"}
+    kept.put("attempts/000003.json", json.dumps(started).encode())
+    text = " ".join(_Page(run_page(read_run(kept))).text)
+    assert "3 2026-01-02 03:04:05 - - - - - without a word" in re.sub(r"\s+", " ", text)
+
+
+def test_a_page_goes_where_it_was_sent_and_breaks_nothing(
+    run: Run, kept: Store, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "target.html", tmp_path / "link.html"
+    link.symlink_to(target)
+    assert run("report", kept.uri, "--out", str(link)).code == 0
+    assert link.is_symlink()
+    assert "ants" in target.read_text()
+    assert "<html" in run("report", kept.uri, "--out", "-").out
+    for out in ("/dev/null", str(tmp_path)):
+        ended = run("report", kept.uri, "--out", out)
+        assert ended.code == 78, out
+        assert "no regular file" in ended.err
+
+
+def test_many_groups_can_be_told_apart() -> None:
+    lines = [Line(f"_block{n}", [0, 1], [n, n + 1], n) for n in range(40)]
+    marks = [(n / 100, f"block {n} released") for n in range(40)]
+    svg = draw(Chart("rates", "step", lines, marks=marks))
+    names = re.findall(r">\u200b?(_block\d+)<", svg)
+    assert 8 <= len(names) <= 12
+    assert len(set(re.findall(r"stroke: (#[0-9a-f]{6})", svg))) >= 40
+    assert svg.count("released") <= 7
 
 
 def test_many_classes_are_told_by_what_is_worst(kept: Store) -> None:

@@ -1,5 +1,6 @@
 """Secrets, planted wherever they could come from, are nowhere to be found in what leaves a process."""
 
+import json
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -27,6 +29,13 @@ SECRETS = {
     "DATABASE_PASSWORD": f"{SEED} with spaces",
     "SIGNING_PRIVATE_KEY": f"-----BEGIN {SEED}-----\nabc{SEED}\n-----END-----",
     "HTTPS_PROXY": f"http://me:{SEED}@127.0.0.1:9",
+    "DB_PASS": f"{SEED}+a b/c",
+    "GITHUB_PAT": f"ghp_{SEED}",
+    "AZURE_STORAGE_KEY": f"{SEED}==",
+    "SSH_KEY": f"ssh-{SEED}",
+    "SQL_CONNECTION_STRING": f"Server=x;Pwd={SEED}",
+    "SLACK_WEBHOOK_URL": f"https://hooks/{SEED}",
+    "DATABASE_URL": f"postgres://me:{SEED}/p@ss word@db/x",
 }
 QUERY = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={SEED}%2Fus&X-Amz-Signature={SEED}"
 
@@ -64,7 +73,11 @@ def spill() -> None:
         everything = " ".join(os.environ.values())
         warnings.warn(f"a library says {everything}", stacklevel=1)
         logging.getLogger("worker.test").warning("see https://host/x?%s", QUERY)
-        raise RuntimeError(f"{everything} {list(SECRETS.values())} https://me:{SEED}@host/?{QUERY}")
+        forms = [f(v) for v in SECRETS.values() for f in (repr, json.dumps, quote, quote_plus)]
+        raise RuntimeError(
+            f"{everything} {forms} {list(SECRETS.values())} https://me:{SEED}/x@host/?{QUERY} "
+            f"https://host/?{quote(QUERY)} https://host/#{QUERY}"
+        )
 
     session.Session._train = fail  # type: ignore[assignment,method-assign]
 
@@ -129,6 +142,8 @@ def test_a_run_keeps_its_secrets(
         f"s3://bucket/some/where/?{QUERY}",
         f"https://host/some.where?{QUERY}",
         f"s3://me:{SEED}@b/x",
+        f"some/where?{QUERY}",
+        f"s3://bucket/some/where#{QUERY}",
     ],
 )
 def test_a_presigned_address_is_refused_and_not_repeated(
@@ -147,6 +162,29 @@ def test_a_presigned_address_is_refused_and_not_repeated(
     assert "address" in ended.err or "not supported" in ended.err
     if field in ("data.train", "model.weights"):
         assert not keys(open_store(job["output"]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "run", f"https://h/x?{QUERY}"),
+        (f"https://h/x?{QUERY}",),
+        ("train", "--nproc", f"https://h/x?{QUERY}", "job.yaml"),
+    ],
+)
+def test_a_wrong_command_line_is_not_repeated(run: Run, arguments: tuple[str, ...]) -> None:
+    require_quiet(run(*arguments), 2)
+
+
+@pytest.mark.parametrize("endpoint", [f"me:{SEED}@host:9000", f"http://me:{SEED}/x@127.0.0.1:1"])
+def test_an_endpoint_that_is_none_is_not_repeated(
+    run: Run, endpoint: str, job: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    job["output"] = "s3://bucket/run/"
+    ended = run("train", write(job))
+    require_clean(ended.out, ended.err)
+    assert ended.code in (69, 78), ended.err
 
 
 @pytest.fixture

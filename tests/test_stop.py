@@ -21,7 +21,8 @@ from tests.conftest import Run, Start, contents
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
-from worker.metrics.export import Owner
+from worker.metrics.owner import Owner
+from worker.metrics.textfile import textfile
 from worker.store import open_store
 from worker.train.stop import StopFlag, budget
 
@@ -29,9 +30,9 @@ Job = dict[str, Any]
 Write = Callable[[Job], str]
 
 
-def steps_done(textfile: Path) -> int:
+def steps_done(file: Path) -> int:
     """The steps that rank 0 had done when it ended, from its own metrics."""
-    found = re.search(r"^worker_step\{.*\} (\S+)$", textfile.read_text(), re.MULTILINE)
+    found = re.search(r"^worker_step\{.*\} (\S+)$", file.read_text(), re.MULTILINE)
     return int(float(found[1])) if found else 0
 
 
@@ -48,8 +49,8 @@ def check_stop(
     store = open_store(job["output"])
     commits = list_commits(store)
     committed = commits[0].step if commits else 0
-    textfile = Owner("blue-red", store.uri).textfile(str(folder))
-    done = steps_done(textfile) if textfile.exists() else 0
+    file = textfile(str(folder), Owner("blue-red", store.uri))
+    done = steps_done(file) if file.exists() else 0
     assert committed == done, f"after {seconds} s: {ended.err}"
     assert (ended.code == 0) == ("done.json" in [info.key for info in store.list()])
     return ended.code

@@ -24,7 +24,8 @@ import torch
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader
 from worker.data.image import decode
 from worker.data.pack import find_splits, write_split
-from worker.metrics.export import Owner
+from worker.metrics.owner import Owner
+from worker.metrics.textfile import textfile
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.store import Store, open_store
 from worker.train.audit import read_ledger, surviving_rows
@@ -311,7 +312,7 @@ def test_metrics_are_served_while_training(
     assert ended.code == 75, ended.err
     assert "metrics: WORKER_PUSHGATEWAY does not work" in ended.err
     assert "hunter2" not in ended.err
-    written = Owner("blue-red", uri).textfile(str(tmp_path)).read_text()
+    written = textfile(str(tmp_path), Owner("blue-red", uri)).read_text()
     assert "worker_last_commit_timestamp_seconds" in written
 
 

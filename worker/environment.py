@@ -4,6 +4,8 @@ import os
 
 from worker.errors import ConfigurationError
 
+_LAST_PORT = 65535
+
 
 def number(name: str, default: int, least: int = 0) -> int:
     """The whole number that a variable holds.
@@ -34,6 +36,14 @@ def collective_seconds() -> int:
 def grace_seconds() -> int:
     """Time between SIGTERM and SIGKILL at this place."""
     return number("WORKER_GRACE_SECONDS", 30, least=1)
+
+
+def metrics_port() -> int:
+    """The port that the first rank of this node serves its metrics on."""
+    port = number("WORKER_METRICS_PORT", 0)
+    if port > _LAST_PORT:
+        raise ConfigurationError(f"WORKER_METRICS_PORT: must be at most {_LAST_PORT}, not {port}")
+    return port
 
 
 def check_environment() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from worker.plain import plain
 from worker.redaction import redacted, redacted_data
 
 _CLEAR_LINE = "\r\x1b[K"
@@ -32,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **_bound,
-            **getattr(record, "fields", {}),
+            **plain(getattr(record, "fields", {})),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

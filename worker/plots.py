@@ -1,6 +1,7 @@
 """Charts as SVG for pages that may be light, dark or printed, drawn by matplotlib."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -31,6 +33,8 @@ _ROLES = {
 _INK, _GRID, MARK = list(_ROLES)[:3]
 COLOURS = tuple(list(_ROLES)[3:])
 _MOST_LEGEND = 12
+_LEAST_APART = 0.15
+_ZERO_WIDTH = "\u200b"
 _FEW_DECADES = 300
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
@@ -97,11 +101,16 @@ def draw(chart: Chart) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=chart.size, layout="constrained")
         axes = figure.add_subplot()
+        colours = _colours(max((line.colour for line in chart.lines), default=0) + 1)
         for line in chart.lines:
-            _add(axes, line)
+            _add(axes, line, colours[line.colour])
         _frame(axes, chart)
-        if 1 < len(chart.lines) + bool(chart.dots) <= _MOST_LEGEND:
-            figure.legend(loc="outside lower left", ncols=4, fontsize=8, handlelength=1.4)
+        handles, names = axes.get_legend_handles_labels()
+        every = -(-len(names) // _MOST_LEGEND)
+        if len(names) > 1:
+            handles, names = handles[::every], names[::every]
+            look: Any = {"ncols": 4, "fontsize": 8, "handlelength": 1.4}
+            figure.legend(handles, names, loc="outside lower left", **look)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _themed(out.getvalue())
@@ -117,12 +126,20 @@ def standalone(svg: str) -> str:
     return f"{head}>{style}{rest}"
 
 
-def _add(axes: Axes, line: Line) -> None:
+def _colours(count: int) -> Sequence[str]:
+    """Those of the page, or where they are too few, a row from one to another."""
+    if count <= len(COLOURS):
+        return COLOURS
+    shades = matplotlib.colormaps["viridis"]
+    return [to_hex(shades(0.1 + 0.8 * number / (count - 1))) for number in range(count)]
+
+
+def _add(axes: Axes, line: Line, colour: str) -> None:
     axes.plot(
         line.x,
         line.y,
-        label=line.name,
-        color=COLOURS[line.colour % len(COLOURS)],
+        label=_ZERO_WIDTH + line.name,  # matplotlib hides names that begin with an underscore
+        color=colour,
         marker="o" if line.dots or len(line.x) == 1 else None,
         markersize=3.5,
     )
@@ -138,6 +155,7 @@ def _frame(axes: Axes, chart: Chart) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.x_label == "step"))
         axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        axes.set_xlim(left=0)
     if chart.log_y:
         axes.set_yscale("log")
         bottom, top = axes.get_ylim()
@@ -156,10 +174,13 @@ def _frame(axes: Axes, chart: Chart) -> None:
         axes.scatter(xs, ys, s=16, color=_INK, zorder=3, label="checkpoint")
     for x in chart.rules:
         axes.axvline(x, color=_INK, linewidth=0.7, linestyle=(0, (1, 2)))
-    for x, name in chart.marks:
+    named = -math.inf
+    span = abs(axes.get_xlim()[1] - axes.get_xlim()[0])
+    for x, name in sorted(chart.marks):
         axes.axvline(x, color=MARK, linewidth=1, linestyle=(0, (3, 2)))
-        place = axes.get_xaxis_transform()
-        axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
+        if chart.log_x or x - named > _LEAST_APART * span:
+            named, place = x, axes.get_xaxis_transform()
+            axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
 
 
 def _themed(document: str) -> str:

@@ -5,27 +5,37 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "[hidden]"
 _SHORTEST = 6
 _SECRET_NAME = re.compile(
-    r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY|AUTH(?!OR)|SIGNATURE",
+    r"SECRET|TOKEN|PASS|PWD|CREDENTIAL|PRIVATE|KEY|AUTH(?!OR)|SIGNATURE|COOKIE|DSN|WEBHOOK|"
+    r"CONN(ECTION)?_STR|(^|_)PAT($|_)",
     re.IGNORECASE,
 )
-_PLACE_NAME = re.compile(r"_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE)
-_LOGIN = re.compile(r"://[^/@\s\"']*@")
+_PLACE_NAME = re.compile(
+    r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
+)
+_LOGIN = re.compile(r"://(?:[^/@:\s\"']*:[^\s\"']*|[^/@\s\"']*)@")
+_PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _SIGNED = re.compile(
-    r"\?[^\s\"'<>]*(?:signature|credential|token|secret|password|key|sig|auth)[\w-]*=[^\s\"'<>]*",
+    r"(?:[?#]|%3F|%23)[^\s\"'<>]*?"
+    r"(?:signature|credential|token|secret|passw|sig|auth|key)[\w-]*(?:=|%3D)[^\s\"'<>]*",
     re.IGNORECASE,
 )
+
+
+def is_signed(address: str) -> bool:
+    """Whether an address looks like a presigned URL, which is a secret as a whole."""
+    return bool(_SIGNED.search(address))
 
 
 def redacted(text: str) -> str:
     """The text without the values of secret environment variables, logins and signed queries."""
     text = _SIGNED.sub("?[hidden]", _LOGIN.sub("://", text))
     for secret in _secrets():
-        for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")}:
+        for form in _forms(secret):
             text = text.replace(form, _HIDDEN)
     return text
 
@@ -39,11 +49,19 @@ def redacted_data(value: Any) -> Any:
     return [redacted_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _forms(secret: str) -> set[str]:
+    """How a secret may stand in a text."""
+    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], *quoted}
+
+
 def _secrets() -> list[str]:
-    """The values of variables that are named like a secret and are no mere place of one."""
-    values = {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and not _PLACE_NAME.search(name)
-    }
-    return sorted(values, key=len, reverse=True)
+    """The values of variables named like a secret that are no place of one; passwords in URLs."""
+    found = set()
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and not _PLACE_NAME.search(name):
+            found.add(value)
+        login = _PASSWORD.search(value)
+        if login:
+            found |= {login[1], unquote(login[1])}
+    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)

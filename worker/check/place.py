@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from worker.check.table import Caution
-from worker.environment import number, rendezvous_seconds
+from worker.environment import metrics_port, number, rendezvous_seconds
 from worker.errors import ConfigurationError
 from worker.launch.topology import Spawn, first_host
 from worker.metrics.gateway import Gateway
@@ -100,10 +100,10 @@ def probe_metrics() -> str:
     ways = []
     port = os.environ.get("WORKER_METRICS_PORT")
     if port:
-        number("WORKER_METRICS_PORT", 0)
+        first = metrics_port()
         try:
-            socket.create_server(("", int(port))).close()
-        except (OSError, OverflowError) as error:
+            socket.create_server(("", first)).close()
+        except OSError as error:
             raise Caution(f"WORKER_METRICS_PORT: {port}: {error}") from None
         ways.append(f"port {port} is free")
     gateway = Gateway.from_environment()

@@ -11,13 +11,13 @@ from typing import Any
 from worker.errors import InfrastructureError, Superseded
 from worker.store import Store
 
-_PREFIX = "attempts/"
+ATTEMPTS = "attempts/"
 _TRIES = 100
 
 
 def newest_attempt(store: Store) -> int:
     """The number of the newest attempt, 0 if there was none."""
-    names = [info.key.removeprefix(_PREFIX).removesuffix(".json") for info in store.list(_PREFIX)]
+    names = [info.key.removeprefix(ATTEMPTS).removesuffix(".json") for info in store.list(ATTEMPTS)]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
@@ -45,7 +45,8 @@ def claim_attempt(store: Store, identity: Mapping[str, str]) -> int:
         number += 1
         if store.put_if_absent(_name(number), data):
             return number
-    raise InfrastructureError(f"{store.uri}{_PREFIX}: cannot claim an attempt, others keep winning")
+    where = f"{store.uri}{ATTEMPTS}"
+    raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
 
 
 def ensure_newest(store: Store, attempt: int) -> None:
@@ -56,4 +57,4 @@ def ensure_newest(store: Store, attempt: int) -> None:
 
 
 def _name(number: int) -> str:
-    return f"{_PREFIX}{number:06d}.json"
+    return f"{ATTEMPTS}{number:06d}.json"

@@ -9,6 +9,7 @@ from click._termui_impl import ProgressBar
 from worker import __version__
 from worker.launch.guard import report
 from worker.logs import configure_logs
+from worker.redaction import redacted
 
 
 def progress_bar(length: int, label: str) -> ProgressBar[int]:
@@ -22,11 +23,21 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> NoReturn:
         try:
             code = super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            raise _redacted(error) from None
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             code = report(error)
         sys.exit(code)
+
+
+def _redacted(error: click.ClickException) -> click.ClickException:
+    """The same complaint about the command line, which can hold a presigned URL."""
+    text = redacted(error.format_message())
+    if text == error.format_message():
+        return error
+    return click.UsageError(text, error.ctx if isinstance(error, click.UsageError) else None)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

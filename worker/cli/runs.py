@@ -1,5 +1,6 @@
 """Commands about runs that have been."""
 
+import contextlib
 import json
 import sys
 import time
@@ -10,39 +11,41 @@ from worker.cli.group import main
 from worker.errors import DataError
 
 _WATCH_SECONDS = 5.0
+_ENDS = ("done", "failed")
 
 
 @main.command()
 @click.argument("run")
-@click.option("--watch", is_flag=True, help="Look again every few seconds until it is done.")
+@click.option("--watch", is_flag=True, help="Look again until it is done or has failed.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
 def status(run: str, watch: bool, as_json: bool) -> None:
     """Tell where RUN stands: state, step, speed, last commit, attempt, expected end.
 
     RUN is the output of a job. What is told comes from there alone, and so is up to half a minute
-    old. A run that has not shown itself for longer is `silent`.
+    old. A run that has said nothing for a minute and a half is `silent`.
     """
     from worker.report.status import describe_status, read_status
     from worker.store import open_store
 
     store = open_store(run)
     lines = 0
-    while True:
-        found = read_status(store)
-        text = json.dumps(found.as_dict()) if as_json else describe_status(found)
-        if lines and sys.stdout.isatty():
-            click.echo(f"\x1b[{lines}A\x1b[J", nl=False)
-        click.echo(text)
-        if not watch or found.state == "done":
-            return
-        lines = text.count("\n") + 1
-        time.sleep(_WATCH_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt):  # the way out of a watch
+        while True:
+            found = read_status(store)
+            text = json.dumps(found.as_dict()) if as_json else describe_status(found)
+            if lines:
+                click.echo(f"\x1b[{lines}A\x1b[J" if sys.stdout.isatty() else "", nl=not as_json)
+            click.echo(text)
+            if not watch or found.state.startswith(_ENDS):
+                return
+            lines = text.count("\n") + 1
+            time.sleep(_WATCH_SECONDS)
 
 
 @main.command()
 @click.argument("run")
 @click.option(
-    "--out", default="report.html", show_default=True, help="Path or address of the page."
+    "--out", default="report.html", show_default=True, help="Path or address; - for stdout."
 )
 def report(run: str, out: str) -> None:
     """Write all about RUN as a page: curves, rates, attempts, classes, mistakes, settings.
@@ -53,8 +56,12 @@ def report(run: str, out: str) -> None:
     from worker.report.run import read_run
     from worker.store import open_store, write_uri
 
-    write_uri(out, run_page(read_run(open_store(run))).encode())
-    click.echo(f"report: {out}")
+    page = run_page(read_run(open_store(run)))
+    if out == "-":
+        click.echo(page)
+    else:
+        write_uri(out, page.encode())
+        click.echo(f"report: {out}")
 
 
 @main.command()

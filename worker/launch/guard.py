@@ -19,9 +19,11 @@ def report(error: Exception) -> int:
     if isinstance(error, WorkerError):
         level = logging.INFO if error.code == ExitCode.STOPPED else logging.ERROR
         if str(error):
-            log.log(level, "%s", error)
+            fields = {"event": "end", "code": int(error.code)}
+            log.log(level, "%s", error, extra={"fields": fields})
         return error.code
-    log.error("unexpected error, please report it", exc_info=error)
+    fields = {"event": "end", "code": int(ExitCode.BUG)}
+    log.error("unexpected error, please report it", exc_info=error, extra={"fields": fields})
     return ExitCode.BUG
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import socket
@@ -11,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from worker.environment import check_environment
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, WorkerError
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, require_divisible
@@ -19,7 +18,8 @@ from worker.logs import bind
 from worker.manifest import Manifest, load_manifest
 from worker.memory import settle_memory
 from worker.metrics.board import Board
-from worker.metrics.export import Owner, announce, exported
+from worker.metrics.export import announce, exported
+from worker.metrics.owner import Owner
 from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
 from worker.store import open_store
@@ -50,12 +50,18 @@ def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> i
     place = detect(os.environ, gpus, nproc)
     manifest = load_manifest(manifest_uri)
     bind(job=manifest.job)
-    board = Board()
-    code = exit_code(lambda: _train(manifest, gpus, place, board, stop, live))
+    board, own = Board(), os.getpid()
     leads = place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
-    if leads and (code or board.read()):
-        owner = Owner(manifest.job, open_store(manifest.output).uri)
-        announce(owner, code, board, stop.remaining() if stop.requested else math.inf)
+
+    def say_last(code: int) -> None:
+        # A rank that was forked leaves it to its parent, which outlives it.
+        if leads and os.getpid() == own and (code or board.read()):
+            with contextlib.suppress(WorkerError):  # of the output, which has been told
+                owner = Owner(manifest.job, open_store(manifest.output).uri)
+                announce(owner, code, board, stop.patience)
+
+    code = exit_code(lambda: _train(manifest, gpus, place, board, stop, live, say_last))
+    say_last(code)
     return code
 
 
@@ -66,6 +72,7 @@ def _train(
     board: Board,
     stop: StopFlag,
     live: bool,
+    say_last: Callable[[int], None],
 ) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
     check_place(manifest, gpus)
@@ -85,7 +92,7 @@ def _train(
     _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
-        _run_rank(job, rank, listener, board, stop, live)
+        _run_rank(job, rank, listener, board, stop, live, say_last)
 
     if isinstance(place, Rank):
         return exit_code(lambda: run(place, None))
@@ -160,6 +167,7 @@ def _run_rank(
     board: Board,
     stop: StopFlag,
     live: bool,
+    say_last: Callable[[int], None],
 ) -> None:
     bind(rank=rank.rank)
     if rank.rank:
@@ -168,8 +176,10 @@ def _run_rank(
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         stack.enter_context(process_group(rank, listener, stop))
-        session = Session(job, rank, stop, progress)
+        session = Session(job, rank, stop, progress, say_last)
         listen(session.metrics)
         owner = Owner(job.manifest.job, job.output.uri)
-        stack.enter_context(exported(session.metrics, owner, rank.rank, rank.local_rank, board))
+        stack.enter_context(
+            exported(session.metrics, owner, rank.rank, rank.local_rank, board, stop.patience)
+        )
         session.run()

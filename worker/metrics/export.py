@@ -2,71 +2,73 @@
 
 All are places, hence environment: `WORKER_METRICS_PORT` (of local rank 0; the next rank has the
 next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a directory). Nothing here fails
-training, or holds it up for longer than a few seconds at its end.
+training, or holds up its end for longer than it may.
 """
 
-import hashlib
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Metric, start_http_server, write_to_textfile
+from prometheus_client import CollectorRegistry
 
+from worker.environment import metrics_port
 from worker.errors import ExitCode, WorkerError
+from worker.metrics import textfile
 from worker.metrics.board import Board
 from worker.metrics.gateway import TIMEOUT_SECONDS, Gateway
 from worker.metrics.outcome import KEPT, Outcome
+from worker.metrics.owner import Owner
 from worker.metrics.registry import Metrics
+from worker.metrics.scraping import Port, expected
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 15.0
 _MOST_PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
+_SUPERSEDED = {"superseded": "true"}
+_SETTINGS = {
+    "port": "WORKER_METRICS_PORT",
+    "pushgateway": "WORKER_PUSHGATEWAY",
+    "textfile": "WORKER_METRICS_TEXTFILE",
+}
 
-
-@dataclass(frozen=True)
-class Owner:
-    """Whose metrics they are: the job's name and the address of its output."""
-
-    job: str
-    uri: str
-
-    def textfile(self, folder: str, rank: int | None = None) -> Path:
-        """The file of one rank, or that of the outcome."""
-        name = f"worker-{self.job}-{hashlib.sha256(self.uri.encode()).hexdigest()[:8]}"
-        return Path(folder) / (f"{name}.prom" if rank is None else f"{name}-{rank}.prom")
+Patience = Callable[[], float]
+"""Seconds that may be spent from now on."""
 
 
 @contextmanager
 def exported(
-    metrics: Metrics, owner: Owner, rank: int, local_rank: int, board: Board
+    metrics: Metrics, owner: Owner, rank: int, local_rank: int, board: Board, patience: Patience
 ) -> Iterator[None]:
     """Hand out the metrics of a rank while inside.
 
     Where there is a port they are not pushed as well: each series would stand twice in Prometheus.
     """
     ways = _Ways(metrics)
-    port = os.environ.get("WORKER_METRICS_PORT")
-    scrapes = _Scrapes(metrics.registry)
-    close = ways.try_out("port", lambda: _serve(int(port) + local_rank, scrapes)) if port else None
+    port = _open_port(ways, metrics.registry, local_rank)
     stop = threading.Event()
 
-    def send() -> None:
+    def tell() -> None:
         if rank == 0:
-            board.write(scraped=scrapes.at[-2:], kept=metrics.values(KEPT))
-            if not port:
-                ways.try_out("pushgateway", lambda: _push(metrics.registry, owner))
-        ways.try_out("textfile", lambda: _write(metrics.registry, owner, rank))
+            board.write(scrapes=port.scrapes if port else {}, kept=metrics.values(KEPT))
 
     def send_regularly() -> None:
+        if local_rank == 0:
+            ways.try_out("textfile", lambda: textfile.remove(owner))
+        if rank == 0:
+            ways.try_out("pushgateway", lambda: _forget(owner))
         while True:
-            send()
+            tell()
+            if rank == 0 and not port:
+                ways.try_out("pushgateway", lambda: _put(metrics.registry, owner))
+            ways.try_out("textfile", lambda: textfile.write(metrics.registry, owner, rank))
             if stop.wait(_INTERVAL_SECONDS):
                 return
 
@@ -75,41 +77,70 @@ def exported(
     try:
         yield
     finally:
+        tell()
         stop.set()
-        thread.join(TIMEOUT_SECONDS)
-        if rank == 0:
-            board.write(scraped=scrapes.at[-2:], kept=metrics.values(KEPT))
-        ways.try_out("textfile", lambda: _remove(owner, rank))
-        if close:
-            close()
+        thread.join(_bounded(patience))
+        ways.try_out("textfile", lambda: textfile.remove(owner, rank))
+        if port:
+            port.close()
 
 
-def announce(owner: Owner, code: int, board: Board, patience: float) -> None:
+def announce(owner: Owner, code: int, board: Board, patience: Patience) -> None:
     """Replace the metrics of a run that has ended by its outcome, wherever they went.
 
-    Who scrapes is waited for, if the run was scraped more than once, for up to `patience` seconds
-    and about as long as it is from one scrape to the next: a series that just ends looks like a
-    run that was killed.
+    Whoever has scraped regularly is waited for, as long as `patience` says and no longer than a
+    minute: a series that just ends looks like a run that was killed. A start that got no attempt
+    of its own adds its exit code to what is there.
     """
     said = board.read()
-    registry = Outcome(owner.job, owner.uri).tell(code, said.get("kept", {}))
+    kept = said.get("kept", {})
+    superseded = code == ExitCode.SUPERSEDED
+    registry = Outcome(owner.job, owner.run).tell(code, {} if superseded else kept)
     ways = _Ways()
-    # The newer attempt has the group of the run, and is not to lose its metrics.
-    apart = {"superseded": "true"} if code == ExitCode.SUPERSEDED else {}
 
     def send() -> None:
-        ways.try_out("pushgateway", lambda: _push(registry, owner, **apart))
-        ways.try_out("textfile", lambda: _write(registry, owner))
+        if superseded:  # the newer attempt has the group of the run, and is not to lose it
+            ways.try_out("pushgateway", lambda: _put(registry, owner, **_SUPERSEDED))
+        elif "attempt" in kept:
+            ways.try_out("pushgateway", lambda: _put(registry, owner))
+        else:
+            ways.try_out("pushgateway", lambda: _add(registry, owner))
+        ways.try_out("textfile", lambda: textfile.remove(owner))
+        ways.try_out("textfile", lambda: textfile.write(registry, owner))
 
     thread = threading.Thread(target=send, name="outcome", daemon=True)
     thread.start()
-    scraped = said.get("scraped", [])
-    port = os.environ.get("WORKER_METRICS_PORT")
-    if port and len(scraped) > 1:
-        usual = scraped[-1] - scraped[0]
-        until = time.monotonic() + min(patience, 1.5 * usual + 1, _MOST_PATIENCE_SECONDS)
-        ways.try_out("port", lambda: _serve_once(int(port), registry, until))
-    thread.join(TIMEOUT_SECONDS)
+    _await_scrapes(ways, registry, expected(said.get("scrapes", {}), time.time()), patience)
+    thread.join(_bounded(patience))
+
+
+def _await_scrapes(
+    ways: "_Ways", registry: CollectorRegistry, clients: dict[str, float], patience: Patience
+) -> None:
+    """Serve the outcome until each of the `clients` has asked for it, or had its time."""
+    port = _open_port(ways, registry, 0) if clients else None
+    if not port:
+        return
+    wanted, began = min(max(clients.values()), _MOST_PATIENCE_SECONDS), time.monotonic()
+    log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
+    # No longer than is left afterwards: who is killed at the very end has the wrong exit code.
+    while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
+        wanted, patience()
+    ):
+        time.sleep(_LOOK_SECONDS)
+    time.sleep(_LOOK_SECONDS)  # the answer goes out
+    port.close()
+
+
+def _open_port(ways: "_Ways", registry: CollectorRegistry, local_rank: int) -> Port | None:
+    if not os.environ.get("WORKER_METRICS_PORT"):
+        return None
+    return ways.try_out("port", lambda: Port(metrics_port() + local_rank, registry))
+
+
+def _bounded(patience: Patience) -> float:
+    left = patience()
+    return TIMEOUT_SECONDS if math.isinf(left) else max(0.0, min(TIMEOUT_SECONDS, left))
 
 
 class _Ways:
@@ -119,9 +150,7 @@ class _Ways:
         self._metrics = metrics
         self._warned: set[str] = set()
 
-    def try_out(
-        self, way: str, action: Callable[[], Callable[[], None] | None]
-    ) -> Callable[[], None] | None:
+    def try_out(self, way: str, action: Callable[[], T]) -> T | None:
         try:
             return action()
         except Exception as error:  # whatever a strange gateway answers, training goes on
@@ -131,13 +160,6 @@ class _Ways:
                 self._warned.add(way)
                 log.warning("metrics: %s does not work: %s", _SETTINGS[way], _reason(error))
             return None
-
-
-_SETTINGS = {
-    "port": "WORKER_METRICS_PORT",
-    "pushgateway": "WORKER_PUSHGATEWAY",
-    "textfile": "WORKER_METRICS_TEXTFILE",
-}
 
 
 def _reason(error: Exception) -> str:
@@ -150,51 +172,21 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-@dataclass
-class _Scrapes:
-    """A registry that notes when it was asked, in Unix seconds."""
-
-    registry: CollectorRegistry
-    at: list[float] = field(default_factory=list)
-
-    def collect(self) -> Iterable[Metric]:
-        self.at = [*self.at[-1:], time.time()]
-        return self.registry.collect()
-
-
-def _serve(port: int, scrapes: _Scrapes) -> Callable[[], None]:
-    server, thread = start_http_server(port, registry=scrapes)
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return close
-
-
-def _serve_once(port: int, registry: CollectorRegistry, until: float) -> None:
-    scrapes = _Scrapes(registry)
-    close = _serve(port, scrapes)
-    while not scrapes.at and time.monotonic() < until:
-        time.sleep(_LOOK_SECONDS)
-    time.sleep(_LOOK_SECONDS)  # the answer goes out
-    close()
-
-
-def _push(registry: CollectorRegistry, owner: Owner, **more: str) -> None:
+def _put(registry: CollectorRegistry, owner: Owner, **more: str) -> None:
     gateway = Gateway.from_environment()
     if gateway:
-        gateway.put(registry, owner.job, owner.uri, **more)
+        gateway.put(registry, owner, **more)
 
 
-def _write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) -> None:
-    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
-    if folder:
-        write_to_textfile(str(owner.textfile(folder, rank)), registry)
+def _add(registry: CollectorRegistry, owner: Owner) -> None:
+    gateway = Gateway.from_environment()
+    if gateway:
+        gateway.add(registry, owner)
 
 
-def _remove(owner: Owner, rank: int) -> None:
-    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
-    if folder:
-        owner.textfile(folder, rank).unlink(missing_ok=True)
+def _forget(owner: Owner) -> None:
+    """Take away what earlier attempts have left of the run."""
+    gateway = Gateway.from_environment()
+    if gateway:
+        gateway.delete(owner)
+        gateway.delete(owner, **_SUPERSEDED)

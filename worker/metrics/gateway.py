@@ -3,13 +3,21 @@
 import base64
 import os
 import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prometheus_client import CollectorRegistry, push_to_gateway
+from prometheus_client import (
+    CollectorRegistry,
+    delete_from_gateway,
+    push_to_gateway,
+    pushadd_to_gateway,
+)
 from prometheus_client.exposition import basic_auth_handler, default_handler
 
 from worker.errors import ConfigurationError
+from worker.metrics.owner import Owner
 
 TIMEOUT_SECONDS = 5.0
 
@@ -41,26 +49,37 @@ class Gateway:
         address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
         return Gateway(address, unquote(user), unquote(password))
 
-    def put(self, registry: CollectorRegistry, job: str, run: str, **more: str) -> None:
-        """Make these metrics all that the gateway holds of the run, or of a part of it.
-
-        `more` are the labels of such a part.
+    def put(self, registry: CollectorRegistry, owner: Owner, **more: str) -> None:
+        """Make these metrics all that the gateway holds of a run, or of a part with `more` labels.
 
         Raises `OSError` where it does not answer within seconds, or refuses them.
         """
+        self._send(push_to_gateway, owner, more, registry=registry)
 
-        def handle(url, method, timeout, headers, data):  # type: ignore[no-untyped-def]
+    def add(self, registry: CollectorRegistry, owner: Owner) -> None:
+        """Put these metrics beside what the gateway holds of a run, or in place of their like."""
+        self._send(pushadd_to_gateway, owner, {}, registry=registry)
+
+    def delete(self, owner: Owner, **more: str) -> None:
+        """Remove what the gateway holds of a run, or of a part of it."""
+        self._send(delete_from_gateway, owner, more)
+
+    def _send(
+        self, send: Callable[..., None], owner: Owner, more: Mapping[str, str], **what: Any
+    ) -> None:
+        def handle(url: str, method: str, timeout: float, headers: Any, data: bytes) -> Any:
+            request = (url, method, timeout, headers, data)
             if not self.user:
-                return default_handler(url, method, timeout, headers, data)
-            return basic_auth_handler(url, method, timeout, headers, data, self.user, self.password)
+                return default_handler(*request)
+            return basic_auth_handler(*request, self.user, self.password)
 
-        push_to_gateway(
+        send(
             self.address,
-            job=job,
-            registry=registry,
-            grouping_key={"run": run, **more},
+            job=owner.job,
+            grouping_key={"run": owner.run, **more},
             timeout=TIMEOUT_SECONDS,
             handler=handle,
+            **what,
         )
 
     def ask(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Gauge
 
 from worker.errors import ExitCode
-from worker.metrics.registry import Entry, entry_of
+from worker.metrics.registry import Entry, Metrics, entry_of
 
 KEPT = (
     "step",
@@ -40,8 +40,10 @@ class Outcome:
         self._code.labels(*self._job).set(code)
         self._end.labels(*self._job).set(time.time())
         self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
+        # With the texts of the live ones: node exporter drops what is told in two ways.
+        texts = {entry.name: entry.text for entry in Metrics(*self._job, 0).entries()}
         for name, value in kept.items():
-            gauge = self._gauge(name, "As it was when the attempt ended")
+            gauge = self._gauge(name, texts[f"worker_{name}"])
             gauge.labels(*self._job).set(value)
         return self.registry
 

@@ -82,11 +82,14 @@ class Metrics:
         self.step = self._job_gauge("step", "Optimiser steps done since the job began")
         self.steps = self._job_gauge("steps", "Optimiser steps of the whole job")
         self.epoch = self._job_gauge("epoch", "Epochs done since the job began")
-        self.samples = self._counter(_JOB, "samples", "Images trained on by this attempt")
+        self.samples = self._counter(_JOB, "samples", "Images in the steps of this attempt")
         self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
         self.last_step = self._job_gauge(
             "last_step_timestamp_seconds",
             "When the last step was done; before it, the attempt's start; in evaluation, now",
+        )
+        self.phase_start = self._job_gauge(
+            "phase_start_timestamp_seconds", "When this attempt began, or released frozen layers"
         )
         self.expected_end = self._job_gauge(
             "expected_end_timestamp_seconds", "When the last step will be done, at today's speed"

@@ -24,7 +24,7 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = [("", *self.titles), *((name, *texts) for name, texts in self.results)]
-        if not self.settings:
+        if not self.settings and len(self.titles) > 1:
             return "\n".join([*table(rows), "all settings are equal"])
         rows += [("", *("" for _ in self.titles))]
         rows += [(name, *texts) for name, texts in self.settings]
@@ -66,7 +66,7 @@ def results_of(run: Run) -> dict[str, Any]:
         "in epoch": best["epoch"] if best else None,
         "last accuracy": last["accuracy"] if last else None,
         "last loss": last["loss"] if last else None,
-        "steps": run.status.step,
+        "steps": max([run.status.step, *(event["step"] for event in steps)]),
         "time": run.history.seconds,
         "images/s": statistics.median(speeds) if speeds else None,
         "attempts": run.status.attempt,

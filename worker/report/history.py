@@ -1,12 +1,12 @@
 """The history of a run as one, however often it was stopped."""
 
-import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from worker.report.reading import read_lines
 from worker.store import Store
 
 _PIECE = re.compile(r"records/(\d+)/history/.*\.jsonl")
@@ -15,7 +15,7 @@ _SIDE_BY_SIDE = 16
 
 @dataclass(frozen=True)
 class Part:
-    """What one attempt has told: its number, and its events in order of time."""
+    """What one attempt has told: its number, and its events in the order in which it told them."""
 
     attempt: int
     events: tuple[dict[str, Any], ...]
@@ -70,15 +70,12 @@ def read_history(store: Store) -> History:
         if (match := _PIECE.fullmatch(info.key))
     ]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        texts = list(pool.map(lambda piece: store.get(piece[1]).decode(), pieces))
+        found = list(pool.map(lambda piece: read_lines(store, piece[1]), pieces))
     told: dict[int, list[dict[str, Any]]] = {}
-    for (attempt, _), text in zip(pieces, texts, strict=True):
-        told.setdefault(attempt, []).extend(map(json.loads, text.splitlines()))
-    parts = (
-        Part(number, tuple(sorted(events, key=lambda event: event["time"])))
-        for number, events in sorted(told.items())
-    )
-    return History(tuple(part for part in parts if part.events[0]["event"] == "start"))
+    for (attempt, _), lines in zip(pieces, found, strict=True):
+        told.setdefault(attempt, []).extend(lines)
+    parts = (Part(number, tuple(events)) for number, events in sorted(told.items()))
+    return History(tuple(p for p in parts if any(e["event"] == "start" for e in p.events)))
 
 
 def stitched(parts: Sequence[Part]) -> list[dict[str, Any]]:

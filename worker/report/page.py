@@ -23,6 +23,7 @@ _MOST_ROWS = 20
 _MOST_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
+_SILENT = "without a word: killed, or still running"
 _NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
 
 
@@ -43,15 +44,15 @@ def run_page(run: Run) -> str:
         timeline=_drawn(timeline(run)),
         resumes=resumes(run),
         groups=[_group_row(group) for group in run.plan.get("groups", [])],
-        attempts=[_attempt_row(part) for part in run.history.parts],
+        attempts=_attempt_rows(run),
         evaluated=run.evaluated,
         **_classes(run.confusion, run.classes),
-        mistakes=[_picture(row, run.classes) for row in run.mistakes],
+        mistakes=[_picture(row, run.classes) for row in run.mistakes if run.classes],
         bad_samples=[
             (row["data"], str(row["id"]), row["reason"], row["text"])
             for row in run.bad_samples[:_MOST_BAD]
         ],
-        epochs=[_epoch_row(event) for event in run.history.of("evaluation")],
+        **_epochs(run.history.of("evaluation")),
         settings=[
             (name, shown_setting(value))
             for name, value in run.settings.items()
@@ -109,7 +110,7 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "trained for",
             duration(results["time"]),
-            f"in {count(len(run.history.parts), 'attempt')}",
+            f"in {count(status.attempt, 'attempt')}",
         ),
         ("images/s", shown("images/s", results["images/s"]), "median"),
         ("left out", str(results["bad samples"]), "bad samples"),
@@ -134,9 +135,19 @@ def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
+    """A row per attempt, those included that were killed before they could tell anything."""
+    told = {part.attempt: _attempt_row(part) for part in run.history.parts}
+    silent = {
+        number: (str(number), (at or _NOTHING)[:19].replace("T", " "), *"-----", _SILENT)
+        for number, at in run.started.items()
+    }
+    return [row for _, row in sorted((silent | told).items())]
+
+
 def _attempt_row(part: Part) -> tuple[str, ...]:
     end, began = part.end, part.events[0]["time"]
-    ended = "without a word: killed, or still running"
+    ended = _SILENT
     if end:
         ended = f"{end['code']}: {end['text']}" if end["text"] else str(end["code"])
     return (
@@ -204,15 +215,18 @@ def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _epoch_row(event: dict[str, Any]) -> tuple[str, ...]:
-    top5 = event["top5_accuracy"]
-    return (
-        str(event["epoch"]),
-        str(event["step"]),
-        shown("last loss", event["loss"]),
-        shown("accuracy", event["accuracy"]),
-        shown("accuracy", top5),
-    )
+def _epochs(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row per evaluation, with the top-5 accuracy where there are classes enough for one."""
+    head = ["epoch", "step", "validation loss", "accuracy"]
+    rows = [
+        [str(e["epoch"]), str(e["step"]), shown("last loss", e["loss"]), f"{e['accuracy']:.4f}"]
+        for e in evaluations
+    ]
+    if any(event["top5_accuracy"] is not None for event in evaluations):
+        head.append("top 5")
+        for row, event in zip(rows, evaluations, strict=True):
+            row.append(shown("accuracy", event["top5_accuracy"]))
+    return {"epochs": rows, "epochs_head": head}
 
 
 def shown_setting(value: Any) -> str:

@@ -1,17 +1,14 @@
 """All that a run has left in its store, read once."""
 
-import io
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from worker.errors import ConfigurationError
+from worker.checkpoint.attempt import ATTEMPTS
 from worker.report.history import History, read_history
+from worker.report.reading import read_array, read_json
 from worker.report.status import Status, read_status
-from worker.store import ObjectMissing, Store
+from worker.store import Store
 from worker.train.changes import flat
 from worker.train.record import Confusion
 
@@ -23,7 +20,8 @@ _BAD = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
 class Run:
     """A run as its records tell it.
 
-    `settings` are the manifest's fields by name; `plan` is what `worker plan` showed and
+    `settings` are the manifest's fields by name; `started` says of every attempt when it began, by
+    its own clock, whether it told anything or not; `plan` is what `worker plan` showed and
     `environments` what the attempts ran on, by number. `confusion`, `mistakes` are of the
     evaluation at step `evaluated`: that of the weights that were written, or the last one.
     """
@@ -31,6 +29,7 @@ class Run:
     status: Status
     settings: dict[str, Any]
     history: History
+    started: dict[int, str | None]
     plan: dict[str, Any]
     environments: dict[int, dict[str, Any]]
     evaluated: int | None
@@ -47,36 +46,43 @@ class Run:
 
 def read_run(store: Store) -> Run:
     """Read a run. Raises `ConfigurationError` for an address that holds none."""
-    try:
-        settings = flat(json.loads(store.get("manifest.json")))
-    except ObjectMissing:
-        raise ConfigurationError(
-            f"{store.uri}: holds no run; give the output of a job that was started"
-        ) from None
     status, history = read_status(store), read_history(store)
-    done = _read(store, "done.json")
+    settings = flat(read_json(store, "manifest.json") or {})
+    done = read_json(store, "done.json")
     wanted = done["weights"]["step"] if done else None
     names = [info.key for info in store.list("records/")]
     evaluated, found = _evaluation(names, wanted)
-    attempts = sorted({int(name.split("/")[1]) for name in names})
-    plans = [_read(store, f"records/{number:06d}/plan.json") for number in attempts]
+    started = _attempts(store)
+    attempts = sorted(started)
+    plans = [read_json(store, f"records/{number:06d}/plan.json") for number in attempts]
     environments = {
         number: facts
         for number in attempts
-        if (facts := _read(store, f"records/{number:06d}/environment.json"))
+        if (facts := read_json(store, f"records/{number:06d}/environment.json"))
     }
     return Run(
         status=status,
         settings=settings,
         history=history,
+        started=started,
         plan=next((plan for plan in reversed(plans) if plan), {}),
         environments=environments,
         evaluated=evaluated,
-        confusion=_read_array(store, found.get("confusion")),
-        mistakes=_read(store, found["mistakes"]) or [] if "mistakes" in found else [],
+        confusion=read_array(store, found["confusion"]) if "confusion" in found else None,
+        mistakes=read_json(store, found["mistakes"]) or [] if "mistakes" in found else [],
         bad_samples=_bad_samples(store, names),
         done=done,
     )
+
+
+def _attempts(store: Store) -> dict[int, str | None]:
+    """When each attempt was claimed, by its number."""
+    found = {}
+    for info in store.list(ATTEMPTS):
+        number = info.key.removeprefix(ATTEMPTS).removesuffix(".json")
+        if number.isdecimal():
+            found[int(number)] = (read_json(store, info.key) or {}).get("started")
+    return found
 
 
 def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[str, str]]:
@@ -94,19 +100,5 @@ def _bad_samples(store: Store, names: list[str]) -> list[dict[str, Any]]:
     """Those that the last attempt to list any has listed, of each data set."""
     last = {match[2]: name for name in names if (match := _BAD.fullmatch(name))}
     return [
-        {"data": data, **row} for data, name in last.items() for row in _read(store, name) or []
+        {"data": data, **row} for data, name in last.items() for row in read_json(store, name) or []
     ]
-
-
-def _read(store: Store, name: str) -> Any:
-    try:
-        return json.loads(store.get(name))
-    except ObjectMissing:
-        return None
-
-
-def _read_array(store: Store, name: str | None) -> Confusion | None:
-    if name is None:
-        return None
-    array: Confusion = np.load(io.BytesIO(store.get(name)), allow_pickle=False)
-    return array

@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from worker.errors import ConfigurationError
+from worker.redaction import is_signed
 from worker.store.base import ObjectInfo, ObjectMissing, Piece, Store
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
@@ -37,6 +38,11 @@ def open_store(uri: str) -> Store:
 def write_uri(uri: str, data: bytes) -> None:
     """Write the one object that `uri` names."""
     store, name = _open_parent(uri)
+    if isinstance(store, LocalStore):
+        path = (store.root / name).resolve()  # what a link leads to, and not the link
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{uri}: is no regular file; give another path")
+        store, name = LocalStore(path.parent), path.name
     store.put(name, data)
 
 
@@ -50,11 +56,11 @@ def _open_parent(uri: str) -> tuple[Store, str]:
 
 def require_no_query(uri: str) -> None:
     """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged."""
-    scheme, _, rest = uri.partition("://")
-    if rest and "=" in rest.partition("?")[2]:
+    remote = "://" in uri and "=" in uri.partition("?")[2]
+    if remote or is_signed(uri):
         raise ConfigurationError(
-            f"a {scheme}:// address takes no ?query; give s3://BUCKET/KEY, and the credentials in "
-            "the environment"
+            "an address takes no ?query; give s3://BUCKET/KEY, and the credentials in the "
+            "environment"
         )
 
 

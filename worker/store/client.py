@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import threading
 from typing import Any
 
@@ -13,7 +12,7 @@ from botocore.config import Config
 from worker.errors import ConfigurationError
 
 _lock = threading.Lock()
-_PASSWORD = re.compile(r"//[^/@]*@")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def s3_client() -> Any:
@@ -51,7 +50,9 @@ def _client(pid: int) -> Any:
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
-        text = _PASSWORD.sub("//", str(error))
+        text = str(error)
+        for name in _ENDPOINTS:  # it may hold a password in any form
+            text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
 
 

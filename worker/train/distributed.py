@@ -61,6 +61,16 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             f"no rendezvous at {rank.master_addr}:{rank.master_port}: {_first_line(error)}"
         ) from None
     try:
+        with meaningful_errors():
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def meaningful_errors() -> Iterator[None]:
+    """Raise `InfrastructureError` for a lost rank, `ConfigurationError` for too little memory."""
+    try:
         yield
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -71,8 +81,6 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
                 "a smaller data.image_size or train.micro_batch"
             ) from None
         raise
-    finally:
-        dist.destroy_process_group()
 
 
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:

@@ -166,7 +166,7 @@ class DurableState:
         self._metrics.checkpoint_bytes().set(size)
         self._metrics.last_commit().set(time.time())
         self._journal.event("commit", step=name.step, seconds=self._seconds, bytes=size)
-        self._journal.stand(committed=name.step, commit_time=round(time.time(), 3))
+        self._journal.stand(committed=name.step)
         # What is left over costs space and no more; the next commit tries again.
         with contextlib.suppress(InfrastructureError):
             clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)

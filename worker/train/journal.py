@@ -1,20 +1,19 @@
 """The history of an attempt, and where it stands: written by rank 0 as it goes, for others to read.
 
 `records/<attempt>/history/` gets events in pieces that never change, at every commit, at the end
-and in between; `records/<attempt>/progress.json` is replaced every half minute.
+and in between; `progress.json` beside it is replaced every half minute, at first more often.
 """
 
 import json
 import logging
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError
+from worker.plain import plain
 from worker.redaction import redacted
 from worker.store import Store
 from worker.train.stop import StopFlag
@@ -22,6 +21,7 @@ from worker.train.stop import StopFlag
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
+_FIRST_SECONDS = 3.0  # who has just started a job wants to see it begin
 _FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
 _LAST_WORD_SECONDS = 5.0
 
@@ -31,15 +31,6 @@ def progress_name(attempt: int) -> str:
     return f"records/{attempt:06d}/progress.json"
 
 
-def _short(value: Any) -> Any:
-    """The value with its numbers at eight digits; JSON has none that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _short(part) for key, part in value.items()}
-    if isinstance(value, float):
-        return float(f"{value:.8g}") if math.isfinite(value) else None
-    return value
-
-
 class Journal:
     """Of one attempt; for a rank that does not lead, it keeps and writes nothing."""
 
@@ -47,39 +38,50 @@ class Journal:
         self._store = store
         self._attempt = attempt
         self._leads = leads
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: list[dict[str, Any]] = []
         self._standing: dict[str, Any] = {}
         self._pieces = 0
-        self._writing = threading.Lock()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
         self._began = self._flushed = time.monotonic()
         self._thread = threading.Thread(target=self._write_regularly, name="journal", daemon=True)
-        if leads:
+
+    def begin(self, step: int, total_steps: int, world_size: int) -> None:
+        """Note how the attempt starts, and begin to write."""
+        start = {"attempt": self._attempt, "step": step, "world_size": world_size}
+        self.event("start", **start)
+        self.stand(**start, total_steps=total_steps, committed=step)
+        if self._leads:
             self._thread.start()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Note something for the history."""
         if self._leads:
-            line = {"time": round(time.time(), 3), "event": kind, **_short(fields)}
-            self._events.append(line)
+            line = {"time": round(time.time(), 3), "event": kind, **plain(fields)}
+            with self._lock:
+                self._events.append(line)
 
     def stand(self, **fields: Any) -> None:
         """Note where the attempt stands; of each field, what was said last counts."""
         if self._leads:
-            self._standing = {**self._standing, **_short(fields), "time": round(time.time(), 3)}
+            with self._lock:
+                self._standing |= {**plain(fields), "time": round(time.time(), 3)}
 
     def flush(self) -> None:
         """Write the events noted so far; raises what the store raises, and then keeps them."""
-        with self._writing:
-            events = list(self._events)
-            if not events:
-                return
+        with self._lock:  # and not while it writes: nobody is to wait for another's request
+            events, self._events = self._events, []
             name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
+            self._pieces += bool(events)
+        if not events:
+            return
+        try:
             self._store.put(name, "".join(f"{json.dumps(event)}\n" for event in events).encode())
-            self._pieces += 1
-            for _ in events:
-                self._events.popleft()
-            self._flushed = time.monotonic()
+        except BaseException:
+            with self._lock:
+                self._events = events + self._events
+            raise
+        self._flushed = time.monotonic()
 
     def close(self, error: BaseException | None, seconds: float) -> None:
         """Note how the attempt ended, and write it if that takes no longer than `seconds`."""
@@ -92,7 +94,8 @@ class Journal:
         self.event("end", **end)
         self.stand(end=end)
         self._closed.set()
-        self._thread.join(max(0.0, min(seconds, _LAST_WORD_SECONDS)))
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, min(seconds, _LAST_WORD_SECONDS)))
 
     def _write_regularly(self) -> None:
         while True:
@@ -100,7 +103,7 @@ class Journal:
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
                 self._put_standing()
-                if last or since > max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed):
+                if last or not self._pieces or since > max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed):
                     self.flush()
             except InfrastructureError:  # a commit would meet it too, and end the attempt
                 pass
@@ -108,10 +111,11 @@ class Journal:
                 log.warning("the record is not written: %s", error)
             if last:
                 return
-            self._closed.wait(PROGRESS_SECONDS)
+            self._closed.wait(min(PROGRESS_SECONDS, max(_FIRST_SECONDS, elapsed / 4)))
 
     def _put_standing(self) -> None:
-        standing = self._standing
+        with self._lock:
+            standing = dict(self._standing)
         if standing:
             self._store.put(progress_name(self._attempt), json.dumps(standing).encode())
 
@@ -127,4 +131,4 @@ def kept(store: Store, attempt: int, leads: bool, stop: StopFlag) -> Iterator[Jo
         error = raised
         raise
     finally:
-        journal.close(error, stop.remaining() if stop.requested else math.inf)
+        journal.close(error, stop.patience())

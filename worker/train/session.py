@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -13,12 +14,12 @@ import torch
 from worker.data.loader import Bad, Loader
 from worker.data.plan import split
 from worker.environment import stall_seconds
-from worker.errors import ConfigurationError, WorkerError, error_of
+from worker.errors import ConfigurationError, InfrastructureError, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
 from worker.train.agreement import Signals, agree
 from worker.train.attempt import Attempt
-from worker.train.distributed import cores_per_rank, device_of, total
+from worker.train.distributed import cores_per_rank, device_of, meaningful_errors, total
 from worker.train.durable import DurableState
 from worker.train.engine import Engine
 from worker.train.evaluation import Evaluation
@@ -44,11 +45,20 @@ log = logging.getLogger(__name__)
 class Session:
     """One rank of one attempt; every method is called by all ranks together."""
 
-    def __init__(self, job: Job, rank: Rank, stop: StopFlag, progress: Progress) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rank: Rank,
+        stop: StopFlag,
+        progress: Progress,
+        say_last: Callable[[int], None],
+    ) -> None:
         self._job = job
         self._rank = rank
         self._stop = stop
         self._progress = progress
+        self._say_last = say_last
+        self._journal: Journal | None = None
         self._device = device_of(rank)
         torch.set_num_threads(cores_per_rank(rank))
         torch.get_num_threads()  # settles it for this thread, whatever others set for themselves
@@ -58,7 +68,7 @@ class Session:
         """Train to the end, or raise `StopRequested` with everything committed."""
         job, rank = self._job, self._rank
         with contextlib.ExitStack() as stack:
-            watchdog = Watchdog(stall_seconds(), rank.rank)
+            watchdog = Watchdog(stall_seconds(), rank.rank, self._end_stalled)
             stack.callback(watchdog.close)
             learner = build_learner(job.backbone.model, job.groups, job.manifest, self._device)
             resumed = begin_attempt(job, rank, learner, self.metrics)
@@ -69,10 +79,9 @@ class Session:
             journal = stack.enter_context(
                 kept(job.output, resumed.attempt, rank.rank == 0, self._stop)
             )
-            step = resumed.state.step
-            start = {"attempt": resumed.attempt, "step": step, "world_size": rank.world_size}
-            journal.event("start", **start)
-            journal.stand(**start, total_steps=job.total_steps, committed=step)
+            stack.enter_context(meaningful_errors())
+            self._journal = journal
+            journal.begin(resumed.state.step, job.total_steps, rank.world_size)
             self._attempt = self._begin(learner, resumed, journal, watchdog)
             stack.callback(self._attempt.durable.close)
             watchdog.beat()
@@ -101,6 +110,12 @@ class Session:
             journal,
             watchdog,
         )
+
+    def _end_stalled(self, error: InfrastructureError) -> None:
+        """What is to be said before the watchdog ends this process."""
+        if self._journal:
+            self._journal.close(error, math.inf)
+        self._say_last(error.code)
 
     def _beat(self) -> None:
         """Note that an evaluation goes on."""

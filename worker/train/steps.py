@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
+_MOST_NOTED = 100  # of them in the history
 _MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
 
@@ -52,6 +53,7 @@ class Steps:
         )
         self._sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
         self._norms: Mapping[str, float] = {}
+        self._images = 0
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
         """Train to the end of the epoch, from where the state stands.
@@ -111,6 +113,7 @@ class Steps:
         self._note(batch, outcome.finite)
         epochs = (step + 1) / attempt.job.steps_per_epoch
         phases = {"wait": waited, **outcome.seconds}
+        self._images += size
         self._telemetry.step(step + 1, epochs, size, watch.lap(), phases)
         return fresh, agreed
 
@@ -141,7 +144,8 @@ class Steps:
             )
         state.skipped += 1
         attempt.metrics.skipped_steps().inc()
-        attempt.journal.event("skipped", step=state.step + 1)
+        if state.skipped <= _MOST_NOTED:
+            attempt.journal.event("skipped", step=state.step + 1)
         if attempt.leads:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 
@@ -157,7 +161,7 @@ class Steps:
         job, done = self._attempt.job, self._attempt.state.step
         loss, right, counted = total(*self._sums.tolist())
         self._sums.zero_()
-        counted = max(counted, 1)
+        images, self._images = self._images, 0
         seconds, waited = watch.split()
         (wait_ratio,) = highest(waited / seconds)
         checkpoint = job.manifest.checkpoint
@@ -168,12 +172,12 @@ class Steps:
             step=done,
             total_steps=job.total_steps,
             epoch=-(-done // job.steps_per_epoch),
-            loss=loss / counted,
-            accuracy=right / counted,
-            images_per_second=counted / seconds,
+            loss=loss / counted if counted else math.nan,
+            accuracy=right / counted if counted else math.nan,
+            images_per_second=images / seconds,
             wait_ratio=wait_ratio,
             remaining_seconds=watch.mean * (job.total_steps - done),
             rates=job.rates(done - 1),
             gradient_norms=self._norms,
         )
-        self._telemetry.report(Report(step, counted, seconds))
+        self._telemetry.report(Report(step, images, counted, seconds))

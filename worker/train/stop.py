@@ -1,5 +1,6 @@
 """The wish to stop: a signal handler that sets a flag and returns, and how much time is left."""
 
+import math
 import os
 import signal
 import sys
@@ -35,6 +36,10 @@ class StopFlag:
         if self._deadline is None:
             self._deadline = time.time() + budget(signal.SIGTERM, time.time(), os.environ)
         return self._deadline - time.time()
+
+    def patience(self) -> float:
+        """Seconds that may be spent on what is not training: those left for a stop, or endless."""
+        return self.remaining() if self.requested else math.inf
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.requested and number == signal.SIGINT and sys.stderr.isatty():

@@ -18,21 +18,26 @@ _PASSING = ("total_steps", "remaining_seconds")
 
 @dataclass(frozen=True)
 class Report:
-    """A `step` with how many images and seconds its means are taken over."""
+    """A `step`, with the `images` and `seconds` of its speed and how many `counted` for its means.
+
+    Where none counted, as in steps that were left out, its loss and accuracy are not numbers.
+    """
 
     step: Step
-    images: float
+    images: int
+    counted: float
     seconds: float
 
 
 def merged(reports: Sequence[Report]) -> Step:
     """Several reports in a row as one."""
-    images = max(1.0, sum(report.images for report in reports))
+    sound = [report for report in reports if report.counted]
+    counted = sum(report.counted for report in sound) or math.nan
     seconds = sum(report.seconds for report in reports)
     return replace(
         reports[-1].step,
-        loss=sum(report.step.loss * report.images for report in reports) / images,
-        accuracy=sum(report.step.accuracy * report.images for report in reports) / images,
+        loss=sum(report.step.loss * report.counted for report in sound) / counted,
+        accuracy=sum(report.step.accuracy * report.counted for report in sound) / counted,
         images_per_second=sum(report.images for report in reports) / seconds,
         wait_ratio=sum(report.step.wait_ratio * report.seconds for report in reports) / seconds,
     )
@@ -49,6 +54,7 @@ class Telemetry:
         self._progress = progress
         self._every = max(1, total_steps // _MOST_IN_HISTORY)
         self._noted = 0
+        self._trained: set[str] = set()
         self._reports: list[Report] = []
 
     def step(
@@ -73,6 +79,10 @@ class Telemetry:
         step, metrics = report.step, self._metrics
         for name, rate in step.rates.items():
             metrics.rate(name).set(rate)
+        trained = {name for name, rate in step.rates.items() if rate}
+        if trained != self._trained:
+            self._trained = trained
+            metrics.phase_start().set(time.time())
         for name, norm in step.gradient_norms.items():
             if math.isfinite(norm):
                 metrics.gradient_norm(name).set(norm)

@@ -5,24 +5,31 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
-from worker.errors import ExitCode
+from worker.errors import ExitCode, InfrastructureError
 
 log = logging.getLogger(__name__)
 
 _LOOKS = 20  # within the time that a stall may last
 _MOST_SECONDS_BETWEEN = 5.0
+_LAST_WORD_SECONDS = 15.0
 
 
 class Watchdog:
     """Dumps the stacks of all threads and exits with 69 when no `beat` comes for `seconds`.
 
+    `say_last` is called before that, for a few seconds.
+
     Where a stuck call holds the interpreter itself, faulthandler's own thread does so, with 1.
     """
 
-    def __init__(self, seconds: float, rank: int) -> None:
+    def __init__(
+        self, seconds: float, rank: int, say_last: Callable[[InfrastructureError], None]
+    ) -> None:
         self._seconds = seconds
         self._rank = rank
+        self._say_last = say_last
         self._last = time.monotonic()
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -46,4 +53,10 @@ class Watchdog:
                     self._seconds,
                 )
                 faulthandler.dump_traceback(file=2)
+                text = f"rank {self._rank} has done nothing for {self._seconds:g} s"
+                thread = threading.Thread(
+                    target=self._say_last, args=(InfrastructureError(text),), daemon=True
+                )
+                thread.start()
+                thread.join(_LAST_WORD_SECONDS)
                 os._exit(ExitCode.INFRASTRUCTURE)

@@ -1,0 +1,60 @@
+"""A port to scrape, which remembers who asks and how often."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+_MOST_CLIENTS = 8
+_POLL_SECONDS = 0.05  # how long it takes to close
+
+Scrapes = dict[str, list[float]]
+"""When each client asked last and before that, in Unix seconds, by address."""
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Port:
+    """Serves a registry until it is closed. Raises `OSError` where the port is taken."""
+
+    def __init__(self, port: int, registry: CollectorRegistry) -> None:
+        self.scrapes: Scrapes = {}
+        self._app = make_wsgi_app(registry)
+        self._server = make_server("", port, self._answer, ThreadingWSGIServer, _Quiet)
+        serve = functools.partial(self._server.serve_forever, poll_interval=_POLL_SECONDS)
+        self._thread = threading.Thread(target=serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving; what is being answered is answered."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body: Iterable[bytes] = self._app(environ, start_response)
+        client = environ.get("REMOTE_ADDR", "")
+        if client in self.scrapes or len(self.scrapes) < _MOST_CLIENTS:
+            self.scrapes[client] = [*self.scrapes.get(client, [])[-1:], time.time()]
+        return body
+
+
+def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
+    """Who will ask again, and within how many seconds: clients that came twice, and not long ago.
+
+    Pure.
+    """
+    gaps = {client: at[-1] - at[0] for client, at in scrapes.items() if len(at) > 1}
+    return {
+        client: 1.5 * gap + 1
+        for client, gap in gaps.items()
+        if now - scrapes[client][-1] < 3 * gap + 1
+    }

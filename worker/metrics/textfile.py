@@ -1,0 +1,33 @@
+"""Files for node exporter's textfile collector: one per rank of a run, then one for its outcome."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, write_to_textfile
+
+from worker.metrics.owner import Owner
+
+
+def write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) -> None:
+    """Write the file of one rank, or that of the outcome, where a folder is set; atomically."""
+    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    if folder:
+        write_to_textfile(str(textfile(folder, owner, rank)), registry)
+
+
+def remove(owner: Owner, rank: int | None = None) -> None:
+    """Remove the file of one rank, or all that this node has of the run."""
+    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    if not folder:
+        return
+    own = textfile(folder, owner, rank)
+    found = [own] if rank is not None else Path(folder).glob(f"{own.stem}*.prom")
+    for file in found:
+        file.unlink(missing_ok=True)
+
+
+def textfile(folder: str, owner: Owner, rank: int | None = None) -> Path:
+    """Where they are; jobs of one name with other outputs do not share them."""
+    name = f"worker-{owner.job}-{hashlib.sha256(owner.run.encode()).hexdigest()[:8]}"
+    return Path(folder) / (f"{name}.prom" if rank is None else f"{name}-{rank}.prom")
