@@ -80,6 +80,7 @@ def commits(store: Store) -> set[str]:
     return {key for key in keys(store) if key.startswith("commits/")}
 
 
+@pytest.mark.e2e
 def test_killed_again_and_again_on_other_ranks_and_threads(
     start: Start,
     run: Run,

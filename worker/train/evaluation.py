@@ -72,8 +72,8 @@ def evaluate(
             sums[1] += (best == here[:, None]).sum()
             pairs = labels * classes + best[:, 0].cpu()
             confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
-            ids, seen = batch.ids[batch.valid.numpy()], batch.images[batch.valid].cpu()
-            mistakes = keep_worst([*mistakes, *worst(losses, ids, outputs, labels, seen)])
+            ids = batch.ids[batch.valid.numpy()]
+            mistakes = keep_worst([*mistakes, *worst(losses, ids, outputs, labels, images)])
     dist.all_reduce(confusion)
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     if interrupted:

@@ -38,8 +38,8 @@ def worst(
 ) -> list[Mistake]:
     """Of a batch of n, those that are wrong and have the highest losses, most wrong first.
 
-    `losses` [n] and `logits` [n, classes] may be on any device, `labels` [n] and `images`
-    [n, 3, S, S] are on the CPU.
+    `losses` [n], `logits` [n, classes] and `images` uint8 [n, 3, S, S] may be on any device,
+    `labels` [n] are on the CPU.
     """
     chances, predicted = logits.float().softmax(1).max(1)
     losses, chances, predicted = (x.cpu() for x in (losses, chances, predicted))
@@ -55,7 +55,7 @@ def worst(
                     int(labels[place]),
                     int(predicted[place]),
                     float(chances[place]),
-                    images[place].clone(),
+                    images[place].cpu().clone(),
                 )
             )
     return found
