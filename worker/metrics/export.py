@@ -57,7 +57,7 @@ def exported(
 
     def tell() -> None:
         if rank == 0:
-            board.write(scrapes=port.scrapes if port else {}, kept=metrics.values(KEPT))
+            board.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
 
     def send_regularly() -> None:
         if local_rank == 0:
