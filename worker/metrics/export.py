@@ -63,11 +63,11 @@ def exported(
         if local_rank == 0:
             ways.try_out("textfile", lambda: textfile.remove(owner))
         if rank == 0:
-            ways.try_out("pushgateway", lambda: _forget(owner))
+            ways.to_gateway(lambda gateway: _forget(gateway, owner))
         while True:
             tell()
             if rank == 0 and not port:
-                ways.try_out("pushgateway", lambda: _put(metrics.registry, owner))
+                ways.to_gateway(lambda gateway: gateway.put(metrics.registry, owner))
             ways.try_out("textfile", lambda: textfile.write(metrics.registry, owner, rank))
             if stop.wait(_INTERVAL_SECONDS):
                 return
@@ -100,11 +100,11 @@ def announce(owner: Owner, code: int, board: Board, patience: Patience) -> None:
 
     def send() -> None:
         if superseded:  # the newer attempt has the group of the run, and is not to lose it
-            ways.try_out("pushgateway", lambda: _put(registry, owner, **_SUPERSEDED))
+            ways.to_gateway(lambda gateway: gateway.put(registry, owner, **_SUPERSEDED))
         elif "attempt" in kept:
-            ways.try_out("pushgateway", lambda: _put(registry, owner))
+            ways.to_gateway(lambda gateway: gateway.put(registry, owner))
         else:
-            ways.try_out("pushgateway", lambda: _add(registry, owner))
+            ways.to_gateway(lambda gateway: gateway.add(registry, owner))
         ways.try_out("textfile", lambda: textfile.remove(owner))
         ways.try_out("textfile", lambda: textfile.write(registry, owner))
 
@@ -161,6 +161,14 @@ class _Ways:
                 log.warning("metrics: %s does not work: %s", _SETTINGS[way], _reason(error))
             return None
 
+    def to_gateway(self, tell: Callable[[Gateway], None]) -> None:
+        def try_it() -> None:
+            gateway = Gateway.from_environment()
+            if gateway:
+                tell(gateway)
+
+        self.try_out("pushgateway", try_it)
+
 
 def _reason(error: Exception) -> str:
     """Why, without the address, which can hold a password."""
@@ -172,21 +180,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-def _put(registry: CollectorRegistry, owner: Owner, **more: str) -> None:
-    gateway = Gateway.from_environment()
-    if gateway:
-        gateway.put(registry, owner, **more)
-
-
-def _add(registry: CollectorRegistry, owner: Owner) -> None:
-    gateway = Gateway.from_environment()
-    if gateway:
-        gateway.add(registry, owner)
-
-
-def _forget(owner: Owner) -> None:
+def _forget(gateway: Gateway, owner: Owner) -> None:
     """Take away what earlier attempts have left of the run."""
-    gateway = Gateway.from_environment()
-    if gateway:
-        gateway.delete(owner)
-        gateway.delete(owner, **_SUPERSEDED)
+    gateway.delete(owner)
+    gateway.delete(owner, **_SUPERSEDED)

@@ -1,11 +1,17 @@
-"""What the driver says of a GPU."""
+"""What a rank's GPU is used for."""
+
+import contextlib
 
 import torch
 
+from worker.metrics.registry import Metrics
 
-def utilization(device: int) -> float | None:
-    """Share of the last moments in which the GPU was busy; None where the driver does not say."""
-    try:
-        return torch.cuda.utilization(device) / 100
-    except Exception:  # every vendor's library raises its own
-        return None
+
+def show_gpu(metrics: Metrics) -> None:
+    """Put memory and utilisation of this process's GPU into the metrics, where it has one."""
+    if not torch.cuda.is_initialized():
+        return
+    metrics.gpu_memory().set(torch.cuda.max_memory_allocated())
+    metrics.gpu_memory_total().set(torch.cuda.get_device_properties().total_memory)
+    with contextlib.suppress(Exception):  # every vendor's library raises its own
+        metrics.gpu_utilization().set(torch.cuda.utilization() / 100)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from worker.report.reading import read_lines
@@ -47,7 +48,7 @@ class History:
 
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def events(self) -> list[dict[str, Any]]:
         """Of all attempts as if they were one; what was done again is counted once."""
         return stitched(self.parts)

@@ -5,9 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import torch
-
-from worker.metrics.gpu import utilization
+from worker.metrics.gpu import show_gpu
 from worker.metrics.registry import Metrics
 from worker.train.journal import Journal
 from worker.train.progress import Progress, Step
@@ -91,7 +89,7 @@ class Telemetry:
         metrics.throughput().set(step.images_per_second)
         metrics.wait_ratio().set(step.wait_ratio)
         metrics.expected_end().set(time.time() + step.remaining_seconds)
-        self._report_gpu()
+        show_gpu(metrics)
         self._reports.append(report)
         if step.step - self._noted >= self._every or step.step == step.total_steps:
             told = asdict(merged(self._reports))
@@ -100,13 +98,3 @@ class Telemetry:
             self._reports = []
         self._journal.stand(**asdict(step))
         self._progress.show(step)
-
-    def _report_gpu(self) -> None:
-        if torch.cuda.is_initialized():
-            device = torch.cuda.current_device()
-            self._metrics.gpu_memory().set(torch.cuda.max_memory_allocated(device))
-            total = torch.cuda.get_device_properties(device).total_memory
-            self._metrics.gpu_memory_total().set(total)
-            busy = utilization(device)
-            if busy is not None:
-                self._metrics.gpu_utilization().set(busy)
