@@ -1,6 +1,7 @@
 """How a backbone wants its images, and images made so without chance."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,13 @@ from torchvision.transforms import InterpolationMode
 from worker.data.reader import BadSample
 
 _MOST_PIXELS = 1 << 26
+
+
+@functools.cache
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """A value per channel of [0, 255], kept on the device: to put it there waits for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,9 @@ class Preprocessing:
 
         In channels-last memory, which convolutions prefer.
         """
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1) * 255
+        mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
         images = images.to(torch.float32, memory_format=torch.channels_last)
-        return (images - mean) / std
+        return images.sub_(mean).div_(std)
 
     def resized(self, image: Tensor, box: tuple[int, int, int, int], *size: int) -> Tensor:
         """A box (top, left, height, width) of uint8 [3, H, W] as uint8 [3, h, w].

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from worker.manifest import Manifest
+from worker.model.average import MovingAverage
 from worker.model.groups import RateGroup
 from worker.model.optimizer import build_optimizer
 
@@ -23,7 +23,7 @@ class Learner:
     """Scales the loss where fp16 is computed in; else does nothing."""
     precision: torch.dtype | None
     """What forward and backward are computed in; None for fp32."""
-    average: AveragedModel | None = None
+    average: MovingAverage | None = None
     """Moving average of weights and BatchNorm statistics."""
 
     @property
@@ -41,16 +41,13 @@ def build_learner(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     precision = precision_on(device, manifest.train.precision)
     decay = manifest.train.ema
-    average = None
-    if decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return Learner(
         model=model,
         groups=groups,
         optimizer=build_optimizer(model, groups, manifest.optimizer),
         scaler=GradScaler(device.type, enabled=precision is torch.float16),
         precision=precision,
-        average=average,
+        average=None if decay is None else MovingAverage(model, decay),
     )
 
 

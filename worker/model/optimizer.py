@@ -73,6 +73,20 @@ def build_optimizer(
     return kind(trained, fused=True)
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD the momentum, zero, of all that is trained now.
+
+    Its fused kernel would leave what it makes by itself unset if the first step is left out.
+    """
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if parameter.requires_grad and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+
+
 def set_rates(optimizer: torch.optim.Optimizer, factor: Factor) -> None:
     """Bring every group to its share of the full rate, and one-cycle's momentum."""
     for group in optimizer.param_groups:

@@ -1,5 +1,6 @@
 """The loss of each image."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Criterion:
 
     def _plain(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = self.class_weights
-        weight = None if weights is None else torch.tensor(weights, device=logits.device)
+        weight = None if weights is None else _on_device(weights, logits.device)
         return F.cross_entropy(
             logits,
             labels,
@@ -46,6 +47,12 @@ class Criterion:
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
+
+
+@functools.cache
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept there: to put them there for each loss would stop the host in mid-forward."""
+    return torch.tensor(weights, device=device)
 
 
 def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:

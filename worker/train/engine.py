@@ -1,12 +1,8 @@
-"""One optimiser step over a global batch, on this rank's share of it."""
+"""One optimizer step over a global batch, on this rank's share of it."""
 
 import contextlib
-import itertools
-import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,39 +12,30 @@ from worker.data.loader import Batch
 from worker.data.mix import Blend
 from worker.data.plan import keyed_hash
 from worker.data.preprocessing import Preprocessing
-from worker.errors import ConfigurationError
 from worker.manifest import Train
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
-from worker.model.optimizer import freeze_at
+from worker.model.optimizer import freeze_at, start_momentum
+from worker.model.statistics import RunningStatistics
 from worker.train.criterion import Criterion
+from worker.train.device import Uploader
 from worker.train.distributed import total
 from worker.train.inputs import Inputs, prepare
+from worker.train.memory_trial import largest_that_fits
+from worker.train.outcome import Outcome, Pending
 from worker.train.rank import Rank
 
-log = logging.getLogger(__name__)
-
-_PROBES = 2  # the optimiser makes its state after the first step, and from then on memory is full
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step gave.
-
-    `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
-    device. Where the gradient was not `finite`, on any rank, nothing was changed on all of them.
-    `norms` are those of the gradient by group, before clipping. `seconds` says how long its phases
-    took; on a GPU, which works behind, forward and backward are what is waited for.
-    """
-
-    sums: Tensor
-    finite: bool
-    norms: Mapping[str, float]
-    seconds: Mapping[str, float]
+_PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
 
 
 class Engine:
-    """The learner under DistributedDataParallel; every method is called by all ranks together."""
+    """The learner under DistributedDataParallel; every method is called by all ranks together.
+
+    A step has three stages, so that the device never runs out of work while the host looks at what
+    it did: `launch` queues forward and backward of a step, `settle` then waits for the step
+    before it, `update` queues the change of the weights. All that depends on a step being finite is
+    decided on the device, but for what `settle` does with a step that was launched and not updated.
+    """
 
     def __init__(
         self,
@@ -66,28 +53,41 @@ class Engine:
         self._clip_norm = clip_norm
         self._rank = rank
         self.device = next(learner.model.parameters()).device
+        self._upload = Uploader(self.device)
         self._share = -(-train.batch_size // rank.world_size)
         self._micro_batch = train.micro_batch
         # With it, a trial by one rank alone would wait for the statistics of the others.
         self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
-        self._buffers = list(learner.model.buffers())
-        self._sound = [buffer.clone() for buffer in self._buffers]
+        self._parameters = list(learner.model.parameters())
+        self._statistics = RunningStatistics(learner.model)
+        self._updated: Pending | None = None
+        self._decides_on_device = self.device.type == "cuda"
         self._compiled = train.compile
         if train.compile:
             learner.model.compile()
+            if learner.average:
+                learner.average.module.compile()
 
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
     ) -> Outcome:
-        """Train on this rank's part of global batch `step`, which has `global_count` images.
+        """All stages of a step in a row; see `launch`."""
+        self.launch(step, batch, global_count, blend)
+        self.update()
+        return self._finish(self._launched)
+
+    def launch(
+        self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
+    ) -> None:
+        """Begin to train on this rank's part of global batch `step`, of `global_count` images.
 
         The loss is the mean over the global batch, in which a sample that was left out counts as
         none. With a `blend`, the batch is led by the sample before its first.
         """
         began = time.monotonic()
         self.enter(step)
-        inputs = prepare(batch, blend, self._preprocessing, self.device)
+        inputs = prepare(batch, blend, self._preprocessing, self._upload)
         if self._probes and self._tries_memory:
             self._probes -= len(inputs.labels) >= self._share
             self._fit_into_memory(inputs)
@@ -96,15 +96,55 @@ class Engine:
         moved = time.monotonic()
         sums = self._accumulate(inputs, global_count)
         norm, norms = self._gradient_norms()
-        computed = time.monotonic()
-        finite = self._update(sums, norm)
-        seconds = {
-            "host_to_device": moved - began,
-            "forward_backward": computed - moved,
-            "optimizer": time.monotonic() - computed,
-        }
-        usable = finite and sums.isfinite().all()
-        return Outcome(sums if usable else torch.zeros_like(sums), finite, norms, seconds)
+        scaler = self.learner.scaler
+        # Not get_scale(), which waits for the device.
+        scale = scaler._scale if scaler.is_enabled() else None
+        self._launched = Pending(sums, norm, norms, scale)
+        self._launched.spend("host_to_device", moved - began)
+        self._launched.spend("forward_backward", time.monotonic() - moved)
+
+    def update(self) -> None:
+        """Apply the gradients of the step that was launched, equal on all ranks, if finite."""
+        step, learner = self._launched, self.learner
+        began = time.monotonic()
+        usable = step.norm.isfinite()
+        if self._clip_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, step.norm)
+        self._apply(usable)
+        learner.scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
+        # What is not finite has gone through BatchNorm's statistics too.
+        self._statistics.settle(usable)
+        step.spend("optimizer", time.monotonic() - began)
+        self._updated = step
+
+    def settle(self) -> Outcome | None:
+        """What the step that was last updated gave, once; None if that is known already."""
+        return self._finish(self._updated) if self._updated else None
+
+    def _finish(self, step: Pending) -> Outcome:
+        """Wait for a step's numbers, and do what depends on them.
+
+        An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
+        exhausted, or if a rank's loss is not finite by itself.
+        """
+        self._updated = None
+        began = time.monotonic()
+        numbers = step.read()
+        waited = time.monotonic()
+        usable = math.isfinite(numbers.norm)
+        if usable and self.learner.average:
+            self.learner.average.update(self._parameters, self._statistics.sound)
+        step.spend("forward_backward", waited - began)
+        step.spend("optimizer", time.monotonic() - waited)
+        overflow = not usable and self.learner.scaler.is_enabled() and numbers.scale > 1
+        overflow = overflow and math.isfinite(total(numbers.loss)[0])
+        return step.outcome(numbers, usable or overflow)
+
+    def abandon(self) -> None:
+        """Undo what was launched and not updated."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        self._statistics.restore()
 
     def enter(self, step: int) -> None:
         """Freeze and release what is frozen and released at this step."""
@@ -116,13 +156,22 @@ class Engine:
             return
         self._phase = phase
         self._probes = _PROBES
+        if self._decides_on_device:
+            start_momentum(self.learner.optimizer)
         if self._compiled:
             torch._dynamo.reset()  # else the phases add up to its limit of compilations
-        # A new one, as it waits for the gradients of what was trainable when it was made.
+        # A new one, as it waits for the gradients of what was trainable when it was made. Alone,
+        # it would only copy every gradient to a bucket and back.
+        self._parallel: nn.Module = self.learner.model
+        if self._rank.world_size == 1:
+            return
         on_gpu = self.device.type == "cuda"
         self._parallel = DistributedDataParallel(
             self.learner.model,
             device_ids=[self.device.index] if on_gpu else None,
+            # The statistics of rank 0 are those that count, and only when saved or evaluated.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
             # Else it lays its buckets out anew after the first step, and gloo adds up in another
             # order from then on: a resumed run would differ in the last bit from three ranks up.
             find_unused_parameters=not on_gpu and self._rank.world_size > 2,
@@ -134,7 +183,7 @@ class Engine:
         parts = list(inputs.split(self._micro_batch or len(inputs.labels)))
         for part in parts:
             last = part is parts[-1]
-            with contextlib.nullcontext() if last else self._parallel.no_sync():
+            with contextlib.nullcontext() if last else self._without_exchange():
                 sums += self._backward(self._parallel, part, global_count)
         return sums
 
@@ -150,8 +199,15 @@ class Engine:
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
 
-    def _gradient_norms(self) -> tuple[Tensor, dict[str, float]]:
-        """The norm of the whole gradient, on the device, and those of the groups that have one."""
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """The context in which gradients add up on this rank alone."""
+        parallel = self._parallel
+        if isinstance(parallel, DistributedDataParallel):
+            return parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _gradient_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The norm of the whole gradient, and those of the groups that have one, on the device."""
         learner = self.learner
         learner.scaler.unscale_(learner.optimizer)
         norms = {}
@@ -159,60 +215,49 @@ class Engine:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
                 norms[group["name"]] = nn.utils.get_total_norm(gradients)
-        parts = torch.stack(list(norms.values()))
-        return torch.linalg.vector_norm(parts), dict(zip(norms, parts.tolist(), strict=True))
+        return torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms
 
-    def _update(self, sums: Tensor, norm: Tensor) -> bool:
-        """Apply the gradients, equal on all ranks by now; False where they are not finite.
-
-        An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
-        exhausted, or where a rank's loss, in its `sums`, is not finite by itself.
-        """
-        learner = self.learner
-        usable = math.isfinite(norm.item())
-        if usable and self._clip_norm:
-            nn.utils.clip_grads_with_norm_(learner.model.parameters(), self._clip_norm, norm)
-        if usable:
-            learner.scaler.step(learner.optimizer)
-        overflow = not usable and learner.scaler.is_enabled() and learner.scaler.get_scale() > 1
-        overflow = overflow and math.isfinite(total(sums[0].item())[0])
-        learner.scaler.update()
-        learner.optimizer.zero_grad(set_to_none=True)
-        if usable and learner.average:
-            learner.average.update_parameters(learner.model)
-        # What is not finite has gone through BatchNorm's statistics too.
-        _copy(*((self._buffers, self._sound) if usable else (self._sound, self._buffers)))
-        return usable or overflow
+    def _apply(self, usable: Tensor) -> None:
+        """Take the optimizer's step if `usable`, as the device or, at once, the CPU decides."""
+        optimizer = self.learner.optimizer
+        if self._decides_on_device:
+            # The fused kernels leave everything as it is if this is not 0.
+            optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif usable:
+            optimizer.step()
 
     def _fit_into_memory(self, inputs: Inputs) -> None:
-        """Halve the micro-batch until one of them goes through; leaves no trace.
+        """Find the micro-batch that fits into memory; leaves no trace.
 
         By this rank alone, without the others: an exchange that one rank broke off would hang all.
         """
-        fits = False
-        while not fits:
-            size = self._micro_batch or len(inputs.labels)
-            try:
-                # Two of them, as the second meets the gradients of the first in memory.
-                for part in itertools.islice(inputs.split(size), 2):
-                    self._backward(self.learner.model, part, 1)
-                fits = True
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise ConfigurationError(
-                        "data.image_size: the GPU's memory does not hold one image; "
-                        "take a smaller size or backbone"
-                    ) from None
-                self._micro_batch = -(-size // 2)
-                log.warning(
-                    "rank %d is out of memory; it goes on in micro-batches of %d images",
-                    self._rank.rank,
-                    self._micro_batch,
-                )
+
+        def reset() -> None:
             self.learner.optimizer.zero_grad(set_to_none=True)
-            _copy(self._sound, self._buffers)
-            if not fits:
-                torch.cuda.empty_cache()
+            self._statistics.restore()
+
+        size = self._micro_batch or len(inputs.labels)
+        fitting = largest_that_fits(
+            inputs,
+            size,
+            self._try,
+            reset,
+            self._rank.rank,
+        )
+        if fitting < size:
+            self._micro_batch = fitting
+
+    def _try(self, inputs: Inputs) -> None:
+        """Forward and backward by this rank alone.
+
+        Uncompiled: a graph compiled here would be taken inside DistributedDataParallel, too, where
+        it gives out all gradients at once and leaves the all-reduce nothing to overlap with.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._backward(self.learner.model, inputs, 1)
 
 
 def autocast(learner: Learner, device: torch.device) -> torch.autocast:
@@ -222,8 +267,3 @@ def autocast(learner: Learner, device: torch.device) -> torch.autocast:
 
 def _can_run_out(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _copy(source: list[Tensor], target: list[Tensor]) -> None:
-    if source:
-        torch._foreach_copy_(target, source)

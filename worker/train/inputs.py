@@ -9,6 +9,7 @@ from torch import Tensor
 from worker.data.loader import Batch
 from worker.data.mix import Blend, partners_of
 from worker.data.preprocessing import Preprocessing
+from worker.train.device import Uploader
 
 _SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
 
@@ -37,19 +38,20 @@ class Inputs:
 
 
 def prepare(
-    batch: Batch, blend: Blend | None, preprocessing: Preprocessing, device: torch.device
+    batch: Batch, blend: Blend | None, preprocessing: Preprocessing, upload: Uploader
 ) -> Inputs:
     """The sound images of a batch, blended where each has a partner, the one before it."""
-    images = preprocessing.normalise(batch.images.to(device, non_blocking=True))
-    labels = partners = batch.labels.to(device, non_blocking=True)
+    images = preprocessing.normalise(upload(batch.images))
+    labels = partners = upload(batch.labels)
     valid = batch.valid
     if blend and len(valid):
-        others = partners_of(valid)
+        others = upload.index(partners_of(valid))
         images = blend.apply(images[1:], images[others])
         labels, partners, valid = labels[1:], labels[others], valid[1:]
     if not valid.all():
-        images, labels, partners = images[valid], labels[valid], partners[valid]
-    weights = torch.ones(len(labels), device=device)
+        kept = upload.index(valid.nonzero().flatten())
+        images, labels, partners = images[kept], labels[kept], partners[kept]
+    weights = torch.ones(len(labels), device=upload.device)
     return _filled(images, labels, partners, weights, blend.own if blend else 1.0)
 
 

@@ -5,11 +5,14 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from worker.data.loader import Bad, Batch
-from worker.data.plan import EpochPlan
+from worker.data.plan import EpochPlan, Ids
 from worker.errors import ConfigurationError
 from worker.model.optimizer import set_rates
 from worker.train.agreement import Agreement, Signals
@@ -28,6 +31,20 @@ _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
 _MOST_NOTED = 100  # of them in the history
 _MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step that the device may still be at work on: what is to be noted of it."""
+
+    size: int
+    """Images of the global batch."""
+    ids: Ids
+    """Samples of this rank."""
+    valid: npt.NDArray[np.bool_]
+    """Which of them were trained on."""
+    waited: float
+    """Seconds until its batch was there."""
 
 
 class Steps:
@@ -51,28 +68,35 @@ class Steps:
         self._report_every = max(
             1, min(_STEPS_PER_REPORT, job.steps_per_epoch // _REPORTS_PER_EPOCH)
         )
-        self._sums = torch.zeros(3, dtype=torch.float64, device=engine.device)
+        self._sums = torch.zeros(3, dtype=torch.float64)
         self._norms: Mapping[str, float] = {}
         self._images = 0
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
         """Train to the end of the epoch, from where the state stands.
 
-        Raises `StopRequested` once a stop was asked for, with everything committed.
+        The host looks at a step once the next one is queued, so that the device never waits for
+        it, and at once if there is something to do between the two. Raises `StopRequested` once a
+        stop was asked for, with everything committed.
         """
         attempt, state = self._attempt, self._attempt.state
-        watch = Stopwatch()
+        self._watch = Stopwatch()
         self._due = False  # the end of the last epoch has been saved
         for at in range(state.step % attempt.job.steps_per_epoch, plan.steps):
-            fresh, agreed = self._step(plan.size(at), batches, watch)
+            step = attempt.job.steps_per_epoch * (state.step // attempt.job.steps_per_epoch) + at
+            fresh, agreed = self._step(step, plan.size(at), batches)
             left = at + 1 < plan.steps
+            reports = (step + 1) % self._report_every == 0 or not left
+            saves = self._is_due(agreed, step + 1) and left and not agreed.saving
+            if agreed.bad or reports or agreed.stop or saves:
+                self._finish()
             if agreed.bad:
                 self.leave_out(fresh)
-            if state.step % self._report_every == 0 or not left:
-                self._report(watch)
+            if reports:
+                self._report()
             if agreed.stop:
                 attempt.end_on_request()
-            if self._is_due(agreed) and left and not agreed.saving:
+            if saves:
                 self._due = False
                 attempt.begin_save()
             attempt.watchdog.beat()
@@ -83,15 +107,16 @@ class Steps:
         self._attempt.state.bad_samples = self._bad.ids
         self._attempt.require_budget(self._bad)
 
-    def _step(
-        self, size: int, batches: Iterator[Batch], watch: Stopwatch
-    ) -> tuple[list[Bad], Signals]:
-        """One step on a global batch of `size`: what is newly bad of it here, what all agree on."""
-        attempt, step = self._attempt, self._attempt.state.step
+    def _step(self, step: int, size: int, batches: Iterator[Batch]) -> tuple[list[Bad], Signals]:
+        """Queue step `step` on a global batch of `size`, and finish the step before it.
+
+        Returns what is newly bad of the batch here, and what all ranks agree on.
+        """
+        attempt = self._attempt
         began = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - began
-        watch.wait(waited)
+        self._watch.wait(waited)
         fresh = self._bad.fresh(batch.bad)
         agreement = Agreement()
         agreement.propose(
@@ -101,21 +126,36 @@ class Steps:
                 due=self._has_waited(),
             )
         )
-        set_rates(attempt.learner.optimizer, attempt.job.factor(step))
-        outcome = self._engine.step(step, batch, size, self._feed.blend(step))
-        self._sums += outcome.sums
-        self._norms = outcome.norms
+        self._engine.launch(step, batch, size, self._feed.blend(step))
         # First of all, as gloo notices a lost rank where NCCL would wait for it.
         agreed = agreement.result()
         attempt.durable.advance(agreed)
+        self._finish()
+        set_rates(attempt.learner.optimizer, attempt.job.factor(step))
+        self._engine.update()
+        trained = slice(self._feed.led, None)
+        self._queued = _Queued(
+            size, batch.ids[trained], batch.valid[trained].numpy().copy(), waited
+        )
+        return fresh, agreed
+
+    def _finish(self) -> None:
+        """Wait for the step that is queued, if there is one, and count it."""
+        outcome = self._engine.settle()
+        if not outcome:
+            return
+        attempt, state, queued = self._attempt, self._attempt.state, self._queued
+        self._sums += outcome.sums
+        self._norms = outcome.norms
         if not outcome.finite:
             self._skip()
-        self._note(batch, outcome.finite)
-        epochs = (step + 1) / attempt.job.steps_per_epoch
-        phases = {"wait": waited, **outcome.seconds}
-        self._images += size
-        self._telemetry.step(step + 1, epochs, size, watch.lap(), phases)
-        return fresh, agreed
+        state.skipped_in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
+        attempt.recorder.trained(state.step, queued.ids, queued.valid)
+        state.step += 1
+        self._images += queued.size
+        epochs = state.step / attempt.job.steps_per_epoch
+        phases = {"wait": queued.waited, **outcome.seconds}
+        self._telemetry.step(state.step, epochs, queued.size, self._watch.lap(), phases)
 
     def _has_waited(self) -> bool:
         """Whether the time for a checkpoint has come by rank 0's clock."""
@@ -123,9 +163,9 @@ class Steps:
         waited = self._attempt.durable.seconds_since_save()
         return self._attempt.leads and minutes is not None and waited >= 60 * minutes
 
-    def _is_due(self, agreed: Signals) -> bool:
+    def _is_due(self, agreed: Signals, step: int) -> bool:
         every = self._attempt.job.manifest.checkpoint.every_steps
-        self._due |= agreed.due or bool(every and self._attempt.state.step % every == 0)
+        self._due |= agreed.due or bool(every and step % every == 0)
         return self._due
 
     def _skip(self) -> None:
@@ -133,6 +173,7 @@ class Steps:
         attempt, state = self._attempt, self._attempt.state
         wanted = attempt.job.manifest.train.non_finite == "skip"
         if not wanted or state.skipped_in_a_row + 1 >= _MOST_SKIPPED:
+            self._engine.abandon()
             attempt.commit()
             again = f", {_MOST_SKIPPED} steps in a row" if wanted else ""
             remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
@@ -149,24 +190,17 @@ class Steps:
         if attempt.leads:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 
-    def _note(self, batch: Batch, finite: bool) -> None:
-        attempt, state = self._attempt, self._attempt.state
-        state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
-        own = slice(self._feed.led, None)
-        attempt.recorder.trained(state.step, batch.ids[own], batch.valid[own].numpy())
-        state.step += 1
-
-    def _report(self, watch: Stopwatch) -> None:
+    def _report(self) -> None:
         """Tell the record, the metrics and the user what the steps since the last report gave."""
         job, done = self._attempt.job, self._attempt.state.step
         loss, right, counted = total(*self._sums.tolist())
         self._sums.zero_()
         images, self._images = self._images, 0
-        seconds, waited = watch.split()
+        seconds, waited = self._watch.split()
         (wait_ratio,) = highest(waited / seconds)
         checkpoint = job.manifest.checkpoint
         steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
-        interval = min(steps * watch.mean, 60 * (checkpoint.every_minutes or math.inf))
+        interval = min(steps * self._watch.mean, 60 * (checkpoint.every_minutes or math.inf))
         self._attempt.metrics.checkpoint_interval().set(interval)
         step = Step(
             step=done,
@@ -176,7 +210,7 @@ class Steps:
             accuracy=right / counted if counted else math.nan,
             images_per_second=images / seconds,
             wait_ratio=wait_ratio,
-            remaining_seconds=watch.mean * (job.total_steps - done),
+            remaining_seconds=self._watch.mean * (job.total_steps - done),
             rates=job.rates(done - 1),
             gradient_norms=self._norms,
         )
