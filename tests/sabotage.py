@@ -11,13 +11,13 @@ def slow_steps(seconds: float) -> None:
     """Every training step takes so much longer."""
     from worker.train.engine import Engine
 
-    real = Engine.step
+    real = Engine.launch
 
     def step(*arguments: Any) -> Any:
         time.sleep(seconds)
         return real(*arguments)
 
-    setattr(Engine, "step", step)
+    setattr(Engine, "launch", step)
 
 
 def slow_uploads(seconds: float) -> None:
@@ -39,14 +39,14 @@ def stuck_in_a_step(number: int) -> None:
 
     from worker.train.engine import Engine
 
-    real = Engine.step
+    real = Engine.launch
 
     def step(engine: Engine, at: int, *arguments: Any) -> Any:
         if at == number and dist.get_rank() == dist.get_world_size() - 1:
             time.sleep(1000)
         return real(engine, at, *arguments)
 
-    setattr(Engine, "step", step)
+    setattr(Engine, "launch", step)
 
 
 def crash_in_a_step(number: int) -> None:
@@ -55,14 +55,14 @@ def crash_in_a_step(number: int) -> None:
 
     from worker.train.engine import Engine
 
-    real = Engine.step
+    real = Engine.launch
 
     def step(engine: Engine, at: int, *arguments: Any) -> Any:
         if at == number and dist.get_rank() == dist.get_world_size() - 1:
             os.kill(os.getpid(), signal.SIGSEGV)
         return real(engine, at, *arguments)
 
-    setattr(Engine, "step", step)
+    setattr(Engine, "launch", step)
 
 
 def worse_and_worse() -> None:

@@ -27,8 +27,8 @@ PATIENCE_SECONDS = 20.0
 POINTS = {
     "start": ("worker.train.session", "begin_attempt", "any"),
     "claimed": ("worker.train.resume", "list_commits", "any"),
-    "first batch": ("worker.train.engine", "Engine.step", "step 0"),
-    "mid-epoch": ("worker.train.engine", "Engine.step", "step 3"),
+    "first batch": ("worker.train.engine", "Engine.launch", "step 0"),
+    "mid-epoch": ("worker.train.engine", "Engine.launch", "step 3"),
     "snapshot": ("worker.checkpoint.host", "HostCopy.take", "any"),
     "mid-upload": ("worker.store.local", "LocalStore.put_stream", "checkpoints/ within"),
     "between parts and commit": ("worker.train.durable", "publish_commit", "any"),

@@ -30,7 +30,7 @@ from worker.report.status import read_status
 from worker.store import Store, open_store
 from worker.train import journal as journals
 from worker.train.journal import Journal, progress_name
-from worker.train.mistakes import MOST, Mistake, gather_worst, keep_worst, worst
+from worker.train.mistakes import MOST, Mistake, Worst, gather_worst
 from worker.train.progress import Step
 from worker.train.telemetry import Report, merged
 
@@ -133,15 +133,27 @@ def test_the_worst_of_all_batches_are_kept_in_order() -> None:
     logits[30] = -logits[30]  # right
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
-    kept: list[Mistake] = []
+    images[38] = 38
+    worst = Worst()
     for at in (0, 20):
         part = slice(at, at + 20)
-        ids = list(range(40))[part]
-        found = worst(losses[part], ids, logits[part], labels[part], images[part])
-        kept = keep_worst([*kept, *found])
+        ids = torch.arange(40)[part]
+        worst.add(losses[part], ids, logits[part], labels[part], images[part])
+    kept = worst.found()
     assert [mistake.id for mistake in kept] == [n for n in range(39, 0, -1) if n != 30][:MOST]
     assert all(mistake.label != mistake.predicted for mistake in kept)
     assert kept[0].confidence == pytest.approx(1)
+    assert kept[1].image.unique().tolist() == [38]
+
+
+def test_fewer_mistakes_than_are_kept_are_all_of_them() -> None:
+    labels = torch.zeros(3, dtype=torch.int64)
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    worst = Worst()
+    assert worst.found() == []
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    worst.add(torch.tensor([0.3, 1.3, 0.3]), torch.tensor([7, 8, 9]), logits, labels, images)
+    assert [mistake.id for mistake in worst.found()] == [8]
 
 
 def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path) -> None:

@@ -14,9 +14,10 @@ from worker.data.loader import Batch
 from worker.data.preprocessing import Preprocessing
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
+from worker.train.device import Mark, Uploader
 from worker.train.distributed import total
 from worker.train.engine import autocast
-from worker.train.mistakes import Mistake, keep_worst, worst
+from worker.train.mistakes import Mistake, Worst
 from worker.train.record import Confusion
 
 _TOP = 5
@@ -51,34 +52,53 @@ def evaluate(
     """
     model = learner.result
     device = next(model.parameters()).device
-    # Each rank has its own BatchNorm statistics; those of rank 0 are what is saved.
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    _share_buffers(model)
+    upload = Uploader(device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    mistakes: list[Mistake] = []
+    worst = Worst()
     model.eval()
+    before: Mark | None = None
     with torch.inference_mode(), autocast(learner, device):
         for batch in batches:
             if stopped():
                 break
-            images = batch.images.to(device, non_blocking=True)[batch.valid]
-            labels = batch.labels[batch.valid]
+            images, labels, ids = _sound(batch, upload)
             outputs = _logits(model, preprocessing.normalise(images))
-            here = labels.to(device)
             best = outputs.topk(min(_TOP, classes)).indices
-            losses = F.cross_entropy(outputs, here, reduction="none")
+            losses = F.cross_entropy(outputs, labels, reduction="none")
             sums[0] += losses.sum()
-            sums[1] += (best == here[:, None]).sum()
-            pairs = labels * classes + best[:, 0].cpu()
+            sums[1] += (best == labels[:, None]).sum()
+            pairs = labels * classes + best[:, 0]
             confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
-            ids = batch.ids[batch.valid.numpy()]
-            mistakes = keep_worst([*mistakes, *worst(losses, ids, outputs, labels, images)])
+            worst.add(losses, ids, outputs, labels, images)
+            # The device stays at work on this batch while the host waits for the one before it.
+            if before:
+                before.wait()
+            before = Mark(device)
+    confusion = confusion.cpu()
     dist.all_reduce(confusion)
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     if interrupted:
         return None
-    return _evaluation(confusion, loss, top5), confusion.numpy(), mistakes
+    return _evaluation(confusion, loss, top5), confusion.numpy(), worst.found()
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give all ranks the BatchNorm statistics of rank 0, which are those that are saved."""
+    if dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (uint8), labels and sample ids of what is sound of a batch, on the device."""
+    images, labels = upload(batch.images), upload(batch.labels)
+    ids = upload.index(torch.from_numpy(batch.ids))
+    if batch.valid.all():
+        return images, labels, ids
+    kept = upload.index(batch.valid.nonzero().flatten())
+    return images[kept], labels[kept], ids[kept]
 
 
 def _logits(model: nn.Module, images: Tensor) -> Tensor:

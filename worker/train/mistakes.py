@@ -2,12 +2,14 @@
 
 import base64
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchvision.transforms.functional import resize
@@ -33,37 +35,53 @@ class Mistake:
     image: Tensor
 
 
-def worst(
-    losses: Tensor, ids: Sequence[int], logits: Tensor, labels: Tensor, images: Tensor
-) -> list[Mistake]:
-    """Of a batch of n, those that are wrong and have the highest losses, most wrong first.
+class Worst:
+    """The samples of several batches that are wrong and have the highest losses.
 
-    `losses` [n], `logits` [n, classes] and `images` uint8 [n, 3, S, S] may be on any device,
-    `labels` [n] are on the CPU.
+    They stay on the device until the end: to look at each batch would stop the host every time.
     """
-    chances, predicted = logits.float().softmax(1).max(1)
-    losses, chances, predicted = (x.cpu() for x in (losses, chances, predicted))
-    found: list[Mistake] = []
-    for place in losses.argsort(descending=True).tolist():
-        if len(found) == MOST:
-            break
-        if predicted[place] != labels[place]:
-            found.append(
-                Mistake(
-                    float(losses[place]),
-                    int(ids[place]),
-                    int(labels[place]),
-                    int(predicted[place]),
-                    float(chances[place]),
-                    images[place].cpu().clone(),
-                )
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, ...] | None = None
+
+    def add(
+        self, losses: Tensor, ids: Tensor, logits: Tensor, labels: Tensor, images: Tensor
+    ) -> None:
+        """Look at a batch of n images; of equal losses the earlier counts as worse.
+
+        Args:
+            losses: The loss of each image, [n].
+            ids: Sample ids, int64 [n].
+            logits: Predictions, [n, classes].
+            labels: True classes, int64 [n].
+            images: What the model saw, uint8 [n, 3, S, S]; all on one device.
+        """
+        chances, predicted = logits.float().softmax(1).max(1)
+        scores = losses.float().masked_fill(predicted == labels, -math.inf)
+        batch = _first((scores, ids, labels, predicted, chances, images))
+        if self._kept:
+            pairs = zip(self._kept, batch, strict=True)
+            batch = _first(tuple(torch.cat(pair) for pair in pairs))
+        self._kept = batch
+
+    def found(self) -> list[Mistake]:
+        """The most wrong of all, most wrong first."""
+        if not self._kept:
+            return []
+        scores, ids, labels, predicted, chances, images = (kept.cpu() for kept in self._kept)
+        return [
+            Mistake(float(score), int(number), int(label), int(best), float(chance), image.clone())
+            for score, number, label, best, chance, image in zip(
+                scores, ids, labels, predicted, chances, images, strict=True
             )
-    return found
+            if score != -math.inf
+        ]
 
 
-def keep_worst(mistakes: Sequence[Mistake]) -> list[Mistake]:
-    """The most wrong of several batches."""
-    return heapq.nlargest(MOST, mistakes, key=_order)
+def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The rows with the highest values of the first column."""
+    order = columns[0].argsort(descending=True, stable=True)[:MOST]
+    return tuple(column[order] for column in columns)
 
 
 def gather_worst(mistakes: Sequence[Mistake], index: Index) -> list[dict[str, Any]]:
