@@ -93,6 +93,14 @@ class SampleReader:
         """For how many samples ahead reading makes sense: half of the memory that there is."""
         return self._cache.limit // 2 // self._mean_bytes
 
+    def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A number for the run that each sample lies in, one higher for the next of a shard."""
+        shards = np.searchsorted(self._ends, sample_ids, side="right")
+        found: npt.NDArray[np.int64] = (
+            shards + (sample_ids - self._starts[shards]) // self._per_run[shards]
+        )
+        return found
+
     def prefetch(self, sample_ids: npt.NDArray[np.int64]) -> None:
         """Start reading what these samples need, in the background, in their order."""
         shards = np.searchsorted(self._ends, sample_ids, side="right")

@@ -3,7 +3,6 @@
 Forked, since the parent has imported torch already and nothing in it uses a device or a thread.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -14,16 +13,16 @@ from collections.abc import Callable
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 
-from worker.errors import ExitCode, InfrastructureError, exit_code_of, most_fatal
+from worker.errors import InfrastructureError, exit_code_of, most_fatal
+from worker.forks import STOP_SIGNALS, cause_of, die_with
 from worker.launch.guard import exit_code, leave
 from worker.launch.topology import Spawn
 from worker.train.rank import Rank
-from worker.train.stop import STOP_SIGNALS, StopFlag
+from worker.train.stop import StopFlag
 
 log = logging.getLogger(__name__)
 
 _PEER_GRACE_SECONDS = 30.0
-_PR_SET_PDEATHSIG = 1
 
 RunRank = Callable[[Rank, socket.socket | None], None]
 """Runs one rank; rank 0 is given the socket on which the others will look for it."""
@@ -84,9 +83,7 @@ def _listen(spawn: Spawn) -> socket.socket:
 
 def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None) -> None:
     # A rank must not outlive its parent: it would train on as a second attempt that nobody sees.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(ExitCode.INFRASTRUCTURE)
+    die_with(parent)
     # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -105,7 +102,7 @@ def _wait(children: list[ForkProcess]) -> int:
             running.remove(child)
             status = child.exitcode or 0
             if status < 0:
-                log.error("%s was killed by %s%s", child.name, *_cause(-status))
+                log.error("%s was killed by %s", child.name, cause_of(-status))
             codes.append(exit_code_of(status))
             if deadline is None:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
@@ -116,13 +113,3 @@ def _wait(children: list[ForkProcess]) -> int:
                 child.join()
             break
     return most_fatal(codes)
-
-
-def _cause(number: int) -> tuple[str, str]:
-    """A signal's name, and what most often sends it."""
-    hints = {
-        signal.SIGKILL: ", as the kernel does when memory runs out (exit code 137 to a shell)",
-        signal.SIGSEGV: ", a crash in native code",
-        signal.SIGBUS: ", as happens when shared memory or scratch space runs out",
-    }
-    return signal.Signals(number).name, hints.get(signal.Signals(number), "")

@@ -24,14 +24,14 @@ from worker.model.export import check_exports
 from worker.model.weights import load_pretrained
 from worker.store import open_store
 from worker.store.traffic import listen
-from worker.train.distributed import process_group
+from worker.train.distributed import device_of, process_group
 from worker.train.find_rates import Sweep, sweep_rates
 from worker.train.job import Job, open_job, require_same_experiment
 from worker.train.progress import Progress
 from worker.train.rank import Rank
 from worker.train.session import Session
 from worker.train.stop import StopFlag
-from worker.train.supply import check_supply
+from worker.train.supply import Supply, check_supply
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,11 @@ def find_rates(
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
     rank = Rank(0, 1, 0, 1, "localhost", 0)
-    with process_group(rank, socket.create_server(("127.0.0.1", 0)), stop):
-        return job, sweep_rates(job, rank, steps, low, high, stop, advance)
+    with (
+        contextlib.closing(Supply(job, rank, device_of(rank))) as supply,
+        process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
+    ):
+        return job, sweep_rates(job, rank, supply, steps, low, high, stop, advance)
 
 
 def check_place(manifest: Manifest, gpus: int) -> None:
@@ -175,8 +178,9 @@ def _run_rank(
     progress = Progress(live and rank.rank == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
+        supply = stack.enter_context(contextlib.closing(Supply(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
-        session = Session(job, rank, stop, progress, say_last)
+        session = Session(job, rank, stop, progress, supply, say_last)
         listen(session.metrics)
         owner = Owner(job.manifest.job, job.output.uri)
         stack.enter_context(

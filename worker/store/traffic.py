@@ -1,7 +1,7 @@
 """What this process asks of its stores, told to the one that counts it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,6 +47,52 @@ def listen(listener: Listener) -> None:
 def listener() -> Listener:
     """The one that counts."""
     return _listener
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a process has told its listener; `retry` and `failure` have moved nothing."""
+
+    kind: str
+    operation: str
+    seconds: float = 0.0
+    size: int = 0
+
+
+class Recorder:
+    """Keeps what is told in a process whose parent counts."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def request(self, operation: str, seconds: float, size: int) -> None:
+        """See `Listener`."""
+        self._events.append(Event("request", operation, seconds, size))
+
+    def retry(self, operation: str) -> None:
+        """See `Listener`."""
+        self._events.append(Event("retry", operation))
+
+    def failure(self, operation: str) -> None:
+        """See `Listener`."""
+        self._events.append(Event("failure", operation))
+
+    def take(self) -> list[Event]:
+        """What was told since the last call."""
+        count = len(self._events)  # other threads may tell more meanwhile
+        taken, self._events[:count] = self._events[:count], []
+        return taken
+
+
+def replay(events: Iterable[Event]) -> None:
+    """Tell this process's listener what was told in another."""
+    for event in events:
+        if event.kind == "request":
+            _listener.request(event.operation, event.seconds, event.size)
+        elif event.kind == "retry":
+            _listener.retry(event.operation)
+        else:
+            _listener.failure(event.operation)
 
 
 @contextmanager

@@ -29,11 +29,6 @@ def device_of(rank: Rank) -> torch.device:
     return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
 
 
-def cores_per_rank(rank: Rank) -> int:
-    """CPU cores that this rank may count on, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // rank.local_world_size)
-
-
 @contextmanager
 def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Iterator[None]:
     """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.

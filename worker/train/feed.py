@@ -1,42 +1,52 @@
-"""The training batches of one rank, and how they are blended."""
+"""What one rank reads for training and evaluation, and how training batches are blended."""
 
-from collections.abc import Generator
+from collections.abc import Iterable
 
 import numpy as np
 
 from worker.data.augment import Augmentation
-from worker.data.loader import Batch, Loader
+from worker.data.loader import Prepare
 from worker.data.mix import Blend, draw_blend
-from worker.data.plan import EpochPlan, Ids, split
-from worker.data.preprocessing import Preprocessing
+from worker.data.plan import Ids, split
+from worker.data.work import Request, Work
 from worker.train.job import Job
 from worker.train.rank import Rank
 
-_EVALUATION_BATCH = 64
+TRAIN, VAL = "train", "val"
+_EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
 
 
 class Feed:
-    """Supplies what `Engine.step` needs, for any step of the job.
+    """Pure functions of the job and this rank, the same in each of its processes.
 
     Where batches are blended, each is `led` by the sample before its first.
     """
 
-    def __init__(self, job: Job, rank: Rank, loader: Loader) -> None:
+    def __init__(self, job: Job, rank: Rank, on_gpu: bool) -> None:
         settings, seed = job.manifest.data.augment, job.manifest.train.seed
         self._job = job
         self._rank = rank
-        self._loader = loader
         self._settings = settings
         self._augmentation = Augmentation(job.preprocessing, settings, seed)
+        self._evaluation_batch = _EVALUATION_BATCH_ON_GPU if on_gpu else _EVALUATION_BATCH
         self.led = int(bool(settings.mixup or settings.cutmix))
 
-    def batches(self, plan: EpochPlan, epoch: int, start: int) -> Generator[Batch]:
-        """This rank's parts of an epoch's global batches, from step `start` of it."""
-        return self._loader.batches(
-            (self._share(plan, step) for step in range(start, plan.steps)),
-            self._augmentation.prepare_for(epoch),
-            self._job.preprocessing.crop_size,
-        )
+    @property
+    def most_images(self) -> int:
+        """The size of the largest batch that this rank may read."""
+        batch_size = self._job.manifest.train.batch_size
+        share = -(-batch_size // self._rank.world_size) + self.led
+        return max(share, self._evaluation_batch)
+
+    def work(self, request: Request) -> Work:
+        """What a request means."""
+        if request.samples is None:
+            return Work(
+                self._training(request.epoch, request.start),
+                self._augmentation.prepare_for(request.epoch),
+                lead=self.led,
+            )
+        return Work(self._evaluation(request.samples), self._evaluated, in_order=True)
 
     def blend(self, step: int) -> Blend | None:
         """How global batch `step`, counted from the job's start, is blended."""
@@ -45,19 +55,24 @@ class Feed:
         side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
         return draw_blend(self._settings.mixup, self._settings.cutmix, side, seed, step)
 
-    def _share(self, plan: EpochPlan, step: int) -> Ids:
+    def _training(self, epoch: int, start: int) -> Iterable[Ids]:
+        """This rank's parts of an epoch's global batches, from step `start` of it."""
         rank, world_size = self._rank.rank, self._rank.world_size
-        ids = plan.batch(step, rank, world_size)
-        if not self.led or not len(ids):
-            return ids
-        whole = plan.batch(step)
-        return np.concatenate([whole[[split(len(whole), rank, world_size)[0] - 1]], ids])
+        plan = self._job.plan(epoch)
+        for step in range(start, plan.steps):
+            ids = plan.batch(step, rank, world_size)
+            if self.led and len(ids):
+                whole = plan.batch(step)
+                before = whole[[split(len(whole), rank, world_size)[0] - 1]]
+                ids = np.concatenate([before, ids])
+            yield ids
 
+    def _evaluation(self, samples: Iterable[int]) -> Iterable[Ids]:
+        ids = np.asarray(samples, dtype=np.int64)
+        size = self._evaluation_batch
+        return (ids[at : at + size] for at in range(0, len(ids), size))
 
-def evaluation_batches(loader: Loader, ids: Ids, preprocessing: Preprocessing) -> Generator[Batch]:
-    """These samples in order, as the weights' preset prepares them."""
-    return loader.batches(
-        (ids[at : at + _EVALUATION_BATCH] for at in range(0, len(ids), _EVALUATION_BATCH)),
-        lambda _: lambda place, image, out: preprocessing.evaluated(image, out),
-        preprocessing.crop_size,
-    )
+    def _evaluated(self, ids: Ids) -> Prepare:
+        """As the weights' preset prepares them."""
+        preprocessing = self._job.preprocessing
+        return lambda place, image, out: preprocessing.evaluated(image, out)

@@ -11,14 +11,16 @@ import torch
 
 from worker.charts import sparkline
 from worker.data.loader import Batch
+from worker.data.work import Request
 from worker.errors import ConfigurationError, StopRequested
 from worker.model.groups import RateGroup
 from worker.model.learner import build_learner
 from worker.model.optimizer import set_rates
 from worker.model.schedule import Factor
-from worker.train.distributed import cores_per_rank, device_of
+from worker.train.cores import cores_per_rank
+from worker.train.distributed import device_of
 from worker.train.engine import Engine
-from worker.train.feed import Feed
+from worker.train.feed import TRAIN
 from worker.train.job import Job
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
@@ -48,6 +50,7 @@ class Sweep:
 def sweep_rates(
     job: Job,
     rank: Rank,
+    supply: Supply,
     steps: int,
     low: float,
     high: float,
@@ -71,16 +74,14 @@ def sweep_rates(
     rates: list[float] = []
     losses: list[float] = []
     with ExitStack() as stack:
-        supply = stack.enter_context(closing(Supply(job.manifest.data, rank, device)))
-        loader = stack.enter_context(closing(supply.open(job.train, job.lanes)))
-        feed = Feed(job, rank, loader)
-        batches = stack.enter_context(closing(_endless(job, feed)))
+        supply.start()
+        batches = stack.enter_context(closing(_endless(job, supply)))
         for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
             if stop.requested:
                 raise StopRequested("stopped on request; nothing is kept of a sweep")
             rates.append(low * (high / low) ** (step / max(1, steps - 1)))
             set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
-            outcome = engine.step(step, batch, size, feed.blend(step))
+            outcome = engine.step(step, batch, size, supply.feed.blend(step))
             loss, _, counted = outcome.sums.tolist()
             losses.append(loss / counted if outcome.finite and counted else math.inf)
             advance(1)
@@ -130,11 +131,11 @@ def _released(group: RateGroup) -> RateGroup:
     return group if group.release is None else replace(group, release=0)
 
 
-def _endless(job: Job, feed: Feed) -> Generator[tuple[Batch, int]]:
+def _endless(job: Job, supply: Supply) -> Generator[tuple[Batch, int]]:
     """The job's batches with their global sizes, epoch after epoch."""
     for epoch in itertools.count():
         plan = job.plan(epoch)
-        with closing(feed.batches(plan, epoch, 0)) as batches:
+        with closing(supply.batches(Request(TRAIN, epoch))) as batches:
             for step, batch in enumerate(batches):
                 yield batch, plan.size(step)
 

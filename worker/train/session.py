@@ -8,22 +8,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import NoReturn
 
-import numpy as np
 import torch
 
-from worker.data.loader import Bad, Loader
+from worker.data.loader import Bad
 from worker.data.plan import split
+from worker.data.work import Request
 from worker.environment import stall_seconds
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
 from worker.train.agreement import Signals, agree
 from worker.train.attempt import Attempt
-from worker.train.distributed import cores_per_rank, device_of, meaningful_errors, total
+from worker.train.cores import cores_per_rank
+from worker.train.distributed import device_of, meaningful_errors, total
 from worker.train.durable import DurableState
 from worker.train.engine import Engine
 from worker.train.evaluation import Evaluation
-from worker.train.feed import Feed, evaluation_batches
+from worker.train.feed import TRAIN
 from worker.train.finish import finish
 from worker.train.job import Job
 from worker.train.journal import Journal, kept
@@ -51,12 +52,14 @@ class Session:
         rank: Rank,
         stop: StopFlag,
         progress: Progress,
+        supply: Supply,
         say_last: Callable[[int], None],
     ) -> None:
         self._job = job
         self._rank = rank
         self._stop = stop
         self._progress = progress
+        self._supply = supply
         self._say_last = say_last
         self._journal: Journal | None = None
         self._device = device_of(rank)
@@ -134,31 +137,24 @@ class Session:
             clip_norm,
             rank,
         )
-        with contextlib.ExitStack() as stack:
-            supply = stack.enter_context(contextlib.closing(Supply(data, rank, self._device)))
-            lanes = -(-job.lanes // rank.world_size)
-            loader = stack.enter_context(contextlib.closing(supply.open(job.train, lanes)))
-            self._feed = Feed(job, rank, loader)
-            self._validation: Validation | None = None
-            if job.val:
-                val_loader = stack.enter_context(contextlib.closing(supply.open(job.val, 1)))
-                self._validation = Validation(job, job.val, rank, val_loader, self._beat)
-            bad = Quarantine("data.train", job.train, data.error_budget)
-            telemetry = Telemetry(
-                self.metrics, self._attempt.journal, self._progress, job.total_steps
-            )
-            self._steps = Steps(self._attempt, self._engine, self._feed, bad, telemetry)
-            self._look_again(loader)
-            self._train()
+        self._supply.start()
+        self._validation: Validation | None = None
+        if job.val:
+            self._validation = Validation(job, job.val, rank, self._supply, self._beat)
+        bad = Quarantine("data.train", job.train, data.error_budget)
+        telemetry = Telemetry(self.metrics, self._attempt.journal, self._progress, job.total_steps)
+        self._steps = Steps(self._attempt, self._engine, self._supply.feed, bad, telemetry)
+        self._look_again()
+        self._train()
 
-    def _look_again(self, loader: Loader) -> None:
+    def _look_again(self) -> None:
         """Whether the samples that earlier attempts have left out are still bad."""
-        ids = np.array(self._attempt.state.bad_samples, dtype=np.int64)
-        if not len(ids):
+        ids = list(self._attempt.state.bad_samples)
+        if not ids:
             return
         start, stop = split(len(ids), self._rank.rank, self._rank.world_size)
         bad: list[Bad] = []
-        for batch in evaluation_batches(loader, ids[start:stop], self._job.preprocessing):
+        for batch in self._supply.batches(Request(TRAIN, samples=ids[start:stop])):
             bad += batch.bad
         self._steps.leave_out(bad)
 
@@ -172,7 +168,8 @@ class Session:
                 return
             epoch, start = divmod(state.step, job.steps_per_epoch)
             plan = job.plan(epoch)
-            with contextlib.closing(self._feed.batches(plan, epoch, start)) as batches:
+            request = Request(TRAIN, epoch, start)
+            with contextlib.closing(self._supply.batches(request)) as batches:
                 self._steps.run(plan, batches)
 
     def _end_epoch(self) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 
 from worker.environment import grace_seconds
 from worker.errors import ExitCode
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from worker.forks import STOP_SIGNALS
 
 _EXIT_SECONDS = 1.0  # what the way out takes after the last commit
 

@@ -4,7 +4,10 @@ Environment: `WORKER_LOADER_THREADS`, `WORKER_READ_MEMORY_MIB`, `WORKER_SCRATCH`
 `WORKER_SCRATCH_GIB`.
 """
 
+import functools
+import logging
 import os
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +15,26 @@ import torch
 
 from worker.data.cache import Cache, Scratch
 from worker.data.gpu import GpuDecoder, require_nvjpeg
-from worker.data.loader import Loader
+from worker.data.in_process import InProcess
+from worker.data.loader import Batch, Decoder, Loader
+from worker.data.part import Part
+from worker.data.processes import SLOTS, DecodeProcesses
 from worker.data.reader import SampleReader
+from worker.data.slots import Slots
+from worker.data.work import Batches, Request
 from worker.environment import number
 from worker.errors import ConfigurationError
 from worker.manifest import Data
-from worker.train.distributed import cores_per_rank
-from worker.train.job import Dataset
+from worker.train.cores import cores_per_rank
+from worker.train.feed import TRAIN, VAL, Feed
+from worker.train.job import Job
 from worker.train.rank import Rank
 
+log = logging.getLogger(__name__)
+
 SCRATCH_GIB = 10
+_THREADS_PER_PROCESS = 2
+"""Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +54,94 @@ def check_supply(data: Data, gpus: int) -> None:
         raise ConfigurationError("data.decoder: cuda needs a GPU, and there is none here")
 
 
+def processes_for(threads: int, lanes: int) -> int:
+    """How many processes decode with that many threads together, for a rank that reads `lanes`.
+
+    No more than there are lanes: two processes that share one would both fetch what lies in it.
+    """
+    return max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
+
+
 class Supply:
-    """One bound on memory and one scratch folder for all loaders of a rank."""
+    """The batches of one rank; to be made before this process starts CUDA or any thread."""
 
-    def __init__(self, data: Data, rank: Rank, device: torch.device) -> None:
-        settings = _settings()
-        threads = settings.threads
+    def __init__(self, job: Job, rank: Rank, device: torch.device) -> None:
+        self._job = job
+        self._rank = rank
+        self._device = device
+        self._settings = _settings()
+        threads = self._settings.threads
         self._threads = cores_per_rank(rank) if threads is None else threads
-        self._max_pixels = data.max_pixels
-        self._pin = device.type == "cuda"
-        self._decoder = None
-        if data.decoder == "cuda":
-            require_nvjpeg(device)
-            self._decoder = GpuDecoder(device, data.max_pixels)
-        self._cache = Cache(settings.memory)
-        self._scratch = None
-        if settings.scratch:
-            limit = settings.scratch_limit
-            self._scratch = Scratch(Path(settings.scratch), limit, rank.local_world_size)
+        self._lanes = -(-job.lanes // rank.world_size)
+        self.feed = Feed(job, rank, device.type == "cuda")
+        self._size = job.preprocessing.crop_size
+        self._batches: Batches | None = None
+        if self._threads and job.manifest.data.decoder == "cpu":
+            self._batches = self._fork()
 
-    def open(self, dataset: Dataset, lanes: int) -> Loader:
-        """A loader of one data set, which is read at `lanes` places at a time."""
-        reader = SampleReader(dataset.store, dataset.index, self._cache, self._scratch, lanes)
-        return Loader(reader, self._threads, self._max_pixels, self._pin, self._decoder)
+    def start(self) -> None:
+        """Do what needs the device; to be called once it is in use."""
+        if isinstance(self._batches, DecodeProcesses):
+            if self._device.type == "cuda":
+                try:
+                    self._batches.lock_pages()
+                except RuntimeError as error:
+                    log.warning("batches are copied to the GPU slowly: %s", error)
+            return
+        decoder = None
+        if self._job.manifest.data.decoder == "cuda":
+            require_nvjpeg(self._device)
+            decoder = GpuDecoder(self._device, self._job.manifest.data.max_pixels)
+        loaders = self._loaders(self._readers(1), self._threads, decoder)
+        self._batches = InProcess(loaders, self.feed.work, self._size)
+
+    def batches(self, request: Request) -> Generator[Batch]:
+        """See `Batches`."""
+        if not self._batches:
+            raise RuntimeError("start comes first")
+        return self._batches.batches(request)
 
     def close(self) -> None:
-        """End the background reads."""
-        self._cache.close()
+        """Stop reading."""
+        if self._batches:
+            self._batches.close()
+
+    def _fork(self) -> DecodeProcesses:
+        count = processes_for(self._threads, self._lanes)
+        slots = Slots(SLOTS, self.feed.most_images, self._size)
+        parts = [functools.partial(self._part, index, count, slots) for index in range(count)]
+        return DecodeProcesses(parts, self.feed.work, slots)
+
+    def _part(self, index: int, count: int, slots: Slots) -> Part:
+        """Part `index` of `count`, in its own process."""
+        readers = self._readers(count)
+        loaders = self._loaders(readers, -(-self._threads // count), None)
+        return Part(index, count, readers, loaders, self.feed.work, slots, self._size)
+
+    def _readers(self, processes: int) -> dict[str, SampleReader]:
+        """Readers in this process, one of several with one bound on memory and scratch."""
+        settings = self._settings
+        cache = Cache(settings.memory // processes)
+        scratch = None
+        if settings.scratch:
+            ranks = self._rank.local_world_size * processes
+            scratch = Scratch(Path(settings.scratch), settings.scratch_limit, ranks)
+        sets = {TRAIN: (self._job.train, -(-self._lanes // processes))}
+        if self._job.val:
+            sets[VAL] = (self._job.val, 1)
+        return {
+            name: SampleReader(dataset.store, dataset.index, cache, scratch, lanes)
+            for name, (dataset, lanes) in sets.items()
+        }
+
+    def _loaders(
+        self, readers: dict[str, SampleReader], threads: int, decoder: Decoder | None
+    ) -> dict[str, Loader]:
+        max_pixels, pin = self._job.manifest.data.max_pixels, self._device.type == "cuda"
+        return {
+            name: Loader(reader, threads, max_pixels, pin and not threads, decoder)
+            for name, reader in readers.items()
+        }
 
 
 def _settings() -> _Settings:

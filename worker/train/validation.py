@@ -4,33 +4,33 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
-from worker.data.loader import Bad, Batch, Loader
+from worker.data.loader import Bad, Batch
 from worker.data.plan import split
+from worker.data.work import Request
 from worker.errors import WorkerError
 from worker.model.learner import Learner
 from worker.train.evaluation import Evaluation, evaluate
-from worker.train.feed import evaluation_batches
+from worker.train.feed import VAL
 from worker.train.job import Dataset, Job
 from worker.train.mistakes import gather_worst
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
 from worker.train.record import Confusion
 from worker.train.stop import StopFlag
+from worker.train.supply import Supply
 
 
 class Validation:
     """One rank's share of the validation set; `bad` lists what could not be used of it."""
 
     def __init__(
-        self, job: Job, val: Dataset, rank: Rank, loader: Loader, beat: Callable[[], None]
+        self, job: Job, val: Dataset, rank: Rank, supply: Supply, beat: Callable[[], None]
     ) -> None:
         self._job = job
         self._index = val.index
-        self._loader = loader
+        self._supply = supply
         self._beat = beat
-        self._ids = np.arange(*split(val.index.samples, rank.rank, rank.world_size))
+        self._samples = range(*split(val.index.samples, rank.rank, rank.world_size))
         self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
         self.error: WorkerError | None = None
         """What has kept this rank from reading on in the last evaluation."""
@@ -46,7 +46,7 @@ class Validation:
         """
         self.error = None
         bad: list[Bad] = []
-        batches = evaluation_batches(self._loader, self._ids, self._job.preprocessing)
+        batches = self._supply.batches(Request(VAL, samples=self._samples))
         with contextlib.closing(batches):
             result = evaluate(
                 learner,
