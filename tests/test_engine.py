@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from tests.conftest import in_fresh_process
@@ -25,10 +26,12 @@ from worker.manifest import Manifest
 from worker.model.learner import Learner, build_learner
 from worker.train import engine as engine_module
 from worker.train.criterion import Criterion, class_weights
+from worker.train.device import Mark
 from worker.train.distributed import process_group
 from worker.train.engine import Engine
 from worker.train.evaluation import evaluate
 from worker.train.inputs import Inputs
+from worker.train.outcome import Outcome
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
@@ -345,6 +348,131 @@ def test_a_step_that_is_not_finite_changes_nothing(alone: None) -> None:
         for name, tensor in part.state_dict().items():
             assert torch.equal(tensor, kept[name]), name
     assert engine.step(2, batch(2, 0, 1), SIZES[2]).finite
+
+
+EVERYTHING = manifest_of(
+    [{"match": "*"}], {"ema": 0.9, "micro_batch": 5}, clip_norm=0.5, name="sgd"
+)
+
+
+@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_steps_queued_ahead_are_those_that_are_waited_for(settings: Manifest, alone: None) -> None:
+    """Whether the host waits for each step and whether the device decides changes no bit."""
+    found = []
+    for ahead, on_device in ((False, False), (True, False), (True, True)):
+        torch.manual_seed(0)
+        model = Small(most=99)
+        learner = learner_for(model, settings, release=1)
+        engine = engine_for(learner, ALONE, settings)
+        engine._decides_on_device = on_device
+        outcomes: list[Outcome | None] = []
+        for step in (0, 1, 2, 0, 1):
+            engine.launch(step, batch(step, 0, 1), SIZES[step])
+            if ahead:
+                outcomes.append(engine.settle())
+            engine.update()
+            if not ahead:
+                outcomes.append(engine.settle())
+        outcomes.append(engine.settle())
+        sums = [outcome.sums for outcome in outcomes if outcome]
+        assert len(sums) == 5
+        found.append((torch.stack(sums).tolist(), snapshot_of(learner, {})))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_what_is_queued_behind_a_step_that_is_not_finite(name: str, alone: None) -> None:
+    """The first step of all is left out on the device, and the next one trains as the first."""
+    settings = manifest_of([{"match": "*"}], {"ema": 0.9}, name=name)
+    weights = []
+    for broken in (False, True):
+        torch.manual_seed(0)
+        model = Small(most=99)
+        learner = learner_for(model, settings)
+        engine = engine_for(learner, ALONE, settings)
+        engine._decides_on_device = True
+        if broken:
+            hook = lambda _, inputs: (inputs[0] * float("nan"),)  # noqa: E731
+            handle = model.norm.register_forward_pre_hook(hook)
+            engine.launch(1, batch(1, 0, 1), SIZES[1])
+            engine.update()
+            handle.remove()
+        engine.launch(0, batch(0, 0, 1), SIZES[0])
+        left_out = engine.settle()
+        engine.update()
+        assert (left_out is not None and not left_out.finite) == broken
+        outcome = engine.settle()
+        assert outcome and outcome.finite
+        weights.append([tensor.clone() for tensor in learner.result.state_dict().values()])
+        weights[-1] += [tensor.clone() for tensor in model.state_dict().values()]
+    for one, two in zip(*weights, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_was_queued_can_be_abandoned(alone: None) -> None:
+    model = Small(most=99)
+    engine = engine_for(learner_for(model, PLAIN), ALONE, PLAIN)
+    engine.step(0, batch(0, 0, 1), SIZES[0])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    engine.launch(1, batch(1, 0, 1), SIZES[1])
+    engine.abandon()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would have the host wait for a GPU: numbers read, and numbers put there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "masked_select"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("blended", [False, True])
+def test_only_reading_a_step_waits_for_the_device(
+    blended: bool, settings: Manifest, alone: None
+) -> None:
+    engine = engine_for(learner_for(Small(most=99), settings), ALONE, settings)
+    engine._decides_on_device = True
+    engine._criterion = Criterion(0.1, (1.0,) * CLASSES)
+    mixed = blend(0) if blended else None
+    whole = batch(0, 0, 1, blended)
+    for _ in range(2):
+        engine.step(0, whole, SIZES[0], mixed)
+    with Waits() as waits:
+        engine.launch(0, whole, SIZES[0], mixed)
+        engine.update()
+    # On the CPU, where the batch comes from: whether all of it is valid, and what is.
+    assert waits.names == ["_local_scalar_dense", "nonzero"]
+    with Waits() as waits:
+        engine.settle()
+    assert 0 < len(waits.names) < 20  # the one copy, number by number
+
+
+def test_an_evaluation_waits_once_per_batch(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_for(Small(most=99), PLAIN)
+    marks: list[str] = []
+    monkeypatch.setattr(Mark, "wait", lambda self: marks.append("wait"))
+    batches = [batch(step, 0, 1) for step in (0, 1, 0, 1)]
+    evaluate(learner, batches[:1], PREPROCESSING, CLASSES, lambda: False)
+
+    def read(count: int) -> list[str]:
+        with Waits() as waits:
+            evaluate(learner, batches[:count], PREPROCESSING, CLASSES, lambda: False)
+        return waits.names
+
+    # On the CPU, where the batch comes from: its ids, whether all is valid, and what is.
+    of_one_batch = ["lift_fresh", "_local_scalar_dense", "nonzero"]
+    assert sorted(read(4)) == sorted(read(2) + 2 * of_one_batch)
+    assert len(marks) == 3 + 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

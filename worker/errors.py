@@ -5,7 +5,7 @@ The codes are an API for schedulers (README, "Exit codes").
 
 from collections.abc import Iterable
 from enum import IntEnum
-from signal import SIGKILL, SIGTERM
+from signal import SIGABRT, SIGKILL, SIGTERM
 
 
 class ExitCode(IntEnum):
@@ -84,13 +84,14 @@ _HUNG = (
 def exit_code_of(status: int) -> int:
     """Map a child's status (`-N` for a signal N, as in `subprocess`) to an exit code of ours.
 
-    SIGKILL (the OOM killer, a dead node) and SIGTERM come from outside, so they are 69; any other
-    signal is a crash of ours, 70.
+    SIGKILL (the OOM killer, a dead node) and SIGTERM come from outside, and SIGABRT from NCCL's
+    watchdog when a collective has timed out, so they are 69; any other signal is a crash of ours,
+    70.
     """
     if status > _SHELL:  # a shell in between has its own way to tell of a signal
         status = _SHELL - status
     if status < 0:
-        outside = -status in (SIGKILL, SIGTERM)
+        outside = -status in (SIGKILL, SIGTERM, SIGABRT)
         return ExitCode.INFRASTRUCTURE if outside else ExitCode.BUG
     if status == _HUNG:
         return ExitCode.INFRASTRUCTURE

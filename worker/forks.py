@@ -11,6 +11,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 _CAUSES = {
     signal.SIGKILL: ", as the kernel does when memory runs out (exit code 137 to a shell)",
+    signal.SIGABRT: ", as NCCL's watchdog does when a collective has timed out",
     signal.SIGSEGV: ", a crash in native code",
     signal.SIGBUS: ", as happens when shared memory or scratch space runs out",
 }

@@ -74,11 +74,14 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
 
 def _listen(spawn: Spawn) -> socket.socket:
     """The socket of the rendezvous; bound here, so that no other job can take the port."""
-    address = ("127.0.0.1", 0) if spawn.nodes == 1 else ("", spawn.master_port)
+    if spawn.nodes == 1:
+        return socket.create_server(("127.0.0.1", 0))
+    both = socket.has_dualstack_ipv6()  # nodes may have IPv6 alone
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        return socket.create_server(address)
+        return socket.create_server(("", spawn.master_port), family=family, dualstack_ipv6=both)
     except OSError as error:
-        raise InfrastructureError(f"MASTER_PORT {address[1]}: {error.strerror}") from None
+        raise InfrastructureError(f"MASTER_PORT {spawn.master_port}: {error.strerror}") from None
 
 
 def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None) -> None:

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from worker.environment import collective_seconds, rendezvous_seconds
 from worker.errors import ConfigurationError, InfrastructureError, StopRequested
+from worker.train.cuda import gpu_error, start_cuda
+from worker.train.interface import interface_to, is_loopback, own_address
 from worker.train.rank import Rank
 from worker.train.stop import StopFlag
 
@@ -42,11 +44,13 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     device = device_of(rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        start_cuda(device)
     try:
+        store = _open_rendezvous(rank, listener, stop)
+        _choose_interface(rank, store)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=_open_rendezvous(rank, listener, stop),
+            store=store,
             rank=rank.rank,
             world_size=rank.world_size,
             timeout=datetime.timedelta(seconds=collective_seconds()),
@@ -55,11 +59,15 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         raise InfrastructureError(
             f"no rendezvous at {rank.master_addr}:{rank.master_port}: {_first_line(error)}"
         ) from None
+    clean = False
     try:
         with meaningful_errors():
             yield
+        clean = True
     finally:
-        dist.destroy_process_group()
+        # NCCL waits for the others in it: a rank that fails alone would hang and lose its code.
+        if clean or device.type != "cuda":
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -75,6 +83,9 @@ def meaningful_errors() -> Iterator[None]:
                 "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
                 "a smaller data.image_size or train.micro_batch"
             ) from None
+        failure = gpu_error(error)
+        if failure:
+            raise failure from None
         raise
 
 
@@ -105,6 +116,25 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
         next(looks)
         met = shared.add("met", 0)
     return shared
+
+
+def _choose_interface(rank: Rank, store: Any) -> None:
+    """Have gloo listen where the other nodes can reach this one.
+
+    By the route to rank 0; a rank to which that name is this node itself takes the route to one
+    that sees it from outside, whose address is in the store.
+    """
+    if rank.world_size == rank.local_world_size or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    address = own_address(rank.master_addr, rank.master_port) or ""
+    outside = bool(address) and not is_loopback(address)
+    store.set(f"address {rank.rank}", address if outside else "")
+    others = (store.get(f"address {other}").decode() for other in range(rank.world_size))
+    target = address if outside else next(filter(None, others), "")
+    interface = interface_to(target) if target else None
+    if interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
 def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:

@@ -28,6 +28,7 @@ from worker.train.feed import TRAIN
 from worker.train.finish import finish
 from worker.train.job import Job
 from worker.train.journal import Journal, kept
+from worker.train.liveness import Liveness
 from worker.train.progress import Progress
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
@@ -38,7 +39,7 @@ from worker.train.stop import StopFlag
 from worker.train.supply import Supply
 from worker.train.telemetry import Telemetry
 from worker.train.validation import Validation
-from worker.train.watchdog import Watchdog
+from worker.train.watchdog import Watchdog, end_after
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,10 @@ class Session:
             self._attempt = self._begin(learner, resumed, journal, watchdog)
             stack.callback(self._attempt.durable.close)
             watchdog.beat()
+            liveness = Liveness(lambda gone: self._end_now(f"lost rank {gone}"))
+            stack.callback(liveness.abandon)
             self._train_on_data()
+            liveness.close()
             watchdog.close()
             finish(self._attempt)
 
@@ -113,6 +117,11 @@ class Session:
             journal,
             watchdog,
         )
+
+    def _end_now(self, text: str) -> None:
+        """End this process, whose main thread is stuck, with 69."""
+        log.error("%s", text)
+        end_after(lambda: self._end_stalled(InfrastructureError(text)))
 
     def _end_stalled(self, error: InfrastructureError) -> None:
         """What is to be said before the watchdog ends this process."""

@@ -1,11 +1,13 @@
 """Ends a rank that no longer gets anywhere, and shows where it stood."""
 
 import faulthandler
+import functools
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from worker.errors import ExitCode, InfrastructureError
 
@@ -54,9 +56,12 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(file=2)
                 text = f"rank {self._rank} has done nothing for {self._seconds:g} s"
-                thread = threading.Thread(
-                    target=self._say_last, args=(InfrastructureError(text),), daemon=True
-                )
-                thread.start()
-                thread.join(_LAST_WORD_SECONDS)
-                os._exit(ExitCode.INFRASTRUCTURE)
+                end_after(functools.partial(self._say_last, InfrastructureError(text)))
+
+
+def end_after(say_last: Callable[[], None]) -> NoReturn:
+    """End this process with 69 once `say_last` has returned, or a few seconds have passed."""
+    thread = threading.Thread(target=say_last, daemon=True)
+    thread.start()
+    thread.join(_LAST_WORD_SECONDS)
+    os._exit(ExitCode.INFRASTRUCTURE)

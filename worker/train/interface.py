@@ -1,0 +1,86 @@
+"""The network interface by which a node reaches the others.
+
+gloo listens on what the node's own name resolves to, which Debian's and Ubuntu's installers put at
+127.0.1.1: nodes with such a hosts file would never meet.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ROUTES, _ROUTES_6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
+_UP, _REJECT = 0x1, 0x200
+
+
+def own_address(host: str, port: int) -> str | None:
+    """The address of this node from which `host` is reached; None if the name does not resolve.
+
+    Nothing is sent.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return None
+    for family, kind, _, _, address in found:
+        with socket.socket(family, kind) as probe:
+            try:
+                probe.connect(address)
+            except OSError:
+                continue
+            return str(probe.getsockname()[0])
+    return None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this node can reach the address."""
+    return _parsed(address).is_loopback
+
+
+def interface_to(address: str) -> str | None:
+    """The interface by which the kernel's main table reaches an address; None if there is none."""
+    target = _parsed(address)
+    routes = _routes_6(_ROUTES_6) if target.version == 6 else _routes(_ROUTES)
+    best: tuple[int, int, str] | None = None
+    for network, metric, interface in routes:
+        if target in network:
+            found = network.prefixlen, -metric, interface
+            best = found if best is None or found[:2] > best[:2] else best
+    return best[2] if best else None
+
+
+def _parsed(address: str) -> Address:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed
+
+
+_Route = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int, str]
+
+
+def _routes(path: Path) -> Iterable[_Route]:
+    """Networks with metric and interface: hexadecimal in the machine's byte order."""
+    for line in _lines(path)[1:]:
+        interface, destination, _, flags, _, _, metric, mask, *_ = line.split()
+        if int(flags, 16) & _UP and not int(flags, 16) & _REJECT:
+            address, bits = (
+                int.from_bytes(bytes.fromhex(x), "little") for x in (destination, mask)
+            )
+            yield ipaddress.IPv4Network((address, bits.bit_count())), int(metric), interface
+
+
+def _routes_6(path: Path) -> Iterable[_Route]:
+    for line in _lines(path):
+        destination, prefix, _, _, _, metric, _, _, flags, interface = line.split()
+        if int(flags, 16) & _UP and not int(flags, 16) & _REJECT and interface != "lo":
+            network = ipaddress.IPv6Network((int(destination, 16), int(prefix, 16)))
+            yield network, int(metric, 16), interface
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
