@@ -15,6 +15,8 @@ class Signals:
     """A sample of the batch was bad."""
     due: bool = False
     """The time for a checkpoint has come."""
+    report: bool = False
+    """It is time to report on the steps."""
     flushing: bool = False
     """Records that lead to a checkpoint are still being written."""
     saving: bool = False
@@ -36,10 +38,8 @@ class Agreement:
     def result(self) -> Signals:
         """What all ranks have agreed on."""
         self._work.wait()
-        stop, bad, due, flushing, saving, late, fault = self._tensor.tolist()
-        return Signals(
-            bool(stop), bool(bad), bool(due), bool(flushing), bool(saving), bool(late), fault
-        )
+        *flags, fault = self._tensor.tolist()
+        return Signals(*map(bool, flags), fault)
 
 
 def agree(signals: Signals) -> Signals:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
+_SECONDS_PER_REPORT = 0.5  # at least, as a report is the one thing that lets a GPU run out of work
 _MOST_NOTED = 100  # of them in the history
 _MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
@@ -70,6 +71,7 @@ class Steps:
         )
         self._sums = torch.zeros(3, dtype=torch.float64)
         self._norms: Mapping[str, float] = {}
+        self._reported = -math.inf
         self._images = 0
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
@@ -86,7 +88,7 @@ class Steps:
             step = attempt.job.steps_per_epoch * (state.step // attempt.job.steps_per_epoch) + at
             fresh, agreed = self._step(step, plan.size(at), batches)
             left = at + 1 < plan.steps
-            reports = (step + 1) % self._report_every == 0 or not left
+            reports = (agreed.report and (step + 1) % self._report_every == 0) or not left
             saves = self._is_due(agreed, step + 1) and left and not agreed.saving
             if agreed.bad or reports or agreed.stop or saves:
                 self._finish()
@@ -124,6 +126,7 @@ class Steps:
                 attempt.durable.signals(),
                 bad=bool(fresh),
                 due=self._has_waited(),
+                report=time.monotonic() - self._reported >= _SECONDS_PER_REPORT,
             )
         )
         self._engine.launch(step, batch, size, self._feed.blend(step))
@@ -193,6 +196,7 @@ class Steps:
     def _report(self) -> None:
         """Tell the record, the metrics and the user what the steps since the last report gave."""
         job, done = self._attempt.job, self._attempt.state.step
+        self._reported = time.monotonic()
         loss, right, counted = total(*self._sums.tolist())
         self._sums.zero_()
         images, self._images = self._images, 0
