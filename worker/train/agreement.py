@@ -1,6 +1,6 @@
 """What all ranks agree on at every step: flags that count once any rank sets them."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -38,8 +38,10 @@ class Agreement:
     def result(self) -> Signals:
         """What all ranks have agreed on."""
         self._work.wait()
-        *flags, fault = self._tensor.tolist()
-        return Signals(*map(bool, flags), fault)
+        names = [field.name for field in fields(Signals)]
+        told = dict(zip(names, self._tensor.tolist(), strict=True))
+        fault = told.pop("fault")
+        return Signals(**{name: bool(flag) for name, flag in told.items()}, fault=fault)
 
 
 def agree(signals: Signals) -> Signals:
