@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ from worker.train.outcome import Outcome, Pending
 from worker.train.rank import Rank
 
 _PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
+
+_SYNC_BUFFERS = (  # torch has renamed it
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 class Engine:
@@ -169,9 +176,9 @@ class Engine:
         self._parallel = DistributedDataParallel(
             self.learner.model,
             device_ids=[self.device.index] if on_gpu else None,
-            # The statistics of rank 0 are those that count, and only when saved or evaluated.
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            # The statistics of rank 0 are those that count, and only when saved or evaluated.
+            **{_SYNC_BUFFERS: False},
             # Else it lays its buckets out anew after the first step, and gloo adds up in another
             # order from then on: a resumed run would differ in the last bit from three ranks up.
             find_unused_parameters=not on_gpu and self._rank.world_size > 2,
