@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,9 @@ from worker.train.rank import Rank
 
 _PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
 
-_SYNC_BUFFERS = (  # torch has renamed it
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+# torch has renamed it.
+_NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 
 class Engine:
@@ -178,7 +177,7 @@ class Engine:
             device_ids=[self.device.index] if on_gpu else None,
             gradient_as_bucket_view=True,
             # The statistics of rank 0 are those that count, and only when saved or evaluated.
-            **{_SYNC_BUFFERS: False},
+            **_NO_SYNC,
             # Else it lays its buckets out anew after the first step, and gloo adds up in another
             # order from then on: a resumed run would differ in the last bit from three ranks up.
             find_unused_parameters=not on_gpu and self._rank.world_size > 2,
