@@ -31,6 +31,7 @@ _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
 """One being waited for, those decoded beside it, and those that the rank still uses."""
 _CLOSE_SECONDS = 2.0
+_NICENESS = 10  # the thread that feeds the GPU goes first wherever cores are short
 
 
 class DecodeProcesses:
@@ -159,6 +160,7 @@ def _run(
     die_with(parent)
     for number in STOP_SIGNALS:  # the rank closes this process when it has stopped
         signal.signal(number, signal.SIG_IGN)
+    os.nice(_NICENESS)
     for other in others:  # else the end of the rank would not be seen on them
         other.close()
     serve(connection, open_part)

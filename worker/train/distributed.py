@@ -72,10 +72,17 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
 
 @contextmanager
 def meaningful_errors() -> Iterator[None]:
-    """Raise `InfrastructureError` for a lost rank, `ConfigurationError` for too little memory."""
+    """Raise `InfrastructureError` for a lost rank or a broken GPU, `ConfigurationError` for others.
+
+    Those are too little memory, and ranks that NCCL refuses.
+    """
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistBackendError) and "invalid usage" in str(error):
+            raise ConfigurationError(
+                f"NCCL refuses these ranks, as it does two on one GPU: {_first_line(error)}"
+            ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InfrastructureError(f"lost another rank: {_first_line(error)}") from None
         if isinstance(error, torch.OutOfMemoryError):
