@@ -38,6 +38,10 @@ def test_a_good_place_passes_and_nothing_is_left(
     assert {state for state, _ in table.values()} == {"ok"}
     assert table["credentials"][1] == "by env"
     assert table["ranks"][1] == "2 in all, 6 images of each batch"
+    assert re.fullmatch(
+        r"\d+ cores?; \d+ threads? in \d+ process(es)? to decode for each rank",
+        table["processors"][1],
+    )
     assert table["data.train"][1].startswith("52 samples of 2 classes in")
     assert "head classifier.3" in table["model"][1]
     assert table["output: put if absent"][1] == "the second of two is refused"
@@ -63,7 +67,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
-    assert "2 of 17 fail, 2 to know of" in ended.out
+    assert "2 of 18 fail, 2 to know of" in ended.out
 
 
 def test_a_bad_manifest_still_shows_the_place(run: Run, tmp_path: Path) -> None:

@@ -13,9 +13,13 @@ from worker.check.table import Caution
 from worker.environment import metrics_port, number, rendezvous_seconds
 from worker.errors import ConfigurationError
 from worker.launch.topology import Spawn, first_host
+from worker.logs import count
 from worker.metrics.gateway import Gateway
+from worker.train.cores import cores_of_node
+from worker.train.cuda import start_cuda
+from worker.train.interface import interface_to, is_loopback
 from worker.train.rank import Rank
-from worker.train.supply import SCRATCH_GIB
+from worker.train.supply import SCRATCH_GIB, decoding_of
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _NCCL_BYTES = 1 << 30
@@ -26,11 +30,18 @@ def probe_devices() -> str:
     gpus = torch.cuda.device_count()
     if not gpus:
         return "no GPU here; CPU ranks"
-    try:
-        return f"{gpus} of {torch.cuda.get_device_name(0)}"
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigurationError(f"{gpus} GPUs, but the driver cannot use them: {first}") from None
+    start_cuda(torch.device("cuda", 0))
+    return f"{gpus} of {torch.cuda.get_device_name(0)}"
+
+
+def probe_processors(place: Rank | Spawn | None, lanes: int) -> str:
+    """The cores that the ranks here may use, by affinity and cgroup, and how they decode."""
+    cores = cores_of_node()
+    if place is None:
+        return f"{count(cores, 'core')} here"
+    rank = place if isinstance(place, Rank) else place.ranks()[0]
+    each = " of each rank" if rank.local_world_size > 1 else ""
+    return f"{count(cores, 'core')}; {decoding_of(rank, lanes)}{each} will decode"
 
 
 def probe_rendezvous(place: Rank | Spawn | None) -> str:
@@ -52,7 +63,17 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
         raise Caution(
             f"{address} does not resolve yet; ranks will look for it for {rendezvous_seconds()} s"
         ) from None
-    return f"{address} is {found[0][4][0]}"
+    numeric = str(found[0][4][0])
+    return f"{address} is {numeric}{_by_interface(numeric)}"
+
+
+def _by_interface(address: str) -> str:
+    """By which interface gloo and NCCL will listen for the other nodes."""
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    if chosen:
+        return f", GLOO_SOCKET_IFNAME is {chosen}"
+    interface = None if is_loopback(address) else interface_to(address)
+    return f", by interface {interface}" if interface else ", which is this node"
 
 
 def probe_scratch() -> str:

@@ -10,12 +10,14 @@ import torch
 from worker.check.place import (
     probe_devices,
     probe_metrics,
+    probe_processors,
     probe_rendezvous,
     probe_scratch,
     probe_shared_memory,
 )
 from worker.check.storage import look_at_output, probe_credentials
 from worker.check.table import Table
+from worker.data.plan import default_lanes
 from worker.launch.start import check_place
 from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import count
@@ -63,6 +65,7 @@ class _Preflight:
             table.look("credentials", probe_credentials)
         table.look("devices", self._devices)
         table.look("ranks", self._topology)
+        table.look("processors", self._processors)
         table.look("rendezvous", lambda: probe_rendezvous(self._place))
         table.look("scratch", probe_scratch)
         table.look("shared memory", probe_shared_memory)
@@ -81,6 +84,14 @@ class _Preflight:
         if self._manifest and self._ranks is None:
             check_place(self._manifest, self._gpus)
         return found
+
+    def _processors(self) -> str:
+        if not self._manifest:
+            return probe_processors(None, 1)
+        lanes = self._manifest.data.shuffle.lanes
+        return probe_processors(
+            self._place, lanes or default_lanes(self._manifest.train.batch_size)
+        )
 
     def _topology(self) -> str:
         if self._ranks is None:

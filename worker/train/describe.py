@@ -27,6 +27,7 @@ def describe_outline(plan: Outline) -> str:
         "mixing": f"{plan.lanes} lanes, windows of {plan.window} images",
         "ranks": f"{plan.ranks}, {plan.batch_size // plan.ranks} images each; "
         f"shards read per epoch: {shards}",
+        "decoding": f"{plan.decoding} of each rank, if ranks run on this machine",
         "optimizer": _describe_optimizer(plan.settings),
         "settings": _describe_settings(plan.settings),
     }

@@ -3,8 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from worker.model.groups import Layout, RateGroup
 from worker.train.job import Dataset, Job
+from worker.train.rank import Rank
+from worker.train.supply import decoding_of
 
 _POINTS = 60
 _TINY_SHARE = 1e-4
@@ -54,6 +58,8 @@ class Outline:
     window: int
     ranks: int
     shards_per_rank: list[int]
+    decoding: str
+    """How each rank would decode on this machine."""
     settings: dict[str, Any]
     """Optimiser and training settings besides the groups, as in the manifest."""
     steps: list[int]
@@ -95,6 +101,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
         window=manifest.data.shuffle.window,
         ranks=ranks,
         shards_per_rank=[plan.shards(rank, ranks) for rank in range(ranks)],
+        decoding=str(decoding_of(Rank(0, ranks, 0, _ranks_here(ranks), "", 0), job.lanes)),
         settings={
             "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
             "train": manifest.train.model_dump(mode="json"),
@@ -108,6 +115,11 @@ def outline_job(job: Job, ranks: int) -> Outline:
         ],
         warnings=suspicions(job, layout, ranks),
     )
+
+
+def _ranks_here(ranks: int) -> int:
+    """How many of the ranks this machine would get: one per GPU, or all on the CPU."""
+    return min(ranks, torch.cuda.device_count() or ranks)
 
 
 def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:

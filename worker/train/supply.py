@@ -24,6 +24,7 @@ from worker.data.slots import Slots
 from worker.data.work import Batches, Request
 from worker.environment import number
 from worker.errors import ConfigurationError
+from worker.logs import count
 from worker.manifest import Data
 from worker.train.cores import cores_per_rank
 from worker.train.feed import TRAIN, VAL, Feed
@@ -62,6 +63,28 @@ def processes_for(threads: int, lanes: int) -> int:
     return max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How a rank decodes here: all its `threads`, in how many processes of its own."""
+
+    threads: int
+    processes: int
+
+    def __str__(self) -> str:
+        if not self.threads:
+            return "the training thread itself"
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{count(self.threads, 'thread')} in {processes}"
+
+
+def decoding_of(rank: Rank, lanes: int) -> Decoding:
+    """How this rank of a job with so many lanes would decode on this machine."""
+    chosen = _settings().threads
+    threads = cores_per_rank(rank) if chosen is None else chosen
+    own = -(-lanes // rank.world_size)
+    return Decoding(threads, processes_for(threads, own) if threads else 0)
+
+
 class Supply:
     """The batches of one rank; to be made before this process starts CUDA or any thread."""
 
@@ -70,13 +93,12 @@ class Supply:
         self._rank = rank
         self._device = device
         self._settings = _settings()
-        threads = self._settings.threads
-        self._threads = cores_per_rank(rank) if threads is None else threads
+        self._decoding = decoding_of(rank, job.lanes)
         self._lanes = -(-job.lanes // rank.world_size)
         self.feed = Feed(job, rank, device.type == "cuda")
         self._size = job.preprocessing.crop_size
         self._batches: Batches | None = None
-        if self._threads and job.manifest.data.decoder == "cpu":
+        if self._decoding.threads and job.manifest.data.decoder == "cpu":
             self._batches = self._fork()
 
     def start(self) -> None:
@@ -92,7 +114,7 @@ class Supply:
         if self._job.manifest.data.decoder == "cuda":
             require_nvjpeg(self._device)
             decoder = GpuDecoder(self._device, self._job.manifest.data.max_pixels)
-        loaders = self._loaders(self._readers(1), self._threads, decoder)
+        loaders = self._loaders(self._readers(1), self._decoding.threads, decoder)
         self._batches = InProcess(loaders, self.feed.work, self._size)
 
     def batches(self, request: Request) -> Generator[Batch]:
@@ -107,16 +129,17 @@ class Supply:
             self._batches.close()
 
     def _fork(self) -> DecodeProcesses:
-        count = processes_for(self._threads, self._lanes)
+        processes = self._decoding.processes
         slots = Slots(SLOTS, self.feed.most_images, self._size)
-        parts = [functools.partial(self._part, index, count, slots) for index in range(count)]
+        parts = [functools.partial(self._part, index, slots) for index in range(processes)]
         return DecodeProcesses(parts, self.feed.work, slots)
 
-    def _part(self, index: int, count: int, slots: Slots) -> Part:
-        """Part `index` of `count`, in its own process."""
-        readers = self._readers(count)
-        loaders = self._loaders(readers, -(-self._threads // count), None)
-        return Part(index, count, readers, loaders, self.feed.work, slots, self._size)
+    def _part(self, index: int, slots: Slots) -> Part:
+        """A part, in its own process."""
+        processes = self._decoding.processes
+        readers = self._readers(processes)
+        loaders = self._loaders(readers, -(-self._decoding.threads // processes), None)
+        return Part(index, processes, readers, loaders, self.feed.work, slots, self._size)
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
         """Readers in this process, one of several with one bound on memory and scratch."""
