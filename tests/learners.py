@@ -70,7 +70,7 @@ def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
     return (rate_group("*", lr, *(name for name, _ in model.named_parameters())),)
 
 
-def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytes]:
+def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]:
     """The parts of a checkpoint as they would be read back."""
     parts = take_snapshot(learner, HostCopy(), state)
-    return {name: b"".join(stream.pieces()) for name, stream in parts.items()}
+    return {name: bytearray(b"".join(stream.pieces())) for name, stream in parts.items()}

@@ -39,7 +39,7 @@ def test_a_good_place_passes_and_nothing_is_left(
     assert table["credentials"][1] == "by env"
     assert table["ranks"][1] == "2 in all, 6 images of each batch"
     assert re.fullmatch(
-        r"\d+ cores?; \d+ threads? in \d+ process(es)? to decode for each rank",
+        r"\d+ cores?; \d+ threads? in \d+ process(es)? of each rank will decode",
         table["processors"][1],
     )
     assert table["data.train"][1].startswith("52 samples of 2 classes in")

@@ -7,8 +7,9 @@ record does not exist.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need n
     from worker.checkpoint.tensors import Stream
 
 log = logging.getLogger(__name__)
+
+Parts = dict[str, bytearray]
+"""The parts of a checkpoint in memory, by name; tensors can be views of them."""
 
 COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
 _READ = 16 << 20
@@ -94,37 +98,57 @@ def list_commits(store: Store) -> list[CommitName]:
     return sorted((name for name in names if name), reverse=True)
 
 
-def read_commit(store: Store, name: CommitName) -> dict[str, bytes] | None:
-    """The parts of a checkpoint by name, or None (and a log line) where one is not as committed."""
+def read_commit(
+    store: Store, name: CommitName, beat: Callable[[], None] = lambda: None
+) -> Parts | None:
+    """The parts of a checkpoint by name, or None (and a log line) where one is not as committed.
+
+    Args:
+        store: The output of the job.
+        name: The checkpoint.
+        beat: Called for every few megabytes that have come in.
+    """
     try:
         record = json.loads(store.get(f"{COMMITS}{name}.json"))
         return {
-            part.name: _read_part(store, name, part)
+            part.name: _read_part(store, name, part, beat)
             for part in (Part(**entry) for entry in record["parts"])
         }
-    except (ObjectMissing, ValueError, KeyError, TypeError) as error:
+    except (ObjectMissing, ValueError, KeyError, TypeError, MemoryError) as error:
         log.warning("checkpoint %s is not valid (%s), trying an older one", name, error)
         return None
 
 
-def _read_part(store: Store, name: CommitName, part: Part) -> bytes:
+def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], None]) -> bytearray:
     """One part, compared with its digest while it comes in; read again once, as a line may err."""
     key = f"{CHECKPOINTS}{name}/{part.name}"
-    # One byte more than there should be, to see where there is more.
-    starts = range(0, part.bytes + 1, _READ)
 
     def read(start: int) -> bytes:
+        # One byte more than there should be, to see where there is more.
         return store.get(key, start, min(start + _READ, part.bytes + 1))
 
     for _ in range(2):
-        digest, pieces = hashlib.sha256(), []
-        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            for piece in pool.map(read, starts):
-                digest.update(piece)
-                pieces.append(piece)
+        digest, data, filled = hashlib.sha256(), bytearray(part.bytes), 0
+        for piece in _side_by_side(read, range(0, part.bytes + 1, _READ)):
+            beat()
+            digest.update(piece)
+            data[filled : filled + len(piece)] = piece
+            filled += len(piece)
         if digest.hexdigest() == part.sha256:
-            return b"".join(pieces)
+            return data
     raise ValueError(f"{part.name} was altered")
+
+
+def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
+    """Reads in order, a few at a time, of which no more are in memory."""
+    reading: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        for start in starts:
+            if len(reading) == _SIDE_BY_SIDE:
+                yield reading.popleft().result()
+            reading.append(pool.submit(read, start))
+        while reading:
+            yield reading.popleft().result()
 
 
 def delete_commit(store: Store, name: CommitName) -> None:

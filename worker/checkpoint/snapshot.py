@@ -8,12 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from worker.checkpoint.host import HostCopy
-from worker.checkpoint.tensors import Stream, stream_bytes, stream_tensors
+from worker.checkpoint.tensors import Stream, read_tensors, stream_bytes, stream_tensors
 from worker.model.learner import Learner
 from worker.model.weights import load_tensors
 
@@ -50,31 +49,33 @@ def stream_model(model: nn.Module) -> Stream:
     return stream_tensors(model.state_dict())
 
 
-def read_state(parts: Mapping[str, bytes]) -> dict[str, Any]:
+def read_state(parts: Mapping[str, bytearray]) -> dict[str, Any]:
     """The `state` that a snapshot was taken with."""
     state: dict[str, Any] = json.loads(parts[_STATE])
     del state[_SCALER]
     return state
 
 
-def restore_snapshot(parts: Mapping[str, bytes], learner: Learner) -> None:
+def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
     """Put everything back; a parameter without optimiser state (frozen until now) starts afresh.
 
-    A moving average that was asked for since starts from the model.
+    A moving average that was asked for since starts from the model. Raises `ValueError` before
+    anything is changed if a part is no file of tensors.
     """
-    tensors = _load(parts, _MODEL)
+    tensors, optimizer = _load(parts, _MODEL), _load(parts, _OPTIMIZER)
+    average = _load(parts, _AVERAGE) if f"{_AVERAGE}{_SUFFIX}" in parts else None
+    scaler = json.loads(parts[_STATE])[_SCALER]
     load_tensors(learner.model, tensors)
-    if learner.average and f"{_AVERAGE}{_SUFFIX}" in parts:
-        load_tensors(learner.average, _load(parts, _AVERAGE))
+    if learner.average and average:
+        load_tensors(learner.average, average)
     elif learner.average:
         load_tensors(learner.average.module, tensors)
-    scaler = json.loads(parts[_STATE])[_SCALER]
     if scaler:
         learner.scaler.load_state_dict(scaler)
-    _restore_optimizer(learner, _load(parts, _OPTIMIZER))
+    _restore_optimizer(learner, optimizer)
 
 
-def restore_result(parts: Mapping[str, bytes], learner: Learner) -> None:
+def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
     """Put back only what was evaluated: the average, or the model where none was asked for then."""
     if f"{_AVERAGE}{_SUFFIX}" in parts:
         tensors = _load(parts, _AVERAGE).items()
@@ -85,8 +86,8 @@ def restore_result(parts: Mapping[str, bytes], learner: Learner) -> None:
         load_tensors(learner.result, _load(parts, _MODEL))
 
 
-def _load(parts: Mapping[str, bytes], kind: str) -> dict[str, Tensor]:
-    return safetensors.torch.load(parts[f"{kind}{_SUFFIX}"])
+def _load(parts: Mapping[str, bytearray], kind: str) -> dict[str, Tensor]:
+    return read_tensors(parts[f"{kind}{_SUFFIX}"])
 
 
 def _restore_optimizer(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
@@ -126,9 +127,9 @@ def _fill_momentum(
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor in the memory format of its parameter, as the optimiser would have made it."""
+    """A copy in the memory format of its parameter, as the optimizer would have made it."""
     if tensor.shape != parameter.shape:
-        return tensor
+        return tensor.clone()
     return torch.empty_like(parameter, device="cpu", dtype=tensor.dtype).copy_(tensor)
 
 

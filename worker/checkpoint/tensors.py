@@ -1,7 +1,7 @@
-"""Tensors as a safetensors file that is never in memory as a whole.
+"""Tensors to and from safetensors files, without a second copy in memory.
 
 The format is https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header,
-the data. The library writes only what it holds at once, twice the size of a checkpoint.
+the data. The library writes only what it holds at once, and copies all that it reads.
 """
 
 import json
@@ -24,6 +24,9 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> Stream:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    head = struct.pack("<Q", len(text)) + text
+    head = _LENGTH.pack(len(text)) + text
 
     def pieces() -> Iterator[Piece]:
         yield head
@@ -63,3 +66,31 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> Stream:
             yield flat.view(torch.uint8).numpy().data
 
     return Stream(len(head) + end, pieces)
+
+
+def read_tensors(data: bytearray) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, each a view of `data`.
+
+    Raises `ValueError` if it is none, or has tensors of a type that is not written here.
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        start = _LENGTH.size + length
+        header = json.loads(data[_LENGTH.size : start])
+        header.pop("__metadata__", None)
+        return {name: _view(data, start, **entry) for name, entry in header.items()}
+    except (struct.error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"no safetensors file: {error}") from None
+
+
+def _view(
+    data: bytearray, start: int, dtype: str, shape: list[int], data_offsets: tuple[int, int]
+) -> Tensor:
+    first, end = data_offsets
+    kind = _DTYPES[dtype]
+    if not 0 <= first <= end <= len(data) - start:
+        raise ValueError(f"offsets {first} to {end} of {len(data) - start} bytes")
+    if first == end:
+        return torch.empty(shape, dtype=kind)
+    flat = torch.frombuffer(data, dtype=torch.uint8, count=end - first, offset=start + first)
+    return flat.view(kind).view(shape)

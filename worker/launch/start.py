@@ -89,7 +89,8 @@ def _train(
                 job.output.uri,
             )
         return 0
-    _load_weights(manifest, job)
+    if not isinstance(place, Rank) or place.rank == 0:  # who gives them to all others
+        _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _run_rank(job, rank, listener, board, stop, live, say_last)

@@ -2,11 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import torch.distributed as dist
 
 from worker.checkpoint.attempt import claim_attempt
 from worker.checkpoint.commit import CommitName, list_commits, read_commit
@@ -20,6 +18,7 @@ from worker.train.distributed import total
 from worker.train.job import Job, as_found, require_same_experiment
 from worker.train.outline import outline_job
 from worker.train.rank import Rank
+from worker.train.share import share_learner, shared, wait_for_rank_0
 from worker.train.state import State
 from worker.train.surroundings import show_surroundings, surroundings
 
@@ -37,44 +36,67 @@ class Resumed:
     """Whether another attempt has finished the job meanwhile."""
 
 
-def begin_attempt(job: Job, rank: Rank, learner: Learner, metrics: Metrics) -> Resumed:
-    """Claim an attempt and restore the newest checkpoint that every rank has read and verified.
+def begin_attempt(
+    job: Job, rank: Rank, learner: Learner, metrics: Metrics, beat: Callable[[], None]
+) -> Resumed:
+    """Claim an attempt and restore the newest checkpoint that is whole.
 
-    To be called by all ranks together.
+    Rank 0 reads and verifies it, and the others get it from there. To be called by all ranks
+    together; each calls `beat` while it waits.
     """
     facts = surroundings(rank, learner.precision)
     show_surroundings(facts, metrics)
     attempt = _claim(job, rank, facts)
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
-    found: list[Any] = [None, None]
+    found = _Found(State(), None, 0, False)
     if rank.rank == 0:
-        # After the claim: from here on an older attempt commits nothing more.
-        found = [list_commits(job.output), read_done(job.output)]
-    dist.broadcast_object_list(found)
-    commits, done = found
-    if done:
+        found = _restore(job, learner, metrics, beat)
+    wait_for_rank_0(beat)
+    found = shared(found)
+    if found.done:
         return Resumed(attempt, State(), None, True)
-    state, commit = State(), None
+    if found.commit or job.manifest.model.pretrained:
+        share_learner(learner)
+    metrics.step().set(found.state.step)
+    metrics.resume_step().set(found.state.step)
+    metrics.steps_lost().set(found.lost)
+    if rank.rank == 0:
+        _announce(job, rank, attempt, found.state.step, found.lost)
+    return Resumed(attempt, found.state, found.commit, False)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What rank 0 has found in the output: where the job stands, and the steps lost to that."""
+
+    state: State
+    commit: CommitName | None
+    lost: int
+    done: bool
+
+
+def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
+    # After the claim: from here on an older attempt commits nothing more.
+    commits = list_commits(job.output)
+    if read_done(job.output):
+        return _Found(State(), None, 0, True)
     for name in commits:
-        parts = read_commit(job.output, name)
-        if total(parts is not None)[0] == rank.world_size and parts is not None:
-            restore_snapshot(parts, learner)
-            state, commit = State.of(read_state(parts)), name
-            break
+        parts = read_commit(job.output, name, beat)
+        try:
+            if parts:
+                state = State.of(read_state(parts))
+                restore_snapshot(parts, learner)
+                return _Found(state, name, commits[0].step - state.step, False)
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("checkpoint %s cannot be read (%s), trying an older one", name, error)
         metrics.invalid_checkpoints().inc()
-    if commit is None and job.commits and job.manifest.model.pretrained:
+    if job.commits and job.manifest.model.pretrained:
         # With no checkpoint at all they have been loaded with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
-    lost = commits[0].step - state.step if commits else 0
-    metrics.step().set(state.step)
-    metrics.resume_step().set(state.step)
-    metrics.steps_lost().set(lost)
-    if rank.rank == 0:
-        _announce(job, rank, attempt, state.step, lost)
-    return Resumed(attempt, state, commit, False)
+    return _Found(State(), None, commits[0].step if commits else 0, False)
 
 
 def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:

@@ -75,7 +75,7 @@ class Session:
             watchdog = Watchdog(stall_seconds(), rank.rank, self._end_stalled)
             stack.callback(watchdog.close)
             learner = build_learner(job.backbone.model, job.groups, job.manifest, self._device)
-            resumed = begin_attempt(job, rank, learner, self.metrics)
+            resumed = begin_attempt(job, rank, learner, self.metrics, watchdog.beat)
             if resumed.done:
                 if rank.rank == 0:
                     log.info("job %s was done by another attempt meanwhile", job.manifest.job)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
-_SECONDS_PER_REPORT = 0.5  # at least, as a report is the one thing that lets a GPU run out of work
+_SECONDS_PER_REPORT = 0.5  # at least, on a GPU: a report is what lets it run out of work
 _MOST_NOTED = 100  # of them in the history
 _MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
@@ -72,6 +72,7 @@ class Steps:
         self._sums = torch.zeros(3, dtype=torch.float64)
         self._norms: Mapping[str, float] = {}
         self._reported = -math.inf
+        self._report_seconds = _SECONDS_PER_REPORT if engine.device.type == "cuda" else 0.0
         self._images = 0
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
@@ -126,7 +127,7 @@ class Steps:
                 attempt.durable.signals(),
                 bad=bool(fresh),
                 due=self._has_waited(),
-                report=time.monotonic() - self._reported >= _SECONDS_PER_REPORT,
+                report=time.monotonic() - self._reported >= self._report_seconds,
             )
         )
         self._engine.launch(step, batch, size, self._feed.blend(step))

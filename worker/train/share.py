@@ -1,0 +1,87 @@
+"""Giving all ranks what rank 0 has read from the store."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker.model.learner import Learner
+
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the optimizer's state: parameter, what it is to it, its shape and dtype."""
+
+    parameter: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def wait_for_rank_0(beat: Callable[[], None]) -> None:
+    """Return once rank 0 has come here, too; `beat` says meanwhile that this rank is well."""
+    work = dist.broadcast(torch.zeros(1), src=0, async_op=True)
+    while work and not work.is_completed():
+        beat()
+        time.sleep(_LOOK_SECONDS)
+    if work:
+        work.wait()
+
+
+def shared(value: Any) -> Any:
+    """A small value of rank 0, on all ranks."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def share_learner(learner: Learner) -> None:
+    """Bring the learners of all ranks to the state of rank 0's, over the devices' own links.
+
+    Weights, their moving average, the optimizer's state and the loss scale; reading them is left
+    to one rank, as the store is slower and everybody's.
+    """
+    if dist.get_world_size() == 1:
+        return
+    for tensor in learner.model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    if learner.average:
+        for tensor in learner.average.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    scaler = shared(learner.scaler.state_dict())
+    if scaler:
+        learner.scaler.load_state_dict(scaler)
+    _share_optimizer(learner)
+
+
+def _share_optimizer(learner: Learner) -> None:
+    parameters = dict(learner.model.named_parameters())
+    state = learner.optimizer.state
+    own = [
+        _Entry(name, kind, tuple(tensor.shape), tensor.dtype)
+        for name, parameter in parameters.items()
+        for kind, tensor in state.get(parameter, {}).items()
+        if isinstance(tensor, Tensor)
+    ]
+    entries: list[_Entry] = shared(own)
+    leads = dist.get_rank() == 0
+    if not leads:
+        state.clear()
+    for entry in entries:
+        parameter = parameters[entry.parameter]
+        if not leads:
+            state[parameter][entry.kind] = _like(parameter, entry)
+        dist.broadcast(state[parameter][entry.kind], src=0)
+
+
+def _like(parameter: Tensor, entry: _Entry) -> Tensor:
+    """Room for a tensor in the memory format of its parameter, as `restore_snapshot` makes it."""
+    if entry.shape == tuple(parameter.shape):
+        return torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)
+    return torch.empty(entry.shape, dtype=entry.dtype, device=parameter.device)
