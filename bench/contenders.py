@@ -188,34 +188,15 @@ def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
     os.environ["AWS_ENDPOINT_URL"] = ENDPOINT
     import torch
 
-    from worker.data.augment import Augmentation
-    from worker.data.cache import Cache
-    from worker.data.index import parse_address, read_index
-    from worker.data.loader import Loader
-    from worker.data.plan import EpochPlan
-    from worker.data.reader import SampleReader
-    from worker.manifest import Augment
+    from bench.decoding import Decoding
     from worker.memory import settle_memory
 
     ready()
 
     settle_memory(keep_freed=True)  # as `worker train` does
     torch.set_num_threads(1)
-    address = parse_address("s3://bucket/tars/")
-    index = read_index(address)
-    augmentation = Augmentation(preprocessing(), Augment(), seed=0)
-    cache = Cache(512 << 20)
-    with (
-        closing(cache),
-        closing(
-            Loader(SampleReader(address.store, index, cache, lanes=32), workers, 10**8)
-        ) as loader,
-    ):
-        for epoch in range(100):
-            plan = EpochPlan(index.counts, BATCH, 0, epoch)
-            first = int(plan.steps * position) if not epoch else 0
-            ids = (plan.batch(step) for step in range(first, plan.steps))
-            yield from loader.batches(ids, augmentation.prepare_for(epoch), 224)
+    with closing(Decoding("s3://bucket/tars/", workers, BATCH, preprocessing())) as decoding:
+        yield from decoding.batches(position)
 
 
 def bare() -> dict[str, float]:

@@ -1,0 +1,86 @@
+"""The product's decode processes over a data set, without a job around them."""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+from worker.data.augment import Augmentation
+from worker.data.cache import Cache
+from worker.data.index import parse_address, read_index
+from worker.data.loader import Batch, Loader
+from worker.data.part import Part
+from worker.data.plan import EpochPlan, Ids
+from worker.data.preprocessing import Preprocessing
+from worker.data.processes import SLOTS, DecodeProcesses
+from worker.data.reader import SampleReader
+from worker.data.slots import Slots
+from worker.data.work import Request, Work
+from worker.manifest import Augment
+from worker.train.supply import processes_for
+
+_LANES = 32
+_READ_MEMORY = 512 << 20
+
+
+class Decoding:
+    """Training batches of a data set, epoch after epoch.
+
+    To be made before this process starts a thread or CUDA.
+
+    Args:
+        uri: Where shards and index are.
+        threads: How many threads decode, in all processes together.
+        batch_size: Images of a batch.
+        preprocessing: Size and normalization of the images.
+        augment: Augmentation of the images.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        threads: int,
+        batch_size: int,
+        preprocessing: Preprocessing,
+        augment: Augment | None = None,
+    ) -> None:
+        address = parse_address(uri)
+        self._store, self._index = address.store, read_index(address)
+        self._batch_size = batch_size
+        self._size = preprocessing.crop_size
+        self._augmentation = Augmentation(preprocessing, augment or Augment(), seed=0)
+        self.processes = processes_for(threads, _LANES)
+        self._threads = -(-threads // self.processes)
+        self._slots = Slots(SLOTS, batch_size, self._size)
+        parts = [functools.partial(self._part, index) for index in range(self.processes)]
+        self._running = DecodeProcesses(parts, self._work, self._slots)
+
+    def batches(self, position: float = 0.0) -> Iterator[Batch]:
+        """All batches, without end, from a position (0 to 1) within the first epoch."""
+        steps = EpochPlan(self._index.counts, self._batch_size, 0, 0).steps
+        start = int(steps * position)
+        for epoch in range(10**6):
+            yield from self._running.batches(Request("train", epoch, start))
+            start = 0
+
+    def lock_pages(self) -> None:
+        """See `DecodeProcesses`."""
+        self._running.lock_pages()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._running.close()
+
+    def _work(self, request: Request) -> Work:
+        prepare_for = self._augmentation.prepare_for(request.epoch)
+        return Work(self._ids(request), prepare_for)
+
+    def _ids(self, request: Request) -> Iterable[Ids]:
+        plan = EpochPlan(self._index.counts, self._batch_size, 0, request.epoch)
+        return (plan.batch(step) for step in range(request.start, plan.steps))
+
+    def _part(self, index: int) -> Part:
+        cache = Cache(_READ_MEMORY // self.processes)
+        lanes = -(-_LANES // self.processes)
+        reader = SampleReader(self._store, self._index, cache, None, lanes)
+        loader = Loader(reader, self._threads, 10**8)
+        readers, loaders = {"train": reader}, {"train": loader}
+        return Part(index, self.processes, readers, loaders, self._work, self._slots, self._size)

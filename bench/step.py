@@ -1,0 +1,120 @@
+"""What a training step costs beside the model: the engine next to a bare loop, in turns.
+
+python -m bench.step [--images 64] [--rounds 200]
+
+The model is 53 convolutions with BatchNorm, as many as ResNet-50 has, of a single pixel, so that
+the model itself costs little and what surrounds it can be seen.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+
+from tests.learners import ALONE, CPU, batch_of, everything, manifest_of
+from worker.data.preprocessing import Preprocessing
+from worker.manifest import Manifest
+from worker.memory import settle_memory
+from worker.model.learner import build_learner
+from worker.train.agreement import Agreement, Signals
+from worker.train.criterion import Criterion
+from worker.train.engine import Engine
+
+_LAYERS, _WIDTH, _CLASSES, _SIDE = 53, 16, 100, 8
+_PREPROCESSING = Preprocessing(_SIDE, _SIDE, (0.5,) * 3, (0.2,) * 3, InterpolationMode.BILINEAR)
+
+
+class Tall(nn.Module):
+    """Many layers of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, _WIDTH, _SIDE)
+        self.body = nn.Sequential(
+            *(
+                layer
+                for _ in range(_LAYERS)
+                for layer in (nn.Conv2d(_WIDTH, _WIDTH, 1, bias=False), nn.BatchNorm2d(_WIDTH))
+            )
+        )
+        self.head = nn.Linear(_WIDTH, _CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, [N, classes]."""
+        logits: Tensor = self.head(self.body(self.stem(images)).flatten(1))
+        return logits
+
+
+def bare(images: int) -> Callable[[int], None]:
+    """A step without anything around it."""
+    model = Tall().to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    inputs = torch.randn(images, 3, _SIDE, _SIDE).to(memory_format=torch.channels_last)
+    labels = torch.arange(images) % _CLASSES
+
+    def step(_: int) -> None:
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ours(images: int, manifest: Manifest) -> Callable[[int], None]:
+    """The stages of a step as training takes them, with what ranks agree on beside it."""
+    model = Tall()
+    learner = build_learner(model, everything(model, 1e-3), manifest, CPU)
+    engine = Engine(
+        learner, _PREPROCESSING, Criterion(), manifest.train, manifest.optimizer.clip_norm, ALONE
+    )
+    batch = batch_of(images, _SIDE, _CLASSES)
+
+    def step(number: int) -> None:
+        agreement = Agreement()
+        agreement.propose(Signals())
+        engine.launch(number, batch, images)
+        agreement.result()
+        engine.settle()
+        engine.update()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=200)
+    options = parser.parse_args()
+    settle_memory(keep_freed=True)  # as `worker train` does
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    groups = [{"match": "*"}]
+    steps = {
+        "bare loop": bare(options.images),
+        "engine": ours(options.images, manifest_of(groups, name="adamw")),
+        "with ema and clipping": ours(
+            options.images, manifest_of(groups, {"ema": 0.99}, name="adamw", clip_norm=1.0)
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(options.rounds):
+        for name, step in steps.items():
+            began = time.thread_time()
+            step(number)
+            times[name].append(time.thread_time() - began)
+    least = statistics.median(times["bare loop"][10:])
+    for name in steps:
+        median = statistics.median(times[name][10:])
+        more = (median - least) * 1e3
+        print(f"{name:<22} {median * 1e3:6.2f} ms  {more:+.2f} ms")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
