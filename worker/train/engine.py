@@ -98,7 +98,7 @@ class Engine:
             self._probes -= len(inputs.labels) >= self._share
             self._fit_into_memory(inputs)
         # Keyed by step, so that dropout needs no state in a checkpoint.
-        torch.manual_seed(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
+        self._seed_generators(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
         moved = time.monotonic()
         sums = self._accumulate(inputs, global_count)
         norm, norms = self._gradient_norms()
@@ -205,6 +205,12 @@ class Engine:
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
 
+    def _seed_generators(self, seed: int) -> None:
+        """Seed what a step draws from; `torch.manual_seed` seeds more, in up to a millisecond."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+
     def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
         """The context in which gradients add up on this rank alone."""
         parallel = self._parallel
@@ -220,7 +226,8 @@ class Engine:
         for group in learner.optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
-                norms[group["name"]] = nn.utils.get_total_norm(gradients)
+                parts = torch._foreach_norm(gradients)
+                norms[group["name"]] = torch.linalg.vector_norm(torch.stack(parts))
         return torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms
 
     def _apply(self, usable: Tensor) -> None:
