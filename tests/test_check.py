@@ -187,7 +187,7 @@ def test_compile_needs_a_compiler(
     for command in ("check", "train"):
         ended = run(command, write(job))
         assert ended.code == 78
-        assert "train.compile: needs a C compiler" in ended.out + ended.err
+        assert "train.compile: needs a compiler" in ended.out + ended.err
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from worker.errors import ConfigurationError
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
 from worker.manifest import Manifest
-from worker.model.learner import Learner, build_learner
+from worker.model.learner import Learner, build_learner, precision_on
 from worker.train import engine as engine_module
 from worker.train.criterion import Criterion, class_weights
 from worker.train.device import Mark
@@ -552,3 +552,15 @@ def test_a_loss_that_is_not_finite_is_no_overflow_of_fp16(alone: None) -> None:
     outcome = engine.step(0, batch(0, 0, 1), SIZES[0])
     assert not outcome.finite
     assert outcome.sums.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("real", "expected"), [(True, torch.bfloat16), (False, torch.float16)], ids=["H100", "V100"]
+)
+def test_auto_is_the_fast_precision_of_the_device(
+    real: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real)
+    assert precision_on(torch.device("cuda", 0), "auto") is expected
+    assert precision_on(torch.device("cuda", 0), "fp32") is None
+    assert precision_on(torch.device("cpu"), "auto") is None

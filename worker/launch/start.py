@@ -5,7 +5,9 @@ import logging
 import os
 import shutil
 import socket
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -36,7 +38,7 @@ from worker.train.supply import Supply, check_supply
 log = logging.getLogger(__name__)
 
 _LOW, _HIGH = 1e-3, 1e2
-_COMPILERS = ("cc", "gcc", "clang")
+_C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
 def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
@@ -135,14 +137,24 @@ def check_place(manifest: Manifest, gpus: int) -> None:
     check_environment()
     check_supply(manifest.data, gpus)
     check_exports(manifest.final)
-    if manifest.train.compile and not any(map(shutil.which, _COMPILERS)):
-        raise ConfigurationError(
-            "train.compile: needs a C compiler (cc, gcc, clang), and there is none here, as in the "
-            "image as shipped; remove it, or build the image on a BASE that has one"
-        )
+    if manifest.train.compile:
+        _require_compiler(gpus)
     if manifest.train.sync_batch_norm and not gpus:
         raise ConfigurationError(
             "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
+        )
+
+
+def _require_compiler(gpus: int) -> None:
+    """What `torch.compile` builds with: C++ on CPUs, and C with Python's headers on GPUs."""
+    compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
+    lacking = "" if any(map(shutil.which, compilers)) else f"a compiler ({', '.join(compilers)})"
+    if not lacking and gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lacking = "Python.h (python3-dev)"
+    if lacking:
+        raise ConfigurationError(
+            f"train.compile: needs {lacking}, and there is none here, as in the image as shipped; "
+            "remove it, or build the image on a BASE that has one"
         )
 
 

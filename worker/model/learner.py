@@ -53,8 +53,10 @@ def build_learner(
 
 def precision_on(device: torch.device, setting: str) -> torch.dtype | None:
     """The dtype that `train.precision` means on this device; None for fp32."""
+    if setting == "auto" and device.type == "cuda":
+        # Older GPUs emulate bf16, slower than fp32, and have fast fp16.
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else torch.float16
     if setting == "auto":
-        # Older GPUs emulate it, slower than fp32.
-        real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if real else None
+        return None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[setting]

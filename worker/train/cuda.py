@@ -22,6 +22,9 @@ def start_cuda(device: torch.device) -> None:
     except (RuntimeError, AssertionError) as error:
         raise _cannot_start(device, _first_line(error)) from None
     _name_of(device)  # while it can be asked
+    # By torch's defaults fp32 is TF32 in convolutions and not in matrix products.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def gpu_error(error: Exception) -> WorkerError | None:

@@ -1,14 +1,17 @@
 """What an attempt runs on: for its record, its metrics and whoever wonders a year later."""
 
+import contextlib
 import os
 import platform
 from typing import Any
 
+import pynvml
 import torch
 import torchvision
 
 import worker
 from worker.metrics.registry import Metrics
+from worker.train.cores import cores_of_node
 from worker.train.rank import Rank
 
 _SCHEDULERS = {
@@ -39,14 +42,30 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "scheduler": next((s for name, s in _SCHEDULERS.items() if name in os.environ), "none"),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "device_bytes": torch.cuda.get_device_properties(0).total_memory if on_gpu else None,
+        **_device_facts(on_gpu),
         "backend": "nccl" if on_gpu else "gloo",
         "precision": str(precision or torch.float32).removeprefix("torch."),
         "world_size": rank.world_size,
         "nodes": -(-rank.world_size // rank.local_world_size),
         "ranks_per_node": rank.local_world_size,
-        "cores_per_node": len(os.sched_getaffinity(0)),
+        "cores_per_node": cores_of_node(),
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+    }
+
+
+def _device_facts(on_gpu: bool) -> dict[str, Any]:
+    """This rank's device: by its UUID an operator finds it when it turns out to be broken."""
+    if not on_gpu:
+        return {"device_bytes": None, "device_uuid": None, "driver": None}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = None
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+    return {
+        "device_bytes": properties.total_memory,
+        "device_uuid": f"GPU-{properties.uuid}",
+        "driver": driver,
     }
 
 
