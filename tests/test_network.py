@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import in_fresh_process
-from worker.errors import ConfigurationError, InfrastructureError
+from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
-from worker.train import cuda, interface
+from worker.train import cuda, distributed, interface
 from worker.train.distributed import meaningful_errors, process_group
 from worker.train.interface import interface_to, is_loopback, own_address
 from worker.train.liveness import Liveness
@@ -238,6 +238,23 @@ def test_a_gpu_that_fails_in_training_is_infrastructure(monkeypatch: pytest.Monk
         meaningful_errors(),
     ):
         raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+
+def test_a_rank_that_fails_alone_on_a_gpu_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's farewell would wait for the others, and the rank's own exit code would be lost."""
+    left: list[str] = []
+    monkeypatch.setattr(distributed, "device_of", lambda rank: torch.device("cuda", 0))
+    monkeypatch.setattr(distributed, "start_cuda", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **named: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    rank = Rank(0, 1, 0, 1, "localhost", 0)
+    ended = pytest.raises(DataError)
+    with ended, process_group(rank, socket.create_server(("127.0.0.1", 0)), StopFlag()):
+        raise DataError("too many bad samples")
+    assert not left
+    with process_group(rank, socket.create_server(("127.0.0.1", 0)), StopFlag()):
+        pass
+    assert left == ["left"]
 
 
 def test_ranks_that_nccl_refuses_are_configuration() -> None:
