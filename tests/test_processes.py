@@ -172,6 +172,37 @@ def test_a_request_may_be_broken_off(dataset: Path) -> None:
     in_fresh_process(break_off, f"{dataset}/train")
 
 
+def dawdle(reader: SampleReader) -> None:
+    """A sample of the fifth batch of five, the last that there is room for, takes long to read."""
+    read, count = reader.read, itertools.count()
+
+    def slow(number: int) -> object:
+        sample = read(number)
+        time.sleep(1.0 if next(count) == 21 else 0.0)
+        return sample
+
+    reader.read = slow  # type: ignore[method-assign, assignment]
+
+
+def break_off_and_compare(uri: str) -> None:
+    reading = Reading(uri)
+    alone = InProcess({"train": Loader(open_reader(uri), 0, 10**6)}, reading.resolve, 24)
+    with processes(reading, 1, dawdle) as running:
+        batches = running.batches(Request("train", samples=range(50)))
+        next(batches)
+        time.sleep(0.2)
+        batches.close()
+        found = []
+        for batch in running.batches(Request("train")):
+            time.sleep(0.3)
+            found.append(Batch(batch.images.clone(), batch.labels.clone(), batch.ids, batch.valid))
+        require_same(found, list(alone.batches(Request("train"))))
+
+
+def test_nothing_of_a_request_that_was_broken_off_is_in_the_next(dataset: Path) -> None:
+    in_fresh_process(break_off_and_compare, f"{dataset}/train")
+
+
 def lose_store(reader: SampleReader) -> None:
     read = reader.read
 

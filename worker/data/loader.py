@@ -8,7 +8,7 @@ processes (`worker.data.processes`) with a few threads each.
 import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -113,12 +113,14 @@ class Loader:
             batches_of_ids: The sample ids of each batch.
             prepare_for: Gives what prepares the images of a batch.
             size: Side of the images in pixels.
-            allocate: Makes the batch to write into; by default in memory of its own.
+            allocate: Makes the batch to write into; by default in memory of its own. Where memory
+                is used again, nothing is being written to it any more once this has ended.
             places_of: Which places of a batch to fill; by default all.
 
         Raises:
             WorkerError: What the store raises, at the batch that it belongs to.
         """
+        reused = allocate is not None
         allocate = allocate or (lambda ids: Batch.of_size(ids, size, self._pin))
         places_of = places_of or (lambda ids: np.arange(len(ids)))
         upcoming = iter(batches_of_ids)
@@ -146,9 +148,10 @@ class Loader:
                     return
                 yield _finish(*decoding.popleft())
         finally:
-            for _, futures in decoding:
-                for future in futures:
-                    future.cancel()
+            futures = [future for _, started in decoding for future in started]
+            running = [future for future in futures if not future.cancel()]
+            if reused:
+                wait(running)
 
     def close(self) -> None:
         """End the threads."""
