@@ -65,3 +65,6 @@ def test_a_rank_gets_its_share_and_at_least_one(
     assert cores_per_rank(Rank(0, 1, 0, 1, "localhost", 0)) == 4
     assert cores_per_rank(Rank(0, 2, 0, 2, "localhost", 0)) == 2
     assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0)) == 1
+    # Slurm has bound the task to cores that no other rank has.
+    assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0, cores=3)) == 3
+    assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0, cores=16)) == 4

@@ -214,6 +214,11 @@ DRIVER_OLD = "The NVIDIA driver on your system is too old (found version 12020).
         ),
         ("CUDA error: invalid device ordinal", InfrastructureError, "CUDA cannot start.*ordinal"),
         (
+            "CUDA driver initialization failed, you might not have a CUDA gpu.",
+            InfrastructureError,
+            "initialization failed",
+        ),
+        (
             "CUDA error: unknown error\nCompile with",
             InfrastructureError,
             "error; dmesg may say why",
@@ -238,6 +243,11 @@ def test_a_gpu_that_fails_in_training_is_infrastructure(monkeypatch: pytest.Monk
         meaningful_errors(),
     ):
         raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+
+def test_an_assertion_on_the_device_is_a_bug() -> None:
+    with pytest.raises(torch.AcceleratorError), meaningful_errors():
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
 
 def test_a_rank_that_fails_alone_on_a_gpu_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,14 @@ def read_commit(
             part.name: _read_part(store, name, part, beat)
             for part in (Part(**entry) for entry in record["parts"])
         }
-    except (ObjectMissing, ValueError, KeyError, TypeError, MemoryError) as error:
+    except (
+        ObjectMissing,
+        ValueError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
         log.warning("checkpoint %s is not valid (%s), trying an older one", name, error)
         return None
 

@@ -127,10 +127,10 @@ def _fill_momentum(
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A copy in the memory format of its parameter, as the optimizer would have made it."""
+    """A copy beside its parameter in its memory format, as the optimizer would have made it."""
     if tensor.shape != parameter.shape:
         return tensor.clone()
-    return torch.empty_like(parameter, device="cpu", dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _optimizer_tensors(learner: Learner) -> dict[str, Tensor]:

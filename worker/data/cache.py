@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _FETCHES = 8
 _FREED = 0.2  # share of scratch that is freed when it is full
+_LEAST_STEP = 8 << 20
 _PATIENCE_SECONDS = 60.0  # until a full folder is looked at again
 
 
@@ -34,13 +35,13 @@ class Cache:
     Besides those it holds at most one load per thread. A load that fails is not kept.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, threads: int = _FETCHES) -> None:
         self.limit = limit
         self._lock = threading.Lock()
         self._items: OrderedDict[Hashable, Future[Sized]] = OrderedDict()
         self._sizes: dict[Hashable, int] = {}  # of those that are loaded
         self._bytes = 0
-        self._pool = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
 
     def get(
         self,
@@ -118,7 +119,8 @@ class Scratch:
     def __init__(self, folder: Path, limit: int, ranks: int) -> None:
         self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
         self._limit = limit
-        self._step = int(limit * _FREED / ranks)  # between looks all ranks together stay below
+        # Between looks all ranks together stay below it; a run has to fit, however many they are.
+        self._step = max(int(limit * _FREED / ranks), min(_LEAST_STEP, limit // 4))
         self._began = time.time()
         self._lock = threading.Lock()
         self._room = 0

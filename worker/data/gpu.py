@@ -85,4 +85,7 @@ class GpuDecoder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
+            if self.device.type == "cuda":
+                # Those that it had begun are still being written, on a stream of its own.
+                torch.cuda.synchronize(self.device)
             return []

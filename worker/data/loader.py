@@ -96,6 +96,7 @@ class Loader:
         self._pin = pin_memory and decoder is None
         self._decoder = decoder
         # One thread feeds a GPU, on a stream of its own.
+        self._running: list[Future[None]] = []
         workers = 1 if decoder else threads
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", _be_one_of_many)
 
@@ -113,14 +114,13 @@ class Loader:
             batches_of_ids: The sample ids of each batch.
             prepare_for: Gives what prepares the images of a batch.
             size: Side of the images in pixels.
-            allocate: Makes the batch to write into; by default in memory of its own. Where memory
-                is used again, nothing is being written to it any more once this has ended.
+            allocate: Makes the batch to write into; by default in memory of its own. Memory that is
+                used again is free only after `drain`.
             places_of: Which places of a batch to fill; by default all.
 
         Raises:
             WorkerError: What the store raises, at the batch that it belongs to.
         """
-        reused = allocate is not None
         allocate = allocate or (lambda ids: Batch.of_size(ids, size, self._pin))
         places_of = places_of or (lambda ids: np.arange(len(ids)))
         upcoming = iter(batches_of_ids)
@@ -149,9 +149,11 @@ class Loader:
                 yield _finish(*decoding.popleft())
         finally:
             futures = [future for _, started in decoding for future in started]
-            running = [future for future in futures if not future.cancel()]
-            if reused:
-                wait(running)
+            self._running = [future for future in futures if not future.cancel()]
+
+    def drain(self) -> None:
+        """Wait until nothing is written any more to batches of an iteration that was broken off."""
+        wait(self._running)
 
     def close(self) -> None:
         """End the threads."""

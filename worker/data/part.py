@@ -118,6 +118,8 @@ class _Server:
         except Exception:
             text = f"in a process that decodes images: {traceback.format_exc()}"
             self._send(RuntimeError(text))
+        # What was broken off may still write into slots that the next request gets.
+        self._part.loaders[request.dataset].drain()
         self._send(Word.ENDED)
 
     def _wait_for_slot(self, index: int) -> None:

@@ -1,5 +1,6 @@
 """Memory for batches that the processes of a rank share."""
 
+import contextlib
 import mmap
 from collections.abc import Sequence
 
@@ -38,6 +39,9 @@ class Slots:
         for tensor in (self._images, self._labels):
             code = runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
             if int(code):
+                # CUDA remembers the failure, and the next kernel would be blamed for it.
+                with contextlib.suppress(RuntimeError):
+                    torch.zeros(1, device="cuda").add_(1)
                 raise RuntimeError(f"cudaHostRegister of {tensor.nbytes} bytes: {code}")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import socket
 import sysconfig
@@ -163,6 +164,9 @@ def _settle() -> int:
     # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
     gpus = torch.cuda.device_count()
     settle_memory(keep_freed=not gpus)
+    # gloo connects every rank with every other, and the default of 1,024 files bounds that.
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # Likewise they may use OpenMP only if their parent has not.
     torch.set_num_threads(1)
     return gpus

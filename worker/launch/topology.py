@@ -148,7 +148,10 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
     local_world_size = local[_integer(env, "SLURM_NODEID")]
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
-    return Rank(rank, tasks, local_rank, local_world_size, address, port)
+    # Slurm binds each task to cores of its own if it is told how many.
+    names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
+    cores = _integer(env, names[0]) if names else None
+    return Rank(rank, tasks, local_rank, local_world_size, address, port, cores)
 
 
 def _tasks_per_node(text: str) -> list[int]:

@@ -12,6 +12,8 @@ _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 def cores_per_rank(rank: Rank) -> int:
     """CPU cores that this rank may count on, at least 1."""
+    if rank.cores:
+        return min(rank.cores, cores_of_node())
     return max(1, cores_of_node() // rank.local_world_size)
 
 

@@ -8,6 +8,13 @@ import torch
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError
 
 _FABRIC = "802"  # cudaErrorSystemNotReady
+_WRONG_DRIVER = (
+    "driver on your system is too old",
+    "no NVIDIA driver",
+    "unsupported display driver",
+)
+_BROKEN = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_EXECUTION_FAILED")
+_OWN_BUG = "device-side assert"
 
 
 def start_cuda(device: torch.device) -> None:
@@ -29,8 +36,8 @@ def start_cuda(device: torch.device) -> None:
 
 def gpu_error(error: Exception) -> WorkerError | None:
     """What a failure of the GPU itself means; None for any other error."""
-    accelerator = getattr(torch, "AcceleratorError", ())
-    if not isinstance(error, accelerator) and "CUDA error" not in str(error):
+    text = str(error)
+    if _OWN_BUG in text or not any(words in text for words in _BROKEN):
         return None
     device = torch.device("cuda", torch.cuda.current_device())
     return InfrastructureError(
@@ -41,7 +48,7 @@ def gpu_error(error: Exception) -> WorkerError | None:
 
 def _cannot_start(device: torch.device, reason: str) -> WorkerError:
     where = f"GPU {device.index} of {socket.gethostname()}"
-    if "driver" in reason.lower() and "CUDA error" not in reason:
+    if any(words in reason for words in _WRONG_DRIVER):
         return ConfigurationError(
             f"{where}: CUDA cannot start: {reason}; update the node's driver, or use an image "
             f"built for a CUDA that it supports (this one is for {torch.version.cuda})"

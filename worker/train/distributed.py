@@ -4,6 +4,7 @@ import datetime
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from worker.train.stop import StopFlag
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
+_LEAVE_SECONDS = 10.0
 _LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -65,9 +67,12 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             yield
         clean = True
     finally:
-        # NCCL waits for the others in it: a rank that fails alone would hang and lose its code.
+        # NCCL waits for the others in it: a rank that fails alone would hang and lose its code, and
+        # one whose peer dies at the very end would hang.
         if clean or device.type != "cuda":
-            dist.destroy_process_group()
+            leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_SECONDS)
 
 
 @contextmanager
@@ -131,11 +136,13 @@ def _choose_interface(rank: Rank, store: Any) -> None:
     By the route to rank 0; a rank to which that name is this node itself takes the route to one
     that sees it from outside, whose address is in the store.
     """
-    if rank.world_size == rank.local_world_size or "GLOO_SOCKET_IFNAME" in os.environ:
+    if rank.world_size == rank.local_world_size:
         return
     address = own_address(rank.master_addr, rank.master_port) or ""
     outside = bool(address) and not is_loopback(address)
     store.set(f"address {rank.rank}", address if outside else "")
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
     others = (store.get(f"address {other}").decode() for other in range(rank.world_size))
     target = address if outside else next(filter(None, others), "")
     interface = interface_to(target) if target else None

@@ -14,6 +14,7 @@ from worker.train.rank import Rank
 
 TRAIN, VAL = "train", "val"
 _EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
+_EVALUATION_BYTES = 64 << 20  # page-locked several times over on a GPU
 
 
 class Feed:
@@ -28,7 +29,10 @@ class Feed:
         self._rank = rank
         self._settings = settings
         self._augmentation = Augmentation(job.preprocessing, settings, seed)
-        self._evaluation_batch = _EVALUATION_BATCH_ON_GPU if on_gpu else _EVALUATION_BATCH
+        self._evaluation_batch = _EVALUATION_BATCH
+        if on_gpu:
+            fitting = max(1, _EVALUATION_BYTES // (3 * job.preprocessing.crop_size**2))
+            self._evaluation_batch = min(_EVALUATION_BATCH_ON_GPU, fitting)
         self.led = int(bool(settings.mixup or settings.cutmix))
 
     @property

@@ -65,5 +65,6 @@ class Liveness:
             self._lost(gone)
 
     def _tell(self, message: int) -> None:
-        with contextlib.suppress(RuntimeError):  # it is gone, too
+        # It is gone, too, or this rank has left the group already.
+        with contextlib.suppress(RuntimeError, ValueError):
             dist.send(torch.tensor([message]), self._right, group=self._group)

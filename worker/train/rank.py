@@ -13,3 +13,5 @@ class Rank:
     local_world_size: int
     master_addr: str
     master_port: int
+    cores: int | None = None
+    """CPU cores of this rank's own, where the scheduler gives each rank some; else ranks share."""

@@ -90,6 +90,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
                 return _Found(state, name, commits[0].step - state.step, False)
         except (ValueError, KeyError, TypeError) as error:
             log.warning("checkpoint %s cannot be read (%s), trying an older one", name, error)
+        parts = None  # before the next is in memory
         metrics.invalid_checkpoints().inc()
     if job.commits and job.manifest.model.pretrained:
         # With no checkpoint at all they have been loaded with the job.

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 SCRATCH_GIB = 10
 _THREADS_PER_PROCESS = 2
 """Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
+_FEW_LESS = 0.6
+_FETCHES = 8
+"""Reads of a rank at a time, in all its processes; each has two at least."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,12 @@ def check_supply(data: Data, gpus: int) -> None:
 def processes_for(threads: int, lanes: int) -> int:
     """How many processes decode with that many threads together, for a rank that reads `lanes`.
 
-    No more than there are lanes: two processes that share one would both fetch what lies in it.
+    Two processes that share a lane both fetch what lies in it: so no more than there are lanes, and
+    if few less divide the lanes evenly, those.
     """
-    return max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
+    wished = max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
+    even = max(count for count in range(1, wished + 1) if lanes % count == 0)
+    return even if even >= _FEW_LESS * wished else wished
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class Supply:
     def _readers(self, processes: int) -> dict[str, SampleReader]:
         """Readers in this process, one of several with one bound on memory and scratch."""
         settings = self._settings
-        cache = Cache(settings.memory // processes)
+        cache = Cache(settings.memory // processes, max(2, _FETCHES // processes))
         scratch = None
         if settings.scratch:
             ranks = self._rank.local_world_size * processes
