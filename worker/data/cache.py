@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 _FETCHES = 8
 _FREED = 0.2  # share of scratch that is freed when it is full
-_LEAST_STEP = 8 << 20
 _PATIENCE_SECONDS = 60.0  # until a full folder is looked at again
 
 
@@ -119,8 +118,8 @@ class Scratch:
     def __init__(self, folder: Path, limit: int, ranks: int) -> None:
         self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
         self._limit = limit
-        # Between looks all ranks together stay below it; a run has to fit, however many they are.
-        self._step = max(int(limit * _FREED / ranks), min(_LEAST_STEP, limit // 4))
+        # Between looks all ranks together stay below it; but one read has to fit, of 4 MiB in 1 GiB.
+        self._step = max(int(limit * _FREED / ranks), limit // 256)
         self._began = time.time()
         self._lock = threading.Lock()
         self._room = 0
