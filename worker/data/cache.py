@@ -118,7 +118,7 @@ class Scratch:
     def __init__(self, folder: Path, limit: int, ranks: int) -> None:
         self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
         self._limit = limit
-        # Between looks all ranks together stay below it; but one read has to fit, of 4 MiB in 1 GiB.
+        # Between looks all ranks together stay below it; but a read has to fit, 4 MiB of 1 GiB.
         self._step = max(int(limit * _FREED / ranks), limit // 256)
         self._began = time.time()
         self._lock = threading.Lock()
