@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import in_fresh_process
-from worker.errors import ConfigurationError, DataError, InfrastructureError
+from worker.errors import ConfigurationError, DataError, InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
 from worker.train import cuda, distributed, interface
@@ -191,6 +192,23 @@ def end_together(folder: Path) -> None:
 
 def test_ranks_that_end_together_lose_nobody(tmp_path: Path) -> None:
     in_fresh_process(end_together, tmp_path)
+
+
+@pytest.mark.parametrize(("stops", "kind"), [(True, StopRequested), (False, InfrastructureError)])
+def test_a_rendezvous_that_breaks_in_a_stop_is_a_stop(
+    stops: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 has heard the signal and gone; rank 1 hears it a moment later."""
+
+    def gone(*arguments: object) -> object:
+        raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(distributed, "_open_rendezvous", gone)
+    stop = StopFlag()
+    if stops:
+        threading.Timer(0.3, lambda: setattr(stop, "requested", True)).start()
+    with pytest.raises(kind), process_group(Rank(1, 2, 1, 2, "localhost", 1), None, stop):
+        pass
 
 
 # --- GPUs that do not work -------------------------------------------------------------------

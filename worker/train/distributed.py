@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
 _LEAVE_SECONDS = 10.0
+_HEAR_SECONDS = 1.0
+_STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
 
 
@@ -58,6 +60,9 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             timeout=datetime.timedelta(seconds=collective_seconds()),
         )
     except (dist.DistError, RuntimeError) as error:
+        # A rank that has heard the signal takes the store with it, before others have heard.
+        if _is_stopping(stop):
+            raise StopRequested(_STOPPED_EARLY) from None
         raise InfrastructureError(
             f"no rendezvous at {rank.master_addr}:{rank.master_port}: {_first_line(error)}"
         ) from None
@@ -157,7 +162,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
     said = False
     while time.monotonic() < began + rendezvous_seconds():
         if stop.requested:
-            raise StopRequested("stopped on request before the ranks met; start again")
+            raise StopRequested(_STOPPED_EARLY)
         yield
         time.sleep(_LOOK_SECONDS)
         if not said and time.monotonic() > began + _QUIET_SECONDS:
@@ -165,6 +170,14 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
             where = f"{rank.master_addr}:{rank.master_port}"
             log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
     raise RuntimeError(f"the {rank.world_size} ranks did not meet in {rendezvous_seconds()} s")
+
+
+def _is_stopping(stop: StopFlag) -> bool:
+    """Whether a stop was requested, or is a moment later."""
+    deadline = time.monotonic() + _HEAR_SECONDS
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    return stop.requested
 
 
 def _is_served(rank: Rank) -> bool:
