@@ -45,7 +45,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     children = [
         context.Process(
             target=_child,
-            args=(parent, run, rank, listener if rank.rank == 0 else None),
+            args=(parent, run, rank, listener),
             name=f"rank {rank.rank}",
         )
         for rank in spawn.ranks()
@@ -90,6 +90,11 @@ def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None
     # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if listener and rank.rank:
+        # Else it would be open for as long as this rank is, which would wait for an answer on it,
+        # deaf to signals, when rank 0 has gone.
+        listener.close()
+        listener = None
     leave(exit_code(lambda: run(rank, listener)))
 
 
