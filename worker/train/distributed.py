@@ -130,7 +130,14 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     met = shared.add("met", 1)
     while met < rank.world_size:
-        next(looks)
+        try:
+            next(looks)
+        except StopRequested:
+            # Once all have met, others count on this rank and would wait for it, deaf to signals.
+            if shared.add("met", -1) < rank.world_size - 1:
+                raise
+            shared.add("met", 1)
+            return shared
         met = shared.add("met", 0)
     return shared
 
