@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
 _LEAVE_SECONDS = 10.0
 _HEAR_SECONDS = 1.0
+_CONNECT_SECONDS = 3
 _STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
 
@@ -114,17 +115,13 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank.rank == 0 and not agent
     looks = _looks(rank, stop)
-    while not serves and not _is_served(rank):
-        next(looks)
-    store = dist.TCPStore(  # type: ignore[attr-defined]
-        rank.master_addr,
-        rank.master_port,
-        rank.world_size,
-        is_master=serves,
-        timeout=datetime.timedelta(seconds=rendezvous_seconds()),
-        wait_for_workers=False,
-        master_listen_fd=listener.detach() if listener else None,
-    )
+    store = None
+    while not store:
+        if serves or _is_served(rank):
+            store = _connect(rank, listener, serves)
+        if not store:
+            next(looks)
+    store.set_timeout(datetime.timedelta(seconds=rendezvous_seconds()))
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
@@ -140,6 +137,28 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
             return shared
         met = shared.add("met", 0)
     return shared
+
+
+def _connect(rank: Rank, listener: socket.socket | None, serves: bool) -> Any:
+    """The store; None if its server has gone meanwhile.
+
+    Briefly, as torch would go on trying, deaf to signals, for as long as it may.
+    """
+    seconds = rendezvous_seconds() if serves else min(_CONNECT_SECONDS, rendezvous_seconds())
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            rank.master_addr,
+            rank.master_port,
+            rank.world_size,
+            is_master=serves,
+            timeout=datetime.timedelta(seconds=seconds),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach() if listener else None,
+        )
+    except (dist.DistError, RuntimeError):
+        if serves:
+            raise
+        return None
 
 
 def _choose_interface(rank: Rank, store: Any) -> None:
