@@ -50,14 +50,9 @@ class DecodeProcesses:
         self._slots = slots
         self._children: list[_Child] = []
         self._unfinished = False
-        # Held back meanwhile: Python can forget a signal that comes while it forks.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            for open_part in parts:
-                others = [child.connection for child in self._children]
-                self._children.append(_Child(open_part, others))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        for open_part in parts:
+            others = [child.connection for child in self._children]
+            self._children.append(_Child(open_part, others))
 
     def lock_pages(self) -> None:
         """Page-lock what the batches lie in, once the GPU is in use."""

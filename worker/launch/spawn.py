@@ -69,7 +69,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if stop.requested:  # heard by another thread meanwhile, when there was nobody to tell
         forward(signal.SIGTERM)
-    return _wait(children, stop)
+    return _wait(children)
 
 
 def _listen(spawn: Spawn) -> socket.socket:
@@ -98,7 +98,7 @@ def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None
     leave(exit_code(lambda: run(rank, listener)))
 
 
-def _wait(children: list[ForkProcess], stop: StopFlag) -> int:
+def _wait(children: list[ForkProcess]) -> int:
     running = list(children)
     codes: list[int] = []
     deadline: float | None = None
@@ -114,10 +114,6 @@ def _wait(children: list[ForkProcess], stop: StopFlag) -> int:
             codes.append(exit_code_of(status))
             if deadline is None:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
-        if ended and stop.requested:  # again, for a rank that was deaf to the first
-            for child in running:
-                if child.pid:
-                    os.kill(child.pid, signal.SIGTERM)
         if deadline is not None and time.monotonic() >= deadline:
             for child in running:
                 log.error("%s still runs although a peer has ended, killing it", child.name)
