@@ -72,8 +72,10 @@ def _by_interface(address: str) -> str:
     chosen = os.environ.get("GLOO_SOCKET_IFNAME")
     if chosen:
         return f", GLOO_SOCKET_IFNAME is {chosen}"
-    interface = None if is_loopback(address) else interface_to(address)
-    return f", by interface {interface}" if interface else ", which is this node"
+    if is_loopback(address):
+        return ", which is this node"
+    interface = interface_to(address)
+    return f", by interface {interface}" if interface else ", to which there is no route"
 
 
 def probe_scratch() -> str:

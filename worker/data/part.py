@@ -17,7 +17,7 @@ from worker.data.reader import SampleReader
 from worker.data.slots import Slots
 from worker.data.work import Request, Work
 from worker.errors import WorkerError
-from worker.store.traffic import Recorder, listen
+from worker.store.traffic import Relay, listen
 
 
 class Word(enum.Enum):
@@ -89,7 +89,7 @@ class _RankGone(Exception):
 class _Server:
     def __init__(self, connection: Connection, open_part: Callable[[], Part]) -> None:
         self._connection = connection
-        self._traffic = Recorder()
+        self._traffic = Relay()
         listen(self._traffic)
         self._part = open_part()
         self._free = 0

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Listener(Protocol):
@@ -49,17 +49,11 @@ def listener() -> Listener:
     return _listener
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that a process has told its listener; `retry` and `failure` have moved nothing."""
-
-    kind: str
-    operation: str
-    seconds: float = 0.0
-    size: int = 0
+Event = tuple[str, tuple[Any, ...]]
+"""A method of a `Listener` and what it was called with."""
 
 
-class Recorder:
+class Relay:
     """Keeps what is told in a process whose parent counts."""
 
     def __init__(self) -> None:
@@ -67,15 +61,15 @@ class Recorder:
 
     def request(self, operation: str, seconds: float, size: int) -> None:
         """See `Listener`."""
-        self._events.append(Event("request", operation, seconds, size))
+        self._events.append(("request", (operation, seconds, size)))
 
     def retry(self, operation: str) -> None:
         """See `Listener`."""
-        self._events.append(Event("retry", operation))
+        self._events.append(("retry", (operation,)))
 
     def failure(self, operation: str) -> None:
         """See `Listener`."""
-        self._events.append(Event("failure", operation))
+        self._events.append(("failure", (operation,)))
 
     def take(self) -> list[Event]:
         """What was told since the last call."""
@@ -86,13 +80,8 @@ class Recorder:
 
 def replay(events: Iterable[Event]) -> None:
     """Tell this process's listener what was told in another."""
-    for event in events:
-        if event.kind == "request":
-            _listener.request(event.operation, event.seconds, event.size)
-        elif event.kind == "retry":
-            _listener.retry(event.operation)
-        else:
-            _listener.failure(event.operation)
+    for name, arguments in events:
+        getattr(_listener, name)(*arguments)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The end of a job: everything committed, the model written, `done.json`."""
 
+import contextlib
 import json
 import logging
 import time
@@ -63,9 +64,11 @@ def _choose_weights(attempt: Attempt) -> dict[str, Any]:
     for name in list_commits(store):
         if name.step == state.best_step:
             parts = read_commit(store, name)
-            if parts:
-                restore_result(parts, attempt.learner)
-                return {"step": name.step, "accuracy": state.best_accuracy}
+            # A part may be whole and yet no file of tensors, if whoever wrote it erred.
+            with contextlib.suppress(ValueError):
+                if parts:
+                    restore_result(parts, attempt.learner)
+                    return {"step": name.step, "accuracy": state.best_accuracy}
     log.warning(
         "final.weights: the checkpoint of the best step, %d, is not whole; "
         "the weights of the last step are written",

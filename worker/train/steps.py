@@ -85,8 +85,8 @@ class Steps:
         attempt, state = self._attempt, self._attempt.state
         self._watch = Stopwatch()
         self._due = False  # the end of the last epoch has been saved
-        for at in range(state.step % attempt.job.steps_per_epoch, plan.steps):
-            step = attempt.job.steps_per_epoch * (state.step // attempt.job.steps_per_epoch) + at
+        begun = state.step % attempt.job.steps_per_epoch
+        for at, step in enumerate(range(state.step, state.step + plan.steps - begun), begun):
             fresh, agreed = self._step(step, plan.size(at), batches)
             left = at + 1 < plan.steps
             reports = (agreed.report and (step + 1) % self._report_every == 0) or not left
