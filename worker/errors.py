@@ -57,6 +57,11 @@ class ConfigurationError(WorkerError):
     code = ExitCode.CONFIGURATION
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has none: torch appends whole stacks."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def error_of(code: int) -> WorkerError:
     """The error of this exit code without a text, which another rank has told."""
     kinds = WorkerError.__subclasses__()

@@ -13,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from worker.data.image import FAST_COLORS, decode, orientation
 from worker.data.loader import Batch, Prepare
 from worker.data.reader import BadSample, SampleReader
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, first_line
 
 _END = b"\xff\xd9"
 
@@ -24,7 +24,7 @@ def require_nvjpeg(device: torch.device) -> None:
     try:
         decode_jpeg([torch.frombuffer(bytearray(picture), dtype=torch.uint8)], device=device)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigurationError(
             f"data.decoder: nvJPEG cannot be used on {device} ({reason}); decode on the cpu"
         ) from None

@@ -5,7 +5,7 @@ import socket
 
 import torch
 
-from worker.errors import ConfigurationError, InfrastructureError, WorkerError
+from worker.errors import ConfigurationError, InfrastructureError, WorkerError, first_line
 
 _FABRIC = "802"  # cudaErrorSystemNotReady
 _WRONG_DRIVER = (
@@ -27,7 +27,7 @@ def start_cuda(device: torch.device) -> None:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise _cannot_start(device, _first_line(error)) from None
+        raise _cannot_start(device, first_line(error)) from None
     _name_of(device)  # while it can be asked
     # By torch's defaults fp32 is TF32 in convolutions and not in matrix products.
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -41,7 +41,7 @@ def gpu_error(error: Exception) -> WorkerError | None:
         return None
     device = torch.device("cuda", torch.cuda.current_device())
     return InfrastructureError(
-        f"{_name_of(device)} failed: {_first_line(error)}; if it happens there again, take the "
+        f"{_name_of(device)} failed: {first_line(error)}; if it happens there again, take the "
         "node out of service (dmesg shows the Xid)"
     )
 
@@ -65,7 +65,3 @@ def _name_of(device: torch.device) -> str:
     except (RuntimeError, AssertionError, AttributeError):
         uuid = ""
     return f"GPU {device.index}{uuid} of {socket.gethostname()}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

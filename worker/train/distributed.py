@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from worker.environment import collective_seconds, rendezvous_seconds
-from worker.errors import ConfigurationError, InfrastructureError, StopRequested
+from worker.errors import ConfigurationError, InfrastructureError, StopRequested, first_line
 from worker.train.cuda import gpu_error, start_cuda
 from worker.train.interface import interface_to, is_loopback, own_address
 from worker.train.rank import Rank
@@ -65,7 +65,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         if _is_stopping(stop):
             raise StopRequested(_STOPPED_EARLY) from None
         raise InfrastructureError(
-            f"no rendezvous at {rank.master_addr}:{rank.master_port}: {_first_line(error)}"
+            f"no rendezvous at {rank.master_addr}:{rank.master_port}: {first_line(error)}"
         ) from None
     clean = False
     try:
@@ -92,10 +92,10 @@ def meaningful_errors() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistBackendError) and "invalid usage" in str(error):
             raise ConfigurationError(
-                f"NCCL refuses these ranks, as it does two on one GPU: {_first_line(error)}"
+                f"NCCL refuses these ranks, as it does two on one GPU: {first_line(error)}"
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise InfrastructureError(f"lost another rank: {_first_line(error)}") from None
+            raise InfrastructureError(f"lost another rank: {first_line(error)}") from None
         if isinstance(error, torch.OutOfMemoryError):
             raise ConfigurationError(
                 "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
@@ -213,10 +213,6 @@ def _is_served(rank: Rank) -> bool:
             return True
     except OSError:
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def total(*values: float) -> list[float]:

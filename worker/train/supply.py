@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 SCRATCH_GIB = 10
 _THREADS_PER_PROCESS = 2
 """Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
-_FEW_LESS = 0.6
+_MIN_SHARE_EVEN = 0.6  # of the processes wished for
 _FETCHES = 8
 """Reads of a rank at a time, in all its processes; each has two at least."""
 
@@ -66,7 +66,7 @@ def processes_for(threads: int, lanes: int) -> int:
     """
     wished = max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)
-    return even if even >= _FEW_LESS * wished else wished
+    return even if even >= _MIN_SHARE_EVEN * wished else wished
 
 
 @dataclass(frozen=True)
