@@ -9,7 +9,7 @@ import boto3
 import botocore.exceptions as boto_errors
 
 from worker.check.table import Caution, Table
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, first_line
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 from worker.store.faults import translate
@@ -24,7 +24,7 @@ def probe_credentials() -> str:
         if found:
             found.get_frozen_credentials()  # trades a token for keys, where they come by one
     except (boto_errors.BotoCoreError, boto_errors.ClientError) as error:
-        raise ConfigurationError(str(error).splitlines()[0]) from None
+        raise ConfigurationError(first_line(error)) from None
     if found is None:
         raise translate(boto_errors.NoCredentialsError(), "AWS")
     return f"by {found.method}"

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from worker.data.reader import BadSample
+from worker.errors import first_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -90,7 +91,7 @@ def _decode_any(data: memoryview, max_pixels: int) -> Pixels:
     except UnidentifiedImageError:
         raise BadSample("undecodable", "is not a JPEG, PNG or WebP image") from None
     except Exception as error:  # of hostile bytes, Pillow raises whatever its parsers meet
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise BadSample("undecodable", f"cannot be decoded ({reason})") from None
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, first_line
 from worker.manifest.job import Manifest
 from worker.store import ObjectMissing, read_uri
 
@@ -41,7 +41,7 @@ def parse_manifest(text: str, uri: str) -> Manifest:
         problem = str(error.problem or error).splitlines()[0]
         raise ConfigurationError(f"manifest {uri}: line {line}: {problem}") from None
     except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigurationError(f"manifest {uri}: {str(error).splitlines()[0]}") from None
+        raise ConfigurationError(f"manifest {uri}: {first_line(error)}") from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"manifest {uri}: not a mapping; it starts with `version: 1`")
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, first_line
 
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -68,7 +68,7 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip("!.") if str(error) else type(error).__name__
+        reason = first_line(error).rstrip("!.")
         raise ConfigurationError(
             f"data.image_size: {name} cannot be trained at {image_size} pixels; "
             f"its own size is {own_size} ({reason})"

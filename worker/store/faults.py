@@ -6,7 +6,7 @@ from pathlib import Path
 import botocore.exceptions as boto_errors
 import urllib3.exceptions
 
-from worker.errors import ConfigurationError, InfrastructureError
+from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store.base import ObjectMissing
 
 LOST_RACE = {409, 412}
@@ -82,7 +82,7 @@ def translate(error: Exception, uri: str) -> Exception:
         )
     if isinstance(error, boto_errors.ParamValidationError):
         return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
-    return ConfigurationError(f"{uri}: {str(error).splitlines()[0]}")
+    return ConfigurationError(f"{uri}: {first_line(error)}")
 
 
 def _missing_credentials() -> str:
