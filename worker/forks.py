@@ -1,4 +1,4 @@
-"""What forked processes of this command have in common."""
+"""Signals and parentage of the forked processes of a command."""
 
 import ctypes
 import os

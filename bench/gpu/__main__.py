@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu import runs, speed
+from bench.gpu import decode, runs, speed
 from bench.gpu.section import Section, Setting, forked
 from bench.photos import photos, write_tars
 from worker.data.indexing import find_tars, index_tars
@@ -23,8 +23,8 @@ SECTIONS = (  # those of most worth first
     Section("steps", speed.steps, 150),
     Section("waits", speed.waits, 60),
     Section("pipeline", runs.pipeline, 120),
-    Section("beside decoding", speed.beside_decoding, 60),
-    Section("decoding", speed.decoding, 40),
+    Section("beside decoding", decode.beside_decoding, 60),
+    Section("decoding", decode.decoding, 40),
     Section("resume", runs.resume, 60),
     Section("evaluation", speed.evaluation, 40),
     Section("checkpoints", speed.checkpoints, 40),

@@ -26,7 +26,10 @@ _FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024
 _TASKS_PER_THREAD = 4
 
 Prepare = Callable[[int, Tensor, Tensor], None]
-"""(place in the batch, uint8 [3, H, W], out): writes the image as the model sees it into `out`."""
+"""(index, uint8 [3, H, W], out): writes an image as the model sees it into `out`.
+
+The index is the sample's among the ids that it was made for.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Loader:
 
         Args:
             batches_of_ids: The sample ids of each batch.
-            prepare_for: Gives what prepares the images of a batch.
+            prepare_for: Gives what prepares the images of these samples.
             size: Side of the images in pixels.
             allocate: Makes the batch to write into; by default in memory of its own. Memory that is
                 used again is free only after `drain`.
@@ -142,7 +145,7 @@ class Loader:
                 while fetching and len(decoding) <= decode_ahead:
                     ids, places = fetching.popleft()
                     batch = allocate(ids)
-                    started = self._start(batch, prepare_for(ids), places.tolist())
+                    started = self._start(batch, prepare_for(ids[places]), places.tolist())
                     decoding.append((batch, started))
                 if not decoding:
                     return
@@ -167,18 +170,21 @@ class Loader:
         if self._decoder:
             return [self._pool.submit(self._decoder.fill, batch, self._reader, prepare)]
         if not self._threads:
-            self._fill(batch, prepare, places)
+            self._fill(batch, prepare, places, 0)
             return []
         step = max(1, len(places) // (self._threads * _TASKS_PER_THREAD))
-        parts = [places[at : at + step] for at in range(0, len(places), step)]
-        return [self._pool.submit(self._fill, batch, prepare, part) for part in parts]
+        return [
+            self._pool.submit(self._fill, batch, prepare, places[at : at + step], at)
+            for at in range(0, len(places), step)
+        ]
 
-    def _fill(self, batch: Batch, prepare: Prepare, places: Iterable[int]) -> None:
-        for place in places:
+    def _fill(self, batch: Batch, prepare: Prepare, places: list[int], first: int) -> None:
+        """Fill these places; the sample of the first has the index `first` for `prepare`."""
+        for index, place in enumerate(places, first):
             number = int(batch.ids[place])
             try:
                 sample = self._reader.read(number)
-                prepare(place, decode(sample.image, self._max_pixels), batch.images[place])
+                prepare(index, decode(sample.image, self._max_pixels), batch.images[place])
                 batch.labels[place] = sample.label
                 batch.valid[place] = True
             except BadSample as problem:

@@ -21,7 +21,7 @@ from worker.store.traffic import Relay, listen
 
 
 class Word(enum.Enum):
-    """What a rank and its processes say to each other besides requests and batches."""
+    """Messages between a rank and its processes besides requests and batches."""
 
     GO_ON = "a slot is free again"
     STOP = "the rest of the request is not wanted"

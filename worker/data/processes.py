@@ -29,7 +29,7 @@ from worker.store.traffic import replay
 
 _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
-"""One being waited for, those decoded beside it, and those that the rank still uses."""
+"""The batch being waited for, those decoded beside it, and those that the rank still uses."""
 _CLOSE_SECONDS = 2.0
 _NICENESS = 10  # the thread that feeds the GPU goes first wherever cores are short
 
@@ -102,7 +102,7 @@ class DecodeProcesses:
 
 
 class _Child:
-    """One process and the connection to it."""
+    """A decode process and the connection to it."""
 
     def __init__(self, open_part: Callable[[], Part], others: list[Connection]) -> None:
         context = multiprocessing.get_context("fork")
@@ -121,9 +121,9 @@ class _Child:
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """What the process says of a batch.
+        """Receive the process's message about a batch.
 
-        Raises `InfrastructureError` if it was killed, and what went wrong there.
+        Raises `InfrastructureError` if the process was killed, and any error that ended it.
         """
         try:
             message = self.connection.recv()

@@ -1,4 +1,4 @@
-"""What a rank wants to read, said so that any of its processes can do a part of it."""
+"""Requests of a rank for batches, in a form that each of its processes can do a part of."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Work:
     lead: int = 0
     """Samples at the head of every batch that belong to the part before it."""
     in_order: bool = False
-    """Whether samples are taken in the order in which they lie in the shards."""
+    """True if samples are taken in the order in which they lie in the shards."""
 
     def places(self, ids: Ids, part: int, parts: int, reader: SampleReader) -> Ids:
         """Which places of a batch process `part` of `parts` fills.

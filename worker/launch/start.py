@@ -147,7 +147,10 @@ def check_place(manifest: Manifest, gpus: int) -> None:
 
 
 def _require_compiler(gpus: int) -> None:
-    """What `torch.compile` builds with: C++ on CPUs, and C with Python's headers on GPUs."""
+    """Raise `ConfigurationError` if `torch.compile` lacks what it builds with.
+
+    That is C++ on CPUs, and C with Python's headers on GPUs.
+    """
     compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
     lacking = "" if any(map(shutil.which, compilers)) else f"a compiler ({', '.join(compilers)})"
     if not lacking and gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():

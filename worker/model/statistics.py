@@ -22,7 +22,7 @@ class RunningStatistics:
     def __init__(self, model: nn.Module) -> None:
         live = running_statistics(model)
         self.sound: list[Tensor] = []
-        """Those after the last step that counted, in the order of `running_statistics`."""
+        """Copies as of the last step that counted, in the order of `running_statistics`."""
         self._by_dtype: list[tuple[list[Tensor], Tensor, list[Tensor]]] = []
         for dtype in dict.fromkeys(buffer.dtype for buffer in live):
             same = [buffer for buffer in live if buffer.dtype == dtype]

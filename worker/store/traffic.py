@@ -72,7 +72,7 @@ class Relay:
         self._events.append(("failure", (operation,)))
 
     def take(self) -> list[Event]:
-        """What was told since the last call."""
+        """Return the events since the last call."""
         count = len(self._events)  # other threads may tell more meanwhile
         taken, self._events[:count] = self._events[:count], []
         return taken

@@ -35,7 +35,7 @@ def start_cuda(device: torch.device) -> None:
 
 
 def gpu_error(error: Exception) -> WorkerError | None:
-    """What a failure of the GPU itself means; None for any other error."""
+    """Return the error that a failure of the GPU itself means, or None for any other error."""
     text = str(error)
     if _OWN_BUG in text or not any(words in text for words in _BROKEN):
         return None

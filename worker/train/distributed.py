@@ -199,7 +199,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
 
 
 def _is_stopping(stop: StopFlag) -> bool:
-    """Whether a stop was requested, or is a moment later."""
+    """Return whether a stop was requested, or is within a moment."""
     deadline = time.monotonic() + _HEAR_SECONDS
     while not stop.requested and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)

@@ -3,12 +3,9 @@
 import contextlib
 import math
 import time
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from worker.data.loader import Batch
 from worker.data.mix import Blend
@@ -25,13 +22,10 @@ from worker.train.distributed import total
 from worker.train.inputs import Inputs, prepare
 from worker.train.memory_trial import largest_that_fits
 from worker.train.outcome import Outcome, Pending
+from worker.train.parallel import in_parallel, without_exchange
 from worker.train.rank import Rank
 
 _PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
-
-# torch has renamed it.
-_NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 
 class Engine:
@@ -125,7 +119,7 @@ class Engine:
         self._updated = step
 
     def settle(self) -> Outcome | None:
-        """What the step that was last updated gave, once; None if that is known already."""
+        """Return the outcome of the step that was last updated, once; None if it was returned."""
         return self._finish(self._updated) if self._updated else None
 
     def _finish(self, step: Pending) -> Outcome:
@@ -166,22 +160,8 @@ class Engine:
             start_momentum(self.learner.optimizer)
         if self._compiled:
             torch._dynamo.reset()  # else the phases add up to its limit of compilations
-        # A new one, as it waits for the gradients of what was trainable when it was made. Alone,
-        # it would only copy every gradient to a bucket and back.
-        self._parallel: nn.Module = self.learner.model
-        if self._rank.world_size == 1:
-            return
-        on_gpu = self.device.type == "cuda"
-        self._parallel = DistributedDataParallel(
-            self.learner.model,
-            device_ids=[self.device.index] if on_gpu else None,
-            gradient_as_bucket_view=True,
-            # The statistics of rank 0 are those that count, and only when saved or evaluated.
-            **_NO_SYNC,
-            # Else it lays its buckets out anew after the first step, and gloo adds up in another
-            # order from then on: a resumed run would differ in the last bit from three ranks up.
-            find_unused_parameters=not on_gpu and self._rank.world_size > 2,
-        )
+        # A new one, as it waits for the gradients of what was trainable when it was made.
+        self._parallel = in_parallel(self.learner.model, self._rank)
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
@@ -189,7 +169,7 @@ class Engine:
         parts = list(inputs.split(self._micro_batch or len(inputs.labels)))
         for part in parts:
             last = part is parts[-1]
-            with contextlib.nullcontext() if last else self._without_exchange():
+            with contextlib.nullcontext() if last else without_exchange(self._parallel):
                 sums += self._backward(self._parallel, part, global_count)
         return sums
 
@@ -210,13 +190,6 @@ class Engine:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
-
-    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
-        """The context in which gradients add up on this rank alone."""
-        parallel = self._parallel
-        if isinstance(parallel, DistributedDataParallel):
-            return parallel.no_sync()
-        return contextlib.nullcontext()
 
     def _gradient_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The norm of the whole gradient, and those of the groups that have one, on the device."""

@@ -1,4 +1,4 @@
-"""What one rank reads for training and evaluation, and how training batches are blended."""
+"""Batches that a rank reads for training and evaluation, and the blending of training batches."""
 
 from collections.abc import Iterable
 
@@ -43,7 +43,7 @@ class Feed:
         return max(share, self._evaluation_batch)
 
     def work(self, request: Request) -> Work:
-        """What a request means."""
+        """Resolve a request."""
         if request.samples is None:
             return Work(
                 self._training(request.epoch, request.start),

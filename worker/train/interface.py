@@ -35,7 +35,7 @@ def own_address(host: str, port: int) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this node can reach the address."""
+    """Return whether only this node can reach the address."""
     return _parsed(address).is_loopback
 
 

@@ -1,4 +1,4 @@
-"""What a training step gave, on its way from the device to the host."""
+"""The results of a training step, on their way from the device to the host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from worker.train.device import Readout
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave.
+    """The results of a step.
 
     `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
     CPU. If the gradient was not `finite`, on any rank, nothing was changed on all of them.
@@ -35,7 +35,7 @@ class Numbers:
     norm: float
     norms: Sequence[float]
     scale: float
-    """What fp16's loss was scaled by; 1 in any other precision."""
+    """Factor by which the loss was scaled for fp16; 1 in any other precision."""
 
 
 class Pending:

@@ -68,7 +68,7 @@ def begin_attempt(
 
 @dataclass(frozen=True)
 class _Found:
-    """What rank 0 has found in the output: where the job stands, and the steps lost to that."""
+    """State of the job in its output as rank 0 has found it, and the steps lost to get there."""
 
     state: State
     commit: CommitName | None

@@ -145,7 +145,15 @@ class Supply:
         processes = self._decoding.processes
         readers = self._readers(processes)
         loaders = self._loaders(readers, -(-self._decoding.threads // processes), None)
-        return Part(index, processes, readers, loaders, self.feed.work, slots, self._size)
+        return Part(
+            index=index,
+            count=processes,
+            readers=readers,
+            loaders=loaders,
+            resolve=self.feed.work,
+            slots=slots,
+            size=self._size,
+        )
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
         """Readers in this process, one of several with one bound on memory and scratch."""
