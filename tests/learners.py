@@ -72,5 +72,6 @@ def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
 
 def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]:
     """The parts of a checkpoint as they would be read back."""
-    parts = take_snapshot(learner, HostCopy(), state)
+    host = HostCopy(1 << 30)
+    parts = take_snapshot(learner, host, state).parts(host)
     return {name: bytearray(b"".join(stream.pieces())) for name, stream in parts.items()}

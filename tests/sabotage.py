@@ -22,15 +22,15 @@ def slow_steps(seconds: float) -> None:
 
 def slow_uploads(seconds: float) -> None:
     """Every checkpoint takes so much longer to upload."""
-    from worker.train import durable
+    from worker.checkpoint import saver
 
-    real = getattr(durable, "write_parts")
+    real = getattr(saver, "write_parts")
 
     def write_parts(*arguments: Any) -> Any:
         time.sleep(seconds)
         return real(*arguments)
 
-    setattr(durable, "write_parts", write_parts)
+    setattr(saver, "write_parts", write_parts)
 
 
 def stuck_in_a_step(number: int) -> None:

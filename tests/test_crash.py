@@ -5,6 +5,7 @@ Where something is killed is decided by wrapping a function of the worker before
 
 import functools
 import importlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -42,16 +43,24 @@ SHARED = {"start", "first batch", "mid-epoch"}
 
 
 def kill(victim: str) -> None:
-    """Kill the rank that runs this, its parent, or all of them at once."""
-    parent = os.getppid()
-    if victim != "rank":
+    """Kill this process, its rank, the rank's parent, or rank and parent at once."""
+    saves = multiprocessing.current_process().name == "save"
+    rank = os.getppid() if saves else os.getpid()
+    parent = parent_of(rank)
+    if victim in ("parent", "all"):
         os.kill(parent, signal.SIGKILL)
-    if victim == "all":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if victim == "rank":
+    if victim in ("rank", "all"):
+        os.kill(rank, signal.SIGKILL)
+    if victim == "saver":
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(PATIENCE_SECONDS)  # the kernel kills what its parent has left
     os._exit(1)
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])
 
 
 def sabotage(point: str, victim: str, last_rank: bool) -> None:
@@ -121,8 +130,9 @@ def check_crash(
     plan = functools.partial(sabotage, point, victim, point in SHARED and ranks != "1")
     crashed = run("train", "--nproc", ranks, write(job), sabotage=plan)
     alone = ranks == "1"
-    assert crashed.code == (69 if victim == "rank" and not alone else -signal.SIGKILL), crashed.err
-    if victim == "rank" and not alone:
+    survives = victim == "saver" or (victim == "rank" and not alone)
+    assert crashed.code == (69 if survives else -signal.SIGKILL), crashed.err
+    if crashed.code == 69:
         assert "was killed by SIGKILL, as the kernel does when memory runs out" in crashed.err
     for again in (ranks, "3" if ranks == "2" else "2"):
         output = f"{folder}/again-{again}/"
@@ -145,6 +155,7 @@ def check_crash(
         ("mid-upload", "parent"),
         ("between parts and commit", "all"),
         ("retention", "rank"),
+        ("mid-upload", "saver"),
     ],
 )
 def test_killed_and_started_again(

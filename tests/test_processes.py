@@ -314,7 +314,7 @@ def test_no_process_outlives_its_rank(
     running = start("train", write(job))
     running.wait_for("step 1")
     found = children_of(running.pid)
-    assert len(found) == 2  # of two threads each
+    assert len(found) == 3  # two that decode with two threads each, one that saves
     running.send(number)
     running.wait()
     deadline = time.monotonic() + 10

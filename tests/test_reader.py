@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from tests.conftest import in_fresh_process, open_index, open_reader
-from worker.data.cache import Cache, Scratch
+from worker.data.cache import Cache
 from worker.data.index import (
     SIDECAR_DTYPE,
     Index,
@@ -26,6 +26,7 @@ from worker.data.index import (
 )
 from worker.data.plan import EpochPlan
 from worker.data.reader import BadSample, SampleReader
+from worker.data.scratch import Scratch
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.memory import settle_memory
 from worker.store import Store, open_store
@@ -137,7 +138,7 @@ def test_an_altered_run_is_not_read_for_each_of_its_samples(
 
 def test_threads_agree_that_a_second_read_heals(damaged: Store, tmp_path: Path) -> None:
     index = open_index(damaged.uri)
-    whole = Scratch(tmp_path / "scratch", 1 << 24, ranks=1)
+    whole = Scratch(tmp_path / "scratch", 1 << 24, sharers=1)
     for _ in range(20):
         reader = SampleReader(damaged, index, Cache(1 << 24), whole)
         for number in range(index.samples):
@@ -246,7 +247,7 @@ def test_scratch_spares_the_store(
     reads = counting(damaged, monkeypatch)
 
     def read() -> list[bytes]:
-        scratch = Scratch(tmp_path / "scratch", 1 << 20, ranks=1)
+        scratch = Scratch(tmp_path / "scratch", 1 << 20, sharers=1)
         reader = SampleReader(damaged, index, Cache(1 << 20), scratch)
         return [bytes(reader.read(number).image) for number in range(index.samples)]
 
@@ -269,13 +270,13 @@ def test_scratch_is_bounded_and_only_stale_files_make_room(tmp_path: Path) -> No
     mine = tmp_path / "thesis.txt"
     mine.write_text("not for you to remove")
     os.utime(mine, (0, 0))
-    old = Scratch(tmp_path, 1000, ranks=1)
+    old = Scratch(tmp_path, 1000, sharers=1)
     for number in range(20):
         old.put(f"old-{number}", bytes(100))
     assert used(tmp_path / "worker-cache") == 1000
     for path in (tmp_path / "worker-cache").iterdir():
         os.utime(path, (0, 0))
-    new = Scratch(tmp_path, 1000, ranks=2)
+    new = Scratch(tmp_path, 1000, sharers=2)
     for number in range(20):
         new.put(f"new-{number}", bytes(100))
     kept = [number for number in range(20) if new.get(f"new-{number}")]
@@ -286,14 +287,14 @@ def test_scratch_is_bounded_and_only_stale_files_make_room(tmp_path: Path) -> No
 
 
 def test_scratch_may_vanish_or_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scratch = Scratch(tmp_path / "a", 1 << 20, ranks=1)
+    scratch = Scratch(tmp_path / "a", 1 << 20, sharers=1)
     scratch.put("x", b"1")
     (tmp_path / "a").rename(tmp_path / "b")
     assert scratch.get("x") is None
     scratch.put("x", b"2")
     assert scratch.get("x") == b"2"
     (tmp_path / "file").write_bytes(b"")
-    broken = Scratch(tmp_path / "file", 1 << 20, ranks=1)
+    broken = Scratch(tmp_path / "file", 1 << 20, sharers=1)
     for _ in range(3):
         broken.put("x", b"1")
     assert broken.get("x") is None
@@ -301,7 +302,7 @@ def test_scratch_may_vanish_or_fail(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_ranks_share_scratch_at_once(tmp_path: Path) -> None:
-    scratches = [Scratch(tmp_path, 100_000, ranks=4) for _ in range(4)]
+    scratches = [Scratch(tmp_path, 100_000, sharers=4) for _ in range(4)]
     wrong: list[str] = []
     hits: list[bool] = []
 

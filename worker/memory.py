@@ -1,6 +1,10 @@
 """How this process uses its memory."""
 
+import contextlib
 import ctypes
+
+import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # <malloc.h>
 
@@ -19,3 +23,16 @@ def settle_memory(keep_freed: bool) -> None:
         if keep_freed:
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def lock_pages(memory: Tensor) -> None:
+    """Page-lock memory of the CPU for the GPU of this process, which then copies beside it.
+
+    Raises `RuntimeError` if the system does not allow it.
+    """
+    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    if int(code):
+        # CUDA remembers the failure, and the next kernel would be blamed for it.
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device="cuda").add_(1)
+        raise RuntimeError(f"cudaHostRegister of {memory.nbytes} bytes: {code}")

@@ -1,36 +1,80 @@
-"""A copy of tensors in host memory, made into the same buffers every time."""
+"""A copy of a training state in host memory, in which another process can read it."""
 
+import mmap
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from worker.memory import lock_pages
+
 Key = Hashable
+
+_ALIGNMENT = 64  # bytes: a cache line
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a `HostCopy`: its offset in bytes, and its layout there."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+def room_for(tensor: Tensor) -> int:
+    """How many bytes of a `HostCopy` a tensor takes up."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class HostCopy:
-    """Buffers for a rank's training state; what it holds stays put until the next `take`.
+    """Memory for the training state of a rank; what it holds stays put until the next `take`.
 
-    Page-locked where the tensors are on a GPU. The layout of each tensor is kept, as a copy that
-    changes it takes several times as long.
+    Anonymous, and shared with the processes that are forked later: it has no name that could be
+    left behind, and takes up only what has been written to. The layout of each tensor is kept, as
+    a copy that changes it takes several times as long.
     """
 
-    def __init__(self) -> None:
-        self._buffers: dict[Key, Tensor] = {}
+    def __init__(self, size: int) -> None:
+        self._memory = torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)
+        self._places: dict[Key, Place] = {}
+        self._copies: dict[Key, Tensor] = {}
+        self._filled = 0
 
-    def take(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    def prepare(self, device: torch.device) -> None:
+        """Have the memory ready for the first copy, which would take ten times as long else.
+
+        Page-locked for a GPU. Raises `RuntimeError` if the system does not allow that.
+        """
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                lock_pages(self._memory)
+        else:
+            self._memory.zero_()
+
+    def take(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Place]:
         """Copy all of them; the only part of a checkpoint that training waits for."""
-        self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                self._buffers[name].copy_(tensor, non_blocking=True)
+            for key, tensor in tensors.items():
+                self._copy_of(key, tensor).copy_(tensor, non_blocking=True)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
-        return self._buffers
+        return {key: self._places[key] for key in tensors}
 
-    def _buffer(self, name: Key, tensor: Tensor) -> Tensor:
-        known = self._buffers.get(name)
-        if known is not None and known.shape == tensor.shape and known.dtype == tensor.dtype:
-            return known
-        pinned = tensor.is_cuda
-        return torch.empty_like(tensor, device="cpu", pin_memory=pinned, requires_grad=False)
+    def at(self, place: Place) -> Tensor:
+        """The tensor that lies there, without a copy."""
+        flat = self._memory[place.offset :].view(place.dtype)
+        return flat.as_strided(place.shape, place.stride)
+
+    def _copy_of(self, key: Key, tensor: Tensor) -> Tensor:
+        """Room for a tensor, where it was the last time."""
+        known = self._places.get(key)
+        if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
+            layout = torch.empty_like(tensor, device="meta").stride()
+            known = Place(self._filled, tensor.dtype, tensor.shape, layout)
+            self._filled += room_for(tensor)
+            self._places[key] = known
+            self._copies[key] = self.at(known)
+        return self._copies[key]

@@ -6,13 +6,15 @@ any of the schedule or of what is frozen: both are functions of the step.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worker.checkpoint.host import HostCopy
+from worker.checkpoint.host import HostCopy, Place, room_for
 from worker.checkpoint.tensors import Stream, read_tensors, stream_bytes, stream_tensors
+from worker.manifest import Manifest
 from worker.model.learner import Learner
 from worker.model.weights import load_tensors
 
@@ -25,23 +27,43 @@ _SCALER = "scaler"
 _ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
-def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) -> dict[str, Stream]:
-    """The parts, by object name; `state` is JSON data that travels along.
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state: JSON text, and where the tensors of each part lie in a `HostCopy`."""
 
-    They are read from `host`, so they must be written before it takes the next copy.
-    """
+    state: bytes
+    tensors: Mapping[str, Mapping[str, Place]]
+
+    def parts(self, host: HostCopy) -> dict[str, Stream]:
+        """The objects of a checkpoint by name, to be written before `host` takes the next copy."""
+        parts = {_STATE: stream_bytes(self.state)}
+        for kind, places in self.tensors.items():
+            copies = {name: host.at(place) for name, place in places.items()}
+            parts[f"{kind}{_SUFFIX}"] = stream_tensors(copies)
+        return parts
+
+
+def room_for_training(model: nn.Module, manifest: Manifest) -> int:
+    """How many bytes of a `HostCopy` the training state of a model takes up at most."""
+    scalar = room_for(torch.zeros(()))
+    weights = sum(map(room_for, model.state_dict().values()))
+    moments = 1 if manifest.optimizer.name == "sgd" else 2
+    optimizer = sum(moments * room_for(p) + scalar for p in model.parameters())
+    return weights + optimizer + (0 if manifest.train.ema is None else weights + scalar)
+
+
+def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) -> Snapshot:
+    """Copy the training state to `host`; `state` is JSON data that travels along."""
     kinds = {_MODEL: learner.model.state_dict()}
     if learner.average:
         kinds[_AVERAGE] = learner.average.state_dict()
     kinds[_OPTIMIZER] = _optimizer_tensors(learner)
-    copied = host.take(
-        {(k, name): t for k, tensors in kinds.items() for name, t in tensors.items()}
+    places = host.take(
+        {(kind, name): t for kind, tensors in kinds.items() for name, t in tensors.items()}
     )
     text = json.dumps({**state, _SCALER: learner.scaler.state_dict()})
-    parts = {_STATE: stream_bytes(text.encode())}
-    for kind, tensors in kinds.items():
-        parts[f"{kind}{_SUFFIX}"] = stream_tensors({name: copied[kind, name] for name in tensors})
-    return parts
+    tensors = {kind: {name: places[kind, name] for name in kinds[kind]} for kind in kinds}
+    return Snapshot(text.encode(), tensors)
 
 
 def stream_model(model: nn.Module) -> Stream:

@@ -1,23 +1,12 @@
-"""What was read from the store: in memory up to a bound, and on scratch disk if there is one."""
+"""What was read from the store, in memory up to a bound."""
 
-import contextlib
-import hashlib
-import logging
-import os
-import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
-log = logging.getLogger(__name__)
-
 _FETCHES = 8
-_FREED = 0.2  # share of scratch that is freed when it is full
-_PATIENCE_SECONDS = 60.0  # until a full folder is looked at again
 
 
 class Sized(Protocol):
@@ -104,86 +93,3 @@ class Cache:
                 if old is None:
                     return
                 self._forget(old)
-
-
-class Scratch:
-    """A bounded cache of bytes in a folder that the ranks of a node share.
-
-    Only a cache: it may hold anything (what is read is verified by its user), fill up, or vanish.
-    Files are whole or absent, and no name is fixed. When `limit` bytes are there, those that
-    nobody has used since this process started make room; else new ones stay out, since an epoch
-    that is larger than the cache would push out each file before its next use.
-    """
-
-    def __init__(self, folder: Path, limit: int, ranks: int) -> None:
-        self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
-        self._limit = limit
-        # Between looks all ranks together stay below it; but a read has to fit, 4 MiB of 1 GiB.
-        self._step = max(int(limit * _FREED / ranks), limit // 256)
-        self._began = time.time()
-        self._lock = threading.Lock()
-        self._room = 0
-        self._next_look = 0.0
-        self._well = True
-
-    def get(self, name: str) -> bytes | None:
-        """What was put under `name`, if it is still there."""
-        path = self._path(name)
-        try:
-            data = path.read_bytes()
-            os.utime(path)
-        except OSError:
-            return None
-        return data
-
-    def put(self, name: str, data: bytes) -> None:
-        """Keep `data` under `name`, if there is room and the disk works."""
-        if not self._take(len(data)):
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                os.replace(temporary, self._path(name))
-            except OSError:
-                Path(temporary).unlink()
-                raise
-        except OSError as error:
-            if self._well:
-                log.warning("scratch %s: %s; going on without", self._folder, error.strerror)
-            self._well = False
-
-    def _path(self, name: str) -> Path:
-        return self._folder / hashlib.sha256(name.encode()).hexdigest()[:32]
-
-    def _take(self, size: int) -> bool:
-        """Whether `size` more bytes fit; looks at the folder once per `_step` bytes."""
-        with self._lock:
-            if size > self._room and time.monotonic() > self._next_look:
-                self._room = self._make_room()
-                if size > self._room:
-                    self._next_look = time.monotonic() + _PATIENCE_SECONDS
-            if size > self._room:
-                return False
-            self._room -= size
-            return True
-
-    def _make_room(self) -> int:
-        """Remove stale files where too little is free; returns how many bytes may be written."""
-        files = []
-        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    facts = entry.stat()
-                    files.append((facts.st_mtime, facts.st_size, entry.path))
-        used = sum(size for _, size, _ in files)
-        wanted = self._limit * (1 - _FREED)
-        for used_at, size, path in sorted(files):
-            if used <= wanted or used_at >= self._began:
-                break
-            with contextlib.suppress(OSError):
-                Path(path).unlink()
-            used -= size
-        return self._step if used <= wanted else 0

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.data.decoded import DecodedImages
 from worker.data.image import decode
 from worker.data.plan import Ids
 from worker.data.reader import BadSample, SampleReader
@@ -92,8 +93,10 @@ class Loader:
         max_pixels: int,
         pin_memory: bool = False,
         decoder: Decoder | None = None,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self._reader = reader
+        self._decoded = decoded
         self._threads = threads
         self._max_pixels = max_pixels
         self._pin = pin_memory and decoder is None
@@ -139,7 +142,7 @@ class Loader:
                     if ids is None:
                         break
                     places = places_of(ids)
-                    self._reader.prefetch(ids[places])
+                    self._prefetch(ids[places])
                     fetching.append((ids, places))
                     ahead = self._fetch_ahead(len(places))
                 while fetching and len(decoding) <= decode_ahead:
@@ -183,12 +186,26 @@ class Loader:
         for index, place in enumerate(places, first):
             number = int(batch.ids[place])
             try:
-                sample = self._reader.read(number)
-                prepare(index, decode(sample.image, self._max_pixels), batch.images[place])
-                batch.labels[place] = sample.label
+                image, label = self._decode(number)
+                prepare(index, image, batch.images[place])
+                batch.labels[place] = label
                 batch.valid[place] = True
             except BadSample as problem:
                 batch.leave_out(place, problem, self._reader.name(number))
+
+    def _prefetch(self, ids: Ids) -> None:
+        self._reader.prefetch(self._decoded.missing(ids) if self._decoded else ids)
+
+    def _decode(self, number: int) -> tuple[Tensor, int]:
+        """The image of a sample and its label, from scratch if they are there."""
+        kept = self._decoded.get(number) if self._decoded else None
+        if kept:
+            return kept
+        sample = self._reader.read(number)
+        image = decode(sample.image, self._max_pixels)
+        if self._decoded:
+            self._decoded.put(number, image, sample.label)
+        return image, sample.label
 
 
 def _be_one_of_many() -> None:

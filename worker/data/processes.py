@@ -9,29 +9,22 @@ that is not reading and decoding, and die with it.
 """
 
 import contextlib
-import multiprocessing
-import os
-import signal
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
-from typing import Any
 
 from worker.data.loader import DECODE_AHEAD, Batch
 from worker.data.part import Part, Word, serve
 from worker.data.slots import Slots
 from worker.data.work import Request, Work
-from worker.errors import ExitCode, InfrastructureError, exit_code_of
-from worker.forks import STOP_SIGNALS, cause_of, die_with
+from worker.forks import Child
 from worker.store.traffic import replay
 
 _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
 """The batch being waited for, those decoded beside it, and those that the rank still uses."""
 _CLOSE_SECONDS = 2.0
-_NICENESS = 10  # the thread that feeds the GPU goes first wherever cores are short
 
 
 class DecodeProcesses:
@@ -48,11 +41,11 @@ class DecodeProcesses:
     ) -> None:
         self._resolve = resolve
         self._slots = slots
-        self._children: list[_Child] = []
         self._unfinished = False
-        for open_part in parts:
-            others = [child.connection for child in self._children]
-            self._children.append(_Child(open_part, others))
+        self._children = [
+            Child("decode", "a process that decodes", functools.partial(serve, open_part=open_part))
+            for open_part in parts
+        ]
 
     def lock_pages(self) -> None:
         """Page-lock what the batches lie in, once the GPU is in use."""
@@ -84,7 +77,7 @@ class DecodeProcesses:
     def close(self) -> None:
         """End the processes."""
         for child in self._children:
-            child.connection.close()
+            child.hang_up()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for child in self._children:
             child.end(deadline)
@@ -97,71 +90,12 @@ class DecodeProcesses:
         """Wait until no process is at work on the last request."""
         if self._unfinished:
             for child in self._children:
-                child.finish()
+                _skip_rest(child)
         self._unfinished = False
 
 
-class _Child:
-    """A decode process and the connection to it."""
-
-    def __init__(self, open_part: Callable[[], Part], others: list[Connection]) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        self._process: ForkProcess = context.Process(
-            target=_run,
-            args=(os.getpid(), open_part, theirs, [*others, self.connection]),
-            name="decode",
-        )
-        self._process.start()
-        theirs.close()
-
-    def send(self, message: object) -> None:
-        """Send what a dead process would not hear; that it is dead is noticed at `receive`."""
-        with contextlib.suppress(OSError):
-            self.connection.send(message)
-
-    def receive(self) -> Any:
-        """Receive the process's message about a batch.
-
-        Raises `InfrastructureError` if the process was killed, and any error that ended it.
-        """
-        try:
-            message = self.connection.recv()
-        except (EOFError, OSError):
-            raise self._cause() from None
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    def finish(self) -> None:
-        """Skip what it still has to say of the request, errors included."""
-        with contextlib.suppress(EOFError, OSError):
-            while self.connection.recv() is not Word.ENDED:
-                pass
-
-    def end(self, deadline: float) -> None:
-        """Let the process end by itself until the deadline, then kill it."""
-        self._process.join(max(0.0, deadline - time.monotonic()))
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _cause(self) -> Exception:
-        self._process.join(_CLOSE_SECONDS)
-        status = self._process.exitcode or 0
-        how = f"was killed by {cause_of(-status)}" if status < 0 else f"ended with {status}"
-        outside = exit_code_of(status) == ExitCode.INFRASTRUCTURE
-        return (InfrastructureError if outside else RuntimeError)(f"a process that decodes {how}")
-
-
-def _run(
-    parent: int, open_part: Callable[[], Part], connection: Connection, others: list[Connection]
-) -> None:
-    die_with(parent)
-    for number in STOP_SIGNALS:  # the rank closes this process when it has stopped
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(_NICENESS)
-    for other in others:  # else the end of the rank would not be seen on them
-        other.close()
-    serve(connection, open_part)
-    os._exit(ExitCode.DONE)
+def _skip_rest(child: Child) -> None:
+    """Skip what a process still has to say of a request, errors included."""
+    with contextlib.suppress(EOFError, OSError):
+        while child.connection.recv() is not Word.ENDED:
+            pass

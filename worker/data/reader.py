@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from worker.data.cache import Cache, Scratch
+from worker.data.cache import Cache
 from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar
+from worker.data.scratch import Scratch
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 
@@ -78,7 +79,7 @@ class SampleReader:
         self._store = store
         self._index = index
         self._cache = cache
-        self._scratch = scratch
+        self.scratch = scratch
         counts = index.counts
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
@@ -132,6 +133,11 @@ class SampleReader:
             second = functools.partial(self._load_run, run, again=True)
             future = self._cache.get(self._key(run), second, instead_of=future)
 
+    def identity(self, sample_id: int) -> str:
+        """A name for the bytes and the label of a sample, wherever it lies."""
+        shard, number, _ = self._place(sample_id)
+        return f"{self._contents(shard)} sample {number}"
+
     def name(self, sample_id: int) -> str:
         """Where a sample lies, for people: shard, number, and byte and key as far as known."""
         shard, number, run = self._place(sample_id)
@@ -177,14 +183,14 @@ class SampleReader:
         rows = cast(Sidecar, sidecar)[first : first + int(self._per_run[shard])]
         start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
         name = self._scratch_name(run)
-        data = self._scratch.get(name) if self._scratch and not again else None
+        data = self.scratch.get(name) if self.scratch and not again else None
         if data is None:
             try:
                 data = self._store.get(entry.name, start, stop)
             except ObjectMissing:
                 return _Fetched(rows, start, b"", again, "its shard is missing")
-            if self._scratch:
-                self._scratch.put(name, data)
+            if self.scratch:
+                self.scratch.put(name, data)
         return _Fetched(rows, start, data, again)
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
@@ -194,6 +200,9 @@ class SampleReader:
         return sidecar
 
     def _scratch_name(self, run: Run) -> str:
-        """Of the bytes themselves, so that two data sets at one address are not confused."""
-        entry = self._index.shards[run[0]]
-        return f"{entry.sha256} {entry.sidecar_digest} {run[1]} {self._per_run[run[0]]}"
+        return f"{self._contents(run[0])} {run[1]} {self._per_run[run[0]]}"
+
+    def _contents(self, shard: int) -> str:
+        """A shard by its bytes and labels: two data sets at one address are not confused."""
+        entry = self._index.shards[shard]
+        return f"{entry.sha256} {entry.sidecar_digest}"

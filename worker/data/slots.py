@@ -1,6 +1,5 @@
 """Memory for batches that the processes of a rank share."""
 
-import contextlib
 import mmap
 from collections.abc import Sequence
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from worker.data.loader import Batch
 from worker.data.plan import Ids
+from worker.memory import lock_pages
 
 
 class Slots:
@@ -35,14 +35,8 @@ class Slots:
 
         Raises `RuntimeError` if the system does not allow it.
         """
-        runtime = torch.cuda.cudart()
-        for tensor in (self._images, self._labels):
-            code = runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
-            if int(code):
-                # CUDA remembers the failure, and the next kernel would be blamed for it.
-                with contextlib.suppress(RuntimeError):
-                    torch.zeros(1, device="cuda").add_(1)
-                raise RuntimeError(f"cudaHostRegister of {tensor.nbytes} bytes: {code}")
+        lock_pages(self._images)
+        lock_pages(self._labels)
 
 
 def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from worker.checkpoint.saver import Saver
+from worker.checkpoint.snapshot import room_for_training
 from worker.environment import check_environment
 from worker.errors import ConfigurationError, WorkerError
 from worker.launch.guard import exit_code
@@ -198,9 +200,13 @@ def _run_rank(
     progress = Progress(live and rank.rank == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
+        saver = None
+        if rank.rank == 0:
+            size = room_for_training(job.backbone.model, job.manifest)
+            saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
         supply = stack.enter_context(contextlib.closing(Supply(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
-        session = Session(job, rank, stop, progress, supply, say_last)
+        session = Session(job, rank, stop, progress, supply, saver, say_last)
         listen(session.metrics)
         owner = Owner(job.manifest.job, job.output.uri)
         stack.enter_context(

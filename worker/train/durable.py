@@ -1,8 +1,9 @@
 """A job's durable state as one attempt sees it: claimed, resumed, saved by all ranks together.
 
 A save has three stages. All ranks hand their records to a thread of their own, and rank 0 copies
-the state to host memory: that is all that training waits for. Then rank 0's thread uploads the
-parts. Once every rank has said, beside a step, that its records are written, that thread commits.
+the state to host memory: that is all that training waits for. Then another process uploads the
+parts. Once every rank has said, beside a step, that its records are written, rank 0's thread
+commits.
 """
 
 import contextlib
@@ -15,10 +16,9 @@ from concurrent.futures import Future, wait
 
 from worker.checkpoint.attempt import ensure_newest
 from worker.checkpoint.cleaning import clean
-from worker.checkpoint.commit import CommitName, publish_commit, write_parts
-from worker.checkpoint.host import HostCopy
-from worker.checkpoint.snapshot import take_snapshot
-from worker.checkpoint.tensors import Stream
+from worker.checkpoint.commit import CommitName, publish_commit
+from worker.checkpoint.saver import Saver
+from worker.checkpoint.snapshot import Snapshot, take_snapshot
 from worker.errors import ExitCode, InfrastructureError, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
@@ -43,6 +43,7 @@ class DurableState:
         job: Job,
         rank: Rank,
         learner: Learner,
+        saver: Saver | None,
         resumed: Resumed,
         metrics: Metrics,
         journal: Journal,
@@ -52,6 +53,7 @@ class DurableState:
         self._job = job
         self._rank = rank
         self._learner = learner
+        self._device = next(learner.model.parameters()).device
         self._metrics = metrics
         self._journal = journal
         self._stop = stop
@@ -61,8 +63,9 @@ class DurableState:
         self._saved = dataclasses.replace(resumed.state)
         self._committed = resumed.state.step
         self._trusted = [resumed.commit] if resumed.commit else []
-        self._host = HostCopy()
+        self._saver = saver
         self._background = Background()
+        self._ready = self._background.submit(self._prepare)
         self._flush: Future[None] | None = None
         self._upload: Future[None] | None = None
         self._flushed = threading.Event()
@@ -95,10 +98,14 @@ class DurableState:
         if self.is_saved:
             return
         began = self._taken = time.monotonic()
-        if self._rank.rank == 0:
-            parts = take_snapshot(self._learner, self._host, self.state.as_dict())
+        saver = self._saver
+        if saver:
+            self._ready.result()
+            snapshot = take_snapshot(self._learner, saver.host, self.state.as_dict())
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
-            self._upload = self._background.submit(lambda: self._commit(name, parts, best, began))
+            self._upload = self._background.submit(
+                lambda: self._commit(saver, name, snapshot, best, began)
+            )
         self._saved = dataclasses.replace(self.state)
         self._metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
@@ -149,13 +156,26 @@ class DurableState:
         """End what runs behind the training."""
         self._background.close()
 
+    def _prepare(self) -> None:
+        """Have memory for a copy ready before the first save needs it."""
+        if self._saver:
+            try:
+                self._saver.host.prepare(self._device)
+            except RuntimeError as error:
+                log.warning("checkpoints are copied from the GPU slowly: %s", error)
+
     def _commit(
-        self, name: CommitName, parts: dict[str, Stream], best_step: int | None, began: float
+        self,
+        saver: Saver,
+        name: CommitName,
+        snapshot: Snapshot,
+        best_step: int | None,
+        began: float,
     ) -> None:
         """The part of a save that runs behind the training, on rank 0."""
         output = self._job.output
         ensure_newest(output, self.attempt)
-        written = write_parts(output, name, parts)
+        written = saver.write(name, snapshot)
         self._flushed.wait()
         publish_commit(output, name, written)
         self._trusted.append(name)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 
+from worker.checkpoint.saver import Saver
 from worker.data.loader import Bad
 from worker.data.plan import split
 from worker.data.work import Request
@@ -54,6 +55,7 @@ class Session:
         stop: StopFlag,
         progress: Progress,
         supply: Supply,
+        saver: Saver | None,
         say_last: Callable[[int], None],
     ) -> None:
         self._job = job
@@ -61,6 +63,7 @@ class Session:
         self._stop = stop
         self._progress = progress
         self._supply = supply
+        self._saver = saver
         self._say_last = say_last
         self._journal: Journal | None = None
         self._device = device_of(rank)
@@ -104,7 +107,15 @@ class Session:
             job.output, resumed.attempt, rank.rank, state.step, job.manifest.record.samples
         )
         durable = DurableState(
-            job, rank, learner, resumed, self.metrics, journal, self._stop, watchdog.beat
+            job,
+            rank,
+            learner,
+            self._saver,
+            resumed,
+            self.metrics,
+            journal,
+            self._stop,
+            watchdog.beat,
         )
         return Attempt(
             job,

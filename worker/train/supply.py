@@ -13,13 +13,15 @@ from pathlib import Path
 
 import torch
 
-from worker.data.cache import Cache, Scratch
+from worker.data.cache import Cache
+from worker.data.decoded import DecodedImages
 from worker.data.gpu import GpuDecoder, require_nvjpeg
 from worker.data.in_process import InProcess
 from worker.data.loader import Batch, Decoder, Loader
 from worker.data.part import Part
 from worker.data.processes import SLOTS, DecodeProcesses
 from worker.data.reader import SampleReader
+from worker.data.scratch import Scratch
 from worker.data.slots import Slots
 from worker.data.work import Batches, Request
 from worker.environment import number
@@ -157,12 +159,8 @@ class Supply:
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
         """Readers in this process, one of several with one bound on memory and scratch."""
-        settings = self._settings
-        cache = Cache(settings.memory // processes, max(2, _FETCHES // processes))
-        scratch = None
-        if settings.scratch:
-            ranks = self._rank.local_world_size * processes
-            scratch = Scratch(Path(settings.scratch), settings.scratch_limit, ranks)
+        cache = Cache(self._settings.memory // processes, max(2, _FETCHES // processes))
+        scratch = self._scratch(processes)
         sets = {TRAIN: (self._job.train, -(-self._lanes // processes))}
         if self._job.val:
             sets[VAL] = (self._job.val, 1)
@@ -171,14 +169,28 @@ class Supply:
             for name, (dataset, lanes) in sets.items()
         }
 
+    def _scratch(self, processes: int) -> Scratch | None:
+        """Scratch of this process, one of several, if there is any."""
+        settings, sets = self._settings, filter(None, (self._job.train, self._job.val))
+        if not settings.scratch:
+            return None
+        encoded = sum(shard.bytes for dataset in sets for shard in dataset.index.shards)
+        sharers = self._rank.local_world_size * processes
+        return Scratch(Path(settings.scratch), settings.scratch_limit, sharers, encoded)
+
     def _loaders(
         self, readers: dict[str, SampleReader], threads: int, decoder: Decoder | None
     ) -> dict[str, Loader]:
         max_pixels, pin = self._job.manifest.data.max_pixels, self._device.type == "cuda"
-        return {
-            name: Loader(reader, threads, max_pixels, pin and not threads, decoder)
-            for name, reader in readers.items()
-        }
+        loaders = {}
+        for name, reader in readers.items():
+            decoded = None
+            if reader.scratch and not decoder:
+                decoded = DecodedImages(reader.scratch, reader, max_pixels)
+            loaders[name] = Loader(
+                reader, threads, max_pixels, pin and not threads, decoder, decoded
+            )
+        return loaders
 
 
 def _settings() -> _Settings:

@@ -1,0 +1,199 @@
+"""Decoded images on scratch: the same batches without decoding, whatever becomes of the files."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import Run, open_index
+from worker.data import loader as loader_module
+from worker.data.augment import Augmentation
+from worker.data.cache import Cache
+from worker.data.decoded import DecodedImages
+from worker.data.loader import Batch, Loader
+from worker.data.plan import EpochPlan
+from worker.data.reader import SampleReader
+from worker.data.scratch import Scratch
+from worker.manifest import Augment
+from worker.model.backbone import preprocessing_of
+from worker.store import open_store
+
+PREPROCESSING = preprocessing_of("resnet18").at(24)
+MEBIBYTE = 1 << 20
+
+
+class Decoding:
+    """The pictures of the fixture `dataset`, decoded with a scratch folder, or without."""
+
+    def __init__(self, uri: str, scratch: Path | None, limit: int = 64 * MEBIBYTE) -> None:
+        self.index = open_index(uri)
+        room = Scratch(scratch, limit, 1, reserve=0) if scratch else None
+        self.reader = SampleReader(open_store(uri), self.index, Cache(1 << 24), room)
+        self.decoded = DecodedImages(room, self.reader, 10**6) if room else None
+        self._loader = Loader(self.reader, 2, 10**6, decoded=self.decoded)
+
+    def epoch(self, epoch: int) -> list[Batch]:
+        """All batches of an epoch, and everything written that was going to be."""
+        plan = EpochPlan(self.index.counts, 8, 0, epoch)
+        ids = [plan.batch(step) for step in range(plan.steps)]
+        prepare_for = Augmentation(PREPROCESSING, Augment(), 0).prepare_for(epoch)
+        batches = list(self._loader.batches(ids, prepare_for, 24))
+        if self.decoded:
+            self.decoded._waiting.join()
+        return batches
+
+
+def require_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.valid, other.valid)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the images that are decoded; grows."""
+    found: list[int] = []
+    real = loader_module.decode
+
+    def decode(data: memoryview, max_pixels: int) -> torch.Tensor:
+        found.append(len(data))
+        return real(data, max_pixels)
+
+    monkeypatch.setattr(loader_module, "decode", decode)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left out because the disk is slow at the moment."""
+    monkeypatch.setattr("worker.data.decoded._QUEUED", 1000)
+
+
+def files(scratch: Path) -> list[Path]:
+    return sorted(scratch.rglob("*.spare"))
+
+
+def test_later_epochs_decode_nothing_and_are_the_same(
+    dataset: Path, tmp_path: Path, calls: list[int]
+) -> None:
+    uri = f"{dataset}/train"
+    kept, plain = Decoding(uri, tmp_path), Decoding(uri, None)
+    expected = [plain.epoch(epoch) for epoch in range(3)]
+    calls.clear()
+    require_same(kept.epoch(0), expected[0])
+    assert len(calls) == kept.index.samples
+    for epoch in (1, 2):
+        require_same(kept.epoch(epoch), expected[epoch])
+    require_same(Decoding(uri, tmp_path).epoch(1), expected[1])  # and for another process
+    assert len(calls) == kept.index.samples
+
+
+def test_nothing_is_fetched_for_what_is_decoded(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{dataset}/train"
+    Decoding(uri, tmp_path).epoch(0)
+    later = Decoding(uri, tmp_path)
+    monkeypatch.setattr(later.reader, "read", None)
+    monkeypatch.setattr(later.reader, "_start", None)
+    assert sum(len(batch.ids) for batch in later.epoch(1)) == later.index.samples
+
+
+def test_what_was_altered_cut_or_lost_is_decoded_again(
+    dataset: Path, tmp_path: Path, calls: list[int]
+) -> None:
+    uri = f"{dataset}/train"
+    expected = Decoding(uri, None).epoch(1)
+    kept = Decoding(uri, tmp_path)
+    kept.epoch(0)
+    calls.clear()
+    altered, cut, lost, header = files(tmp_path)[:4]
+    altered.write_bytes(altered.read_bytes()[:-1] + b"\x80")
+    cut.write_bytes(cut.read_bytes()[:100])
+    lost.unlink()
+    header.write_bytes(b"\xff" * 24)
+    require_same(kept.epoch(1), expected)
+    assert len(calls) == 4
+    require_same(kept.epoch(1), expected)
+    assert len(calls) == 4  # they have been written again
+
+
+def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: Path) -> None:
+    uri = f"{dataset}/train"
+    decoding = Decoding(uri, None)
+    encoded = sum(shard.bytes for shard in decoding.index.shards)
+    scratch = Scratch(tmp_path, 3 * encoded, 1, reserve=encoded)
+    reader = SampleReader(open_store(uri), decoding.index, Cache(1 << 24), scratch)
+    decoded = DecodedImages(scratch, reader, 10**6)
+    big = torch.zeros(3, 100, encoded // 2000, dtype=torch.uint8)  # of 15 % of the encoded bytes
+    for number in range(20):
+        decoded.put(number, big, 0)
+        decoded._waiting.join()
+    spare = sum(path.stat().st_size for path in files(tmp_path))
+    assert 0 < spare <= 2 * encoded
+    for number in range(decoding.index.samples):
+        reader.read(number)
+    used = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert used - spare >= 0.9 * encoded - 20_000  # all runs, of what padding leaves of a tar
+    assert used <= 3 * encoded
+
+
+def test_a_slow_disk_does_not_slow_decoding(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.data.decoded._QUEUED", 2)
+    release = threading.Event()
+    real = Scratch.put_spare
+
+    def stuck(*arguments: object) -> None:
+        release.wait()
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scratch, "put_spare", stuck)
+    kept = Decoding(f"{dataset}/train", tmp_path)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    for number in range(10):
+        kept.decoded.put(number, image, 0)  # type: ignore[union-attr]
+    release.set()
+    kept.decoded._waiting.join()  # type: ignore[union-attr]
+    assert 2 <= len(files(tmp_path)) <= 4
+
+
+def test_labels_and_limits_are_part_of_a_name(dataset: Path, tmp_path: Path) -> None:
+    uri = f"{dataset}/train"
+    kept = Decoding(uri, tmp_path)
+    kept.epoch(0)
+    assert kept.decoded
+    ids = np.arange(kept.index.samples)
+    assert not len(kept.decoded.missing(ids))
+    room = kept.reader.scratch
+    assert room
+    assert len(DecodedImages(room, kept.reader, 10**5).missing(ids)) == len(ids)
+    kept.index.shards[0].__dict__["sidecar_digest"] = 0  # as with other labels
+    assert len(kept.decoded.missing(ids)) == kept.index.shards[0].samples
+
+
+def test_a_job_with_scratch_ends_with_the_same_weights(
+    job: dict[str, object],
+    write: Callable[[dict[str, object]], str],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    weights = []
+    for name in ("plain", "scratch"):
+        if name == "scratch":
+            monkeypatch.setenv("WORKER_SCRATCH", str(tmp_path / "scratch"))
+        output = f"{tmp_path}/{name}/"
+        ended = run("train", "--nproc", "2", write(job | {"output": output}))
+        assert ended.code == 0, ended.err
+        weights.append((tmp_path / name / "final/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert files(tmp_path / "scratch")
+    leftover = list((tmp_path / "scratch").rglob("tmp*"))
+    assert not leftover
