@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bench.photos import PER_SHARD
+
 BATCH, WARM_UP, MEASURED = 64, 6, 48
 ENDPOINT = os.environ.get("BENCH_ENDPOINT", "")
 BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))
@@ -184,7 +186,7 @@ def s3torchconnector(workers: int) -> Iterable[Any]:
     return torch_loader(Data(), workers)
 
 
-def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
+def ours(workers: int, position: float = 0.0, scratch: Path | None = None) -> Iterable[Any]:
     os.environ["AWS_ENDPOINT_URL"] = ENDPOINT
     import torch
 
@@ -195,8 +197,18 @@ def ours(workers: int, position: float = 0.0) -> Iterable[Any]:
 
     settle_memory(keep_freed=True)  # as `worker train` does
     torch.set_num_threads(1)
-    with closing(Decoding("s3://bucket/tars/", workers, BATCH, preprocessing())) as decoding:
+    decoding = Decoding("s3://bucket/tars/", workers, BATCH, preprocessing(), scratch=scratch)
+    with closing(decoding):
         yield from decoding.batches(position)
+
+
+def second_epoch(workers: int) -> Iterable[Any]:
+    """From scratch disk, where the first has left decoded images."""
+    with tempfile.TemporaryDirectory(dir=os.environ["BENCH_FOLDER"]) as folder:
+        batches = ours(workers, scratch=Path(folder))
+        for _ in range(shards() * PER_SHARD // BATCH):
+            next(batches)  # type: ignore[call-overload]
+        yield from batches
 
 
 def bare() -> dict[str, float]:
@@ -258,6 +270,7 @@ def measure(batches: Iterable[Any]) -> dict[str, float]:
 
 CONTENDERS: dict[str, Callable[[int], Iterable[Any]]] = {
     "worker": ours,
+    "worker, epoch 2, scratch": second_epoch,
     "webdataset": lambda workers: webdataset(workers, tuned=False),
     "webdataset-tuned": lambda workers: webdataset(workers, tuned=True),
     "mosaicml-streaming": mosaic,

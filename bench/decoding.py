@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from worker.data.augment import Augmentation
 from worker.data.cache import Cache
+from worker.data.decoded import DecodedImages
 from worker.data.index import parse_address, read_index
 from worker.data.loader import Batch, Loader
 from worker.data.part import Part
@@ -12,6 +14,7 @@ from worker.data.plan import EpochPlan, Ids
 from worker.data.preprocessing import Preprocessing
 from worker.data.processes import SLOTS, DecodeProcesses
 from worker.data.reader import SampleReader
+from worker.data.scratch import Scratch
 from worker.data.slots import Slots
 from worker.data.work import Request, Work
 from worker.manifest import Augment
@@ -19,6 +22,8 @@ from worker.train.supply import processes_for
 
 _LANES = 32
 _READ_MEMORY = 512 << 20
+_SCRATCH = 10 << 30
+_MAX_PIXELS = 10**8
 
 
 class Decoding:
@@ -32,6 +37,7 @@ class Decoding:
         batch_size: Images of a batch.
         preprocessing: Size and normalization of the images.
         augment: Augmentation of the images.
+        scratch: Where to keep what was read and decoded.
     """
 
     def __init__(
@@ -41,11 +47,13 @@ class Decoding:
         batch_size: int,
         preprocessing: Preprocessing,
         augment: Augment | None = None,
+        scratch: Path | None = None,
     ) -> None:
         address = parse_address(uri)
         self._store, self._index = address.store, read_index(address)
         self._batch_size = batch_size
         self._size = preprocessing.crop_size
+        self._folder = scratch
         self._augmentation = Augmentation(preprocessing, augment or Augment(), seed=0)
         self.processes = processes_for(threads, _LANES)
         self._threads = -(-threads // self.processes)
@@ -80,7 +88,13 @@ class Decoding:
     def _part(self, index: int) -> Part:
         cache = Cache(_READ_MEMORY // self.processes)
         lanes = -(-_LANES // self.processes)
-        reader = SampleReader(self._store, self._index, cache, None, lanes)
-        loader = Loader(reader, self._threads, 10**8)
+        scratch = decoded = None
+        if self._folder:
+            encoded = sum(shard.bytes for shard in self._index.shards)
+            scratch = Scratch(self._folder, _SCRATCH, self.processes, encoded)
+        reader = SampleReader(self._store, self._index, cache, scratch, lanes)
+        if scratch:
+            decoded = DecodedImages(scratch, reader, _MAX_PIXELS)
+        loader = Loader(reader, self._threads, _MAX_PIXELS, decoded=decoded)
         readers, loaders = {"train": reader}, {"train": loader}
         return Part(index, self.processes, readers, loaders, self._work, self._slots, self._size)

@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.contenders import CONTENDERS
 from bench.server import serve
 
-BARS = {"webdataset": 2.5, "webdataset-tuned": 1.3}
+BARS = {"webdataset": 2.5, "webdataset-tuned": 1.3, "worker, epoch 2, scratch": 0.5}
 
 
 def run(name: str, workers: int, environment: dict[str, str]) -> dict[str, float]:
@@ -73,21 +73,21 @@ def compare(names: list[str], workers: int, rounds: int, environment: dict[str, 
         print(f"round {number + 1} of {rounds} done, load {os.getloadavg()[0]:.1f}", flush=True)
     ours = median(results["worker"], "images_per_second")
     bare = median(results["bare"], "cpu_ms")
-    print(f"\n{'':<20} img/s  worker is  CPU ms/img  of bare  start to batch 1  after imports")
+    print(f"\n{'':<25} img/s  worker is  CPU ms/img  of bare  start to batch 1  after imports")
     for name in names:
         speed = median(results[name], "images_per_second")
         if not speed:
-            print(f"{name:<20} failed")
+            print(f"{name:<25} failed")
             continue
         cpu = median(results[name], "cpu_ms")
         bar = f"  (bar {BARS[name]}x)" if name in BARS else ""
         print(
-            f"{name:<20} {speed:5.0f}  {ours / speed:8.2f}x  {cpu:10.2f}  {cpu / bare:6.2f}x  "
+            f"{name:<25} {speed:5.0f}  {ours / speed:8.2f}x  {cpu:10.2f}  {cpu / bare:6.2f}x  "
             f"{median(results[name], 'first_batch'):14.2f} s  "
             f"{median(results[name], 'after_import'):11.2f} s{bar}"
         )
     print(
-        f"{'bare decode + crop':<20} {'':16}  {bare:10.2f}  one thread, bytes in memory (bar 1.25x)"
+        f"{'bare decode + crop':<25} {'':16}  {bare:10.2f}  one thread, bytes in memory (bar 1.25x)"
     )
     seek = run("seek", workers, environment)
     start = seek["0%"]
