@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from worker.checkpoint.host import HostCopy
+from worker.checkpoint.host import HostCopy, room_for
 from worker.checkpoint.snapshot import take_snapshot
 from worker.data.loader import Batch
 from worker.manifest import Manifest, parse_manifest
@@ -72,6 +72,7 @@ def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
 
 def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]:
     """The parts of a checkpoint as they would be read back."""
-    host = HostCopy(1 << 30)
+    # Weights, their average, two moments, and a step count of each.
+    host = HostCopy(5 * sum(map(room_for, learner.model.state_dict().values())))
     parts = take_snapshot(learner, host, state).parts(host)
     return {name: bytearray(b"".join(stream.pieces())) for name, stream in parts.items()}

@@ -111,6 +111,11 @@ def test_json_and_short_floats_are_taken() -> None:
             "train: sync_batch_norm goes with whole batches; remove micro_batch",
         ),
         (
+            "seed: 0",
+            "compile: true, activation_checkpointing: true",
+            "train: compile decides what is recomputed; remove activation_checkpointing",
+        ),
+        (
             "  name: adam",
             "  name: adam\n  schedule: {name: step, every: 30}",
             "optimizer.schedule.every: must be a mapping of epochs, steps",

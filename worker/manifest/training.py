@@ -172,6 +172,8 @@ class Train(Section):
     share, halved for as long as the GPU's memory does not hold it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of forward and backward; `auto` is bf16 on GPUs that have it and fp32 elsewhere."""
+    activation_checkpointing: bool = False
+    """Compute activations again in backward: less of the GPU's memory, for a third more time."""
     compile: bool = False
     """Run the model through `torch.compile`."""
     sync_batch_norm: bool = False
@@ -186,7 +188,9 @@ class Train(Section):
     """When the loss is NaN or infinite: end with exit code 78, or leave the step out."""
 
     @model_validator(mode="after")
-    def _statistics_of_whole_batches(self) -> "Train":
+    def _compatible(self) -> "Train":
         if self.sync_batch_norm and self.micro_batch:
             raise ValueError("sync_batch_norm goes with whole batches; remove micro_batch")
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile decides what is recomputed; remove activation_checkpointing")
         return self

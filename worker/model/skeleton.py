@@ -17,7 +17,7 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Names of auxiliary classifiers; they take part in training only."""
 
 # Containers whose children are blocks of their own; what is not listed is one block.
-_TRUNKS = (
+TRUNKS = (
     *("features", "encoder", "encoder.layers", "blocks", "layers", "trunk_output"),
     *("classifier", "heads"),
 )
@@ -108,7 +108,7 @@ def find_blocks(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ..
             path = prefix + name
             if path in heads or not any(True for _ in child.parameters()):
                 continue
-            if path in _TRUNKS:
+            if path in TRUNKS:
                 walk(child, f"{path}.")
             elif is_auxiliary(path):
                 auxiliary.append(path)

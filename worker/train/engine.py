@@ -12,6 +12,7 @@ from worker.data.mix import Blend
 from worker.data.plan import keyed_hash
 from worker.data.preprocessing import Preprocessing
 from worker.manifest import Train
+from worker.model.activations import checkpoint_activations
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
 from worker.model.optimizer import freeze_at, start_momentum
@@ -64,6 +65,8 @@ class Engine:
         self._updated: Pending | None = None
         self._decides_on_device = self.device.type == "cuda"
         self._compiled = train.compile
+        if train.activation_checkpointing:
+            checkpoint_activations(learner.model)
         if train.compile:
             learner.model.compile()
             if learner.average:
