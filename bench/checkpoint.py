@@ -207,12 +207,17 @@ def describe(times: dict[str, Times]) -> None:
         print(f"worker blocks 1/{ratio:.1f} of {name}")
 
 
+def set_environment(endpoint: str) -> None:
+    """Have this process use an S3 server that takes any credentials."""
+    os.environ |= {**_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
+
+
 @contextlib.contextmanager
 def serve(server: str, folder: Path) -> Iterator[None]:
     """An S3 server in a process of its own, and the environment that leads there."""
     if server == "sink":
         with serve_sink(folder) as endpoint:
-            os.environ |= {**_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
+            set_environment(endpoint)
             yield
         return
     if server == "minio":
@@ -228,7 +233,7 @@ def serve(server: str, folder: Path) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        os.environ |= {**_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        set_environment(f"http://127.0.0.1:{port}")
         wait_for(f"http://127.0.0.1:{port}", folder / "log")
         yield
     finally:

@@ -18,7 +18,7 @@ from worker.data.scratch import Scratch
 from worker.data.slots import Slots
 from worker.data.work import Request, Work
 from worker.manifest import Augment
-from worker.train.supply import processes_for
+from worker.train.supply import fetches_for, processes_for
 
 _LANES = 32
 _READ_MEMORY = 512 << 20
@@ -86,7 +86,7 @@ class Decoding:
         return (plan.batch(step) for step in range(request.start, plan.steps))
 
     def _part(self, index: int) -> Part:
-        cache = Cache(_READ_MEMORY // self.processes)
+        cache = Cache(_READ_MEMORY // self.processes, fetches_for(self.processes))
         lanes = -(-_LANES // self.processes)
         scratch = decoded = None
         if self._folder:

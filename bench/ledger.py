@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 
+from tests.learners import ALONE
 from worker.store import open_store
 from worker.train.record import Recorder
 
@@ -17,7 +18,7 @@ def main() -> None:
             ids, valid = np.arange(batch), np.ones(batch, dtype=bool)
             seconds = {}
             for samples in (False, True):
-                recorder = Recorder(open_store(f"{folder}/{samples}"), 1, 0, 0, samples)
+                recorder = Recorder(open_store(f"{folder}/{samples}"), 1, ALONE, 0, batch, samples)
                 began = time.perf_counter()
                 for step in range(STEPS):
                     recorder.trained(step, ids, valid)

@@ -1,7 +1,8 @@
 """Data loaders side by side over the same pictures: `make bench`.
 
 Contenders take turns, round after round, each in a process of its own, against one S3 look-alike on
-loopback; printed are medians and ratios. Loopback has no latency, and two cores are few.
+loopback; printed are medians and ratios. Two cores are few, and loopback has no latency, unless
+`--latency 20 100` puts a proxy that has before our own loader.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from bench.contenders import CONTENDERS
+from bench.latency import far_away
 from bench.server import serve
 
 BARS = {"webdataset": 2.5, "webdataset-tuned": 1.3, "worker, epoch 2, scratch": 0.5}
@@ -38,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where the pictures are or will be")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--latency", type=float, nargs="*", help="milliseconds of a round trip")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
     arguments = parser.parse_args()
@@ -60,7 +63,28 @@ def main() -> None:
             "BENCH_FOLDER": str(folder),
             "BENCH_SHARDS": str(len(list(tars.glob("*.tar")))),
         }
-        compare(arguments.only, arguments.workers, arguments.rounds, environment)
+        if arguments.latency:
+            compare_latencies(arguments.latency, arguments.workers, arguments.rounds, environment)
+        else:
+            compare(arguments.only, arguments.workers, arguments.rounds, environment)
+
+
+def compare_latencies(
+    latencies: list[float], workers: int, rounds: int, environment: dict[str, str]
+) -> None:
+    """The worker's loader with a store that is a round trip of so many milliseconds away."""
+    results: dict[float, list[dict[str, float]]] = {latency: [] for latency in (0.0, *latencies)}
+    for _ in range(rounds):
+        for latency, found in results.items():
+            with far_away(environment["BENCH_ENDPOINT"], latency) as endpoint:
+                found.append(run("worker", workers, environment | {"BENCH_ENDPOINT": endpoint}))
+    near, first = median(results[0.0], "images_per_second"), median(results[0.0], "after_import")
+    print("round trip   img/s   of near   first batch later by")
+    for latency, found in results.items():
+        speed = median(found, "images_per_second")
+        later = median(found, "after_import") - first
+        trips = f", {later / latency * 1e3:.1f} round trips" if latency else ""
+        print(f"{latency:7.0f} ms {speed:7.0f} {speed / near:9.2f} {later * 1e3:12.0f} ms{trips}")
 
 
 def compare(names: list[str], workers: int, rounds: int, environment: dict[str, str]) -> None:

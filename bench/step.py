@@ -75,8 +75,9 @@ def ours(images: int, manifest: Manifest) -> Callable[[int], None]:
     )
     batch = batch_of(images, _SIDE, _CLASSES)
 
+    agreement = Agreement(CPU)
+
     def step(number: int) -> None:
-        agreement = Agreement()
         agreement.propose(Signals())
         engine.launch(number, batch, images)
         agreement.result()

@@ -33,6 +33,13 @@ def slow_uploads(seconds: float) -> None:
     setattr(saver, "write_parts", write_parts)
 
 
+def two_ranks_per_piece() -> None:
+    """The ledger is written by every second rank."""
+    from worker.train import record
+
+    setattr(record, "_RANKS_PER_PIECE", 2)
+
+
 def stuck_in_a_step(number: int) -> None:
     """The last rank never gets through step `number`."""
     import torch.distributed as dist

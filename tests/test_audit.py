@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.learners import ALONE
 from worker.data.plan import EpochPlan
 from worker.store import open_store
 from worker.train.audit import Piece, audit_epochs, read_ledger, surviving_rows
@@ -76,7 +77,7 @@ def test_steps_that_were_committed_must_be_there() -> None:
 
 def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    recorder = Recorder(store, attempt=2, rank=0, step=3, samples=True)
+    recorder = Recorder(store, attempt=2, rank=ALONE, step=3, share=2, samples=True)
     recorder.trained(3, np.array([5, 1, 0]), np.array([True, True, False]))
     recorder.trained(4, np.array([], dtype=np.int64), np.array([], dtype=bool))
     recorder.take(5)()

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader
+from tests.sabotage import two_ranks_per_piece
 from worker.data.image import decode
 from worker.data.pack import find_splits, write_split
 from worker.metrics.owner import Owner
@@ -205,6 +206,22 @@ def test_killed_and_resumed_on_other_ranks_loses_and_repeats_nothing(
     ended = run("audit", job["output"])
     assert ended.code == 65
     assert f"lost: {lost} (shard-" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("plan", "writers"), [(None, {"0000"}), (two_ranks_per_piece, {"0000", "0002"})]
+)
+def test_one_rank_writes_the_ledger_for_its_neighbors(
+    plan: Callable[[], None] | None, writers: set[str], run: Run, write: Write, job: Job
+) -> None:
+    job["checkpoint"] = {"every_steps": 3}
+    ended = run("train", "--nproc", "3", write(job), sabotage=plan)
+    assert ended.code == 0, ended.err
+    pieces = [key for key in keys(open_store(job["output"])) if "/samples/" in key]
+    spans = {key.rpartition("-")[0] for key in pieces}
+    assert len(spans) >= 3  # one per commit
+    assert set(pieces) == {f"{span}-{writer}.npy" for span in spans for writer in writers}
+    assert run("audit", job["output"]).code == 0
 
 
 def test_a_damaged_checkpoint_means_the_one_before(

@@ -85,8 +85,8 @@ class SampleReader:
         self._starts = self._ends - counts
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
         # Runs of all lanes must fit into memory together, or each is read again and again.
-        self._run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
-        self._per_run = np.maximum(1, self._run_bytes * counts // np.maximum(1, sizes))
+        self.run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
+        self._per_run = np.maximum(1, self.run_bytes * counts // np.maximum(1, sizes))
         self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
 
     @property

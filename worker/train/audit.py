@@ -23,7 +23,7 @@ _LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)-(\d+)\.npy")
 
 @dataclass(frozen=True)
 class Piece:
-    """What one rank of an attempt trained on in steps [first, stop): rows (step, sample id)."""
+    """What some ranks of an attempt trained on in steps [first, stop): rows (step, sample id)."""
 
     attempt: int
     first: int

@@ -1,7 +1,7 @@
 """The record that a run leaves in its store: which sample was trained on when, and evaluations.
 
-The ledger is written in immutable pieces, one per commit and rank, always before the commit that
-they lead to.
+The ledger is written in immutable pieces, one per commit and eight ranks, always before the commit
+that they lead to.
 """
 
 import io
@@ -11,16 +11,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.distributed as dist
 
 from worker.data.plan import Ids
 from worker.store import Store
+from worker.train.distributed import meaningful_errors
+from worker.train.rank import Rank
 
 Confusion = npt.NDArray[np.int64]
 """[classes, classes], true by predicted."""
 
+_RANKS_PER_PIECE = 8
+_NOTHING = -1  # in place of a step: this row holds nothing
+_NO_ROWS = np.empty((0, 2), np.int64)
+
 
 def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
-    """The object that holds what `rank` trained on in steps [first, stop)."""
+    """The object that holds what `rank` and those after it trained on in steps [first, stop)."""
     return f"records/{attempt:06d}/samples/{first:08d}-{stop:08d}-{rank:04d}.npy"
 
 
@@ -42,13 +50,28 @@ def encode_array(array: npt.NDArray[np.int64]) -> bytes:
 
 
 class Recorder:
-    """Keeps what one rank trains on, where `samples` says so, and writes it when asked."""
+    """Keeps what one rank trains on, and writes it with its neighbors' when asked.
 
-    def __init__(self, store: Store, attempt: int, rank: int, step: int, samples: bool) -> None:
+    The first of every eight ranks writes for them: at thousands of ranks, an object of each per
+    commit would be millions a day.
+
+    Args:
+        store: The output of the job.
+        attempt: The number of this attempt.
+        rank: This rank.
+        step: The step at which the attempt begins.
+        share: The most images of a global batch that a rank trains on.
+        samples: Whether the ledger is wanted.
+    """
+
+    def __init__(
+        self, store: Store, attempt: int, rank: Rank, step: int, share: int, samples: bool
+    ) -> None:
         self._store = store
         self._attempt = attempt
         self._rank = rank
         self._first = step
+        self._share = share
         self._samples = samples
         self._rows: list[Ids] = []
 
@@ -65,18 +88,70 @@ class Recorder:
         self, step: int, matrix: npt.NDArray[np.int64], mistakes: list[dict[str, Any]]
     ) -> None:
         """Keep the confusion matrix, [classes, classes], true by predicted, and what was worst."""
-        if self._rank == 0:
+        if self._rank.rank == 0:
             self._store.put(confusion_name(self._attempt, step), encode_array(matrix))
             rows = json.dumps(mistakes).encode()
             self._store.put(mistakes_name(self._attempt, step), rows)
 
     def take(self, step: int) -> Callable[[], None]:
-        """Everything noted before `step`, as a call that writes it."""
-        rows, name = self._rows, ledger_name(self._attempt, self._first, step, self._rank)
-        first, self._first, self._rows = self._first, step, []
+        """Everything noted before `step`, as a call that writes it.
+
+        To be called by all ranks together; the calls may be made from other threads.
+        """
+        rows, first = self._rows, self._first
+        self._first, self._rows = step, []
+        if not self._samples or step <= first:
+            return lambda: None
+        leader = self._rank.rank // _RANKS_PER_PIECE * _RANKS_PER_PIECE
+        room = (step - first) * self._share
+        if self._rank.rank != leader:
+            return _send(rows, room, leader)
+        stop = min(leader + _RANKS_PER_PIECE, self._rank.world_size)
+        receive = _receive(range(leader + 1, stop), room)
 
         def write() -> None:
-            if rows and step > first:
-                self._store.put(name, encode_array(np.concatenate(rows)))
+            found = np.concatenate([*rows, *receive()] or [_NO_ROWS])
+            if len(found):
+                name = ledger_name(self._attempt, first, step, leader)
+                self._store.put(name, encode_array(found))
 
         return write
+
+
+def ranks_that_write(world_size: int) -> range:
+    """The ranks that write the ledger, each for itself and those after it up to the next."""
+    return range(0, world_size, _RANKS_PER_PIECE)
+
+
+def _send(rows: list[Ids], room: int, leader: int) -> Callable[[], None]:
+    """Begin to send rows, [n, 2] and `room` at most, to a rank; returns what waits for it."""
+    padded = torch.full((room, 2), _NOTHING, dtype=torch.int64)
+    if rows:
+        own = np.concatenate(rows)
+        padded[: len(own)] = torch.from_numpy(own)
+    work = dist.isend(padded, leader)
+
+    def wait() -> None:
+        if work:
+            with meaningful_errors():
+                work.wait()
+
+    return wait
+
+
+def _receive(ranks: range, room: int) -> Callable[[], list[Ids]]:
+    """Begin to receive what these ranks send; returns what waits for it, and gives the rows."""
+    coming = []
+    for rank in ranks:
+        padded = torch.empty((room, 2), dtype=torch.int64)
+        coming.append((padded, dist.irecv(padded, rank)))
+
+    def wait() -> list[Ids]:
+        with meaningful_errors():
+            for _, work in coming:
+                if work:
+                    work.wait()
+        pieces = [padded.numpy() for padded, _ in coming]
+        return [piece[piece[:, 0] != _NOTHING] for piece in pieces]
+
+    return wait

@@ -103,8 +103,9 @@ class Session:
         self, learner: Learner, resumed: Resumed, journal: Journal, watchdog: Watchdog
     ) -> Attempt:
         job, rank, state = self._job, self._rank, resumed.state
+        share = -(-job.manifest.train.batch_size // rank.world_size)
         recorder = Recorder(
-            job.output, resumed.attempt, rank.rank, state.step, job.manifest.record.samples
+            job.output, resumed.attempt, rank, state.step, share, job.manifest.record.samples
         )
         durable = DurableState(
             job,

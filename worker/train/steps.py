@@ -65,6 +65,7 @@ class Steps:
         self._engine = engine
         self._feed = feed
         self._bad = bad
+        self._agreement = Agreement(engine.device)
         self._due = False
         self._report_every = max(
             1, min(_STEPS_PER_REPORT, job.steps_per_epoch // _REPORTS_PER_EPOCH)
@@ -121,8 +122,7 @@ class Steps:
         waited = time.monotonic() - began
         self._watch.wait(waited)
         fresh = self._bad.fresh(batch.bad)
-        agreement = Agreement()
-        agreement.propose(
+        self._agreement.propose(
             dataclasses.replace(
                 attempt.durable.signals(),
                 bad=bool(fresh),
@@ -131,8 +131,8 @@ class Steps:
             )
         )
         self._engine.launch(step, batch, size, self._feed.blend(step))
-        # First of all, as gloo notices a lost rank where NCCL would wait for it.
-        agreed = agreement.result()
+        # First of all on a CPU, where it is what notices a lost rank.
+        agreed = self._agreement.result()
         attempt.durable.advance(agreed)
         self._finish()
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
@@ -198,11 +198,12 @@ class Steps:
         """Tell the record, the metrics and the user what the steps since the last report gave."""
         job, done = self._attempt.job, self._attempt.state.step
         self._reported = time.monotonic()
-        loss, right, counted = total(*self._sums.tolist())
+        device = self._engine.device
+        loss, right, counted = total(*self._sums.tolist(), device=device)
         self._sums.zero_()
         images, self._images = self._images, 0
         seconds, waited = self._watch.split()
-        (wait_ratio,) = highest(waited / seconds)
+        (wait_ratio,) = highest(waited / seconds, device=device)
         checkpoint = job.manifest.checkpoint
         steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
         interval = min(steps * self._watch.mean, 60 * (checkpoint.every_minutes or math.inf))

@@ -39,8 +39,9 @@ SCRATCH_GIB = 10
 _THREADS_PER_PROCESS = 2
 """Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
 _MIN_SHARE_EVEN = 0.6  # of the processes wished for
-_FETCHES = 8
-"""Reads of a rank at a time, in all its processes; each has two at least."""
+_FETCHES = 32
+"""Reads of a rank at a time, in all its processes; each has two at least. As many as there are
+lanes by default, so that the first batch from a store far away takes few round trips."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def processes_for(threads: int, lanes: int) -> int:
     wished = max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)
     return even if even >= _MIN_SHARE_EVEN * wished else wished
+
+
+def fetches_for(processes: int) -> int:
+    """How many reads each of a rank's processes has under way at most."""
+    return max(2, _FETCHES // processes)
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ class Supply:
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
         """Readers in this process, one of several with one bound on memory and scratch."""
-        cache = Cache(self._settings.memory // processes, max(2, _FETCHES // processes))
+        cache = Cache(self._settings.memory // processes, fetches_for(processes))
         scratch = self._scratch(processes)
         sets = {TRAIN: (self._job.train, -(-self._lanes // processes))}
         if self._job.val:
