@@ -26,14 +26,16 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     Stops on SIGTERM, SIGUSR1 or Ctrl-C with everything committed (exit code 75); the same command
     goes on from there, on this or any other machine and number of ranks.
     """
+    from worker.manifest import load_manifest
     from worker.train.stop import StopFlag
 
     stop = StopFlag()
     stop.install()
+    loaded = load_manifest(manifest)  # before torch, which takes seconds, as it may be mistyped
     _settle_torch()
     from worker.launch.start import train
 
-    leave(train(manifest, nproc, stop, is_live(log_format)))
+    leave(train(loaded, nproc, stop, is_live(log_format)))
 
 
 @main.command()
@@ -48,15 +50,16 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     --resume, also reads the checkpoints as a start would, and says what has changed since the last
     attempt and whether that is taken or refused.
     """
-    from worker.launch.topology import require_divisible
     from worker.manifest import load_manifest
+
+    loaded = load_manifest(manifest)
+    from worker.launch.topology import require_divisible
     from worker.model.weights import load_pretrained
     from worker.train.describe import describe_outline
     from worker.train.job import open_job, require_same_experiment
     from worker.train.outline import outline_job
     from worker.train.standing import describe_standing, find_standing
 
-    loaded = load_manifest(manifest)
     require_divisible(loaded.train.batch_size, ranks)
     job = open_job(loaded)
     if loaded.model.pretrained:
@@ -113,10 +116,12 @@ def find_rates(
     hundred times of optimizer.lr. Every group keeps its ratio to it, and what is frozen for a while
     takes part. Nothing is kept but find-rates/chart.svg and find-rates/sweep.json below the output.
     """
+    from worker.manifest import load_manifest
     from worker.train.stop import StopFlag
 
     stop = StopFlag()
     stop.install()
+    loaded = load_manifest(manifest)
     _settle_torch()
     from worker.launch.start import find_rates
     from worker.report.sweep import draw_sweep
@@ -124,7 +129,7 @@ def find_rates(
     from worker.train.find_rates import describe_sweep
 
     with progress_bar(steps, "sweeping") as bar:
-        job, sweep = find_rates(manifest, steps, low, high, stop, bar.update)
+        job, sweep = find_rates(loaded, steps, low, high, stop, bar.update)
     store = open_store(out or f"{job.output.uri}find-rates/")
     store.put("chart.svg", draw_sweep(sweep, job.manifest.job).encode())
     store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())

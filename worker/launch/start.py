@@ -20,7 +20,7 @@ from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import bind
-from worker.manifest import Manifest, load_manifest
+from worker.manifest import Manifest
 from worker.memory import settle_memory
 from worker.metrics.board import Board
 from worker.metrics.export import announce, exported
@@ -44,16 +44,15 @@ _LOW, _HIGH = 1e-3, 1e2
 _C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
-def train(manifest_uri: str, nproc: int | None, stop: StopFlag, live: bool) -> int:
+def train(manifest: Manifest, nproc: int | None, stop: StopFlag, live: bool) -> int:
     """Train what the manifest says on all ranks of this node; returns the exit code.
 
     Everything that can be wrong with the manifest is found before a rank starts and before
-    anything is written. How it ended is announced to whoever collects metrics, once the job's name
-    is known. Raises `WorkerError` for what is wrong before that.
+    anything is written. How it ended is announced to whoever collects metrics. Raises
+    `WorkerError` for what is wrong with the place.
     """
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
-    manifest = load_manifest(manifest_uri)
     bind(job=manifest.job)
     board, own = Board(), os.getpid()
     leads = place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
@@ -106,7 +105,7 @@ def _train(
 
 
 def find_rates(
-    manifest_uri: str,
+    manifest: Manifest,
     steps: int,
     low: float | None,
     high: float | None,
@@ -118,7 +117,6 @@ def find_rates(
     Raises `WorkerError` for what is wrong with the manifest or ends the sweep.
     """
     gpus = _settle()
-    manifest = load_manifest(manifest_uri)
     check_place(manifest, gpus)
     base = manifest.optimizer.lr
     low, high = low or base * _LOW, high or base * _HIGH
