@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu import decode, runs, speed
+from bench.gpu import decode, runs, speed, state
 from bench.gpu.section import Section, Setting, forked
 from bench.photos import photos, write_tars
 from worker.data.indexing import find_tars, index_tars
@@ -27,7 +27,9 @@ SECTIONS = (  # those of most worth first
     Section("decoding", decode.decoding, 40),
     Section("resume", runs.resume, 60),
     Section("evaluation", speed.evaluation, 40),
-    Section("checkpoints", speed.checkpoints, 40),
+    Section("checkpoints", state.checkpoints, 40),
+    Section("activations", speed.activations, 40),
+    Section("exchange", speed.exchange, 20),
 )
 _SLOWER = 8  # what sections may take more on a CPU
 

@@ -19,8 +19,10 @@ def pipeline(setting: Setting) -> Result:
     plans: dict[str, dict[str, Any]] = {"resnet50": {}, "vit_b_16": {}, "resnet50, nvJPEG": {}}
     plans["resnet50, nvJPEG"] = {"data": {"decoder": "cuda"}}
     plans["resnet50, 64 images"] = {"batch_size": 64}
+    plans["resnet50, 4 cores"] = {"cores": 4}
+    plans["resnet50, 4 cores, scratch"] = {"cores": 4, "scratch": True}
     if setting.dry:
-        plans = {"resnet18": {"batch_size": 16}}
+        plans = {"resnet18": {"batch_size": 16}, "resnet18, scratch": {"scratch": True}}
     found: Result = {}
     for name, plan in plans.items():
         side = 32 if setting.dry else 224
@@ -31,9 +33,9 @@ def pipeline(setting: Setting) -> Result:
             data={"image_size": side, **plan.get("data", {})},
             train={"epochs": 2, "batch_size": plan.get("batch_size", 256)},
         )
-        code = _train(manifest)
+        code = _train(manifest, cores=plan.get("cores"), scratch=plan.get("scratch", False))
         speeds = [row["images_per_second"] for row in _history(manifest)]
-        rest = speeds[len(speeds) // 4 :]
+        rest = speeds[len(speeds) // (2 if "cores" in plan else 4) :]  # what scratch has, or not
         found[name] = round(statistics.median(rest)) if rest and not code else {"exit code": code}
     return found
 
@@ -70,11 +72,17 @@ def _manifest(setting: Setting, name: str, backbone: str, **parts: dict[str, Any
     return path
 
 
-def _train(manifest: Path, stop_at: int | None = None) -> int:
+def _train(
+    manifest: Path, stop_at: int | None = None, cores: int | None = None, scratch: bool = False
+) -> int:
     """The exit code of `worker train`, in a fork; sent SIGTERM after step `stop_at`."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    if scratch:
+        os.environ["WORKER_SCRATCH"] = str(manifest.parent / "scratch")
     from worker.cli import main
     from worker.train.steps import Steps
 

@@ -1,10 +1,9 @@
-"""Steps, evaluation and checkpoints on batches that are there already."""
+"""Steps and evaluation on batches that are there already."""
 
 import collections
 import os
 import platform
 import subprocess
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +24,10 @@ from bench.gpu.tools import (
     noise,
     plans_of,
     seconds_per,
-    wait_for,
 )
-from tests.learners import manifest_of
-from worker.checkpoint.host import HostCopy
-from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.data.loader import Batch
+from worker.train.agreement import Agreement, Signals
+from worker.train.distributed import total
 from worker.train.engine import Engine
 from worker.train.evaluation import evaluate
 
@@ -130,29 +127,43 @@ def evaluation(setting: Setting) -> Result:
     return found
 
 
-def checkpoints(setting: Setting) -> Result:
-    """How long copying the state to the host blocks training, and having memory for it ready."""
+def activations(setting: Setting) -> Result:
+    """Peak memory in MiB and images a second, without and with activation checkpointing."""
     found: Result = {}
     with alone(setting):
         for name, images, side in plans_of(setting):
-            images = min(images, 32)
-            engine = engine_of(setting, name, side)
-            step = ahead(engine, noise(setting, images, side), images)
-            manifest = manifest_of([{"match": "*"}], name="adamw")
-            host, blocked = HostCopy(room_for_training(engine.learner.model, manifest)), []
-            began = time.perf_counter()
-            host.prepare(engine.device)
-            prepared = time.perf_counter() - began
-            for turn in range(4):
-                step()
-                engine.settle()
-                wait_for(setting)
-                began = time.perf_counter()
-                snapshot = take_snapshot(engine.learner, host, {"step": turn})
-                blocked.append(round((time.perf_counter() - began) * 1e3, 1))
-            size = sum(part.size for part in snapshot.parts(host).values())
-            found[name] = {"MB": round(size / 1e6), "ms": blocked, "beforehand": prepared}
+            batch = noise(setting, images, side)
+            for on in (False, True):
+                engine = engine_of(setting, name, side, train={"activation_checkpointing": on})
+                step = ahead(engine, batch, images)
+                if not setting.dry:
+                    torch.cuda.reset_peak_memory_stats()
+                pace = round(images / seconds_per(setting, step))
+                peak = 0 if setting.dry else torch.cuda.max_memory_allocated() >> 20
+                found[f"{name}, {'with' if on else 'without'}"] = {"MiB": peak, "pace": pace}
+                del engine, step
     return found
+
+
+def exchange(setting: Setting) -> Result:
+    """The exchange of flags as many ranks have it: host waits, and microseconds for the host."""
+    with alone(setting):
+        agreement = Agreement(device_of(setting))
+        agreement._alone = False
+
+        def exchanged() -> None:
+            agreement.propose(Signals(bad=True, fault=69))
+            told = agreement.result()
+            if not (told.bad and told.fault == 69) or told.stop:
+                raise RuntimeError(f"told {told}")
+
+        for _ in range(3):
+            exchanged()
+        return {
+            "waits": _lines(setting, exchanged),
+            "µs": round(seconds_per(setting, exchanged, 300) * 1e6),
+            "total": total(1.5, 2.0, device=device_of(setting)),
+        }
 
 
 def _bare(setting: Setting, name: str, images: int, side: int, compiled: bool) -> float:
