@@ -18,7 +18,8 @@ e2e: .venv/ready
 # The peers pin other versions of what we use, so they get an environment that only borrows torch.
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m bench.loader .venv-bench/data
-	for name in plan decode mixing ledger frozen checkpoint metrics step gil; do .venv-bench/bin/python -m bench.$$name || exit 1; done
+	.venv-bench/bin/python -m bench.loader .venv-bench/data --latency 20 100
+	for name in plan decode mixing ledger frozen activations checkpoint metrics step gil start train scale; do .venv-bench/bin/python -m bench.$$name || exit 1; done
 
 .venv-bench/ready: .venv/ready
 	$(PYTHON) -m venv .venv-bench
