@@ -56,6 +56,35 @@ def stuck_in_a_step(number: int) -> None:
     setattr(Engine, "launch", step)
 
 
+def killed_while_others_are_in_native_code(number: int) -> None:
+    """In step `number` the last rank is killed while the others wait as for a GPU."""
+    import torch.distributed as dist
+
+    from worker.train.engine import Engine
+
+    real = Engine.launch
+
+    def step(engine: Engine, at: int, *arguments: Any) -> Any:
+        if at == number and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if at == number:
+            time.sleep(1000)
+        return real(engine, at, *arguments)
+
+    setattr(Engine, "launch", step)
+
+
+def killed_while_reading() -> None:
+    """Rank 0 is killed while it looks for a checkpoint, and the others wait for it."""
+    from worker.train import resume
+
+    def list_commits(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(resume, "list_commits", list_commits)
+
+
 def crash_in_a_step(number: int) -> None:
     """The last rank dies of a segmentation fault in step `number`."""
     import torch.distributed as dist

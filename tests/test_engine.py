@@ -2,6 +2,7 @@
 
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from worker.launch.topology import Spawn
 from worker.manifest import Manifest
 from worker.model.learner import Learner, build_learner, precision_on
 from worker.train import engine as engine_module
+from worker.train import evaluation as evaluation_module
 from worker.train.criterion import Criterion, class_weights
 from worker.train.device import Mark
 from worker.train.distributed import process_group
@@ -564,3 +566,63 @@ def test_auto_is_the_fast_precision_of_the_device(
     assert precision_on(torch.device("cuda", 0), "auto") is expected
     assert precision_on(torch.device("cuda", 0), "fp32") is None
     assert precision_on(torch.device("cpu"), "auto") is None
+
+
+def compiled_graphs(folder: Path, tries_memory: bool) -> None:
+    """Compile a model of two gradient buckets on two ranks, after a trial of memory or without."""
+    sizes: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    real = nn.Module.compile
+
+    def compile_(self: nn.Module) -> None:
+        real(self, backend=backend)
+
+    setattr(nn.Module, "compile", compile_)
+    setattr(engine_module, "_can_run_out", lambda device: tries_memory)
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        torch.set_num_threads(1)
+        with process_group(rank, listener, StopFlag()):
+            wide = [layer for _ in range(2) for layer in (nn.Linear(2000, 2000), nn.ReLU())]
+            model = nn.Sequential(
+                nn.Flatten(), nn.Linear(192, 2000), nn.ReLU(), *wide, nn.Linear(2000, CLASSES)
+            )
+            settings = manifest_of([{"match": "*"}], {"compile": True})
+            engine = engine_for(learner_for(model, settings), rank, settings)
+            engine.step(0, batch(0, rank.rank, 2), SIZES[0])
+        if rank.rank == 0:
+            (folder / f"{tries_memory}").write_text(str(len(sizes)))
+
+    assert run_ranks(Spawn(0, 1, 2, "localhost", 0), run, StopFlag()) == 0
+
+
+def test_a_trial_of_memory_leaves_compiled_graphs_cut_at_the_gradient_buckets(
+    tmp_path: Path,
+) -> None:
+    """Else all gradients come at once, and there is nothing to exchange beside backward."""
+    for tries_memory in (False, True):
+        in_fresh_process(compiled_graphs, tmp_path, tries_memory)
+    without, after = ((tmp_path / str(tried)).read_text() for tried in (False, True))
+    assert int(without) > 1
+    assert after == without
+
+
+def test_an_evaluation_remembers_what_the_memory_holds() -> None:
+    calls: list[int] = []
+
+    class Large(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            if len(images) > 3:
+                raise torch.OutOfMemoryError
+            return images.flatten(1)[:, :2]
+
+    images = torch.rand(10, 3, 2, 2)
+    logits = evaluation_module._Logits(Large())
+    for _ in range(2):
+        assert torch.equal(logits(images), images.flatten(1)[:, :2])
+    assert calls == [10, 5, 3, 3, 3, 1, 3, 3, 3, 1]

@@ -1,5 +1,6 @@
 """Nodes that meet although their own names are loopback addresses to them, and the loss of a rank."""
 
+import functools
 import os
 import signal
 import socket
@@ -15,7 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.conftest import in_fresh_process
+from tests.conftest import Run, in_fresh_process
+from tests.sabotage import killed_while_others_are_in_native_code, killed_while_reading
 from worker.errors import ConfigurationError, DataError, InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
@@ -154,7 +156,7 @@ def stuck_beside_a_lost_rank(folder: Path) -> None:
                 (folder / f"{rank.rank}").write_text(f"{gone} {time.time()}")
                 os._exit(69)
 
-            Liveness(lost)
+            Liveness(lost, 60)
             dist.barrier()
             if rank.rank == 2:
                 (folder / "died").write_text(str(time.time()))
@@ -173,15 +175,29 @@ def test_ranks_that_are_stuck_notice_a_lost_one(tmp_path: Path) -> None:
         assert float(at) - died < 10
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [functools.partial(killed_while_others_are_in_native_code, 2), killed_while_reading],
+    ids=["in a step", "while reading"],
+)
+def test_a_job_ends_soon_after_a_rank_is_lost(
+    plan: Callable[[], None], run: Run, write: Callable[[dict[str, Any]], str], job: dict[str, Any]
+) -> None:
+    ended = run("train", "--nproc", "3", write(job), sabotage=plan)
+    assert ended.code == 69, ended.err
+    assert "lost rank" in ended.err or "lost another rank" in ended.err
+    assert "still runs" not in ended.err  # the parent's patience of 30 s was not needed
+
+
 def end_together(folder: Path) -> None:
     """A farewell, or an end that all ranks come to by themselves, is no loss."""
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         with process_group(rank, listener, StopFlag()):
-            liveness = Liveness(lambda gone: (folder / f"lost {gone}").touch())
+            liveness = Liveness(lambda gone: (folder / f"lost {gone}").touch(), 60)
             time.sleep(0.3 * rank.rank)
             liveness.close()
-            again = Liveness(lambda gone: (folder / f"lost {gone}").touch())
+            again = Liveness(lambda gone: (folder / f"lost {gone}").touch(), 60)
             dist.barrier()
             again.abandon()
             time.sleep(rank.rank)

@@ -150,6 +150,8 @@ def exchange(setting: Setting) -> Result:
     with alone(setting):
         agreement = Agreement(device_of(setting))
         agreement._alone = False
+        if not setting.dry:
+            agreement._stream = torch.cuda.Stream()
 
         def exchanged() -> None:
             agreement.propose(Signals(bad=True, fault=69))

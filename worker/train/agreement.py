@@ -44,7 +44,8 @@ class Agreement:
     def __init__(self, device: torch.device) -> None:
         self._alone = dist.get_world_size() == 1
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        on_gpu = device.type == "cuda" and not self._alone
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def propose(self, signals: Signals) -> None:
         """Begin; to be called by all ranks."""

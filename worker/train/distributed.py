@@ -28,6 +28,9 @@ _HEAR_SECONDS = 1.0
 _CONNECT_SECONDS = 3
 _STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
+_CONNECTED = 512
+"""Ranks up to which all are connected from the start. Of others, only neighbors notice a lost one
+until they have talked to it."""
 _CPU = torch.device("cpu")
 
 
@@ -48,8 +51,9 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
     if rank.master_addr in _LOOPBACK:
         # gloo else asks the resolver for this machine's name, which containers often lack
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # Else every rank connects to every other at the start: 8 million connections among 4,096.
-    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    if rank.world_size > _CONNECTED:
+        # Else every rank connects to every other at the start: 8 million connections of 4,096.
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     device = device_of(rank)
     if device.type == "cuda":
         start_cuda(device)

@@ -1,6 +1,5 @@
 """Exact evaluation: each image once, over all ranks."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,12 +58,13 @@ def evaluate(
     worst = Worst()
     model.eval()
     before: Mark | None = None
+    logits = _Logits(model)
     with torch.inference_mode(), autocast(learner, device):
         for batch in batches:
             if stopped():
                 break
             images, labels, ids = _sound(batch, upload)
-            outputs = _logits(model, preprocessing.normalise(images))
+            outputs = logits(preprocessing.normalise(images))
             best = outputs.topk(min(_TOP, classes)).indices
             losses = F.cross_entropy(outputs, labels, reduction="none")
             sums[0] += losses.sum()
@@ -101,14 +101,25 @@ def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
     return images[kept], labels[kept], ids[kept]
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The predictions; in halves where the GPU's memory does not hold all at once."""
-    if len(images) < 2:
-        return logits_of(model(images))[0]
-    with contextlib.suppress(torch.OutOfMemoryError):
-        return logits_of(model(images))[0]
-    torch.cuda.empty_cache()
-    return torch.cat([_logits(model, half) for half in images.tensor_split(2)])
+class _Logits:
+    """The predictions of a model, in parts of the largest size that the GPU's memory has held."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._size: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits of images, [N, classes]; raises `OutOfMemoryError` if one is too many."""
+        while True:
+            size = max(1, min(self._size or len(images), len(images)))
+            try:
+                parts = [logits_of(self._model(part))[0] for part in images.split(size)]
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self._size = -(-size // 2)
+            torch.cuda.empty_cache()
 
 
 def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,13 @@ class Liveness:
 
     It waits a moment before that: a rank that is not stuck sees the loss by itself, in its next
     collective, and ends as it should. To be made, and closed, by all ranks together.
+
+    Args:
+        lost: Called in a thread of this object.
+        patience: For how long, in seconds, the ranks wait for each other here.
     """
 
-    def __init__(self, lost: Callable[[int], None]) -> None:
+    def __init__(self, lost: Callable[[int], None], patience: float) -> None:
         self._lost = lost
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -35,7 +39,10 @@ class Liveness:
             return
         self._left, self._right = ((dist.get_rank() + x) % dist.get_world_size() for x in (-1, 1))
         # Typed as what it is not for ranks outside the group, of which there are none.
-        self._group: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
+        own_patience = datetime.timedelta(seconds=patience)
+        self._group: Any = dist.new_group(backend="gloo", timeout=own_patience)
+        self._greet()
+        cast(Any, self._group)._get_backend(torch.device("cpu"))._set_default_timeout(_FOREVER)
         self._thread = threading.Thread(target=self._listen, name="liveness", daemon=True)
         self._thread.start()
 
@@ -49,6 +56,14 @@ class Liveness:
     def abandon(self) -> None:
         """Take no more notice, as this rank is about to end by itself."""
         self._ending.set()
+
+    def _greet(self) -> None:
+        """Exchange a word with both neighbors: only a connection that was made can break."""
+        word = torch.zeros(1, dtype=torch.int64)
+        sent = dist.isend(word, self._right, group=self._group)
+        dist.recv(torch.zeros_like(word), self._left, group=self._group)
+        if sent:
+            sent.wait()
 
     def _listen(self) -> None:
         message = torch.zeros(1, dtype=torch.int64)

@@ -14,7 +14,7 @@ from worker.checkpoint.saver import Saver
 from worker.data.loader import Bad
 from worker.data.plan import split
 from worker.data.work import Request
-from worker.environment import stall_seconds
+from worker.environment import collective_seconds, stall_seconds
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
@@ -77,6 +77,10 @@ class Session:
         with contextlib.ExitStack() as stack:
             watchdog = Watchdog(stall_seconds(), rank.rank, self._end_stalled)
             stack.callback(watchdog.close)
+            liveness = Liveness(
+                lambda gone: self._end_now(f"lost rank {gone}"), collective_seconds()
+            )
+            stack.callback(liveness.abandon)
             learner = build_learner(job.backbone.model, job.groups, job.manifest, self._device)
             resumed = begin_attempt(job, rank, learner, self.metrics, watchdog.beat)
             if resumed.done:
@@ -92,8 +96,6 @@ class Session:
             self._attempt = self._begin(learner, resumed, journal, watchdog)
             stack.callback(self._attempt.durable.close)
             watchdog.beat()
-            liveness = Liveness(lambda gone: self._end_now(f"lost rank {gone}"))
-            stack.callback(liveness.abandon)
             self._train_on_data()
             liveness.close()
             watchdog.close()
