@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 
-from tests.learners import ALONE, CPU, batch_of, everything, manifest_of
+from tests.learners import ALONE, CPU, Waits, batch_of, everything, manifest_of
 from worker.data.preprocessing import Preprocessing
 from worker.manifest import Manifest
 from worker.memory import settle_memory
@@ -68,13 +68,8 @@ def bare(images: int) -> Callable[[int], None]:
 
 def ours(images: int, manifest: Manifest) -> Callable[[int], None]:
     """The stages of a step as training takes them, with what ranks agree on beside it."""
-    model = Tall()
-    learner = build_learner(model, everything(model, 1e-3), manifest, CPU)
-    engine = Engine(
-        learner, _PREPROCESSING, Criterion(), manifest.train, manifest.optimizer.clip_norm, ALONE
-    )
+    engine = _engine(manifest)
     batch = batch_of(images, _SIDE, _CLASSES)
-
     agreement = Agreement(CPU)
 
     def step(number: int) -> None:
@@ -87,6 +82,27 @@ def ours(images: int, manifest: Manifest) -> Callable[[int], None]:
     return step
 
 
+def waits(images: int, manifest: Manifest) -> int:
+    """How often queuing a step has the host wait for a GPU; `settle` waits once, for the last."""
+    engine, batch = _engine(manifest), batch_of(images, _SIDE, _CLASSES)
+    engine._decides_on_device = True
+    for number in range(3):
+        with Waits() as found:
+            engine.launch(number, batch, images)
+        engine.settle()
+        with found:
+            engine.update()
+    return len(found.names)
+
+
+def _engine(manifest: Manifest) -> Engine:
+    model = Tall()
+    learner = build_learner(model, everything(model, 1e-3), manifest, CPU)
+    return Engine(
+        learner, _PREPROCESSING, Criterion(), manifest.train, manifest.optimizer.clip_norm, ALONE
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=64)
@@ -96,13 +112,12 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     groups = [{"match": "*"}]
-    steps = {
-        "bare loop": bare(options.images),
-        "engine": ours(options.images, manifest_of(groups, name="adamw")),
-        "with ema and clipping": ours(
-            options.images, manifest_of(groups, {"ema": 0.99}, name="adamw", clip_norm=1.0)
-        ),
+    manifests = {
+        "engine": manifest_of(groups, name="adamw"),
+        "with ema and clipping": manifest_of(groups, {"ema": 0.99}, name="adamw", clip_norm=1.0),
     }
+    steps = {name: ours(options.images, manifest) for name, manifest in manifests.items()}
+    steps["bare loop"] = bare(options.images)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.rounds):
         for name, step in steps.items():
@@ -113,7 +128,11 @@ def main() -> None:
     for name in steps:
         median = statistics.median(times[name][10:])
         more = (median - least) * 1e3
-        print(f"{name:<22} {median * 1e3:6.2f} ms  {more:+.2f} ms")
+        line = f"{name:<22} {median * 1e3:6.2f} ms  {more:+.2f} ms"
+        if name in manifests:
+            # One number is read of the batch's mask, which lies on the host.
+            line += f"  waits for a GPU while queuing: {waits(options.images, manifests[name]) - 1}"
+        print(line)
     dist.destroy_process_group()
 
 

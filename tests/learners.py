@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.checkpoint.host import HostCopy, room_for
 from worker.checkpoint.snapshot import take_snapshot
@@ -76,3 +77,17 @@ def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]
     host = HostCopy(5 * sum(map(room_for, learner.model.state_dict().values())))
     parts = take_snapshot(learner, host, state).parts(host)
     return {name: bytearray(b"".join(stream.pieces())) for name, stream in parts.items()}
+
+
+class Waits(TorchDispatchMode):
+    """Notes what would have the host wait for a GPU: numbers read, and numbers put there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "masked_select"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 
 from tests.conftest import in_fresh_process
-from tests.learners import ALONE, manifest_of, rate_group, snapshot_of
+from tests.learners import ALONE, Waits, manifest_of, rate_group, snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.data.loader import Batch
 from worker.data.mix import Blend
@@ -422,20 +421,6 @@ def test_what_was_queued_can_be_abandoned(alone: None) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-class Waits(TorchDispatchMode):
-    """Notes what would have the host wait for a GPU: numbers read, and numbers put there."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if name in ("_local_scalar_dense", "nonzero", "equal", "lift_fresh", "masked_select"):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", [PLAIN, EVERYTHING], ids=["plain", "everything"])
