@@ -174,7 +174,7 @@ def _state(manifest: Manifest) -> dict[str, tuple[int, int, float]]:
     learner.optimizer.step()
     found = {}
     attempt, found["claim an attempt"] = _counted(lambda: claim_attempt(job.output, job.identity))
-    host = HostCopy(room_for_training(learner.model, manifest))
+    host = HostCopy(room_for_training(learner.model, learner.groups, manifest))
     trusted: list[CommitName] = []
     for step in (100, 200, 300):  # from the third on, one is deleted
         name = CommitName(step, attempt)

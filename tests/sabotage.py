@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 
@@ -31,6 +32,34 @@ def slow_uploads(seconds: float) -> None:
         return real(*arguments)
 
     setattr(saver, "write_parts", write_parts)
+
+
+def keep_small_images() -> None:
+    """Scratch keeps decoded images of any size; the file $DECODED grows by a byte per decoding."""
+    from worker.data import decoded, loader
+
+    setattr(decoded, "_SMALLEST", 0)
+    real = getattr(loader, "decode")
+
+    def decode(*arguments: Any) -> Any:
+        with Path(os.environ["DECODED"]).open("ab", buffering=0) as file:
+            file.write(b".")
+        return real(*arguments)
+
+    setattr(loader, "decode", decode)
+
+
+def note_recomputing() -> None:
+    """The file $RECOMPUTED is there once a block's activations are computed again."""
+    from worker.model import activations
+
+    real = getattr(activations, "_contexts")
+
+    def contexts(*arguments: Any) -> Any:
+        Path(os.environ["RECOMPUTED"]).touch()
+        return real(*arguments)
+
+    setattr(activations, "_contexts", contexts)
 
 
 def two_ranks_per_piece() -> None:

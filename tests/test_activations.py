@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Run
+from tests.sabotage import note_recomputing
 from worker.model.activations import _blocks, checkpoint_activations
 from worker.model.backbone import build_backbone, logits_of
 
@@ -86,14 +87,17 @@ def test_a_job_ends_with_the_same_weights(
     job: dict[str, object],
     write: Callable[[dict[str, object]], str],
     run: Run,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     weights = []
+    monkeypatch.setenv("RECOMPUTED", str(tmp_path / "recomputed"))
     for setting in (False, True):
         output = f"{tmp_path}/{setting}/"
         settings = {"activation_checkpointing": setting, "ema": 0.9}
         changed = job | {"output": output, "train": {**job["train"], **settings}}  # type: ignore[dict-item]
-        ended = run("train", "--nproc", ranks, write(changed))
+        ended = run("train", "--nproc", ranks, write(changed), sabotage=note_recomputing)
         assert ended.code == 0, ended.err
+        assert (tmp_path / "recomputed").exists() is setting
         weights.append((tmp_path / f"{setting}/final/model.safetensors").read_bytes())
     assert weights[0] == weights[1]

@@ -1,5 +1,7 @@
 """Decoded images on scratch: the same batches without decoding, whatever becomes of the files."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import Run, open_index
+from tests.sabotage import keep_small_images
 from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
 from worker.data.cache import Cache
@@ -69,9 +72,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left out because the disk is slow at the moment."""
-    monkeypatch.setattr("worker.data.decoded._QUEUED", 1000)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures here are kept, too."""
+    monkeypatch.setattr("worker.data.decoded._SMALLEST", 0)
 
 
 def size_of(folder: Path) -> int:
@@ -153,7 +156,8 @@ def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: P
 def test_a_slow_disk_does_not_slow_decoding(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.data.decoded._QUEUED", 2)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    monkeypatch.setattr("worker.data.decoded._WAITING", 2 * (24 + image.numel()))
     release = threading.Event()
     real = Scratch.put_spare
 
@@ -163,12 +167,69 @@ def test_a_slow_disk_does_not_slow_decoding(
 
     monkeypatch.setattr(Scratch, "put_spare", stuck)
     kept = Decoding(f"{dataset}/train", tmp_path)
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert kept.decoded
     for number in range(10):
-        kept.decoded.put(number, image, 0)  # type: ignore[union-attr]
+        kept.decoded.put(number, image, 0)
     release.set()
-    kept.decoded._waiting.join()  # type: ignore[union-attr]
-    assert 2 <= len(files(tmp_path)) <= 4
+    kept.decoded._waiting.join()
+    assert len(files(tmp_path)) == 2
+    kept.decoded.put(11, image, 0)  # there is room again
+    kept.decoded._waiting.join()
+    assert len(files(tmp_path)) == 3
+
+
+def test_small_images_are_not_kept(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.data.decoded._SMALLEST", 1 << 16)
+    Decoding(f"{dataset}/train", tmp_path).epoch(0)
+    assert not files(tmp_path)
+
+
+def test_a_lost_mount_and_a_huge_file_are_as_if_nothing_were_there(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{dataset}/train"
+    expected = Decoding(uri, None).epoch(1)
+    kept = Decoding(uri, tmp_path)
+    kept.epoch(0)
+    os.truncate(files(tmp_path)[0], 1 << 40)
+    require_same(kept.epoch(1), expected)
+    real = Path.stat
+
+    def lost(path: Path, **options: bool) -> os.stat_result:
+        if path.suffix == ".spare":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", lost)
+    require_same(kept.epoch(1), expected)
+
+
+def test_a_restart_removes_no_encoded_bytes_for_decoded_ones(tmp_path: Path) -> None:
+    old = Scratch(tmp_path, 1000, 1)
+    for number in range(8):
+        old.put(f"run {number}", bytes(100))
+    for path in (tmp_path / "worker-cache").iterdir():
+        os.utime(path, (0, 0))
+    new = Scratch(tmp_path, 1000, 1, reserve=2000)
+    new.put_spare("image", bytes(100))
+    assert not new.has_spare("image")
+    assert all(new.get(f"run {number}") for number in range(8))
+
+
+def test_decoded_images_make_room_first(tmp_path: Path) -> None:
+    old = Scratch(tmp_path, 1000, 1)
+    for number in range(4):
+        old.put(f"run {number}", bytes(100))
+        old.put_spare(f"image {number}", bytes(100))
+    for path in (tmp_path / "worker-cache").iterdir():
+        os.utime(path, (0, 0))
+    new = Scratch(tmp_path, 700, 1, reserve=2000)
+    new.put("another", bytes(100))
+    assert new.get("another")
+    assert all(new.get(f"run {number}") for number in range(4))
+    assert sum(new.has_spare(f"image {number}") for number in range(4)) < 4
 
 
 def test_labels_and_limits_are_part_of_a_name(dataset: Path, tmp_path: Path) -> None:
@@ -192,15 +253,19 @@ def test_a_job_with_scratch_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    weights = []
+    weights, decoded = [], []
     for name in ("plain", "scratch"):
         if name == "scratch":
             monkeypatch.setenv("WORKER_SCRATCH", str(tmp_path / "scratch"))
+        monkeypatch.setenv("DECODED", str(tmp_path / f"{name}.txt"))
         output = f"{tmp_path}/{name}/"
-        ended = run("train", "--nproc", "2", write(job | {"output": output}))
+        ended = run(
+            "train", "--nproc", "2", write(job | {"output": output}), sabotage=keep_small_images
+        )
         assert ended.code == 0, ended.err
         weights.append((tmp_path / name / "final/model.safetensors").read_bytes())
+        decoded.append((tmp_path / f"{name}.txt").stat().st_size)
     assert weights[0] == weights[1]
-    assert files(tmp_path / "scratch")
-    leftover = list((tmp_path / "scratch").rglob("tmp*"))
-    assert not leftover
+    assert decoded[0] == 2 * (52 + 14)  # of two epochs
+    assert 52 + 14 <= decoded[1] < decoded[0]
+    assert not list((tmp_path / "scratch").rglob("tmp*"))

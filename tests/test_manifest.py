@@ -1,6 +1,8 @@
 """The manifest: what it takes, and one clear line for what it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
@@ -185,3 +187,13 @@ def test_the_schema_describes_every_field() -> None:
     for field in ("image_size", "weight_decay", "freeze", "every_steps"):
         assert f'"{field}"' in schema
     assert "Leading components of the parameter's dotted name" in schema
+
+
+def test_a_manifest_is_read_without_torch() -> None:
+    """Which takes seconds to import, and a mistake should be told at once."""
+    code = (
+        "import sys; from worker.manifest import load_manifest; "
+        "from worker.train.stop import StopFlag; import worker.cli; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

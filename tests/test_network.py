@@ -210,6 +210,24 @@ def test_ranks_that_end_together_lose_nobody(tmp_path: Path) -> None:
     in_fresh_process(end_together, tmp_path)
 
 
+def idle_for_long(folder: Path) -> None:
+    """Ranks that have nothing to say for longer than they were waited for at first."""
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        with process_group(rank, listener, StopFlag()):
+            liveness = Liveness(lambda gone: (folder / f"lost {gone}").touch(), 1)
+            time.sleep(6)
+            dist.barrier()
+            liveness.close()
+
+    assert run_ranks(Spawn(0, 1, 2, "localhost", 0), run, StopFlag()) == 0
+    assert not list(folder.iterdir())
+
+
+def test_a_long_job_loses_nobody(tmp_path: Path) -> None:
+    in_fresh_process(idle_for_long, tmp_path)
+
+
 @pytest.mark.parametrize(("stops", "kind"), [(True, StopRequested), (False, InfrastructureError)])
 def test_a_rendezvous_that_breaks_in_a_stop_is_a_stop(
     stops: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch

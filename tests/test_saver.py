@@ -42,9 +42,10 @@ def saver_and_learner(uri: str) -> Iterator[tuple[Saver, Learner]]:
     torch.set_num_threads(1)  # a fork can use OpenMP only if its parent has not
     manifest = manifest_of([{"match": "*"}], {"ema": 0.9}, name="adamw")
     backbone = build_backbone("mobilenet_v3_small", 2, 0, 32)
-    size = room_for_training(backbone.model, manifest)
+    learner = learner_of(backbone, manifest)
+    size = room_for_training(learner.model, learner.groups, manifest)
     with contextlib.closing(Saver(open_store(uri), size)) as saver:
-        yield saver, learner_of(backbone, manifest)
+        yield saver, learner
 
 
 def saved_as_it_was(uri: str) -> None:
@@ -108,12 +109,17 @@ def test_a_killed_process_is_infrastructure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_room_is_enough_and_little_more(optimizer: str, ema: float | None, alone: None) -> None:
-    manifest = manifest_of([{"match": "*"}], {"ema": ema} if ema else {}, name=optimizer)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_room_is_enough_and_little_more(
+    optimizer: str, ema: float | None, frozen: bool, alone: None
+) -> None:
+    rest = {"match": "*", "freeze": "always"} if frozen else {"match": "*"}
+    train = {"ema": ema} if ema else {}
+    manifest = manifest_of([{"match": "head"}, rest], train, name=optimizer)
     backbone = build_backbone("mobilenet_v3_small", 2, 0, 32)
     learner = learner_of(backbone, manifest)
     engine_of(backbone, learner, manifest).step(0, batch_of(2, 32, 2), 2)
-    room = room_for_training(backbone.model, manifest)
+    room = room_for_training(learner.model, learner.groups, manifest)
     host = HostCopy(room)
     snapshot = take_snapshot(learner, host, {})
     written = sum(part.size for part in snapshot.parts(host).values())

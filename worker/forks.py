@@ -72,7 +72,8 @@ class Child:
 
     def hang_up(self) -> None:
         """Close the connection, at which an idle process ends."""
-        _connections.remove(self.connection)
+        with contextlib.suppress(ValueError):  # it has been closed before
+            _connections.remove(self.connection)
         self.connection.close()
 
     def end(self, deadline: float) -> None:

@@ -9,6 +9,7 @@ from worker.checkpoint.commit import CommitName
 from worker.checkpoint.saver import Saver
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.model.backbone import build_backbone
+from worker.model.groups import assign
 from worker.store import open_store
 from worker.train.background import Background
 
@@ -19,7 +20,9 @@ def checkpoints(setting: Setting) -> Result:
     """How long a copy to the host blocks training, and steps while the copy is written to disk."""
     savers = {}  # forked before CUDA starts
     for name, _, side in plans_of(setting):
-        room = room_for_training(build_backbone(name, 1000, 0, side).model, _ADAMW)
+        backbone = build_backbone(name, 1000, 0, side)
+        groups = assign(backbone.layout, _ADAMW.optimizer, 1)
+        room = room_for_training(backbone.model, groups, _ADAMW)
         savers[name] = Saver(open_store(str(setting.folder / "saved")), room)
     found: Result = {}
     with alone(setting):

@@ -33,7 +33,7 @@ class HostCopy:
     """Memory for the training state of a rank; what it holds stays put until the next `take`.
 
     Anonymous, and shared with the processes that are forked later: it has no name that could be
-    left behind, and takes up only what has been written to. The layout of each tensor is kept, as
+    left behind. The layout of each tensor is kept, as
     a copy that changes it takes several times as long.
     """
 

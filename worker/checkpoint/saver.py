@@ -9,7 +9,6 @@ import gc
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import torch
@@ -20,7 +19,7 @@ from worker.checkpoint.snapshot import Snapshot
 from worker.errors import WorkerError
 from worker.forks import Child
 from worker.store import Store
-from worker.store.traffic import Event, listen, replay
+from worker.store.traffic import listen, replay
 
 
 class Saver:
@@ -54,41 +53,50 @@ class Saver:
         self._child.end(time.monotonic())
 
 
-class _Relay:
+class _Teller:
     """Tells the parent of each request at once; several threads may."""
 
-    def __init__(self, send: Callable[[Event], None]) -> None:
-        self._send = send
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
 
     def request(self, operation: str, seconds: float, size: int) -> None:
+        """See `Listener`."""
         self._tell("request", operation, seconds, size)
 
     def retry(self, operation: str) -> None:
+        """See `Listener`."""
         self._tell("retry", operation)
 
     def failure(self, operation: str) -> None:
+        """See `Listener`."""
         self._tell("failure", operation)
 
     def _tell(self, method: str, *arguments: object) -> None:
         with self._lock:
-            self._send((method, arguments))
+            self._connection.send((method, arguments))
 
 
 def _serve(connection: Connection, output: Store, host: HostCopy) -> None:
     """Write snapshots until the parent closes its end of the connection."""
     torch.set_num_threads(1)
     gc.freeze()  # what came with the fork stays shared with the parent
-    listen(_Relay(connection.send))
+    listen(_Teller(connection))
     while True:
         try:
             name, snapshot = connection.recv()
-        except (EOFError, OSError):
+            connection.send(_written(output, host, name, snapshot))
+        except (EOFError, OSError):  # the rank has hung up
             return
-        try:
-            result: object = write_parts(output, name, snapshot.parts(host))
-        except WorkerError as error:
-            result = error
-        except Exception:
-            result = RuntimeError(f"in the process that saves: {traceback.format_exc()}")
-        connection.send(result)
+
+
+def _written(
+    output: Store, host: HostCopy, name: CommitName, snapshot: Snapshot
+) -> list[Part] | Exception:
+    """The parts of a checkpoint once they are written, or the error that came between."""
+    try:
+        return write_parts(output, name, snapshot.parts(host))
+    except WorkerError as error:
+        return error
+    except Exception:
+        return RuntimeError(f"in the process that saves: {traceback.format_exc()}")

@@ -5,7 +5,7 @@ any of the schedule or of what is frozen: both are functions of the step.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from worker.checkpoint.host import HostCopy, Place, room_for
 from worker.checkpoint.tensors import Stream, read_tensors, stream_bytes, stream_tensors
 from worker.manifest import Manifest
+from worker.model.groups import RateGroup
 from worker.model.learner import Learner
 from worker.model.weights import load_tensors
 
@@ -43,12 +44,14 @@ class Snapshot:
         return parts
 
 
-def room_for_training(model: nn.Module, manifest: Manifest) -> int:
+def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: Manifest) -> int:
     """How many bytes of a `HostCopy` the training state of a model takes up at most."""
     scalar = room_for(torch.zeros(()))
     weights = sum(map(room_for, model.state_dict().values()))
     moments = 1 if manifest.optimizer.name == "sgd" else 2
-    optimizer = sum(moments * room_for(p) + scalar for p in model.parameters())
+    parameters = dict(model.named_parameters())
+    trained = [n for group in groups if group.release is not None for n in group.parameters]
+    optimizer = sum(moments * room_for(parameters[name]) + scalar for name in trained)
     return weights + optimizer + (0 if manifest.train.ema is None else weights + scalar)
 
 

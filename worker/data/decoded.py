@@ -16,11 +16,30 @@ from worker.data.scratch import Scratch
 
 _HEADER = struct.Struct("<QIIq")  # digest of all that follows, height, width, label
 _DIGEST_BYTES = 8
-_QUEUED = 8  # images that wait to be written; others are not kept, so that no disk slows decoding
+_SMALLEST = 64 << 10  # bytes of an image; below, a file costs more than decoding
+_WAITING = 32 << 20  # bytes of a process that wait to be written; more are not kept, not to wait
 _DECODERS = " ".join(importlib.metadata.version(name) for name in ("simplejpeg", "pillow"))
 _FORMAT = 1
 
 _local = threading.local()
+
+
+class _Bytes:
+    """How many bytes wait to be written, for all data sets of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self, count: int) -> bool:
+        """Count so many more, unless they would be too many."""
+        with self._lock:
+            fits = self._count + count <= _WAITING
+            self._count += count if fits else 0
+            return fits
+
+
+_bytes_waiting = _Bytes()
 
 
 class DecodedImages:
@@ -38,7 +57,8 @@ class DecodedImages:
         self._scratch = scratch
         self._reader = reader
         self._kind = f"decoded {_FORMAT} {_DECODERS} {max_pixels}"
-        self._waiting: queue.Queue[tuple[str, bytearray]] = queue.Queue(_QUEUED)
+        self._largest = _HEADER.size + 3 * max_pixels
+        self._waiting: queue.Queue[tuple[str, bytearray]] = queue.Queue()
         threading.Thread(target=self._write, name="decoded", daemon=True).start()
 
     def missing(self, ids: Ids) -> Ids:
@@ -55,7 +75,7 @@ class DecodedImages:
         buffer: bytearray = getattr(_local, "buffer", bytearray())
         name = self._name(sample_id)
         size = self._scratch.read_spare(name, buffer)
-        if size > len(buffer):
+        if len(buffer) < size <= self._largest:
             buffer = _local.buffer = bytearray(size)
             size = self._scratch.read_spare(name, buffer)
         if not _HEADER.size <= size <= len(buffer):
@@ -71,23 +91,23 @@ class DecodedImages:
 
     def put(self, sample_id: int, image: Tensor, label: int) -> None:
         """Keep an image, unless more are waiting to be written than the disk takes."""
-        if self._waiting.full():
+        size = _HEADER.size + image.numel()
+        if size < _SMALLEST or not self._scratch.may_take(size) or not _bytes_waiting.add(size):
             return
         _, height, width = image.shape
-        data = bytearray(_HEADER.size + image.numel())
+        data = bytearray(size)
         _HEADER.pack_into(data, 0, 0, height, width, label)
         pixels = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width, 3)
         pixels[:] = image.permute(1, 2, 0).numpy()
         digest = xxhash.xxh3_64_intdigest(memoryview(data)[_DIGEST_BYTES:])
         data[:_DIGEST_BYTES] = digest.to_bytes(_DIGEST_BYTES, "little")
-        try:
-            self._waiting.put_nowait((self._name(sample_id), data))
-        except queue.Full:
-            return
+        self._waiting.put((self._name(sample_id), data))
 
     def _write(self) -> None:
         while True:
-            self._scratch.put_spare(*self._waiting.get())
+            name, data = self._waiting.get()
+            self._scratch.put_spare(name, data)
+            _bytes_waiting.add(-len(data))
             self._waiting.task_done()
 
     def _name(self, sample_id: int) -> str:

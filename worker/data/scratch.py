@@ -60,7 +60,15 @@ class Scratch:
 
     def has_spare(self, name: str) -> bool:
         """Whether something was put under `name` as spare, and is there."""
-        return self._path(name, True).exists()
+        try:
+            self._path(name, True).stat()
+        except OSError:  # of whatever kind: a mount may be lost
+            return False
+        return True
+
+    def may_take(self, size: int) -> bool:
+        """Whether so many bytes may be put as spare, as far as is known without a look."""
+        return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:
         """Read what was put as spare into a buffer.
@@ -133,10 +141,19 @@ class Scratch:
             ordinary = sum(size for _, size, path in files if not path.endswith(_SPARE))
             # All sharers may write a step before they look again.
             wanted -= self._limit * _FREED + max(0, self._reserve - ordinary)
-        for used_at, size, path in sorted(files):
-            if used <= wanted or used_at >= self._began:
+        stale = sorted(
+            (not path.endswith(_SPARE), used_at, size, path)
+            for used_at, size, path in files
+            if used_at < self._began
+        )
+        # What is spare makes room first, and only for it does what is spare.
+        stale = [entry for entry in stale if not (spare and entry[0])]
+        if used - sum(size for _, _, size, _ in stale) > wanted:
+            return 0
+        for _, _, size, path in stale:
+            if used <= wanted:
                 break
             with contextlib.suppress(OSError):
                 Path(path).unlink()
             used -= size
-        return self._step if used <= wanted else 0
+        return self._step

@@ -167,7 +167,7 @@ def _settle() -> int:
     # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
     gpus = torch.cuda.device_count()
     settle_memory(keep_freed=not gpus)
-    # gloo connects every rank with every other, and the default of 1,024 files bounds that.
+    # gloo may connect every rank with every other, which the default of 1,024 files bounds.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # Likewise they may use OpenMP only if their parent has not.
@@ -200,7 +200,7 @@ def _run_rank(
         stack.callback(progress.close)
         saver = None
         if rank.rank == 0:
-            size = room_for_training(job.backbone.model, job.manifest)
+            size = room_for_training(job.backbone.model, job.groups, job.manifest)
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
         supply = stack.enter_context(contextlib.closing(Supply(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))

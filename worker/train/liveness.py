@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,10 +39,11 @@ class Liveness:
             return
         self._left, self._right = ((dist.get_rank() + x) % dist.get_world_size() for x in (-1, 1))
         # Typed as what it is not for ranks outside the group, of which there are none.
-        own_patience = datetime.timedelta(seconds=patience)
-        self._group: Any = dist.new_group(backend="gloo", timeout=own_patience)
-        self._greet()
-        cast(Any, self._group)._get_backend(torch.device("cpu"))._set_default_timeout(_FOREVER)
+        # One that is gone already would be waited for for as long as the group has patience.
+        dist.all_reduce(torch.zeros(1))
+        # Its timeout cannot be changed later, and the pending receive lasts as long as the job.
+        self._group: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
+        self._greet(datetime.timedelta(seconds=patience))
         self._thread = threading.Thread(target=self._listen, name="liveness", daemon=True)
         self._thread.start()
 
@@ -57,13 +58,14 @@ class Liveness:
         """Take no more notice, as this rank is about to end by itself."""
         self._ending.set()
 
-    def _greet(self) -> None:
+    def _greet(self, patience: datetime.timedelta) -> None:
         """Exchange a word with both neighbors: only a connection that was made can break."""
-        word = torch.zeros(1, dtype=torch.int64)
-        sent = dist.isend(word, self._right, group=self._group)
-        dist.recv(torch.zeros_like(word), self._left, group=self._group)
-        if sent:
-            sent.wait()
+        words = torch.zeros(2, 1, dtype=torch.int64)
+        sent = dist.isend(words[0], self._right, group=self._group)
+        received = dist.irecv(words[1], self._left, group=self._group)
+        for work in (sent, received):
+            if work:
+                work.wait(patience)
 
     def _listen(self) -> None:
         message = torch.zeros(1, dtype=torch.int64)
