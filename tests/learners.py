@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.checkpoint.host import HostCopy, room_for
 from worker.checkpoint.snapshot import take_snapshot
+from worker.checkpoint.tensors import Stream
 from worker.data.loader import Batch
 from worker.manifest import Manifest, parse_manifest
 from worker.model.backbone import Backbone, preprocessing_of
@@ -76,7 +77,17 @@ def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]
     # Weights, their average, two moments, and a step count of each.
     host = HostCopy(5 * sum(map(room_for, learner.model.state_dict().values())))
     parts = take_snapshot(learner, host, state).parts(host)
-    return {name: bytearray(b"".join(stream.pieces())) for name, stream in parts.items()}
+    return {name: _joined(stream) for name, stream in parts.items()}
+
+
+def _joined(stream: Stream) -> bytearray:
+    """All of a stream; of the largest models there is room for one copy."""
+    data, filled = memoryview(bytearray(stream.size)), 0
+    for piece in stream.pieces():
+        data[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    joined: bytearray = data.obj  # type: ignore[assignment]
+    return joined
 
 
 class Waits(TorchDispatchMode):
