@@ -2,10 +2,11 @@
 
 python -m bench.train [--timm FOLDER] [--torchvision FOLDER]
 
-All train the same model with AdamW on the same pictures, with as many decoders as there are cores,
-in bf16 on a GPU and fp32 on a CPU, in turns. `--timm` is a checkout of pytorch-image-models,
-`--torchvision` the folder references/classification of torchvision's; without them their rows are
-missing. Speeds are of the last epoch after its first quarter, by the clock of this process.
+All train the same model with AdamW on the same pictures, with as many decoders as there are
+cores, in bf16 on a GPU (torchvision's script in fp16) and fp32 on a CPU, in turns. `--timm` is a
+checkout of pytorch-image-models, `--torchvision` the folder references/classification of
+torchvision's; without them their rows are missing. Speeds are of the last epoch after its first
+quarter, by the clock of this process.
 """
 
 import argparse
@@ -20,44 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from bench.peers import CLASSES, EPOCHS, Contender, Plan, timm_command, torchvision_command
 from bench.photos import photos, write_tars
-
-_TIMM_NAMES = {"mobilenet_v3_small": "mobilenetv3_small_100", "vit_b_16": "vit_base_patch16_224"}
-_EPOCHS = 2
-_CLASSES = 100
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A command, and how a line of its output tells the step, and the epoch if steps count anew.
-
-    None for ours, which keeps a history.
-    """
-
-    command: list[str]
-    progress: re.Pattern[str] | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all contenders train, on the data below `folder`."""
-
-    folder: Path
-    backbone: str
-    side: int
-    batch: int
-    images: int
-    cores: int
-
-    @property
-    def steps(self) -> int:
-        """Steps per epoch."""
-        return self.images // self.batch
 
 
 def main() -> None:
@@ -96,9 +65,9 @@ def write_data(plan: Plan) -> None:
     pictures = list(itertools.islice(itertools.cycle(few), plan.images))
     write_tars(plan.folder / "tars", pictures)
     subprocess.run([sys.executable, "-m", "worker", "index", plan.folder / "tars"], check=True)
-    for part, count in (("train", plan.images), ("val", _CLASSES)):
+    for part, count in (("train", plan.images), ("val", CLASSES)):
         for index in range(count):
-            path = plan.folder / part / f"{index % _CLASSES:03d}" / f"{index:06d}.jpg"
+            path = plan.folder / part / f"{index % CLASSES:03d}" / f"{index:06d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pictures[index])
 
@@ -110,7 +79,7 @@ def contenders(plan: Plan, timm: Path | None, torchvision: Path | None) -> dict[
     loop = [
         *(python, "-u", "-m", "bench.loops"),
         *("--backbone", plan.backbone, "--side", str(plan.side), "--batch", str(plan.batch)),
-        *("--steps", str(plan.steps), "--workers", str(plan.cores), "--epochs", str(_EPOCHS)),
+        *("--steps", str(plan.steps), "--workers", str(plan.cores), "--epochs", str(EPOCHS)),
     ]
     found = {
         "worker train": Contender([python, "-m", "worker", "train", _write_manifest(plan)], None),
@@ -119,10 +88,12 @@ def contenders(plan: Plan, timm: Path | None, torchvision: Path | None) -> dict[
     }
     if timm:
         progress = re.compile(r"Train: (?P<epoch>\d+) \[ *(?P<step>\d+)/")
-        found["timm's train.py"] = Contender(_timm(plan, timm), progress)
+        found["timm's train.py"] = Contender(timm_command(plan, timm), progress)
     if torchvision:
         progress = re.compile(r"Epoch: \[(?P<epoch>\d+)\] +\[ *(?P<step>\d+)/")
-        found["torchvision's train.py"] = Contender(_torchvision(plan, torchvision), progress)
+        found["torchvision's train.py"] = Contender(
+            torchvision_command(plan, torchvision), progress
+        )
     return found
 
 
@@ -158,60 +129,18 @@ def _write_manifest(plan: Plan) -> str:
         "data": {"train": f"{plan.folder}/tars/", "image_size": plan.side},
         "model": {"backbone": plan.backbone},
         "optimizer": {"name": "adamw", "lr": 1e-3, "groups": [{"match": "*"}]},
-        "train": {"epochs": _EPOCHS, "batch_size": plan.batch},
+        "train": {"epochs": EPOCHS, "batch_size": plan.batch},
     }
     path = plan.folder / "job.yaml"
     path.write_text(json.dumps(body))
     return str(path)
 
 
-def _timm(plan: Plan, checkout: Path) -> list[str]:
-    cuda = torch.cuda.is_available()
-    sizes = {
-        "--data-dir": plan.folder,
-        "--model": _TIMM_NAMES.get(plan.backbone, plan.backbone),
-        "--num-classes": _CLASSES,
-        "--batch-size": plan.batch,
-        "--workers": plan.cores,
-        "--epochs": _EPOCHS,
-        "--log-interval": 8 if cuda else 1,
-        "--opt": "adamw",
-        "--lr": 1e-3,
-        "--warmup-epochs": 0,
-        "--color-jitter": 0,
-        "--device": "cuda" if cuda else "cpu",
-        "--output": plan.folder / "timm",
-    }
-    names = [str(part) for pair in sizes.items() for part in pair]
-    names += ["--input-size", "3", str(plan.side), str(plan.side), "--channels-last"]
-    names += ["--amp", "--amp-dtype", "bfloat16"] if cuda else []
-    return [sys.executable, "-u", str(checkout / "train.py"), *names]
-
-
-def _torchvision(plan: Plan, folder: Path) -> list[str]:
-    cuda = torch.cuda.is_available()
-    sizes = {
-        "--data-path": plan.folder,
-        "--model": plan.backbone,
-        "--batch-size": plan.batch,
-        "--workers": plan.cores,
-        "--epochs": _EPOCHS,
-        "--print-freq": 8 if cuda else 1,
-        "--opt": "adamw",
-        "--lr": 1e-3,
-        "--train-crop-size": plan.side,
-        "--device": "cuda" if cuda else "cpu",
-        "--output-dir": plan.folder,
-    }
-    names = [str(part) for pair in sizes.items() for part in pair]
-    return [sys.executable, "-u", str(folder / "train.py"), *names, *(["--amp"] if cuda else [])]
-
-
 def _speed(contender: Contender, plan: Plan) -> float | str:
     """Images per second of the last epoch after its first quarter."""
     shutil.rmtree(plan.folder / "output", ignore_errors=True)
     marks = list(_progress(contender, plan))
-    first, last = (_EPOCHS - 1 + 0.25) * plan.steps, _EPOCHS * plan.steps
+    first, last = (EPOCHS - 1 + 0.25) * plan.steps, EPOCHS * plan.steps
     if contender.progress is None:
         marks = list(_history(plan))
     marks = [(step, at) for step, at in marks if first <= step <= last]
