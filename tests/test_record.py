@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import Run, Start, contents, keys, open_index
+from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_index
 from worker.errors import InfrastructureError, StopRequested
+from worker.launch.spawn import run_ranks
+from worker.launch.topology import Spawn
 from worker.plots import Chart, Line, draw
 from worker.report.compare import compare
 from worker.report.history import read_history
@@ -29,9 +32,12 @@ from worker.report.run import read_run
 from worker.report.status import read_status
 from worker.store import Store, open_store
 from worker.train import journal as journals
+from worker.train.distributed import process_group
 from worker.train.journal import Journal, progress_name
 from worker.train.mistakes import MOST, Mistake, Worst, gather_worst
 from worker.train.progress import Step
+from worker.train.rank import Rank
+from worker.train.stop import StopFlag
 from worker.train.telemetry import Report, merged
 
 Job = dict[str, Any]
@@ -167,6 +173,30 @@ def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path
     assert picture.size == (128, 128)
     red, green, _ = picture.getpixel((60, 60))  # type: ignore[misc]
     assert red > 180 > 20 > green
+
+
+def gather_mistakes(uri: str, folder: Path) -> None:
+    """The mistakes of three ranks, of which the last has none."""
+    index = open_index(uri)
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        torch.set_num_threads(1)
+        image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        own = range(rank.rank, 14, 2) if rank.rank < 2 else ()
+        with process_group(rank, listener, StopFlag()):
+            mistakes = [Mistake(number % 7, number, 0, 1, 0.5, image) for number in own]
+            rows = gather_worst(sorted(mistakes, key=lambda m: -m.loss), index)
+        (folder / str(rank.rank)).write_text(json.dumps([row["loss"] for row in rows]))
+
+    assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, StopFlag()) == 0
+
+
+def test_the_worst_of_all_ranks_come_together(dataset: Path, tmp_path: Path) -> None:
+    in_fresh_process(gather_mistakes, f"{dataset}/val", tmp_path)
+    losses = sorted([number % 7 for number in range(14)], reverse=True)[:MOST]
+    assert json.loads((tmp_path / "0").read_text()) == losses
+    assert json.loads((tmp_path / "1").read_text()) == []
+    assert json.loads((tmp_path / "2").read_text()) == []
 
 
 # --- status ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import base64
 import heapq
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from worker.data.index import Index
 
 MOST = 12
 _SIDE = 128
+_TAG = 1  # the ledger is sent under 0
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,41 @@ def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def gather_worst(mistakes: Sequence[Mistake], index: Index) -> list[dict[str, Any]]:
-    """The most wrong of all ranks as JSON data, with a JPEG of each.
+    """The most wrong of all ranks as JSON data, with a JPEG of each; on rank 0, nothing on others.
 
-    To be called by all ranks together.
+    To be called by all ranks together. Only those that have one of them send pictures.
     """
-    orders: list[list[tuple[float, int]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(orders, [_order(mistake) for mistake in mistakes])
-    chosen = set(heapq.nlargest(MOST, (order for part in orders for order in part)))
-    rows: list[list[dict[str, Any]]] = [[] for _ in orders]
-    own = [_row(mistake, index) for mistake in mistakes if _order(mistake) in chosen]
-    dist.all_gather_object(rows, own)
-    return sorted((row for part in rows for row in part), key=lambda row: -float(row["loss"]))
+    own = torch.full((MOST, 2), -math.inf, dtype=torch.float64)
+    for place, mistake in enumerate(mistakes):
+        own[place] = torch.tensor(_order(mistake), dtype=torch.float64)
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    orders = [{(loss, number) for loss, number in part.tolist()} for part in everyone]
+    nothing = (-math.inf, -math.inf)
+    chosen = set(heapq.nlargest(MOST, set().union(*orders) - {nothing}))
+    rows = [_row(mistake, index) for mistake in mistakes if _order(mistake) in chosen]
+    owners = [rank for rank, part in enumerate(orders) if rank and part & chosen]
+    if dist.get_rank() in owners:
+        _send(rows)
+    if dist.get_rank():
+        return []
+    rows += [row for rank in owners for row in _receive(rank)]
+    return sorted(rows, key=lambda row: -float(row["loss"]))
+
+
+def _send(rows: list[dict[str, Any]]) -> None:
+    data = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    dist.send(torch.tensor([len(data)]), 0, tag=_TAG)
+    dist.send(data, 0, tag=_TAG)
+
+
+def _receive(rank: int) -> list[dict[str, Any]]:
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.recv(size, rank, tag=_TAG)
+    data = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(data, rank, tag=_TAG)
+    rows: list[dict[str, Any]] = json.loads(data.numpy().tobytes())
+    return rows
 
 
 def _order(mistake: Mistake) -> tuple[float, int]:
