@@ -16,7 +16,7 @@ _ALIGNMENT = 64  # bytes: a cache line
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a `HostCopy`: its offset in bytes, and its layout there."""
+    """The location of a tensor in a `HostCopy`: its offset in bytes, and its layout there."""
 
     offset: int
     dtype: torch.dtype
@@ -25,16 +25,16 @@ class Place:
 
 
 def room_for(tensor: Tensor) -> int:
-    """How many bytes of a `HostCopy` a tensor takes up."""
+    """Return the number of bytes that a tensor takes up in a `HostCopy`."""
     return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class HostCopy:
     """Memory for the training state of a rank; what it holds stays put until the next `take`.
 
-    Anonymous, and shared with the processes that are forked later: it has no name that could be
-    left behind. The layout of each tensor is kept, as
-    a copy that changes it takes several times as long.
+    Anonymous, and shared with processes that are forked later: it has no name that could be left
+    behind. The layout of each tensor is kept, as a copy that changes it takes several times as
+    long.
     """
 
     def __init__(self, size: int) -> None:
@@ -44,7 +44,7 @@ class HostCopy:
         self._filled = 0
 
     def prepare(self, device: torch.device) -> None:
-        """Have the memory ready for the first copy, which would take ten times as long else.
+        """Prepare the memory for the first copy, which would otherwise take ten times as long.
 
         Page-locked for a GPU. Raises `RuntimeError` if the system does not allow that.
         """
@@ -69,7 +69,7 @@ class HostCopy:
         return flat.as_strided(place.shape, place.stride)
 
     def _copy_of(self, key: Key, tensor: Tensor) -> Tensor:
-        """Room for a tensor, where it was the last time."""
+        """Return the place of a tensor's copy, the same every time."""
         known = self._places.get(key)
         if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
             layout = torch.empty_like(tensor, device="meta").stride()

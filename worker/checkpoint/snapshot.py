@@ -45,7 +45,7 @@ class Snapshot:
 
 
 def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: Manifest) -> int:
-    """How many bytes of a `HostCopy` the training state of a model takes up at most."""
+    """Return the most bytes that the training state of a model takes up in a `HostCopy`."""
     scalar = room_for(torch.zeros(()))
     weights = sum(map(room_for, model.state_dict().values()))
     moments = 1 if manifest.optimizer.name == "sgd" else 2

@@ -1,4 +1,4 @@
-"""What was read from the store, in memory up to a bound."""
+"""A bounded cache in memory of what was read from the store."""
 
 import threading
 from collections import OrderedDict

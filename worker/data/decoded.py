@@ -17,7 +17,7 @@ from worker.data.scratch import Scratch
 _HEADER = struct.Struct("<QIIq")  # digest of all that follows, height, width, label
 _DIGEST_BYTES = 8
 _SMALLEST = 64 << 10  # bytes of an image; below, a file costs more than decoding
-_WAITING = 32 << 20  # bytes of a process that wait to be written; more are not kept, not to wait
+_WAITING = 32 << 20  # bytes that may wait to be written; beyond, images are not kept
 _DECODERS = " ".join(importlib.metadata.version(name) for name in ("simplejpeg", "pillow"))
 _FORMAT = 1
 
@@ -25,14 +25,14 @@ _local = threading.local()
 
 
 class _Bytes:
-    """How many bytes wait to be written, for all data sets of this process."""
+    """A bounded count of the bytes that wait to be written, for all data sets of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
 
     def add(self, count: int) -> bool:
-        """Count so many more, unless they would be too many."""
+        """Add to the count; return false, and add nothing, if it would exceed the bound."""
         with self._lock:
             fits = self._count + count <= _WAITING
             self._count += count if fits else 0
@@ -62,13 +62,13 @@ class DecodedImages:
         threading.Thread(target=self._write, name="decoded", daemon=True).start()
 
     def missing(self, ids: Ids) -> Ids:
-        """Those of the samples whose images are not there."""
+        """Return the samples whose images are not kept."""
         kept = [self._scratch.has_spare(self._name(number)) for number in ids.tolist()]
         missing: Ids = ids[~np.array(kept, dtype=bool)]
         return missing
 
     def get(self, sample_id: int) -> tuple[Tensor, int] | None:
-        """The image of a sample, uint8 [3, H, W], channels last, and its label, if they are there.
+        """Return the image of a sample, uint8 [3, H, W], channels last, and its label, if kept.
 
         The tensor may be overwritten by this thread's next call.
         """
@@ -90,7 +90,7 @@ class DecodedImages:
         return image, label
 
     def put(self, sample_id: int, image: Tensor, label: int) -> None:
-        """Keep an image, unless more are waiting to be written than the disk takes."""
+        """Keep an image, unless too much is waiting to be written already."""
         size = _HEADER.size + image.numel()
         if size < _SMALLEST or not self._scratch.may_take(size) or not _bytes_waiting.add(size):
             return

@@ -45,7 +45,7 @@ class Scratch:
         self._well = True
 
     def get(self, name: str) -> bytes | None:
-        """What was put under `name`, if it is still there."""
+        """Return what was put under `name`, if it is still there."""
         path = self._path(name, False)
         try:
             data = path.read_bytes()
@@ -98,7 +98,7 @@ class Scratch:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._folder)
+            handle, temporary = tempfile.mkstemp(suffix=_SPARE if spare else "", dir=self._folder)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
@@ -146,7 +146,7 @@ class Scratch:
             for used_at, size, path in files
             if used_at < self._began
         )
-        # What is spare makes room first, and only for it does what is spare.
+        # Spare files are removed first, and nothing else is to make room for one.
         stale = [entry for entry in stale if not (spare and entry[0])]
         if used - sum(size for _, _, size, _ in stale) > wanted:
             return 0

@@ -173,7 +173,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of forward and backward; `auto` is bf16 on GPUs that have it and fp32 elsewhere."""
     activation_checkpointing: bool = False
-    """Compute activations again in backward: less of the GPU's memory, for a third more time."""
+    """Recompute activations in backward: saves GPU memory, and takes about a third longer."""
     compile: bool = False
     """Run the model through `torch.compile`."""
     sync_batch_norm: bool = False

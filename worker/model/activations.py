@@ -18,9 +18,9 @@ _STACKS = (nn.Sequential, nn.ModuleList)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have every residual block of a torchvision model, or what its family has instead, recompute.
+    """Have the residual blocks of a torchvision model, or their like, recompute their activations.
 
-    In training only; weights, gradients and BatchNorm statistics are as without.
+    In training only; weights, gradients and BatchNorm statistics are the same as without it.
     """
     for block in _blocks(model):
         block.forward = functools.partial(_recomputed, block, block.forward)
@@ -55,7 +55,7 @@ def _recomputed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tenso
 def _contexts(
     block: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """What surrounds forward, and its second run in backward."""
+    """Return the contexts of forward, and of its second run in backward."""
     return contextlib.nullcontext(), _same_statistics(block)
 
 

@@ -29,8 +29,8 @@ _CONNECT_SECONDS = 3
 _STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
 _CONNECTED = 512
-"""Ranks up to which all are connected from the start. Of others, only neighbors notice a lost one
-until they have talked to it."""
+"""The most ranks that are all connected from the start. With more, only its neighbors notice a rank
+that is lost before others have talked to it."""
 _CPU = torch.device("cpu")
 
 
@@ -52,7 +52,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         # gloo else asks the resolver for this machine's name, which containers often lack
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if rank.world_size > _CONNECTED:
-        # Else every rank connects to every other at the start: 8 million connections of 4,096.
+        # Otherwise every rank connects to every other at the start: 8 million connections of 4,096.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     device = device_of(rank)
     if device.type == "cuda":

@@ -157,7 +157,7 @@ class DurableState:
         self._background.close()
 
     def _prepare(self) -> None:
-        """Have memory for a copy ready before the first save needs it."""
+        """Prepare the memory for copies before the first save needs it."""
         if self._saver:
             try:
                 self._saver.host.prepare(self._device)
