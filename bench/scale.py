@@ -7,6 +7,7 @@ the index is there; the model is a ResNet-50 with AdamW; batches are of 32 image
 are those that an S3 server on loopback is asked.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -30,8 +31,8 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
-from worker.checkpoint.done import read_done
 from worker.checkpoint.host import HostCopy
+from worker.checkpoint.publication import settle
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.data.cache import Cache
 from worker.data.index import INDEX_NAME, Index, Shard
@@ -41,7 +42,7 @@ from worker.manifest import Manifest, parse_manifest
 from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
 from worker.store.traffic import listen
-from worker.train.job import Job, open_job
+from worker.train.job import Job, open_job, require_same_identity
 from worker.train.record import ranks_that_write
 
 _RANKS = (8, 64, 512, 4096)
@@ -173,7 +174,7 @@ def _state(manifest: Manifest) -> dict[str, tuple[int, int, float]]:
         parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
     found = {}
-    attempt, found["claim an attempt"] = _counted(lambda: claim_attempt(job.output, job.identity))
+    attempt, found["claim an attempt"] = _counted(lambda: _claim(job))
     host = HostCopy(room_for_training(learner.model, learner.groups, manifest))
     trusted: list[CommitName] = []
     for step in (100, 200, 300):  # from the third on, one is deleted
@@ -182,6 +183,12 @@ def _state(manifest: Manifest) -> dict[str, tuple[int, int, float]]:
         _, found["commit, and delete an older one"] = _counted(save)
     _, found["resume: read by rank 0"] = _counted(lambda: _resume(job.output))
     return found
+
+
+def _claim(job: Job) -> int:
+    manifest = job.manifest.model_dump(mode="json")
+    require_same = functools.partial(require_same_identity, job)
+    return claim_attempt(job.output, job.identity, manifest, require_same)
 
 
 def _saving(
@@ -198,7 +205,7 @@ def _saving(
 
 def _resume(output: Store) -> None:
     commits = list_commits(output)
-    read_done(output)
+    settle(output)
     if not read_commit(output, commits[0]):
         raise RuntimeError("the commit cannot be read")
 

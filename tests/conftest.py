@@ -280,6 +280,13 @@ def keys(store: Store) -> list[str]:
     return [info.key for info in store.list()]
 
 
+def unfinish(store: Store) -> None:
+    """Take back that a job is done, as if it had never published its result."""
+    for key in keys(store):
+        if key == "done.json" or key.startswith("publications/"):
+            store.delete(key)
+
+
 def contents(store: Store) -> dict[str, bytes]:
     """All objects of a store."""
     return {key: store.get(key) for key in keys(store)}

@@ -27,7 +27,7 @@ from worker.checkpoint.commit import (
     write_parts,
 )
 from worker.checkpoint.retention import abandoned, expendable
-from worker.checkpoint.snapshot import read_state, restore_snapshot
+from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes, stream_tensors
 from worker.errors import Superseded
 from worker.model.groups import RateGroup
@@ -35,7 +35,11 @@ from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
 from worker.train.state import State
 
-PARTS = {"model": b"weights", "state.json": b"{}"}
+PARTS = {
+    "model.safetensors": b"weights",
+    "optimizer.safetensors": b"moments",
+    "state.json": b"{}",
+}
 
 
 def write_commit(store: Store, name: CommitName, parts: dict[str, bytes]) -> None:
@@ -55,14 +59,14 @@ def test_a_commit_is_read_back(store: Store) -> None:
     found = read_commit(store, name)
     assert found and {part: bytes(data) for part, data in found.items()} == PARTS
     record = json.loads(store.get("commits/00000012-000003.json"))
-    assert (record["step"], record["attempt"], len(record["parts"])) == (12, 3, 2)
+    assert (record["step"], record["attempt"], len(record["parts"])) == (12, 3, 3)
 
 
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "record"])
 def test_a_damaged_checkpoint_is_passed_over(store: Store, damage: str) -> None:
     name = CommitName(12, 3)
     write_commit(store, name, PARTS)
-    part = f"checkpoints/{name}/model"
+    part = f"checkpoints/{name}/model.safetensors"
     if damage == "missing":
         store.delete(part)
     elif damage == "record":
@@ -88,7 +92,7 @@ def test_the_newest_step_and_then_attempt_comes_first(store: Store) -> None:
 def test_nobody_commits_over_another(store: Store) -> None:
     write_commit(store, CommitName(5, 1), PARTS)
     with pytest.raises(Superseded):
-        write_commit(store, CommitName(5, 1), {"model": b"other"})
+        write_commit(store, CommitName(5, 1), PARTS | {"model.safetensors": b"other"})
     assert json.loads(store.get("commits/00000005-000001.json"))["parts"][0]["bytes"] == 7
 
 
@@ -102,7 +106,9 @@ def test_attempts_are_numbered_and_fence(bucket: str) -> None:
     store = open_store(bucket)
     assert newest_attempt(store) == 0
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: claim_attempt(store, {"job": "x"}), range(12)))
+        numbers = list(
+            pool.map(lambda _: claim_attempt(store, {"job": "x"}, {}, lambda _: None), range(12))
+        )
     assert sorted(numbers) == list(range(1, 13))
     ensure_newest(store, 12)
     with pytest.raises(Superseded, match="attempt 12 of this job has started, attempt 11 ends"):
@@ -150,7 +156,7 @@ def test_a_restored_model_goes_on_to_the_last_bit() -> None:
     for seed in range(3):
         step(models[0], learners[0].optimizer, seed)
     parts = snapshot_of(learners[0], {"step": 3})
-    assert read_state(parts) == {"step": 3}
+    assert State.parse(bytes(parts["state.json"])) == State(step=3)
     restore_snapshot(parts, learners[1])
     for seed in range(3, 6):
         for model, learner in zip(models, learners, strict=True):

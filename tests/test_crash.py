@@ -35,8 +35,10 @@ POINTS = {
     "between parts and commit": ("worker.train.durable", "publish_commit", "any"),
     "after commit": ("worker.train.durable", "publish_commit", "after"),
     "retention": ("worker.checkpoint.commit", "delete_parts", "any"),
-    "final export": ("worker.store.local", "LocalStore.put_stream", "final/ within"),
-    "before done": ("worker.train.finish", "write_model", "after"),
+    "staged result": ("worker.store.local", "LocalStore.put_stream", "records/ within"),
+    "published": ("worker.checkpoint.publication", "settle", "any"),
+    "final copy": ("worker.store.local", "LocalStore.put_stream", "final/ within"),
+    "before done": ("worker.checkpoint.publication", "_remove_staged", "any"),
 }
 # What all ranks come by; only rank 0 comes by the others.
 SHARED = {"start", "first batch", "mid-epoch"}

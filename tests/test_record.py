@@ -339,8 +339,8 @@ def kept(history: list[dict[str, Any]], tmp_path: Path) -> Store:
     done = {"attempt": 2, "step": 20, "weights": {"step": 20, "accuracy": 0.5}}
     matrix = io.BytesIO()
     np.save(matrix, np.array([[3, 4], [0, 7]]))
-    told = {"attempts/000002.json": {"identity": {"job": "ants"}}, "done.json": done}
-    told |= {"manifest.json": {"job": "ants", "output": EVIL}}
+    claim = {"identity": {"job": "ants"}, "manifest": {"job": "ants", "output": EVIL}}
+    told = {"attempts/000002.json": claim, "done.json": done}
     told |= {"records/000002/plan.json": plan, "records/000002/environment.json": {"torch": EVIL}}
     told |= {"records/000002/mistakes/00000020.json": [mistake | {"jpeg": "AAAA"}]}
     told |= {"records/000002/bad-samples/train.json": [bad]}

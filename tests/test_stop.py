@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import sabotage
-from tests.conftest import Run, Start, contents
+from tests.conftest import Run, Start, contents, unfinish
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
@@ -335,8 +335,8 @@ def test_an_average_that_comes_later_does_not_hide_the_best_weights(
     assert run("train", write(short)).code == 0
     assert run("train", write(job), sabotage=sabotage.worse_and_worse).code == 0
     store = open_store(job["output"])
-    for key in ("done.json", "final/model.safetensors"):
-        store.delete(key)
+    unfinish(store)
+    store.delete("final/model.safetensors")
     job["train"] |= {"epochs": 3, "ema": 0.9}
     ended = run("train", write(job), sabotage=sabotage.worse_and_worse)
     assert ended.code == 0, ended.err
@@ -366,7 +366,7 @@ def test_an_epoch_that_cannot_be_evaluated_is_committed(run: Run, write: Write, 
 def test_another_experiment_that_was_quicker_is_noticed(run: Run, write: Write, job: Job) -> None:
     ended = run("train", write(job), sabotage=sabotage.another_experiment_first)
     assert ended.code == 78, ended.err
-    assert "train.seed: 0 here, but 77 in attempt 1 there" in ended.err
+    assert "train.seed: 0 here, but 77 in the job whose output it is" in ended.err
     assert not list_commits(open_store(job["output"]))
 
 

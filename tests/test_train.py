@@ -21,7 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.conftest import Ended, Run, Start, keys, open_index, open_reader
+from tests.conftest import Ended, Run, Start, keys, open_index, open_reader, unfinish
 from tests.sabotage import two_ranks_per_piece
 from worker.data.image import decode
 from worker.data.pack import find_splits, write_split
@@ -229,7 +229,8 @@ def test_a_damaged_checkpoint_means_the_one_before(
 ) -> None:
     whole = train(run, write, with_output(job, f"{tmp_path}/whole/"))
     store = train(run, write, job)
-    for key in ("done.json", "final/model.safetensors", "final/model.json"):
+    unfinish(store)
+    for key in ("final/model.safetensors", "final/model.json"):
         store.delete(key)
     newest = "checkpoints/00000010-000001/model.safetensors"
     data = bytearray(store.get(newest))
@@ -405,13 +406,13 @@ def test_another_experiment_may_not_take_over_an_output(
     store = train(run, write, job)
     before = {key: store.get(key) for key in keys(store)}
     job["model"]["backbone"] = "mobilenet_v3_large"
-    complaint = "model.backbone: mobilenet_v3_large here, but mobilenet_v3_small in attempt 1 there"
+    complaint = "model.backbone: mobilenet_v3_large here, but mobilenet_v3_small in the job"
     refused(run("train", write(job)), 78, complaint)
-    store.delete("done.json")
+    unfinish(store)
+    left = {key: store.get(key) for key in keys(store)}
+    assert left.items() <= before.items()
     refused(run("train", write(job)), 78, complaint)
-    assert {key: store.get(key) for key in keys(store)} | {
-        "done.json": before["done.json"]
-    } == before
+    assert {key: store.get(key) for key in keys(store)} == left
 
 
 def test_changed_settings_are_said_and_impossible_ones_refused(
@@ -423,7 +424,7 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
     ended = run("train", write(job))
     assert ended.code == 0
     assert "changed since, without effect: optimizer.lr 0.001 -> 0.002" in ended.err
-    store.delete("done.json")
+    unfinish(store)
     job["train"]["epochs"] = 1
     before = keys(store)
     refused(run("train", write(job)), 78, "train.epochs: 1 are 5 steps, but 10 are done")
@@ -441,7 +442,7 @@ def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) ->
     assert "would start at step 0" in run("plan", "--resume", write(job)).out
     train(run, write, job)
     store = open_store(job["output"])
-    store.delete("done.json")
+    unfinish(store)
     before = keys(store)
     text = run("plan", "--resume", write(job)).out
     assert "attempt 2 would go on after step 10: checkpoint 00000010-000001" in text
@@ -461,7 +462,10 @@ def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) ->
     assert ended.code == 78
     rows = [line.split() for line in ended.out.splitlines()]
     assert ["train.batch_size", "12", "26", "refused", "with", "exit", "code", "78"] in rows
-    assert "train.batch_size: 26 here, but 12 in attempt 1 there; train.seed: 3 here" in ended.err
+    assert (
+        "train.batch_size: 26 here, but 12 in the job whose output it is; train.seed: 3 here"
+        in ended.err
+    )
     assert keys(store) == before
 
 

@@ -1,60 +1,126 @@
-"""Attempts: one numbered object per start of a job; the number is the fencing token."""
+"""Attempts: one numbered object per start of a job; the number is the fencing token.
+
+The first attempt gives the output its identity. A start compares itself with it before each try to
+claim a number, and claims by a conditional PUT, so that one that is refused leaves nothing.
+"""
 
 import datetime
 import json
 import os
+import re
 import socket
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
-from worker.errors import InfrastructureError, Superseded
-from worker.store import Store
+from pydantic import Field, JsonValue
+
+from worker.errors import ConfigurationError, InfrastructureError, Superseded
+from worker.records import Record, read_record
+from worker.store import ObjectMissing, Store
 
 ATTEMPTS = "attempts/"
-_TRIES = 100
+_NAME = re.compile(r"attempts/([0-9]{6,9})\.json")
+_MAX_TRIES = 100
+
+Identity = Mapping[str, str]
+"""What all attempts of one job have in common, by manifest field."""
+
+
+class AttemptRecord(Record):
+    """What an attempt says of itself as it claims its number; `manifest` is the resolved one."""
+
+    identity: Annotated[dict[str, str], Field(min_length=1)]
+    manifest: dict[str, JsonValue] = Field(default_factory=dict)
+    started: str | None = None
+
+
+def attempt_name(number: int) -> str:
+    """Return the name of the object that claims a number."""
+    return f"{ATTEMPTS}{number:06d}.json"
+
+
+def attempt_numbers(store: Store) -> list[int]:
+    """Return the numbers of all attempts, in order."""
+    matches = (_NAME.fullmatch(info.key) for info in store.list(ATTEMPTS))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def newest_attempt(store: Store) -> int:
-    """The number of the newest attempt, 0 if there was none."""
-    names = [info.key.removeprefix(ATTEMPTS).removesuffix(".json") for info in store.list(ATTEMPTS)]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    """Return the number of the newest attempt, 0 if there was none."""
+    return max(attempt_numbers(store), default=0)
 
 
-def read_attempt(store: Store, number: int) -> dict[str, Any]:
-    """What attempt `number` said of itself when it claimed its place."""
-    record: dict[str, Any] = json.loads(store.get(_name(number)))
-    return record
+def read_attempt(store: Store, number: int) -> AttemptRecord | None:
+    """Return the record of an attempt, or None if it is missing or damaged."""
+    try:
+        return read_record(store, attempt_name(number), AttemptRecord)
+    except ObjectMissing:
+        return None
 
 
-def claim_attempt(store: Store, identity: Mapping[str, str]) -> int:
+def first_whole(store: Store, numbers: Sequence[int]) -> AttemptRecord | None:
+    """Return the first record, in this order, that is neither missing nor damaged."""
+    return next(filter(None, (read_attempt(store, number) for number in numbers)), None)
+
+
+def claim_attempt(
+    store: Store,
+    identity: Identity,
+    manifest: Mapping[str, Any],
+    require_same: Callable[[Identity], None],
+) -> int:
     """Register a new attempt and return its number, greater than every other.
 
-    `identity` is what must be the same for all attempts of one job.
+    Args:
+        store: The output of the job.
+        identity: That of the job.
+        manifest: Its resolved manifest, as JSON data.
+        require_same: Raises `ConfigurationError` for the identity of an output that holds another
+            job; nothing is left of this attempt then.
+
+    Raises:
+        InfrastructureError: If others keep claiming first.
     """
     record = {
         "identity": dict(identity),
+        "manifest": dict(manifest),
         "id": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     data = json.dumps(record).encode()
-    number = newest_attempt(store)
-    for _ in range(_TRIES):
-        number += 1
-        if store.put_if_absent(_name(number), data):
-            return number
-    where = f"{store.uri}{ATTEMPTS}"
-    raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
+    for _ in range(_MAX_TRIES):
+        numbers = attempt_numbers(store)
+        _compare(store, numbers, require_same)
+        number = max(numbers, default=0) + 1
+        if store.put_if_absent(attempt_name(number), data):
+            break
+    else:
+        where = f"{store.uri}{ATTEMPTS}"
+        raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
+    try:
+        # Where there is no conditional PUT, another job may have claimed the output meanwhile.
+        _compare(store, attempt_numbers(store), require_same)
+    except ConfigurationError:
+        store.delete(attempt_name(number))
+        raise
+    return number
+
+
+def _compare(
+    store: Store, numbers: Sequence[int], require_same: Callable[[Identity], None]
+) -> None:
+    owner = first_whole(store, numbers)
+    if owner:
+        require_same(owner.identity)
 
 
 def ensure_newest(store: Store, attempt: int) -> None:
-    """Raise `Superseded` where a newer attempt exists; called before anything is committed."""
-    newest = newest_attempt(store)
-    if newest > attempt:
-        raise Superseded(f"attempt {newest} of this job has started, attempt {attempt} ends")
-
-
-def _name(number: int) -> str:
-    return f"{ATTEMPTS}{number:06d}.json"
+    """Raise `Superseded` if a newer attempt exists; called before anything is committed."""
+    for newer in reversed(attempt_numbers(store)):
+        if newer <= attempt:
+            return
+        if read_attempt(store, newer):  # and not just an object that is named like one
+            raise Superseded(f"attempt {newer} of this job has started, attempt {attempt} ends")

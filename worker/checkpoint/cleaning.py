@@ -6,13 +6,13 @@ from collections.abc import Collection
 from worker.checkpoint.commit import (
     CHECKPOINTS,
     COMMITS,
+    PART_NAMES,
     CommitName,
     delete_commit,
     delete_parts,
     list_commits,
 )
 from worker.checkpoint.retention import abandoned, expendable
-from worker.checkpoint.snapshot import PARTS
 from worker.logs import count
 from worker.store import Store
 
@@ -38,7 +38,7 @@ def clean(
     now = max(info.modified for info in store.list(f"{COMMITS}{own}"))
     dead = abandoned(written, list_commits(store), own.attempt, now)
     for name in dead:
-        for part in PARTS:
+        for part in PART_NAMES:
             store.abort_uploads(f"{CHECKPOINTS}{name}/{part}")
         delete_parts(store, name)
     if dead:

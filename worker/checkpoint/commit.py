@@ -7,14 +7,18 @@ record does not exist.
 import hashlib
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
 
 from worker.checkpoint.attempt import ensure_newest
 from worker.errors import Superseded
+from worker.records import Record, complaint, read_record
 from worker.store import ObjectMissing, Piece, Store
 
 if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need not wait for
@@ -26,6 +30,14 @@ Parts = dict[str, bytearray]
 """The parts of a checkpoint in memory, by name; tensors can be views of them."""
 
 COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
+MAX_STEPS = 10**12 - 1
+STATE_PART = "state.json"
+PART_NAMES = (
+    STATE_PART,
+    *(f"{kind}.safetensors" for kind in ("model", "average", "optimizer")),
+)
+"""The objects that a checkpoint may hold, in the order in which they are written."""
+_NAME = re.compile(r"([0-9]{8,12})-([0-9]{6,9})")
 _READ = 16 << 20
 _SIDE_BY_SIDE = 4
 
@@ -51,11 +63,33 @@ class CommitName:
 
     @staticmethod
     def parse(text: str) -> "CommitName | None":
-        """The name that `text` is, if it is one."""
-        step, _, attempt = text.partition("-")
-        if step.isdecimal() and attempt.isdecimal():
-            return CommitName(int(step), int(attempt))
-        return None
+        """Return the name that `text` is, if it is one."""
+        match = _NAME.fullmatch(text)
+        return CommitName(int(match[1]), int(match[2])) if match else None
+
+
+class _PartRecord(Record):
+    name: str
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class CommitRecord(Record):
+    """What makes parts a checkpoint: their names, sizes in bytes and digests."""
+
+    step: int
+    attempt: int
+    parts: Annotated[tuple[_PartRecord, ...], Field(max_length=len(PART_NAMES))]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "CommitRecord":
+        names = [part.name for part in self.parts]
+        if len(set(names)) < len(names) or not set(names) <= set(PART_NAMES):
+            raise ValueError("has parts that no checkpoint has")
+        missing = set(PART_NAMES) - {"average.safetensors"} - set(names)
+        if missing:
+            raise ValueError(f"lacks {min(missing)}")
+        return self
 
 
 def write_parts(store: Store, name: CommitName, parts: "Mapping[str, Stream]") -> list[Part]:
@@ -98,31 +132,45 @@ def list_commits(store: Store) -> list[CommitName]:
     return sorted((name for name in names if name), reverse=True)
 
 
+def read_commit_record(store: Store, name: CommitName) -> CommitRecord | None:
+    """Return the record of a commit, or None if it is missing, damaged or of another checkpoint."""
+    try:
+        record = read_record(store, f"{COMMITS}{name}.json", CommitRecord)
+    except ObjectMissing:
+        return None
+    if record and (record.step, record.attempt) != (name.step, name.attempt):
+        log.warning("%s%s%s.json is of another checkpoint and left out", store.uri, COMMITS, name)
+        return None
+    return record
+
+
 def read_commit(
     store: Store, name: CommitName, beat: Callable[[], None] = lambda: None
 ) -> Parts | None:
-    """The parts of a checkpoint by name, or None (and a log line) where one is not as committed.
+    """Return the parts of a checkpoint by name, or None and a log line if it is damaged.
 
     Args:
         store: The output of the job.
         name: The checkpoint.
         beat: Called for every few megabytes that have come in.
     """
+    record = read_commit_record(store, name)
+    if record is None:
+        return None
     try:
-        record = json.loads(store.get(f"{COMMITS}{name}.json"))
+        # Before anything is read: a size that was altered may be more than any memory holds.
+        sizes = {info.key: info.size for info in store.list(f"{CHECKPOINTS}{name}/")}
+        for part in record.parts:
+            found = sizes.get(f"{CHECKPOINTS}{name}/{part.name}")
+            if found != part.bytes:
+                raise ValueError(f"{part.name} has {found or 0} bytes, not {part.bytes}")
         return {
-            part.name: _read_part(store, name, part, beat)
-            for part in (Part(**entry) for entry in record["parts"])
+            part.name: _read_part(store, name, Part(part.name, part.bytes, part.sha256), beat)
+            for part in record.parts
         }
-    except (
-        ObjectMissing,
-        ValueError,
-        KeyError,
-        TypeError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        log.warning("checkpoint %s is not valid (%s), trying an older one", name, error)
+    except (ObjectMissing, ValueError, MemoryError, OverflowError) as error:
+        reason = complaint(error) if isinstance(error, ValueError) else error
+        log.warning("checkpoint %s is not valid (%s), trying an older one", name, reason)
         return None
 
 

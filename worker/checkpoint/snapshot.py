@@ -7,25 +7,48 @@ any of the schedule or of what is frozen: both are functions of the step.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from worker.checkpoint.commit import STATE_PART
 from worker.checkpoint.host import HostCopy, Place, room_for
 from worker.checkpoint.tensors import Stream, read_tensors, stream_bytes, stream_tensors
 from worker.manifest import Manifest
 from worker.model.groups import RateGroup
 from worker.model.learner import Learner
 from worker.model.weights import load_tensors
+from worker.records import Record
 
-_STATE = "state.json"
 _MODEL, _AVERAGE, _OPTIMIZER = "model", "average", "optimizer"
 _SUFFIX = ".safetensors"
-PARTS = (_STATE, *(f"{kind}{_SUFFIX}" for kind in (_MODEL, _AVERAGE, _OPTIMIZER)))
-"""All that a checkpoint may hold, in the order in which it is written."""
 _SCALER = "scaler"
 _ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+
+
+class _Scaler(Record):
+    """The loss scale of fp16, as `GradScaler.state_dict` names it."""
+
+    scale: Annotated[float, Field(gt=0)]
+    growth_factor: Annotated[float, Field(gt=1)]
+    backoff_factor: Annotated[float, Field(gt=0, lt=1)]
+    growth_interval: Annotated[int, Field(ge=1)]
+    growth_tracker: Annotated[int, Field(ge=0, alias="_growth_tracker")]
+
+    def as_torch(self) -> dict[str, Any]:
+        """Return what `GradScaler.load_state_dict` takes."""
+        return self.model_dump(by_alias=True)
+
+
+class _ScalerHolder(Record):
+    scaler: _Scaler | None
+
+    @field_validator("scaler", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return value or None
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class Snapshot:
 
     def parts(self, host: HostCopy) -> dict[str, Stream]:
         """The objects of a checkpoint by name, to be written before `host` takes the next copy."""
-        parts = {_STATE: stream_bytes(self.state)}
+        parts = {STATE_PART: stream_bytes(self.state)}
         for kind, places in self.tensors.items():
             copies = {name: host.at(place) for name, place in places.items()}
             parts[f"{kind}{_SUFFIX}"] = stream_tensors(copies)
@@ -74,60 +97,95 @@ def stream_model(model: nn.Module) -> Stream:
     return stream_tensors(model.state_dict())
 
 
-def read_state(parts: Mapping[str, bytearray]) -> dict[str, Any]:
-    """The `state` that a snapshot was taken with."""
-    state: dict[str, Any] = json.loads(parts[_STATE])
-    del state[_SCALER]
-    return state
-
-
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
     """Put everything back; a parameter without optimiser state (frozen until now) starts afresh.
 
     A moving average that was asked for since starts from the model. Raises `ValueError` before
-    anything is changed if a part is no file of tensors.
+    anything is changed if a part is not what a checkpoint of this learner holds.
     """
     tensors, optimizer = _load(parts, _MODEL), _load(parts, _OPTIMIZER)
+    _require_fit(tensors, learner.model.state_dict(), _MODEL)
     average = _load(parts, _AVERAGE) if f"{_AVERAGE}{_SUFFIX}" in parts else None
-    scaler = json.loads(parts[_STATE])[_SCALER]
+    if learner.average and average:
+        _require_fit(average, learner.average.state_dict(), _AVERAGE)
+    scaler = _ScalerHolder.model_validate_json(bytes(parts[STATE_PART])).scaler
+    kept = _fitting_optimizer(learner, optimizer)
     load_tensors(learner.model, tensors)
     if learner.average and average:
         load_tensors(learner.average, average)
     elif learner.average:
         load_tensors(learner.average.module, tensors)
-    if scaler:
-        learner.scaler.load_state_dict(scaler)
-    _restore_optimizer(learner, optimizer)
+    if scaler and learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(scaler.as_torch())
+    _restore_optimizer(learner, kept)
 
 
 def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Put back only what was evaluated: the average, or the model where none was asked for then."""
+    """Put back only what was evaluated: the average, or the model where none was asked for then.
+
+    Raises `ValueError` before anything is changed if the part is not of this model.
+    """
     if f"{_AVERAGE}{_SUFFIX}" in parts:
         tensors = _load(parts, _AVERAGE).items()
         prefix = "module."
         inner = {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}
-        load_tensors(learner.result, inner)
     else:
-        load_tensors(learner.result, _load(parts, _MODEL))
+        inner = _load(parts, _MODEL)
+    _require_fit(inner, learner.result.state_dict(), "result")
+    load_tensors(learner.result, inner)
+
+
+def _require_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Raise `ValueError` unless the tensors have the names, shapes and types that are wanted."""
+    strange = sorted(found.keys() ^ wanted.keys())
+    strange += [
+        name
+        for name, tensor in wanted.items()
+        if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype)
+    ]
+    if strange:
+        raise ValueError(f"{what}: {strange[0]} is not as this model has it")
 
 
 def _load(parts: Mapping[str, bytearray], kind: str) -> dict[str, Tensor]:
     return read_tensors(parts[f"{kind}{_SUFFIX}"])
 
 
-def _restore_optimizer(learner: Learner, tensors: Mapping[str, Tensor]) -> None:
+def _fitting_optimizer(
+    learner: Learner, tensors: Mapping[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """Return the state by parameter and kind, of what this optimizer trains and keeps.
+
+    Another optimizer than the one that wrote it starts afresh. Raises `ValueError` for a tensor
+    that does not fit its parameter, and where one is missing beside others.
+    """
+    kinds = _kinds_of(learner.optimizer)
     names = {parameter: name for name, parameter in learner.model.named_parameters()}
-    optimizer = learner.optimizer
-    # Another optimiser than the one that wrote this starts afresh.
-    kinds = _SGD if isinstance(optimizer, torch.optim.SGD) else _ADAM
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    parameters = {names[parameter]: parameter for parameter in order}
+    trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    parameters = {names[parameter]: parameter for parameter in trained}
     kept: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         if name in parameters and kind in kinds:
+            shape = torch.Size() if kind == "step" else parameters[name].shape
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise ValueError(f"{_OPTIMIZER}: {key} is not as this model has it")
             kept.setdefault(name, {})[kind] = _laid_out_as(parameters[name], tensor)
-    if kinds is _SGD:
+    for name, found in kept.items():
+        if len(found) < len(kinds):
+            raise ValueError(f"{_OPTIMIZER}: {name} lacks {min(set(kinds) - set(found))}")
+    return kept
+
+
+def _kinds_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    return _SGD if isinstance(optimizer, torch.optim.SGD) else _ADAM
+
+
+def _restore_optimizer(learner: Learner, kept: dict[str, dict[str, Tensor]]) -> None:
+    names = {parameter: name for name, parameter in learner.model.named_parameters()}
+    optimizer = learner.optimizer
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if _kinds_of(optimizer) is _SGD:
         _fill_momentum(optimizer, names, kept)
     state = {i: kept[names[p]] for i, p in enumerate(order) if names[p] in kept}
     optimizer.load_state_dict(

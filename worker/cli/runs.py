@@ -108,21 +108,23 @@ def audit(run: str) -> None:
     """
     from worker.checkpoint.commit import list_commits
     from worker.data.index import parse_address, read_index
-    from worker.manifest import load_manifest
+    from worker.manifest import parse_manifest
     from worker.store import open_store
     from worker.train.audit import (
         audit_epochs,
         describe_audit,
+        read_last_attempt,
         read_ledger,
         require_same_data,
         surviving_rows,
     )
 
     store = open_store(run)
-    manifest = load_manifest(f"{store.uri}manifest.json")
+    attempt = read_last_attempt(store)
+    manifest = parse_manifest(json.dumps(attempt.manifest), f"of the newest attempt of {store.uri}")
     index = read_index(parse_address(manifest.data.train))
     rows = surviving_rows(read_ledger(store))
-    require_same_data(store, index)
+    require_same_data(store, index, attempt.identity.get("data.train"))
     commits = list_commits(store)
     done = commits[0].step if commits else 0
     audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)

@@ -31,6 +31,12 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: InterpolationMode
 
+    def __str__(self) -> str:
+        return (
+            f"{self.resize_size} -> {self.crop_size} pixels ({self.interpolation.value}), "
+            f"mean {list(self.mean)}, std {list(self.std)}"
+        )
+
     def at(self, size: int) -> "Preprocessing":
         """The same for squares of another size, resized in proportion."""
         resize = round(size * self.resize_size / self.crop_size)

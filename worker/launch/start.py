@@ -83,7 +83,7 @@ def _train(
     job = open_job(manifest)
     require_same_experiment(job)
     if job.done:
-        log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done["attempt"])
+        log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done.attempt)
         if job.changes:
             changes = "; ".join(map(str, job.changes))
             log.warning(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from worker.report.reading import read_lines
+from worker.report.reading import read_history_lines
 from worker.store import Store
 
 _PIECE = re.compile(r"records/(\d+)/history/.*\.jsonl")
@@ -71,7 +71,7 @@ def read_history(store: Store) -> History:
         if (match := _PIECE.fullmatch(info.key))
     ]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        found = list(pool.map(lambda piece: read_lines(store, piece[1]), pieces))
+        found = list(pool.map(lambda piece: read_history_lines(store, piece[1]), pieces))
     told: dict[int, list[dict[str, Any]]] = {}
     for (attempt, _), lines in zip(pieces, found, strict=True):
         told.setdefault(attempt, []).extend(lines)

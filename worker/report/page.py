@@ -100,7 +100,6 @@ def _drawn(charts: Sequence[str]) -> list[Markup]:
 
 def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
     status, done = run.status, run.done
-    kept = done["weights"] if done else {}
     steps = f"of {status.total_steps}" if status.total_steps else ""
     tiles = [
         ("best accuracy", shown("accuracy", results["best accuracy"]), ""),
@@ -117,8 +116,9 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if results["best accuracy"] is not None:
         tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
-    if kept.get("accuracy") is not None:
-        tiles[1] = ("model's accuracy", f"{kept['accuracy']:.4f}", f"of step {kept['step']}")
+    if done and done.weights.accuracy is not None:
+        kept = done.weights
+        tiles[1] = ("model's accuracy", f"{kept.accuracy:.4f}", f"of step {kept.step}")
     return tiles
 
 
@@ -233,7 +233,7 @@ def shown_setting(value: Any) -> str:
     """A setting as the manifest would have it."""
     if value is None:
         return "none"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(shown_setting, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -1,52 +1,61 @@
 """Records as they are found: what is damaged is told and left out, as the rest has its worth."""
 
 import io
-import json
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
+from worker.records import complaint, read_record
+from worker.report.schemas import HistoryLine
 from worker.store import ObjectMissing, Store
 
 log = logging.getLogger(__name__)
 
+_MAX_BYTES = 1 << 30
 
-def read_json(store: Store, name: str) -> Any:
-    """The JSON data of an object; None where it is not there or not whole."""
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_data(store: Store, name: str, schema: type[M]) -> Any:
+    """Return the JSON data of an object by its schema; None if it is missing or damaged."""
     try:
-        return json.loads(store.get(name))
+        found = read_record(store, name, schema)
     except ObjectMissing:
         return None
-    except ValueError:
-        _damaged(store, name)
-        return None
+    return found.model_dump() if found else None
 
 
-def read_array(store: Store, name: str) -> npt.NDArray[np.int64] | None:
-    """The array of a .npy file; None likewise."""
+def read_confusion(store: Store, name: str, classes: int) -> npt.NDArray[np.int64] | None:
+    """Return a confusion matrix, int64 [classes, classes]; None if it is missing or damaged."""
     try:
-        array: npt.NDArray[np.int64] = np.load(io.BytesIO(store.get(name)), allow_pickle=False)
+        array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)
     except ObjectMissing:
         return None
-    except (ValueError, EOFError):
-        _damaged(store, name)
+    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError):
+        _tell(store, name)
         return None
-    return array
+    sound = isinstance(array, np.ndarray) and array.dtype == np.int64
+    if not sound or array.shape != (classes, classes) or (array < 0).any():
+        _tell(store, name)
+        return None
+    matrix: npt.NDArray[np.int64] = array
+    return matrix
 
 
-def read_lines(store: Store, name: str) -> list[dict[str, Any]]:
-    """The JSON lines of an object, up to the first that is not whole."""
-    lines = []
-    for line in store.get(name).splitlines():
+def read_history_lines(store: Store, name: str) -> list[dict[str, Any]]:
+    """Return the events of a piece of history, up to the first that is damaged."""
+    events = []
+    for line in store.get(name, 0, _MAX_BYTES).splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            _damaged(store, name)
+            events.append(HistoryLine.model_validate_json(line, strict=True).root.model_dump())
+        except ValueError as error:
+            _tell(store, name, f" ({complaint(error)})")
             break
-    return lines
+    return events
 
 
-def _damaged(store: Store, name: str) -> None:
-    log.warning("%s%s is damaged and left out", store.uri, name)
+def _tell(store: Store, name: str, why: str = "") -> None:
+    log.warning("%s%s is damaged%s and left out", store.uri, name, why)

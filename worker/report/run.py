@@ -4,9 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import ATTEMPTS
+from worker.checkpoint.attempt import attempt_numbers, read_attempt
+from worker.checkpoint.publication import Done, read_done
 from worker.report.history import History, read_history
-from worker.report.reading import read_array, read_json
+from worker.report.reading import read_confusion, read_data
+from worker.report.schemas import BadSampleList, EnvironmentRecord, MistakeList, PlanRecord
 from worker.report.status import Status, read_status
 from worker.store import Store
 from worker.train.changes import flat
@@ -36,7 +38,7 @@ class Run:
     confusion: Confusion | None
     mistakes: list[dict[str, Any]]
     bad_samples: list[dict[str, Any]]
-    done: dict[str, Any] | None
+    done: Done | None
 
     @property
     def classes(self) -> list[str]:
@@ -47,42 +49,38 @@ class Run:
 def read_run(store: Store) -> Run:
     """Read a run. Raises `ConfigurationError` for an address that holds none."""
     status, history = read_status(store), read_history(store)
-    settings = flat(read_json(store, "manifest.json") or {})
-    done = read_json(store, "done.json")
-    wanted = done["weights"]["step"] if done else None
+    done = read_done(store)
     names = [info.key for info in store.list("records/")]
-    evaluated, found = _evaluation(names, wanted)
-    started = _attempts(store)
-    attempts = sorted(started)
-    plans = [read_json(store, f"records/{number:06d}/plan.json") for number in attempts]
+    evaluated, found = _evaluation(names, done.weights.step if done else None)
+    attempts = {number: read_attempt(store, number) for number in attempt_numbers(store)}
+    manifests = [record.manifest for record in attempts.values() if record]
+    plans = [read_data(store, f"records/{n:06d}/plan.json", PlanRecord) for n in attempts]
+    plan: dict[str, Any] = next((plan for plan in reversed(plans) if plan), {})
     environments = {
         number: facts
         for number in attempts
-        if (facts := read_json(store, f"records/{number:06d}/environment.json"))
+        if (facts := read_data(store, f"records/{number:06d}/environment.json", EnvironmentRecord))
     }
+    classes = len(plan.get("classes", ()))
+    confusion = None
+    mistakes: list[dict[str, Any]] = []
+    if "confusion" in found:
+        confusion = read_confusion(store, found["confusion"], classes)
+    if "mistakes" in found:
+        mistakes = read_data(store, found["mistakes"], MistakeList) or []
     return Run(
         status=status,
-        settings=settings,
+        settings=flat(manifests[-1]) if manifests else {},
         history=history,
-        started=started,
-        plan=next((plan for plan in reversed(plans) if plan), {}),
+        started={number: record.started if record else None for number, record in attempts.items()},
+        plan=plan,
         environments=environments,
         evaluated=evaluated,
-        confusion=read_array(store, found["confusion"]) if "confusion" in found else None,
-        mistakes=read_json(store, found["mistakes"]) or [] if "mistakes" in found else [],
+        confusion=confusion,
+        mistakes=[row for row in mistakes if max(row["label"], row["predicted"]) < classes],
         bad_samples=_bad_samples(store, names),
         done=done,
     )
-
-
-def _attempts(store: Store) -> dict[int, str | None]:
-    """When each attempt was claimed, by its number."""
-    found = {}
-    for info in store.list(ATTEMPTS):
-        number = info.key.removeprefix(ATTEMPTS).removesuffix(".json")
-        if number.isdecimal():
-            found[int(number)] = (read_json(store, info.key) or {}).get("started")
-    return found
 
 
 def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[str, str]]:
@@ -100,5 +98,7 @@ def _bad_samples(store: Store, names: list[str]) -> list[dict[str, Any]]:
     """Those that the last attempt to list any has listed, of each data set."""
     last = {match[2]: name for name in names if (match := _BAD.fullmatch(name))}
     return [
-        {"data": data, **row} for data, name in last.items() for row in read_json(store, name) or []
+        {"data": data, **row}
+        for data, name in last.items()
+        for row in read_data(store, name, BadSampleList) or []
     ]

@@ -1,22 +1,24 @@
 """Where a run stands, from what lies in its store: `worker status`."""
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import ATTEMPTS, newest_attempt
-from worker.checkpoint.commit import COMMITS, CommitName
-from worker.checkpoint.done import DONE_NAME
+from worker.checkpoint.attempt import attempt_name, attempt_numbers, read_attempt
+from worker.checkpoint.commit import COMMITS, list_commits, read_commit_record
+from worker.checkpoint.publication import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
 from worker.logs import count
-from worker.report.reading import read_json
-from worker.store import Store
+from worker.records import read_record
+from worker.report.schemas import End, ProgressRecord
+from worker.store import ObjectMissing, Store
 from worker.train.journal import PROGRESS_SECONDS, progress_name
 from worker.train.progress import bar, duration
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS
 _SILENCE = "no sign of life: it was killed, or is cut off from its storage"
-_STATES = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
+_STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
 
 
 @dataclass(frozen=True)
@@ -53,66 +55,64 @@ class Status:
 
 def read_status(store: Store) -> Status:
     """The standing of a run; a few requests. Raises `ConfigurationError` where there is none."""
-    attempt = newest_attempt(store)
-    if not attempt:
+    numbers = attempt_numbers(store)
+    if not numbers:
         raise ConfigurationError(
             f"{store.uri}: holds no run; give the output of a job that was started"
         )
-    claim = read_json(store, f"{ATTEMPTS}{attempt:06d}.json") or {}
+    claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
+    attempt, claim = next((c for c in claims if c[1]), (numbers[-1], None))
     said, age = _read_progress(store, attempt)
-    done = read_json(store, DONE_NAME)
+    done = read_done(store)
     commit, commit_age = _newest_commit(store)
-    end = said.get("end") or {}
-    state = _state(done, end, age)
-    running = state == "running" and "remaining_seconds" in said
+    state = _state(done, said.end, age)
+    running = state == "running" and said.time is not None and said.remaining_seconds is not None
     return Status(
-        job=claim.get("identity", {}).get("job", "unknown"),
+        job=claim.identity.get("job", "unknown") if claim else "unknown",
         run=store.uri,
         state=state,
-        text=end.get("text", ""),
+        text=said.end.text if said.end else "",
         attempt=attempt,
-        ranks=said.get("world_size"),
-        step=done["step"] if done else max(said.get("step", 0), commit or 0),
-        total_steps=said.get("total_steps"),
-        epoch=said.get("epoch"),
-        loss=said.get("loss"),
-        accuracy=said.get("validation_accuracy"),
-        best_accuracy=said.get("best_accuracy"),
-        images_per_second=said.get("images_per_second") if running else None,
-        expected_end=said["time"] + said["remaining_seconds"] if running else None,
+        ranks=said.world_size,
+        step=done.step if done else max(said.step, commit or 0),
+        total_steps=said.total_steps,
+        epoch=said.epoch,
+        loss=said.loss,
+        accuracy=said.validation_accuracy,
+        best_accuracy=said.best_accuracy,
+        images_per_second=said.images_per_second if running else None,
+        expected_end=(said.time or 0) + (said.remaining_seconds or 0) if running else None,
         committed=commit,
         commit_age=commit_age,
         age=age,
     )
 
 
-def _state(done: dict[str, Any] | None, end: dict[str, Any], age: float) -> str:
+def _state(done: Done | None, end: End | None, age: float) -> str:
     if done:
         return "done"
     if end:
-        return _STATES.get(end["code"], f"failed ({end['code']})")
+        return _STATES.get(end.code) or f"failed ({end.code})"
     return "running" if age < _SILENT_SECONDS else "silent"
 
 
-def _read_progress(store: Store, attempt: int) -> tuple[dict[str, Any], float]:
+def _read_progress(store: Store, attempt: int) -> tuple[ProgressRecord, float]:
     """What an attempt said last, and how long ago, from the store's time of it to ours."""
     name = progress_name(attempt)
-    said: dict[str, Any] = read_json(store, name) or {}
-    if not said:
-        name = f"{ATTEMPTS}{attempt:06d}.json"
+    said = None
+    with contextlib.suppress(ObjectMissing):
+        said = read_record(store, name, ProgressRecord)
+    if said is None:
+        name = attempt_name(attempt)
     written = max((info.modified for info in store.list(name)), default=time.time())
-    return said, max(0.0, time.time() - written)
+    return said or ProgressRecord(), max(0.0, time.time() - written)
 
 
 def _newest_commit(store: Store) -> tuple[int | None, float | None]:
-    found = [
-        (name, info.modified)
-        for info in store.list(COMMITS)
-        if (name := CommitName.parse(info.key.removeprefix(COMMITS).removesuffix(".json")))
-    ]
-    if not found:
+    name = next((name for name in list_commits(store) if read_commit_record(store, name)), None)
+    if name is None:
         return None, None
-    name, written = max(found)
+    written = max((info.modified for info in store.list(f"{COMMITS}{name}")), default=time.time())
     return name.step, max(0.0, time.time() - written)
 
 

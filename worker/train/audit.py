@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from worker.checkpoint.attempt import newest_attempt, read_attempt
+from worker.checkpoint.attempt import AttemptRecord, attempt_numbers, first_whole
 from worker.data.index import Index
 from worker.data.plan import steps_per_epoch
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, DataError
 from worker.store import Store
 
 Rows = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ def read_ledger(store: Store) -> list[Piece]:
     for info in store.list("records/"):
         match = _LEDGER.fullmatch(info.key)
         if match:
-            rows = np.load(io.BytesIO(store.get(info.key)), allow_pickle=False)
+            rows = _read_rows(store, info.key)
             attempt, first, stop, _ = map(int, match.groups())
             pieces.append(Piece(attempt, first, stop, rows))
     if not pieces:
@@ -72,9 +72,29 @@ def read_ledger(store: Store) -> list[Piece]:
     return pieces
 
 
-def require_same_data(store: Store, index: Index) -> None:
-    """Raise `ConfigurationError` where `index` is not the one that the run was trained on."""
-    kept = read_attempt(store, newest_attempt(store))["identity"]["data.train"]
+def _read_rows(store: Store, key: str) -> Rows:
+    """Return the rows of a piece, int64 [n, 2]; raises `DataError` if it is damaged."""
+    try:
+        rows: Rows = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError):
+        rows = np.empty(0, dtype=np.int64)
+    if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != 2 or (rows[:, 0] < 0).any():
+        raise DataError(f"{store.uri}{key}: is damaged, so nothing can be proven")
+    return rows
+
+
+def read_last_attempt(store: Store) -> AttemptRecord:
+    """Return the newest whole record of an attempt; raises `ConfigurationError` without one."""
+    record = first_whole(store, attempt_numbers(store)[::-1])
+    if record is None:
+        raise ConfigurationError(
+            f"{store.uri}: holds no run; give the output of a job that was started"
+        )
+    return record
+
+
+def require_same_data(store: Store, index: Index, kept: str | None) -> None:
+    """Raise `ConfigurationError` unless the data is what the run was trained on, as it has `kept`."""
     if kept != index.identity:
         raise ConfigurationError(
             f"data.train: {index.identity} now, but {kept} when {store.uri} ran"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["silent", "noted", "refused"]
+Kind = Literal["silent", "noted", "vain", "refused"]
 
 # What changes nothing about the training, only when and where it is kept.
 _SILENT = ("checkpoint.", "record.")
@@ -12,7 +12,11 @@ _SILENT = ("checkpoint.", "record.")
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that differs: `silent` needs no word, `noted` is logged, `refused` ends with 78."""
+    """A setting that differs.
+
+    `silent` needs no word, `noted` is logged, `vain` has no effect on a run that resumes, `refused`
+    ends with 78.
+    """
 
     field: str
     before: Any
@@ -28,11 +32,16 @@ def changes_between(
     now: Mapping[str, Any],
     kept_identity: Mapping[str, str],
     identity: Mapping[str, str],
+    resumes: bool,
 ) -> list[Change]:
-    """The changes of a manifest, refused ones first.
+    """Return the changes of a manifest, refused ones first.
 
-    `before` and `now` are flat manifests; the identities say by field what must stay, as resolved:
-    a data set that has moved is still the same. `before` is empty where nothing is known of it.
+    Args:
+        before: The flat manifest of the attempt before; empty if nothing is known of it.
+        now: The flat manifest.
+        kept_identity: By field what must stay, as resolved: a data set that has moved is the same.
+        identity: The same of this start.
+        resumes: Whether there is a checkpoint to resume from.
     """
     refused = [
         Change(field, kept_identity.get(field), value, "refused")
@@ -41,15 +50,17 @@ def changes_between(
     ]
     told = {change.field for change in refused}
     others = [
-        Change(path, before.get(path), now.get(path), kind_of(path))
+        Change(path, before.get(path), now.get(path), kind_of(path, resumes))
         for path in sorted({*before, *now} if before else ())
         if before.get(path) != now.get(path) and path not in told
     ]
     return refused + sorted(others, key=lambda change: change.kind)
 
 
-def kind_of(path: str) -> Kind:
+def kind_of(path: str, resumes: bool) -> Kind:
     """What a change of this manifest field means where it does not make another experiment."""
+    if path == "model.weights" and resumes:
+        return "vain"
     return "silent" if path.startswith(_SILENT) else "noted"
 
 

@@ -1,19 +1,18 @@
 """The end of a job: everything committed, the model written, `done.json`."""
 
 import contextlib
-import json
 import logging
 import time
 from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
-from worker.checkpoint.done import DONE_NAME, read_done
+from worker.checkpoint.publication import publish, settle
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
 from worker.train.attempt import Attempt
 from worker.train.distributed import total
 from worker.train.job import manifest_digest
-from worker.train.result import write_model
+from worker.train.result import stage_result
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +31,17 @@ def finish(attempt: Attempt) -> None:
 
 def _write(attempt: Attempt) -> None:
     job, state = attempt.job, attempt.state
-    if read_done(job.output):
+    if settle(job.output, attempt.watchdog.beat):
         log.info("job %s was done by another attempt meanwhile", job.manifest.job)
         return
     weights = _choose_weights(attempt)
     result: dict[str, Any] = {**state.as_dict(), "weights": weights}
     result["manifest"] = manifest_digest(job.manifest)
-    attempt.durable.ensure_newest()
-    write_model(job, attempt.learner.result, result)
-    done = json.dumps({"attempt": attempt.durable.attempt, **result}, indent=1).encode()
-    if not job.output.put_if_absent(DONE_NAME, done, attempt.durable.ensure_newest):
-        raise Superseded(f"{DONE_NAME} exists already: another attempt has done the job meanwhile")
+    durable = attempt.durable
+    durable.ensure_newest()
+    parts = stage_result(job, durable.attempt, attempt.learner.result, result)
+    if not publish(job.output, durable.attempt, parts, result, durable.ensure_newest):
+        raise Superseded("another attempt has done the job meanwhile")
     attempt.metrics.last_success().set(time.time())
     accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.4f}"
     log.info(

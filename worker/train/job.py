@@ -4,16 +4,15 @@ Everything that can be wrong with a manifest is found here, before ranks meet or
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import newest_attempt, read_attempt
-from worker.checkpoint.commit import CommitName, list_commits
-from worker.checkpoint.done import read_done
+from worker.checkpoint.attempt import Identity, attempt_numbers, first_whole
+from worker.checkpoint.commit import CommitName, list_commits, read_commit, read_commit_record
+from worker.checkpoint.publication import Done, read_done
 from worker.data.index import Index, parse_address, read_index
 from worker.data.labels import read_labels
 from worker.data.plan import EpochPlan, default_lanes, steps_per_epoch
@@ -24,7 +23,7 @@ from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.card import preset_beside
 from worker.model.groups import RateGroup, assign
 from worker.model.schedule import Factor, factor_at, peaks
-from worker.store import ObjectMissing, Store, open_store
+from worker.store import Store, open_store
 from worker.train.changes import Change, changes_between, flat
 from worker.train.criterion import Criterion, class_weights
 
@@ -41,10 +40,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the newest attempt of a job has left: its number, identity and manifest."""
+    """What attempts have left: the identity of the output, and the newest one's manifest."""
 
-    attempt: int
-    identity: dict[str, str]
+    identity: Identity
     manifest: dict[str, Any]
 
 
@@ -60,10 +58,10 @@ class Job:
     backbone: Backbone
     groups: tuple[RateGroup, ...]
     criterion: Criterion
-    done: dict[str, Any] | None
+    done: Done | None
     """The result, where the job is finished already."""
     commits: tuple[CommitName, ...]
-    """The checkpoints that earlier attempts have left, newest first."""
+    """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
     earlier: Earlier | None
 
     @property
@@ -120,6 +118,7 @@ class Job:
             "job": manifest.job,
             "data.train": self.train.index.identity,
             "data.image_size": str(self.preprocessing.crop_size),
+            "preprocessing": str(self.preprocessing),
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
@@ -134,7 +133,11 @@ class Job:
             return []
         now = flat(self.manifest.model_dump(mode="json"))
         return changes_between(
-            flat(self.earlier.manifest), now, self.earlier.identity, self.identity
+            flat(self.earlier.manifest),
+            now,
+            self.earlier.identity,
+            self.identity,
+            resumes=bool(self.commits),
         )
 
 
@@ -175,8 +178,8 @@ def open_job(manifest: Manifest) -> Job:
     with _naming("output"):
         output = open_store(manifest.output)
         done = read_done(output)
-        earlier = _read_earlier(output, newest_attempt(output))
-        commits = tuple(list_commits(output))
+        earlier = _read_earlier(output)
+        commits = _commits_from_newest(output)
     return Job(
         manifest,
         output,
@@ -194,19 +197,36 @@ def open_job(manifest: Manifest) -> Job:
 
 def require_same_experiment(job: Job) -> None:
     """Raise `ConfigurationError` where the output holds another experiment, or one beyond this."""
-    refused = [change for change in job.changes if change.kind == "refused"]
-    if refused and job.earlier:
-        where = f"attempt {job.earlier.attempt} there"
-        lines = [f"{c.field}: {c.now} here, but {c.before} in {where}" for c in refused]
+    if job.earlier:
+        require_same_identity(job, job.earlier.identity)
+    if not job.done:
+        _require_reachable(job)
+
+
+def require_same_identity(job: Job, owner: Identity) -> None:
+    """Raise `ConfigurationError` unless the output, whose identity is `owner`, is this job's."""
+    differences = [
+        f"{field}: {value} here, but {owner.get(field)} in the job whose output it is"
+        for field, value in job.identity.items()
+        if owner.get(field) != value
+    ]
+    if differences:
         raise ConfigurationError(
-            f"{'; '.join(lines)}; give the new experiment an output of its own"
+            f"output: {job.output.uri} belongs to another job ({'; '.join(differences)}); "
+            "give this one an output of its own"
         )
-    commits = job.commits
-    if commits and not job.done and commits[0].step > job.total_steps:
-        raise ConfigurationError(
-            f"train.epochs: {job.manifest.train.epochs} are {job.total_steps} steps, but "
-            f"{commits[0].step} are done; ask for more or use another output"
-        )
+
+
+def _require_reachable(job: Job) -> None:
+    """Raise `ConfigurationError` if a whole checkpoint lies beyond the last step."""
+    for name in job.commits:
+        if name.step <= job.total_steps:
+            return
+        if read_commit(job.output, name):  # and not just an object that is named like one
+            raise ConfigurationError(
+                f"train.epochs: {job.manifest.train.epochs} are {job.total_steps} steps, but "
+                f"{name.step} are done; ask for more or use another output"
+            )
 
 
 def manifest_digest(manifest: Manifest) -> str:
@@ -230,20 +250,26 @@ def _naming(field: str) -> Iterator[None]:
         raise type(error)(f"{field}: {error}") from None
 
 
-def as_found(job: Job, attempt: int) -> Job:
-    """The job with what its output holds now; `attempt` is the newest that counts as earlier."""
-    commits = tuple(list_commits(job.output))
-    return replace(job, earlier=_read_earlier(job.output, attempt), commits=commits)
-
-
-def _read_earlier(output: Store, attempt: int) -> Earlier | None:
-    if not attempt:
+def _read_earlier(output: Store) -> Earlier | None:
+    numbers = attempt_numbers(output)
+    owner = first_whole(output, numbers)
+    newest = first_whole(output, numbers[::-1])
+    if owner is None or newest is None:
+        if numbers:
+            log.warning(
+                "%s: no record of its attempts is whole, so it is taken to be this job's",
+                output.uri,
+            )
         return None
-    identity = read_attempt(output, attempt)["identity"]
-    try:
-        return Earlier(attempt, identity, json.loads(output.get("manifest.json")))
-    except ObjectMissing:  # it was killed before it wrote one
-        return Earlier(attempt, identity, {})
+    return Earlier(owner.identity, dict(newest.manifest))
+
+
+def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:
+    """Return the commits from the newest one that is more than an object of such a name."""
+    commits = list_commits(output)
+    while commits and not read_commit_record(output, commits[0]):
+        del commits[0]
+    return tuple(commits)
 
 
 def _short(classes: tuple[str, ...]) -> str:

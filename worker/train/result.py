@@ -1,31 +1,49 @@
 """What a finished job leaves behind for others to use."""
 
-import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from worker.checkpoint.commit import digested
+from worker.checkpoint.commit import Part
+from worker.checkpoint.publication import stage_part
 from worker.checkpoint.snapshot import stream_model
+from worker.checkpoint.tensors import Stream, stream_bytes
 from worker.model.card import CARD_NAME, WEIGHTS_NAME, Card
 from worker.model.export import exports
 from worker.train.job import Job
 
 
-def write_model(job: Job, model: nn.Module, result: Mapping[str, Any]) -> None:
-    """Write `model` with all that it takes to use it, and its `result`, to `final/`."""
-    weights, digest = stream_model(model), hashlib.sha256()
-    job.output.abort_uploads(f"final/{WEIGHTS_NAME}")
-    job.output.put_stream(f"final/{WEIGHTS_NAME}", weights.size, digested(weights.pieces(), digest))
+def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, Any]) -> list[Part]:
+    """Write a model with all that it takes to use it under the name of its attempt.
+
+    Args:
+        job: The job that has trained it.
+        attempt: The attempt that has.
+        model: The model.
+        result: What came of it, as JSON data.
+    """
+    weights = stage_part(job.output, attempt, f"final/{WEIGHTS_NAME}", stream_model(model))
+    parts = [weights]
+    for name, stream in _beside(job, model, weights.sha256, result):
+        parts.append(stage_part(job.output, attempt, name, stream))
+    return parts
+
+
+def _beside(
+    job: Job, model: nn.Module, digest: str, result: Mapping[str, Any]
+) -> Iterator[tuple[str, Stream]]:
     for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
-        job.output.put(f"final/{export}", data)
+        yield f"final/{export}", stream_bytes(data)
     card = Card(
         job.backbone.name,
         job.backbone.head,
         job.train.index.classes,
         job.preprocessing,
-        digest.hexdigest(),
+        digest,
         dict(result),
     )
-    job.output.put(f"final/{CARD_NAME}", card.encode())
+    yield f"final/{CARD_NAME}", stream_bytes(card.encode())
+    manifest = json.dumps(job.manifest.model_dump(mode="json"), indent=1)
+    yield "manifest.json", stream_bytes(manifest.encode())

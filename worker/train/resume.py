@@ -1,5 +1,6 @@
 """How an attempt begins: it takes a number and goes on from the newest whole checkpoint."""
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -7,15 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.checkpoint.attempt import claim_attempt
-from worker.checkpoint.commit import CommitName, list_commits, read_commit
-from worker.checkpoint.done import read_done
-from worker.checkpoint.snapshot import read_state, restore_snapshot
+from worker.checkpoint.commit import (
+    STATE_PART,
+    CommitName,
+    Parts,
+    list_commits,
+    read_commit,
+    read_commit_record,
+)
+from worker.checkpoint.publication import settle
+from worker.checkpoint.snapshot import restore_snapshot
 from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
+from worker.records import complaint
 from worker.train.distributed import total
-from worker.train.job import Job, as_found, require_same_experiment
+from worker.train.job import Job, require_same_identity
 from worker.train.outline import outline_job
 from worker.train.rank import Rank
 from worker.train.share import share_learner, shared, wait_for_rank_0
@@ -78,18 +87,23 @@ class _Found:
 
 def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
     # After the claim: from here on an older attempt commits nothing more.
-    commits = list_commits(job.output)
-    if read_done(job.output):
+    if settle(job.output, beat):
         return _Found(State(), None, 0, True)
-    for name in commits:
+    newest = 0
+    for name in list_commits(job.output):
+        if name.step > job.total_steps or not read_commit_record(job.output, name):
+            continue  # just an object that is named like one
+        newest = max(newest, name.step)
         parts = read_commit(job.output, name, beat)
         try:
             if parts:
-                state = State.of(read_state(parts))
+                state = _state_in(parts, name, job)
                 restore_snapshot(parts, learner)
-                return _Found(state, name, commits[0].step - state.step, False)
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("checkpoint %s cannot be read (%s), trying an older one", name, error)
+                return _Found(state, name, newest - state.step, False)
+        except ValueError as error:
+            log.warning(
+                "checkpoint %s cannot be read (%s), trying an older one", name, complaint(error)
+            )
         parts = None  # before the next is in memory
         metrics.invalid_checkpoints().inc()
     if job.commits and job.manifest.model.pretrained:
@@ -97,22 +111,37 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
-    return _Found(State(), None, commits[0].step if commits else 0, False)
+    return _Found(State(), None, newest, False)
+
+
+def _state_in(parts: Parts, name: CommitName, job: Job) -> State:
+    """Return the state that a checkpoint holds; raises `ValueError` if it is not of this job."""
+    state = State.parse(bytes(parts[STATE_PART]))
+    if state.step != name.step or max(state.evaluated, state.best_step or 0) > name.step:
+        raise ValueError(f"{STATE_PART}: its steps are not those of the checkpoint")
+    if max(state.bad_samples, default=0) >= job.train.index.samples:
+        raise ValueError(f"{STATE_PART}: bad_samples are not of this data set")
+    return state
 
 
 def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
     number = 0
     if rank.rank == 0:
-        number = claim_attempt(job.output, job.identity)
-        if number > (job.earlier.attempt if job.earlier else 0) + 1:
-            # Somebody has started since the job was opened, and it may be another experiment.
-            require_same_experiment(as_found(job, number - 1))
+        number = claim_attempt(
+            job.output,
+            job.identity,
+            job.manifest.model_dump(mode="json"),
+            functools.partial(require_same_identity, job),
+        )
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:
             log.warning("changed since the last attempt: %s", "; ".join(noted))
+        vain = [str(change) for change in job.changes if change.kind == "vain"]
+        if vain:
+            log.warning(
+                "changed without effect, as training resumes from a checkpoint: %s", "; ".join(vain)
+            )
         plan = outline_job(job, rank.world_size).as_dict()
-        text = job.manifest.model_dump_json(indent=1)
-        job.output.put("manifest.json", text.encode())
         for name, kept in (("environment", facts), ("plan", plan)):
             data = json.dumps(kept, indent=1).encode()
             job.output.put(f"records/{number:06d}/{name}.json", data)

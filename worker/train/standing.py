@@ -5,13 +5,14 @@ from typing import Any
 
 from worker.charts import table
 from worker.checkpoint.attempt import newest_attempt
-from worker.checkpoint.commit import list_commits, read_commit
+from worker.checkpoint.commit import list_commits, read_commit, read_commit_record
 from worker.train.changes import Change
 from worker.train.job import Job
 
 _MEANING = {
     "silent": "taken silently",
     "noted": "taken and logged",
+    "vain": "without effect, as training resumes from a checkpoint",
     "refused": "refused with exit code 78",
 }
 
@@ -41,7 +42,11 @@ class Standing:
 
 def find_standing(job: Job) -> Standing:
     """Read and verify checkpoints as a start would; writes nothing."""
-    commits = list_commits(job.output)
+    commits = [
+        name
+        for name in list_commits(job.output)
+        if name.step <= job.total_steps and read_commit_record(job.output, name)
+    ]
     passed_over: list[str] = []
     found, size = None, 0
     for name in commits:

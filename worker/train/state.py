@@ -2,35 +2,48 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from worker.checkpoint.commit import MAX_STEPS
+
+_Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+_Accuracy = Annotated[float, Field(ge=0, le=1)]
+_Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass
 class State:
     """Steps done, the last step that was evaluated, and what came of it."""
 
-    step: int = 0
-    evaluated: int = 0
-    loss: float | None = None
-    accuracy: float | None = None
-    best_accuracy: float | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale: int = 0
+    step: _Steps = 0
+    evaluated: _Steps = 0
+    loss: _Loss | None = None
+    accuracy: _Accuracy | None = None
+    best_accuracy: _Accuracy | None = None
+    best_loss: _Loss | None = None
+    best_step: _Steps | None = None
+    stale: _Steps = 0
     """Evaluations since the last one that early stopping saw as better, and its accuracy."""
-    to_beat: float | None = None
-    skipped: int = 0
+    to_beat: _Accuracy | None = None
+    skipped: _Steps = 0
     """Steps left out because their loss was not finite; and how many of them in a row."""
-    skipped_in_a_row: int = 0
-    bad_samples: tuple[int, ...] = ()
+    skipped_in_a_row: _Steps = 0
+    bad_samples: tuple[_Steps, ...] = ()
     """Ids of training samples that were left out."""
 
     @staticmethod
-    def of(kept: Mapping[str, Any]) -> "State":
-        """The state that `as_dict` was called on, from JSON data."""
-        return State(**{**kept, "bad_samples": tuple(kept["bad_samples"])})
+    def parse(data: bytes) -> "State":
+        """Return the state in JSON data that holds the fields of `as_dict`.
+
+        Raises `ValueError` if a field is missing or out of its bounds.
+        """
+        state = _ADAPTER.validate_json(data, strict=True)
+        if len(set(state.bad_samples)) < len(state.bad_samples):
+            raise ValueError("bad_samples: lists a sample twice")
+        return state
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON data."""
@@ -53,3 +66,6 @@ class State:
 def _rank(accuracy: float, loss: float | None) -> tuple[float, float]:
     """By which evaluations are compared: of equal accuracies, the lower loss is the better one."""
     return accuracy, -math.inf if loss is None else -loss
+
+
+_ADAPTER = TypeAdapter(State)

@@ -1,0 +1,47 @@
+"""Small JSON objects of a job, none of which is trusted: bounded, validated, or passed over."""
+
+import logging
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from worker.store import Store
+
+log = logging.getLogger(__name__)
+
+_MAX_BYTES = 8 << 20
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """Base of the schemas; fields that a later version may add are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+
+def read_record(store: Store, key: str, schema: type[R]) -> R | None:
+    """Return the object as its schema says, or None and a log line if it is damaged.
+
+    Args:
+        store: Where the object lies.
+        key: Its name; raises `ObjectMissing` if there is no such object.
+        schema: What it must be.
+    """
+    data = store.get(key, 0, _MAX_BYTES + 1)
+    try:
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES} bytes")
+        return schema.model_validate_json(data, strict=True)
+    except ValueError as error:
+        log.warning("%s%s is damaged (%s) and left out", store.uri, key, complaint(error))
+        return None
+
+
+def complaint(error: ValueError) -> str:
+    """Return what is wrong first, in one line: the field, if there is one, and why."""
+    if not isinstance(error, ValidationError):
+        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part)[:50] for part in detail["loc"][:8])
+    return f"{where}: {detail['msg']}"[:200] if where else detail["msg"][:200]
