@@ -1,6 +1,7 @@
 """A checkpoint is read by one rank, once and without a second copy, and given to the others."""
 
 import functools
+import json
 import signal
 import socket
 import tracemalloc
@@ -109,7 +110,11 @@ def test_reading_takes_the_memory_of_the_checkpoint(
     monkeypatch.setattr(commit, "_READ", 1 << 16)
     store, name = open_store(str(tmp_path)), CommitName(1, 1)
     tensors = {f"t{number}": torch.randn(250_000) for number in range(8)}
-    streams = {"model.safetensors": stream_tensors(tensors), "state.json": stream_bytes(b"{}")}
+    streams = {
+        "model.safetensors": stream_tensors(tensors),
+        "optimizer.safetensors": stream_tensors({}),
+        "state.json": stream_bytes(b"{}"),
+    }
     publish_commit(store, name, write_parts(store, name, streams))
     beats: list[int] = []
     tracemalloc.start()
@@ -164,6 +169,8 @@ def test_a_commit_that_holds_no_tensors_is_passed_over(
     streams = {part: stream_bytes(bytes(data)) for part, data in whole.items()}
     streams["model.safetensors"] = stream_bytes(b"not one tensor")
     name = CommitName(newest.step + 1, newest.attempt)
+    state = json.loads(bytes(whole["state.json"])) | {"step": name.step}
+    streams["state.json"] = stream_bytes(json.dumps(state).encode())
     publish_commit(store, name, write_parts(store, name, streams))
     ended = run("train", write(job))
     assert ended.code == 0, ended.err

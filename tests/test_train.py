@@ -88,6 +88,7 @@ def test_a_job_from_start_to_end_through_s3(
         r"done\.json",
         r"final/model\.(json|safetensors)",
         r"manifest\.json",
+        r"publications/000001\.json",
         r"records/000001/confusion/000000(05|10)\.npy",
         r"records/000001/(environment|plan|progress)\.json",
         r"records/000001/mistakes/000000(05|10)\.json",

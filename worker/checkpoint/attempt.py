@@ -82,14 +82,7 @@ def claim_attempt(
     Raises:
         InfrastructureError: If others keep claiming first.
     """
-    record = {
-        "identity": dict(identity),
-        "manifest": dict(manifest),
-        "id": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    record = {"identity": dict(identity), "manifest": dict(manifest), **_origin()}
     data = json.dumps(record).encode()
     for _ in range(_MAX_TRIES):
         numbers = attempt_numbers(store)
@@ -107,6 +100,16 @@ def claim_attempt(
         store.delete(attempt_name(number))
         raise
     return number
+
+
+def _origin() -> dict[str, Any]:
+    """Return what tells this start from every other."""
+    return {
+        "id": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _compare(

@@ -94,7 +94,7 @@ def read_last_attempt(store: Store) -> AttemptRecord:
 
 
 def require_same_data(store: Store, index: Index, kept: str | None) -> None:
-    """Raise `ConfigurationError` unless the data is what the run was trained on, as it has `kept`."""
+    """Raise `ConfigurationError` unless the data is that of the run, whose identity is `kept`."""
     if kept != index.identity:
         raise ConfigurationError(
             f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
