@@ -99,7 +99,13 @@ def _engine(manifest: Manifest) -> Engine:
     model = Tall()
     learner = build_learner(model, everything(model, 1e-3), manifest, CPU)
     return Engine(
-        learner, _PREPROCESSING, Criterion(), manifest.train, manifest.optimizer.clip_norm, ALONE
+        learner,
+        _PREPROCESSING,
+        Criterion(),
+        manifest.train,
+        manifest.optimizer.clip_norm,
+        ALONE,
+        manifest.train.batch_size,
     )
 
 

@@ -50,7 +50,8 @@ def engine_of(backbone: Backbone, learner: Learner, manifest: Manifest) -> Engin
         manifest.train.label_smoothing, auxiliary_weight=backbone.auxiliary_weight
     )
     clip_norm = manifest.optimizer.clip_norm
-    return Engine(learner, preprocessing, criterion, manifest.train, clip_norm, ALONE)
+    full = manifest.train.batch_size
+    return Engine(learner, preprocessing, criterion, manifest.train, clip_norm, ALONE, full)
 
 
 def batch_of(images: int, side: int, classes: int, seed: int = 0) -> Batch:

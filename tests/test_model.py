@@ -262,7 +262,7 @@ def test_a_graded_step_is_plain_pytorchs(recipe: str, alone: None) -> None:
     backbone = build(name)
     # The same memory format, or Adam's first step, the sign of the gradient, differs by rounding.
     plain = build(name).model.to(memory_format=torch.channels_last)
-    manifest = manifest_of(groups)
+    manifest = manifest_of(groups, {"batch_size": 8})
     learner = learner_of(backbone, manifest)
     engine = engine_of(backbone, learner, manifest)
     for model in (learner.model, plain):

@@ -90,7 +90,15 @@ def engine_of(setting: Setting, name: str, side: int, **plan: Any) -> Engine:
     criterion = Criterion(auxiliary_weight=backbone.auxiliary_weight)
     preprocessing = preprocessing_of(name).at(side)
     clip_norm = manifest.optimizer.clip_norm
-    return Engine(learner, preprocessing, criterion, manifest.train, clip_norm, ALONE)
+    return Engine(
+        learner,
+        preprocessing,
+        criterion,
+        manifest.train,
+        clip_norm,
+        ALONE,
+        manifest.train.batch_size,
+    )
 
 
 def ahead(engine: Engine, batch: Batch, images: int) -> Callable[[], None]:

@@ -1,6 +1,11 @@
 """BatchNorm's running statistics, which a forward pass changes whether or not its step counts."""
 
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -41,3 +46,69 @@ class RunningStatistics:
         """Put back those after the last step that counted."""
         for live, _, sound in self._by_dtype:
             torch._foreach_copy_(live, sound)
+
+
+class BatchStatistics:
+    """Keeps BatchNorm layers from taking statistics from a pass that has too few values for them.
+
+    They use the running statistics instead, and leave them as they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._single: list[nn.Module] | None = None
+
+    @contextlib.contextmanager
+    def withheld(self, images: Tensor, suffice: bool) -> Iterator[None]:
+        """Let the layers that may not take statistics use the running ones, backward included.
+
+        Args:
+            images: What will be passed to the model, [N, 3, S, S].
+            suffice: Whether there are images enough for statistics at all.
+        """
+        found: Sequence[nn.Module] = ()
+        if not suffice:
+            found = [module for module in self._model.modules() if isinstance(module, _BatchNorm)]
+        elif len(images) == 1:
+            found = self._with_single_values(images)
+        changed = [module for module in found if module.training]
+        for module in changed:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in changed:
+                module.training = True
+
+    def _with_single_values(self, image: Tensor) -> list[nn.Module]:
+        """Return the layers that see one value per channel of one image, found by a trial."""
+        if self._single is None:
+            single: list[nn.Module] = []
+
+            def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                if math.prod(inputs[0].shape) == inputs[0].shape[1]:
+                    single.append(module)
+
+            modules = [m for m in self._model.modules() if _has_own_statistics(m)]
+            hooks = [module.register_forward_pre_hook(look) for module in modules]
+            training = {module: module.training for module in self._model.modules()}
+            with torch.no_grad(), torch.random.fork_rng(_devices_of(image)):
+                self._model.eval()(image)
+            for module, mode in training.items():
+                module.training = mode
+            for hook in hooks:
+                hook.remove()
+            self._single = single
+        return self._single
+
+
+def _has_own_statistics(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm whose statistics are those of this rank alone."""
+    together = dist.is_initialized() and dist.get_world_size() > 1
+    return isinstance(module, _BatchNorm) and not (
+        together and isinstance(module, nn.SyncBatchNorm)
+    )
+
+
+def _devices_of(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.is_cuda else []

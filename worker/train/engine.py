@@ -1,6 +1,7 @@
 """One optimizer step over a global batch, on this rank's share of it."""
 
 import contextlib
+import dataclasses
 import math
 import time
 
@@ -16,7 +17,7 @@ from worker.model.activations import checkpoint_activations
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
 from worker.model.optimizer import freeze_at, start_momentum
-from worker.model.statistics import RunningStatistics
+from worker.model.statistics import BatchStatistics, RunningStatistics
 from worker.train.criterion import Criterion
 from worker.train.device import Uploader
 from worker.train.distributed import total
@@ -24,6 +25,7 @@ from worker.train.inputs import Inputs, prepare
 from worker.train.memory_trial import largest_that_fits
 from worker.train.outcome import Outcome, Pending
 from worker.train.parallel import in_parallel, without_exchange
+from worker.train.passes import Passes
 from worker.train.rank import Rank
 
 _PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
@@ -36,6 +38,15 @@ class Engine:
     it did: `launch` queues forward and backward of a step, `settle` then waits for the step
     before it, `update` queues the change of the weights. All that depends on a step being finite is
     decided on the device, but for what `settle` does with a step that was launched and not updated.
+
+    Args:
+        learner: What is trained.
+        preprocessing: How images are normalized.
+        criterion: The loss.
+        train: The manifest's section.
+        clip_norm: The norm beyond which the gradient is scaled down.
+        rank: This rank.
+        full_batch: Images of a global batch that is full.
     """
 
     def __init__(
@@ -46,6 +57,7 @@ class Engine:
         train: Train,
         clip_norm: float | None,
         rank: Rank,
+        full_batch: int,
     ) -> None:
         self.learner = learner
         self._preprocessing = preprocessing
@@ -55,13 +67,15 @@ class Engine:
         self._rank = rank
         self.device = next(learner.model.parameters()).device
         self._upload = Uploader(self.device)
-        self._share = -(-train.batch_size // rank.world_size)
-        self._micro_batch = train.micro_batch
+        self._full_batch = full_batch
+        self._share = -(-full_batch // rank.world_size)
+        self._passes = Passes(full_batch, rank.world_size, train.micro_batch, train.sync_batch_norm)
         # With it, a trial by one rank alone would wait for the statistics of the others.
         self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
         self._parameters = list(learner.model.parameters())
         self._statistics = RunningStatistics(learner.model)
+        self._batch_statistics = BatchStatistics(learner.model)
         self._updated: Pending | None = None
         self._decides_on_device = self.device.type == "cuda"
         self._compiled = train.compile
@@ -85,8 +99,10 @@ class Engine:
     ) -> None:
         """Begin to train on this rank's part of global batch `step`, of `global_count` images.
 
-        The loss is the mean over the global batch, in which a sample that was left out counts as
-        none. With a `blend`, the batch is led by the sample before its first.
+        The loss is the sum over the global batch by the number of images of a full one, so that
+        each image moves the weights alike: a last batch of one image is no step of its own size,
+        and a sample that was left out counts as none. With a `blend`, the batch is led by the
+        sample before its first.
         """
         began = time.monotonic()
         self.enter(step)
@@ -169,21 +185,23 @@ class Engine:
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        parts = list(inputs.split(self._micro_batch or len(inputs.labels)))
-        for part in parts:
-            last = part is parts[-1]
+        parts = list(inputs.split(self._passes.count(inputs.count, global_count)))
+        for index, part in enumerate(parts, start=1):
+            last = index == len(parts)
+            suffice = self._passes.give_statistics(part.count, global_count)
             with contextlib.nullcontext() if last else without_exchange(self._parallel):
-                sums += self._backward(self._parallel, part, global_count)
+                sums += self._backward(self._parallel, part, suffice)
         return sums
 
-    def _backward(self, model: nn.Module, inputs: Inputs, global_count: int) -> Tensor:
-        with autocast(self.learner, self.device):
-            outputs = model(inputs.images)
-        logits, auxiliary = logits_of(outputs)
-        losses = self._criterion.losses(logits, auxiliary, inputs)
-        # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
-        loss = losses.sum() * self._rank.world_size / global_count
-        self.learner.scaler.scale(loss).backward()
+    def _backward(self, model: nn.Module, inputs: Inputs, suffice: bool) -> Tensor:
+        with self._batch_statistics.withheld(inputs.images, suffice):
+            with autocast(self.learner, self.device):
+                outputs = model(inputs.images)
+            logits, auxiliary = logits_of(outputs)
+            losses = self._criterion.losses(logits, auxiliary, inputs)
+            # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
+            loss = losses.sum() * self._rank.world_size / self._full_batch
+            self.learner.scaler.scale(loss).backward()
         right = ((logits.argmax(1) == inputs.labels) * inputs.weights).sum()
         counts = right.double(), inputs.weights.sum().double()
         return torch.stack([losses.detach().sum().double(), *counts])
@@ -226,7 +244,7 @@ class Engine:
             self.learner.optimizer.zero_grad(set_to_none=True)
             self._statistics.restore()
 
-        size = self._micro_batch or len(inputs.labels)
+        size = self._passes.micro_batch or len(inputs.labels)
         fitting = largest_that_fits(
             inputs,
             size,
@@ -235,7 +253,7 @@ class Engine:
             self._rank.rank,
         )
         if fitting < size:
-            self._micro_batch = fitting
+            self._passes = dataclasses.replace(self._passes, micro_batch=fitting)
 
     def _try(self, inputs: Inputs) -> None:
         """Forward and backward by this rank alone.
@@ -246,7 +264,7 @@ class Engine:
         with contextlib.ExitStack() as stack:
             if self._compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self._backward(self.learner.model, inputs, 1)
+            self._backward(self.learner.model, inputs, suffice=True)
 
 
 def autocast(learner: Learner, device: torch.device) -> torch.autocast:

@@ -69,7 +69,13 @@ def sweep_rates(
     learner = build_learner(job.backbone.model, groups, job.manifest, device)
     optimizer = job.manifest.optimizer
     engine = Engine(
-        learner, job.preprocessing, job.criterion, job.manifest.train, optimizer.clip_norm, rank
+        learner,
+        job.preprocessing,
+        job.criterion,
+        job.manifest.train,
+        optimizer.clip_norm,
+        rank,
+        job.full_batch,
     )
     rates: list[float] = []
     losses: list[float] = []

@@ -11,15 +11,13 @@ from worker.data.mix import Blend, partners_of
 from worker.data.preprocessing import Preprocessing
 from worker.train.device import Uploader
 
-_SMALLEST = 2  # BatchNorm cannot train on one image of one pixel
-
 
 @dataclass(frozen=True)
 class Inputs:
     """Images, float32 [N, 3, S, S], and per image, [N]: label, partner's label, weight.
 
-    The label of an image counts `own`, that of its partner the rest; the weight is 0 for what only
-    fills up.
+    The label of an image counts `own`, that of its partner the rest. Where there is no image at
+    all, one of weight 0 takes its place, as all ranks must compute something.
     """
 
     images: Tensor
@@ -27,13 +25,14 @@ class Inputs:
     partners: Tensor
     weights: Tensor
     own: float
+    count: int
+    """Images that count."""
 
-    def split(self, size: int) -> Iterator["Inputs"]:
-        """Parts of about equal size, at most `size` images each."""
-        count = -(-len(self.labels) // size)
+    def split(self, parts: int) -> Iterator["Inputs"]:
+        """Yield this many parts of about equal size."""
         columns = (self.images, self.labels, self.partners, self.weights)
-        parts = zip(*(column.tensor_split(count) for column in columns), strict=True)
-        for images, labels, partners, weights in parts:
+        split = zip(*(column.tensor_split(parts) for column in columns), strict=True)
+        for images, labels, partners, weights in split:
             yield _filled(images, labels, partners, weights, self.own)
 
 
@@ -58,13 +57,9 @@ def prepare(
 def _filled(
     images: Tensor, labels: Tensor, partners: Tensor, weights: Tensor, own: float
 ) -> Inputs:
-    """As they are, or with images of weight 0 where there are too few to train on."""
-    count = len(labels)
-    if count >= _SMALLEST:
-        return Inputs(images, labels, partners, weights, own)
-    fill = images if count else images.new_zeros(_SMALLEST, *images.shape[1:])
-    labels, partners = (
-        torch.cat([x, x if count else x.new_zeros(_SMALLEST)]) for x in (labels, partners)
-    )
-    weights = torch.cat([weights, weights.new_zeros(len(fill))])
-    return Inputs(torch.cat([images, fill]), labels, partners, weights, own)
+    """As they are, or with an image of weight 0 where there is none."""
+    count = int(weights.numel())
+    if not count:
+        images = images.new_zeros(1, *images.shape[1:])
+        labels, partners, weights = (x.new_zeros(1) for x in (labels, partners, weights))
+    return Inputs(images, labels, partners, weights, own, count)

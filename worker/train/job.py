@@ -73,6 +73,11 @@ class Job:
         return self.steps_per_epoch * self.manifest.train.epochs
 
     @property
+    def full_batch(self) -> int:
+        """Images in a batch that is not the last one of an epoch."""
+        return min(self.manifest.train.batch_size, self.train.index.samples)
+
+    @property
     def last_batch(self) -> int:
         """Images in the last batch of an epoch."""
         before = (self.steps_per_epoch - 1) * self.manifest.train.batch_size

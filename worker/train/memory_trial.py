@@ -34,7 +34,7 @@ def largest_that_fits(
     while True:
         try:
             # Two parts, as the second meets the gradients of the first in memory.
-            for part in itertools.islice(inputs.split(size), 2):
+            for part in itertools.islice(inputs.split(-(-len(inputs.labels) // size)), 2):
                 attempt(part)
             reset()
             return size

@@ -134,11 +134,11 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
         found.append("the warm-up takes the whole run, so the full rates are never reached")
-    smallest = min(job.last_batch // ranks, train.micro_batch or train.batch_size)
-    if smallest < _FEWEST_IMAGES:
+    share = -(-job.full_batch // ranks)
+    if min(share, train.micro_batch or share) < _FEWEST_IMAGES:
         found.append(
-            f"BatchNorm will see {smallest} image{'' if smallest == 1 else 's'} at a time on some "
-            "rank; choose train.batch_size so that the last batch of an epoch has more"
+            "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "
+            "train.batch_size or train.micro_batch"
         )
     found += _tiny(groups, layout)
     found += [

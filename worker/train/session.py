@@ -159,6 +159,7 @@ class Session:
             job.manifest.train,
             clip_norm,
             rank,
+            job.full_batch,
         )
         self._supply.start()
         self._validation: Validation | None = None

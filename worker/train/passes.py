@@ -1,0 +1,60 @@
+"""How a rank passes its share of a batch through the model, and which passes may give statistics.
+
+Pure. Statistics of a few values are no statistics: those of one value per channel have no variance,
+and their gradient explodes. So BatchNorm uses its running statistics in a pass over far fewer
+images than usual, as of the last batch of an epoch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a job's batches on one rank.
+
+    Args:
+        full_batch: Images of a global batch that is full.
+        world_size: Ranks.
+        micro_batch: The most images of a pass; None if a rank's share is one pass.
+        synchronized: Whether BatchNorm's statistics are those of all ranks. Then each pass is
+            counted by what was planned, as all ranks must do the same.
+    """
+
+    full_batch: int
+    world_size: int
+    micro_batch: int | None
+    synchronized: bool
+
+    @property
+    def usual(self) -> int:
+        """Images in the smallest pass of a full batch."""
+        if self.synchronized:
+            return self._planned(self.full_batch)
+        share = -(-self.full_batch // self.world_size)
+        return share // self.count(share, self.full_batch)
+
+    def count(self, images: int, global_count: int) -> int:
+        """Return the number of passes for the `images` that a rank has of a global batch."""
+        if self.synchronized:
+            images = -(-global_count // self.world_size)
+        return -(-max(1, images) // (self.micro_batch or max(1, images)))
+
+    def give_statistics(self, images: int, global_count: int) -> bool:
+        """Whether BatchNorm may take its statistics from a pass.
+
+        From more than half the usual number of images on, by experiment: with 2 of 8 images of 32
+        pixels, ResNet-18's gradient is 300 times that of 8 images, with 4 of 8 four times; with the
+        running statistics it is no larger.
+
+        Args:
+            images: Images of the pass.
+            global_count: Images of the global batch that it is a part of.
+        """
+        if self.synchronized:
+            images = self._planned(global_count)
+        return 2 * images > self.usual
+
+    def _planned(self, global_count: int) -> int:
+        """Return the images in the smallest pass of any rank."""
+        share = global_count // self.world_size
+        return share // self.count(share, global_count)
