@@ -23,8 +23,9 @@ from tests.docker import Docker, start_docker
 from tests.pictures import write_pictures
 from tests.servers import REAL
 from worker.data.cache import Cache
+from worker.data.folder import find_splits
 from worker.data.index import Index, parse_address, read_index
-from worker.data.pack import find_splits, write_split
+from worker.data.pack import write_split
 from worker.data.reader import SampleReader
 from worker.store import Store, open_store
 

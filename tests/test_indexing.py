@@ -2,20 +2,24 @@
 
 import io
 import json
+import shutil
 import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, contents, keys, labels_of, open_index, open_reader
 from worker.data import shard as shard_module
+from worker.data import tar as tar_module
 from worker.data.shard import scan_shard
 from worker.store import open_store
 
@@ -178,7 +182,7 @@ def test_no_cut_goes_unnoticed(at: int) -> None:
 def test_the_size_of_the_chunks_does_not_matter(chunk: int) -> None:
     expected = scan(WHOLE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "CHUNK_BYTES", chunk)
+        patch.setattr(tar_module, "CHUNK_BYTES", chunk)
         assert scan(WHOLE) == expected
 
 
@@ -288,7 +292,7 @@ def test_what_is_no_sample_costs_no_memory() -> None:
     big = tar([("README", bytes(40_000_000)), *labelled(2), ("big.bin", bytes(100))])
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_module, "CHUNK_BYTES", 1 << 20)
+        patch.setattr(tar_module, "CHUNK_BYTES", 1 << 20)
         found = scan(big)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -365,3 +369,208 @@ def test_verify_names_what_differs(
     assert "1 bad shard:" in ended.err
     assert "a.tar: " in ended.err
     assert complaint in ended.err
+
+
+def header(name: str, size: int, kind: bytes = b"0", raw_size: bytes | None = None) -> bytes:
+    """A tar header, whatever sense it makes."""
+    block = bytearray(512)
+    block[: len(name)] = name.encode()
+    block[100:108], block[108:116], block[116:124] = b"0000644\0", b"0000000\0", b"0000000\0"
+    block[124:136] = raw_size or b"%011o\0" % size
+    block[136:148], block[156:157], block[257:265] = b"00000000000\0", kind, b"ustar\x0000"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(**records: str) -> bytes:
+    """A pax header with these records."""
+    lines = b""
+    for key, value in records.items():
+        text = f" {key}={value}\n"
+        length = len(text) + len(str(len(text) + 2))
+        lines += f"{length}{text}".encode()
+    return header("x", len(lines), b"x") + lines.ljust(-(-len(lines) // 512) * 512, b"\0")
+
+
+NEGATIVE = b"\xff" + ((1 << 88) - 512).to_bytes(11, "big")
+
+
+@pytest.mark.parametrize(
+    ("block", "complaint"),
+    [
+        (header("b.jpg", 0, raw_size=NEGATIVE), "no tar header"),
+        (pax(size="-1024") + header("b.jpg", 0), "no tar header"),
+        (pax(size="9" * 5000) + header("b.jpg", 0), ""),
+        (header("x", 400 << 20, b"x"), "no tar header"),
+        (header("x", 400 << 20, b"L"), "no tar header"),
+        (pax(comment="y") * 2000 + header("b.jpg", 0), "no tar header"),
+        (header("b.jpg", 8 << 40, raw_size=b"\x80" + (1 << 60).to_bytes(11, "big")), "cut short"),
+        (
+            pax(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}) + header("b.jpg", 0),
+            "sparse file",
+        ),
+    ],
+)
+def test_hostile_headers_end_in_a_problem_and_not_in_memory(block: bytes, complaint: str) -> None:
+    data = tar(labelled(1))[:SIZE] + block + bytes(1024)
+    tracemalloc.start()
+    found = scan(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.rows) == 1
+    assert complaint in " ".join(problem.text for problem in found.problems)
+    assert peak < 20_000_000
+
+
+def test_large_members_of_a_sample_cost_no_memory() -> None:
+    members = [("a.cls", b"1"), ("a.mp4", bytes(40_000_000)), ("a.jpg", image()), *labelled(1, 7)]
+    data = tar(members)
+    tracemalloc.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tar_module, "CHUNK_BYTES", 1 << 20)
+        found = scan(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8_000_000
+    first = found.rows[0]
+    whole = data[first.offset : first.offset + first.length]
+    assert xxhash.xxh3_64_intdigest(whole) == first.digest
+    assert whole[first.image_offset :][: first.image_length] == image()
+
+
+def test_members_of_no_sample_are_counted() -> None:
+    members = [
+        *(("__meta__/x.json", b"{}"), ("__info__", b""), (".DS_Store", b""), ("README", b"")),
+        *labelled(1),
+    ]
+    assert scan(tar(members)).passed_over == {
+        "metadata file (__name__)": 2,
+        "hidden file": 1,
+        "file without a suffix": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        ("café".encode("latin-1"), r"has a .cls that is not UTF-8 text (byte 3, in b'caf\xe9')"),
+        ("cat".encode("utf-16"), r"has a .cls that is not UTF-8 text (byte 0, in b'\xff\xfec"),
+        ("cat".encode("utf-16-le"), r"has a label that holds the character U+0000 (in b'c\x00a"),
+        (b"\xef\xbb\xbf", "has an empty .cls"),
+        (b"1" * 5000, "has a label of 5000 characters"),
+        (b"1" * (2 << 20), "has a .cls of 2097152 bytes"),
+    ],
+)
+def test_labels_that_are_no_text_are_refused_by_name(label: bytes, complaint: str) -> None:
+    found = scan(tar([("k.cls", label), ("k.jpg", image()), *labelled(1)]))
+    assert len(found.rows) == 1
+    assert f"sample 'k' {complaint}" in found.problems[0].text
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b'{"label": "\\ud800"}', "has a label that holds the character U+D800"),
+        ('{"label": "é"}'.encode("utf-16"), "has a .json that is not UTF-8 text"),
+        ('{"label": "é"}'.encode("latin-1"), "has a .json that is not UTF-8 text"),
+        (b'{"label": ' + b"[" * 100_000, "has a .json that is not JSON"),
+        (b'{"label": ' + b"1" * 5000 + b"}", "has a .json that is not JSON"),
+        (b'{"label": " "}', "has an empty label"),
+    ],
+)
+def test_json_labels_likewise(text: bytes, complaint: str) -> None:
+    found = scan(tar([("k.json", text), ("k.jpg", image())]))
+    (problem,) = found.problems
+    assert complaint in problem.text
+
+
+def test_one_class_however_it_is_written(run: Run, tmp_path: Path) -> None:
+    labels = ["\ufeffcafé", "cafe\u0301", " café\r\n", "tea"]
+    members = [
+        (f"{number}.{suffix}", data)
+        for number, label in enumerate(labels)
+        for suffix, data in (("cls", label.encode()), ("jpg", image(shade=number)))
+    ]
+    put(str(tmp_path), a=tar(members))
+    assert run("index", str(tmp_path)).code == 0
+    assert open_index(str(tmp_path)).classes == ("café", "tea")
+    assert labels_of(str(tmp_path)) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        ("\ufeffa\r\nb \r\n".encode(), 0),
+        ("a\nb\n".encode("utf-16"), 78),
+        ("a\né\n".encode("latin-1"), 78),
+        ("e\u0301\né\n".encode(), 78),
+    ],
+)
+def test_class_lists_are_text(names: bytes, code: int, run: Run, tmp_path: Path) -> None:
+    put(str(tmp_path), a=tar(labelled(2, label=lambda n: "ab"[n])))
+    (tmp_path / "names.txt").write_bytes(names)
+    ended = run("index", str(tmp_path), "--classes", f"{tmp_path}/names.txt")
+    assert ended.code == code, ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_corrected_labels_of_the_same_size_are_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though an interrupted run has staged what it learned of the shard before."""
+    from worker.data import indexing
+
+    put(str(tmp_path), a=tar(labelled(3, label=lambda n: "0")))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(indexing, "write_index", lambda *_: (_ for _ in ()).throw(Interrupted))
+        source = indexing.find_tars(str(tmp_path))
+        indexing.index_tars(source, None, "label", 0, 1, lambda done: None)
+    assert (tmp_path / "a.tar.scan.npz").exists()
+    put(str(tmp_path), a=tar(labelled(3, label=lambda n: "2")))
+    assert run("index", str(tmp_path)).code == 0
+    assert labels_of(str(tmp_path)) == [2, 2, 2]
+
+
+def test_indexing_a_packed_set_again_keeps_its_class_names(
+    run: Run, dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset / "train", tmp_path / "set")
+    before = labels_of(f"{tmp_path}/set")
+    assert run("index", f"{tmp_path}/set", "--overwrite").code == 0
+    assert open_index(f"{tmp_path}/set").classes == ("blue", "red")
+    assert labels_of(f"{tmp_path}/set") == before
+
+
+@pytest.mark.parametrize("damage", ["count", "label", "negative", "offset", "dtype", "order"])
+def test_a_sidecar_that_does_not_fit_is_not_believed(
+    damage: str, run: Run, write: Callable[[Any], str], job: dict[str, Any], tmp_path: Path
+) -> None:
+    """Though its digest is the one that the index names."""
+    shutil.copytree(job["data"]["train"], tmp_path / "set")
+    path = tmp_path / "set/index.json"
+    index = json.loads(path.read_text())
+    shard = index["shards"][0]
+    name = f"{shard['name'].removesuffix('.tar')}.{shard['sidecar_digest']}.samples.npy"
+    rows = np.load(tmp_path / "set" / name)
+    if damage == "count":
+        shard["samples"] -= 1
+    elif damage == "dtype":
+        rows = rows["offset"]
+    elif damage == "order":
+        rows = rows[::-1]
+    else:
+        values = {"label": ("label", 7), "negative": ("label", -1), "offset": ("offset", 1 << 63)}
+        column, value = values[damage]
+        rows[column][-1] = value
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    shard["sidecar_digest"] = xxhash.xxh3_64_hexdigest(buffer.getvalue())
+    name = f"{shard['name'].removesuffix('.tar')}.{shard['sidecar_digest']}.samples.npy"
+    (tmp_path / "set" / name).write_bytes(buffer.getvalue())
+    path.write_text(json.dumps(index))
+    job["data"]["train"] = f"{tmp_path}/set"
+    ended = run("train", write(job))
+    assert ended.code == 65, ended.err
+    assert "its shard's sidecar cannot be used" in ended.err
+    assert "Traceback" not in ended.err

@@ -11,8 +11,9 @@ from PIL import Image
 
 from tests.conftest import contents, keys, labels_of, open_index
 from tests.pictures import write_pictures
-from worker.data.pack import find_splits, plan_shards, write_split
-from worker.errors import ConfigurationError
+from worker.data.folder import ImageFile, find_splits
+from worker.data.pack import plan_shards, require_sound, write_split
+from worker.errors import ConfigurationError, DataError
 from worker.store import Store, open_store
 
 
@@ -58,7 +59,8 @@ def test_one_tree_and_odd_names(tmp_path: Path) -> None:
     (folder / "red" / "notes.txt").write_text("not a picture")
     (folder / "red" / ".hidden.jpg").write_text("not a picture")
     (split,) = find_splits(folder)
-    assert (split.name, split.classes, split.skipped) == ("", ("blue", "red"), 1)
+    assert (split.name, split.classes) == ("", ("blue", "red"))
+    assert split.passed_over == {".txt file": 1, "hidden file": 1}
     assert len({file.key for file in split.files}) == len(split.files) == 8
     store = open_store(f"{tmp_path}/out")
     write_split(split, store, 10**9, 0, 1, lambda: None)
@@ -98,9 +100,14 @@ def test_folders_that_cannot_be_packed(
 def test_what_is_no_image_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
     write_pictures(tmp_path / "photos", 2)
     (tmp_path / "photos" / "red" / "x.jpg").write_bytes(data)
-    with pytest.raises(ConfigurationError, match="red/x.jpg: not a JPEG, PNG or WebP"):
-        pack(tmp_path / "photos", f"{tmp_path}/out")
-    assert not (tmp_path / "out" / "index.json").exists()
+    (tmp_path / "photos" / "blue" / "y.png").write_bytes(data)
+    splits = find_splits(tmp_path / "photos")
+    with pytest.raises(DataError) as raised:
+        require_sound(splits, 0.1)
+    assert "2 files of the folder not a JPEG, PNG or WebP image" in str(raised.value)
+    assert "red/x.jpg" in str(raised.value)
+    require_sound(splits, 0.4)
+    assert len(splits[0].files) == 4
 
 
 def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
@@ -117,9 +124,97 @@ def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
 
 @given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 9))
 def test_every_file_is_in_one_shard(count: int, room: int, seed: int) -> None:
-    from worker.data.pack import ImageFile
-
     files = [ImageFile(Path(str(n)), str(n), 0, 1 + n % 7) for n in range(count)]
     shards = plan_shards(files, room, seed)
     assert sorted(file.key for shard in shards for file in shard) == sorted(f.key for f in files)
     assert all(sum(f.bytes for f in shard) <= room or len(shard) == 1 for shard in shards)
+
+
+def tree(folder: Path, *paths: str) -> None:
+    """Pictures at these paths."""
+    for shade, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (shade, 0, 0)).save(folder / path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train", "valid", "test"), ["train", "val", "test"]),
+        (("Training", "Testing"), ["train", "test"]),
+        (("TRAIN", "dev"), ["train", "val"]),
+        (("training", "validation", "eval"), ["train", "val", "test"]),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(
+    names: tuple[str, ...], splits: list[str], tmp_path: Path
+) -> None:
+    tree(tmp_path, *(f"{name}/{animal}/0.png" for name in names for animal in ("cat", "dog")))
+    found = find_splits(tmp_path)
+    assert [split.name for split in found] == splits
+    assert all(split.classes == ("cat", "dog") for split in found)
+
+
+@pytest.mark.parametrize(
+    ("paths", "complaint"),
+    [
+        (("data/train/a/0.png", "data/val/a/0.png"), "holds the folder 'data' alone, in which"),
+        (("train/a/0.png", "valid/a/0.png", "val/a/0.png"), "val and valid are both a val split"),
+        (("train/a/0.png", "extra/a/0.png"), "extra: holds 1 image and is no split like train"),
+        (("val/a/0.png", "test/a/0.png"), "holds test, val and no train"),
+        (("cafe\u0301/0.png", "caf\u00e9/0.png"), "class 'caf\u00e9', as"),
+        (("cat/0.png", "cat /0.png"), "class 'cat', as 'cat' beside it"),
+        (("c\x07at/0.png", "dog/0.png"), r"b'c\\x07at' holds the character U\+0007"),
+        (("c\udce9at/0.png", "dog/0.png"), r"b'c\\xe9at' holds the character U\+DCE9"),
+    ],
+)
+def test_what_could_be_meant_in_two_ways_is_refused(
+    paths: tuple[str, ...], complaint: str, tmp_path: Path
+) -> None:
+    tree(tmp_path, *paths)
+    with pytest.raises(ConfigurationError, match=complaint):
+        find_splits(tmp_path)
+
+
+def test_nothing_is_left_out_without_being_counted(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    tree(
+        photos,
+        *("train/cat/0.png", "train/dog/0.png", "train/dog/deep/1.png", "train/dog/.cache/2.png"),
+        *("train/dog/.hidden.png", "train/loose.png", "train/.svn/x/3.png", "test/unlabelled.png"),
+    )
+    tree(tmp_path, "elsewhere/4.png", "elsewhere/deeper/5.png")
+    (photos / "train/cat/more").symlink_to(tmp_path / "elsewhere")
+    (photos / "train/cat/again").symlink_to(photos / "train/cat")
+    (photos / "train/cat/gone.jpg").symlink_to("/nowhere/gone.jpg")
+    (photos / "train/cat/notes.txt").write_text("of the cat")
+    (photos / "README").write_text("of all")
+    (split,) = find_splits(photos)
+    assert sorted(file.key for file in split.files) == [
+        *("cat/0", "cat/more/4", "cat/more/deeper/5", "dog/0", "dog/deep/1"),
+    ]
+    assert split.passed_over == {
+        "broken link": 1,
+        "link to a folder above it": 1,
+        "hidden folder": 2,
+        "hidden file": 1,
+        ".txt file": 1,
+        "suffixless file": 1,
+        "image in no class folder": 2,
+    }
+    assert split.nested == 3
+
+
+def test_odd_names_are_read_by_any_webdataset_reader(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    tree(
+        photos,
+        *("__x__/0.png", "a.b/v1.2.png", "a.b/v1_2.png", "c/caf\udce9.png", "c/__y__.png"),
+    )
+    (split,) = find_splits(photos)
+    store = open_store(f"{tmp_path}/out")
+    index = write_split(split, store, 10**9, 0, 1, lambda: None)
+    (url,) = [str(path) for path in (tmp_path / "out").glob("*.tar")]
+    keys_read = [s["__key__"] for s in webdataset.WebDataset([url], shardshuffle=False)]
+    assert len(keys_read) == len(set(keys_read)) == index.samples == 5
+    assert index.classes == ("__x__", "a.b", "c")

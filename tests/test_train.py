@@ -23,8 +23,9 @@ import torch
 
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader, unfinish
 from tests.sabotage import two_ranks_per_piece
+from worker.data.folder import find_splits
 from worker.data.image import decode
-from worker.data.pack import find_splits, write_split
+from worker.data.pack import write_split
 from worker.metrics.owner import Owner
 from worker.metrics.textfile import textfile
 from worker.model.backbone import build_backbone, preprocessing_of

@@ -26,20 +26,37 @@ _MIB = 1 << 20
 @click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="Default: the number of cores."
 )
+@click.option(
+    "--error-budget",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    default=0,
+    show_default=True,
+    help="Share of the files that may be no images and are left out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
 def pack(
-    folder: Path, dest: str, shard_size: float, seed: int, threads: int | None, overwrite: bool
+    folder: Path,
+    dest: str,
+    shard_size: float,
+    seed: int,
+    threads: int | None,
+    error_budget: float,
+    overwrite: bool,
 ) -> None:
     """Pack the image FOLDER into WebDataset shards and an index at DEST.
 
-    FOLDER holds one folder of images per class, or such trees in train/ and val/, which become
-    DEST/train/ and DEST/val/. The same files and seed always give the same shards.
+    FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or the
+    other usual names, in any case), which become DEST/train/, DEST/val/ and DEST/test/. Links are
+    followed; whatever is not packed is counted by kind. The same files and seed always give the
+    same shards.
     """
+    from worker.data.folder import find_splits
     from worker.data.index import require_no_index
-    from worker.data.pack import find_splits, write_split
+    from worker.data.pack import require_sound, write_split
     from worker.store import open_store
 
     splits = find_splits(folder)
+    require_sound(splits, error_budget)
     stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
     if not overwrite:
         for store in stores:
@@ -54,11 +71,16 @@ def pack(
                 threads or len(os.sched_getaffinity(0)),
                 lambda: bar.update(1),
             )
-        skipped = f", {count(split.skipped, 'other file')} left out" if split.skipped else ""
         click.echo(
             f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
-            f"in {count(len(index.shards), 'shard')}{skipped}"
+            f"in {count(len(index.shards), 'shard')}"
         )
+        for file in split.bad:
+            click.echo(f"left out, no image: {file}", err=True)
+        for kind, number in sorted(split.passed_over.items()):
+            click.echo(f"left out: {count(number, kind)}", err=True)
+        if split.nested:
+            click.echo(f"in folders below that of their class: {count(split.nested, 'image')}")
 
 
 @main.command()
@@ -116,12 +138,14 @@ def index(
     if not overwrite:
         require_no_index(tars.store, "index all of a folder's shards together")
     with progress_bar(sum(tar.size for tar in tars.tars), "indexing") as bar:
-        made, empty, lines = index_tars(tars, names, label_field, error_budget, threads, bar.update)
-    for line in lines:
+        made = index_tars(tars, names, label_field, error_budget, threads, bar.update)
+    for line in made.left_out:
         click.echo(f"left out: {line}", err=True)
+    for kind, number in sorted(made.passed_over.items()):
+        click.echo(f"passed over, of no sample: {count(number, kind)}", err=True)
     click.echo(
-        f"{tars.store.uri}: {count(made.samples, 'image')} of {len(made.classes)} classes "
-        f"in {count(len(made.shards), 'shard')}"
+        f"{tars.store.uri}: {count(made.index.samples, 'image')} of {len(made.index.classes)} "
+        f"classes in {count(len(made.index.shards), 'shard')}"
     )
-    if empty:
-        click.echo(f"classes without any image: {', '.join(empty[:20])}", err=True)
+    if made.empty:
+        click.echo(f"classes without any image: {', '.join(made.empty[:20])}", err=True)

@@ -6,26 +6,31 @@ members and its image lie, the xxh3-64 digest of those bytes, and the label; it 
 the shard is.
 """
 
+import codecs
 import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from braceexpand import braceexpand
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from worker.data.shard import Row, Scan
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store import ObjectMissing, Store, open_store
 
 INDEX_NAME = "index.json"
-_MOST_SHARDS = 1_000_000
+_MAX_SHARDS = 1_000_000
+_MAX_BYTES = 1 << 50  # of a shard
+_MAX_SAMPLES = 1 << 40
+_MAX_INDEX_BYTES = 1 << 30
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 SIDECAR_DTYPE = np.dtype(
     [
@@ -45,11 +50,11 @@ class Shard(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str
-    bytes: int
-    samples: int
-    sha256: str
-    sidecar_digest: str
+    name: Annotated[str, Field(pattern=r"^[^/\x00][^\x00]*$", max_length=1024)]
+    bytes: Annotated[int, Field(ge=0, le=_MAX_BYTES)]
+    samples: Annotated[int, Field(ge=0, le=_MAX_SAMPLES)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sidecar_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
     @property
     def sidecar(self) -> str:
@@ -63,8 +68,16 @@ class Index(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[2] = 2
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Index":
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: one is named twice")
+        if len({shard.name for shard in self.shards}) < len(self.shards):
+            raise ValueError("shards: one is named twice")
+        return self
 
     @property
     def samples(self) -> int:
@@ -103,8 +116,8 @@ def parse_address(uri: str) -> Address:
     if not uri.endswith(".tar"):
         return Address(open_store(uri), None)
     size = math.prod(abs(int(b) - int(a)) + 1 for a, b in _RANGE.findall(uri))
-    if size > _MOST_SHARDS:
-        raise ConfigurationError(f"{uri}: names {size} shards; at most {_MOST_SHARDS} are possible")
+    if size > _MAX_SHARDS:
+        raise ConfigurationError(f"{uri}: names {size} shards; at most {_MAX_SHARDS} are possible")
     try:
         expanded = list(braceexpand(uri))
     except ValueError:
@@ -121,7 +134,8 @@ def read_index(address: Address) -> Index:
     """
     uri = f"{address.store.uri}{INDEX_NAME}"
     try:
-        index = Index.model_validate_json(address.store.get(INDEX_NAME))
+        data = address.store.get(INDEX_NAME, 0, _MAX_INDEX_BYTES)
+        index = Index.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except ObjectMissing:
         raise ConfigurationError(
             f"{uri}: no such object; `worker pack` makes shards and index, "
@@ -170,9 +184,55 @@ def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row
     return shard
 
 
-def decode_sidecar(data: bytes, shard: Shard) -> Sidecar | None:
-    """The sidecar of one shard, shape [samples], or None where it is not the one indexed."""
+def write_index(store: Store, index: Index) -> None:
+    """Write the index, which makes the shards a data set, and read it back."""
+    store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
+    if read_index(Address(store, None)) != index:
+        raise InfrastructureError(f"{store.uri}{INDEX_NAME}: is not read back as it was written")
+
+
+def read_back(store: Store, shard: Shard) -> None:
+    """Raise `InfrastructureError` unless the sidecar of a shard is there as it was written."""
+    try:
+        decode_sidecar(store.get(shard.sidecar), shard, None)
+    except (ObjectMissing, ValueError) as error:
+        raise InfrastructureError(f"{store.uri}{shard.sidecar}: {error}; try again") from None
+
+
+def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
+    """Return the sidecar of one shard, shape [samples].
+
+    Args:
+        data: Its bytes.
+        shard: What the index says of it.
+        classes: Number of classes, beyond which no label may be; None for what was just written.
+
+    Raises:
+        ValueError: It is not the one that was indexed, or does not fit the index: fewer or more
+            samples, samples that overlap or lie beyond the shard's end, labels of no class.
+    """
     if xxhash.xxh3_64_hexdigest(data) != shard.sidecar_digest:
-        return None
-    sidecar: Sidecar = np.load(io.BytesIO(data), allow_pickle=False)
+        raise ValueError("it is not the one that the index describes")
+    try:
+        sidecar = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # of bytes by chance, numpy raises whatever its parsers meet
+        raise ValueError(f"it is no table ({first_line(error)})") from None
+    if not isinstance(sidecar, np.ndarray) or sidecar.dtype != SIDECAR_DTYPE or sidecar.ndim != 1:
+        raise ValueError("it is a table of something else")
+    if len(sidecar) != shard.samples:
+        raise ValueError(f"it has {len(sidecar)} samples, the index {shard.samples}")
+    _require_sound_rows(sidecar, shard, classes)
     return sidecar
+
+
+def _require_sound_rows(sidecar: Sidecar, shard: Shard, classes: int | None) -> None:
+    starts = sidecar["offset"].astype(np.float64)  # exact up to the largest shard, and no overflow
+    stops = starts + sidecar["length"]
+    image_stops = sidecar["image_offset"].astype(np.int64) + sidecar["image_length"]
+    if (starts[1:] < stops[:-1]).any() or (len(stops) and stops[-1] > shard.bytes):
+        raise ValueError("its samples overlap, or lie beyond the end of the shard")
+    if (image_stops > sidecar["length"]).any():
+        raise ValueError("an image lies outside of its sample")
+    labels = sidecar["label"]
+    if (labels < 0).any() or (classes is not None and (labels >= classes).any()):
+        raise ValueError(f"it has labels that are none of the {classes} classes")

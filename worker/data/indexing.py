@@ -4,25 +4,39 @@ What was learned of a shard is staged beside it until the whole index is written
 interrupted run goes on where it was; class numbers are known only once all labels are.
 """
 
+import functools
 import io
 import json
+import re
 import threading
-import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from worker.data.index import INDEX_NAME, Index, Shard, parse_address, write_sidecar
+from worker.data.index import (
+    Address,
+    Index,
+    Shard,
+    parse_address,
+    read_back,
+    read_index,
+    write_index,
+    write_sidecar,
+)
 from worker.data.shard import Problem, Row, Scan, scan_shard
-from worker.errors import ConfigurationError, DataError
+from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
+from worker.text import read_name, read_text
 
 _SHOWN = 20
-_STAGED_VERSION = 1
-_MOST_CLASSES = 1 << 16  # a label far beyond is an id of something else
+_STAGED_VERSION = 2
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_MAX_CLASSES = 1 << 16  # a label far beyond is an id of something else
 _ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in Row._fields if name != "label"] + [("label", "<u4")]
 )
@@ -30,10 +44,15 @@ _ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Tar:
-    """One shard to index; `samples` is what an older index says that it holds."""
+    """One shard to index, as the store lists it.
+
+    `version` is another one once it was written again; `samples` is what an older index says that
+    it holds.
+    """
 
     name: str
     size: int
+    version: str
     samples: int | None = None
 
 
@@ -57,7 +76,7 @@ def find_tars(uri: str) -> Source:
     if address.names is not None:
         return Source(store, _named(store, dict.fromkeys(address.names)))
     listed = [info for info in store.list() if info.key.endswith(".tar")]
-    tars = tuple(Tar(info.key, info.size) for info in listed if "/" not in info.key)
+    tars = tuple(Tar(info.key, info.size, info.version) for info in listed if "/" not in info.key)
     if not tars:
         folders = sorted({info.key.rpartition("/")[0] for info in listed})
         more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
@@ -70,12 +89,12 @@ def _from_wids(uri: str) -> Source:
     root, _, name = uri.rpartition("/")
     store = parse_address(f"{root}/" if root else "./").store
     try:
-        entries = json.loads(store.get(name))["shardlist"]
+        entries = json.loads(read_text(store.get(name)))["shardlist"]
         urls = [str(entry["url"]).removeprefix(store.uri).removeprefix("./") for entry in entries]
         facts = [(entry.get("nsamples"), entry.get("filesize")) for entry in entries]
     except ObjectMissing:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(f"{uri}: no wids index, which has a shardlist of url") from None
     foreign = [url for url in urls if "://" in url or url.startswith("/")]
     if foreign:
@@ -90,23 +109,43 @@ def _from_wids(uri: str) -> Source:
 
 
 def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
-    sizes = {info.key: info.size for info in store.list()}
-    missing = [name for name in names if name not in sizes]
+    known = {info.key: info for info in store.list()}
+    missing = [name for name in names if name not in known]
     if missing:
         more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
         raise ConfigurationError(f"{store.uri}{missing[0]}: no such object{more}")
-    return tuple(Tar(name, sizes[name], samples) for name, samples in names.items())
+    return tuple(
+        Tar(name, known[name].size, known[name].version, samples) for name, samples in names.items()
+    )
 
 
 def read_classes(uri: str) -> tuple[str, ...]:
     """The class names in a text file, one per line, in label order."""
-    names = tuple(line.strip() for line in read_uri(uri).decode().splitlines() if line.strip())
+    try:
+        lines = [read_name(line) for line in read_text(read_uri(uri)).split("\n")]
+    except ValueError as error:
+        raise ConfigurationError(f"{uri}: {error}") from None
+    names = tuple(filter(None, lines))
     if len(names) < 2:
         raise ConfigurationError(f"{uri}: needs two or more class names, one per line")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigurationError(f"{uri}: names the class {twice!r} twice")
     return names
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What came of indexing: the index, and what is to be told of it.
+
+    `empty` are classes without an image, `left_out` a line per problem, `passed_over` counts
+    members that belong to no sample by kind.
+    """
+
+    index: Index
+    empty: list[str]
+    left_out: list[str]
+    passed_over: Counter[str]
 
 
 def index_tars(
@@ -116,19 +155,26 @@ def index_tars(
     error_budget: float,
     threads: int,
     advance: Callable[[int], None],
-) -> tuple[Index, list[str], list[str]]:
-    """Read every shard that no earlier run has, then write sidecars and index.
+) -> Indexed:
+    """Read every shard that no earlier run has, then write sidecars and index, and read them back.
 
-    `advance` is told of bytes done, by one thread at a time. Returns the index, the
-    classes without an image, and a line per problem within the budget, the share of samples that
-    may be left out. Raises `DataError`,
-    naming the first problems, where there are more; nothing is lost, and no index is written.
+    Args:
+        source: The shards.
+        classes: Class names in label order; None to find them in the labels.
+        label_field: The label in `.json` members.
+        error_budget: Share of the samples that may have problems and are left out.
+        threads: Shards that are read side by side.
+        advance: Is told of bytes done, by one thread at a time.
+
+    Raises:
+        DataError: There are more problems; it names the first. Nothing is lost, and no index is
+            written.
     """
 
     def scan(tar: Tar) -> Scan:
         return _scan(source.store, tar, label_field, note)
 
-    def finish(tar: Tar) -> tuple[Shard, set[int], list[str]]:
+    def finish(tar: Tar) -> _Finished:
         """Read back what was staged, as all of it may be more than memory holds."""
         return _finish(source.store, tar, scan(tar), numbers)
 
@@ -141,7 +187,7 @@ def index_tars(
     with ThreadPoolExecutor(threads) as pool:
         try:
             classes = classes or _find_classes(
-                pool.map(lambda tar: _labels(scan(tar)), source.tars)
+                pool.map(lambda tar: _labels(scan(tar)), source.tars), _names_there(source.store)
             )
             numbers = {name: number for number, name in enumerate(classes)}
             advance = _ignore
@@ -149,14 +195,24 @@ def index_tars(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        index = Index(classes=classes, shards=tuple(shard for shard, _, _ in finished))
-        lines = [line for _, _, lines in finished for line in lines]
+        index = Index(classes=classes, shards=tuple(each.shard for each in finished))
+        lines = [line for each in finished for line in each.lines]
         _require_budget(source, lines, index.samples, error_budget)
-        source.store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
+        write_index(source.store, index)
+        list(pool.map(functools.partial(read_back, source.store), index.shards))
         list(pool.map(lambda tar: source.store.delete(_staged_name(tar)), source.tars))
-    present = set().union(*(found for _, found, _ in finished))
+    present = set().union(*(each.labels for each in finished))
     empty = [name for number, name in enumerate(classes) if number not in present]
-    return index, empty, lines
+    passed_over = sum((each.passed_over for each in finished), Counter[str]())
+    return Indexed(index, empty, lines, passed_over)
+
+
+def _names_there(store: Store) -> tuple[str, ...]:
+    """Return the class names of the index that is there, which `pack` writes nowhere else."""
+    try:
+        return read_index(Address(store, None)).classes
+    except ConfigurationError:
+        return ()
 
 
 def _ignore(done: int) -> None:
@@ -167,13 +223,17 @@ def _labels(scan: Scan) -> set[str]:
     return {row.label for row in scan.rows}
 
 
-def _finish(
-    store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]
-) -> tuple[Shard, set[int], list[str]]:
-    """Write the sidecar of a shard's sound samples.
+class _Finished(NamedTuple):
+    """A shard's entry, the class numbers in it, a line per problem, and `Scan.passed_over`."""
 
-    Returns its entry, the class numbers in it, and a line per problem.
-    """
+    shard: Shard
+    labels: set[int]
+    lines: list[str]
+    passed_over: Counter[str]
+
+
+def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Finished:
+    """Write the sidecar of a shard's sound samples."""
     sound = []
     problems = list(scan.problems)
     for row in scan.rows:
@@ -186,7 +246,8 @@ def _finish(
         text = f"holds {len(scan.rows)} samples where the older index says {tar.samples}"
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
-    return write_sidecar(store, tar.name, scan, sound), {number for _, number in sound}, lines
+    shard = write_sidecar(store, tar.name, scan, sound)
+    return _Finished(shard, {number for _, number in sound}, lines, scan.passed_over)
 
 
 def _require_budget(source: Source, lines: list[str], found: int, error_budget: float) -> None:
@@ -208,7 +269,11 @@ def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None])
     """
     try:
         staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field)
-    except (ObjectMissing, ValueError, LookupError, OSError, zipfile.BadZipFile):
+    except WorkerError as error:
+        if not isinstance(error, ObjectMissing):
+            raise
+        staged = None
+    except Exception:  # of damaged bytes, zipfile and numpy raise whatever their parsers meet
         staged = None
     if staged:
         note(tar.size)
@@ -221,42 +286,51 @@ def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None])
 
     scan = scan_shard(fetch, tar.size, label_field)
     if not scan.problems:
-        store.put(_staged_name(tar), _encode_staged(scan, label_field))
+        store.put(_staged_name(tar), _encode_staged(scan, tar, label_field))
     return scan
 
 
-def _find_classes(labels_of_shards: Iterable[set[str]]) -> tuple[str, ...]:
-    """Numbers up to the largest where all labels are numbers, else the sorted names."""
+def _find_classes(labels_of_shards: Iterable[set[str]], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Numbers up to the largest where all labels are numbers, else the sorted names.
+
+    For numbers there may be names: those of the index that is replaced, if it has so many.
+    """
     labels = set().union(*labels_of_shards)
-    numbers = {label for label in labels if label.isdecimal() and int(label) < _MOST_CLASSES}
+    numbers = {label for label in labels if _NUMBER.fullmatch(label)}
+    numbers = {label for label in numbers if int(label) < _MAX_CLASSES}
     if numbers and numbers != labels:
         raise DataError(
             f"the labels are class numbers ({min(numbers)}) and others ({min(labels - numbers)}); "
             "correct them or give --classes"
         )
-    return tuple(map(str, range(1 + max(map(int, labels))))) if numbers else tuple(sorted(labels))
+    if not numbers:
+        return tuple(sorted(labels))
+    count = 1 + max(map(int, labels))
+    return known if count <= len(known) else tuple(map(str, range(count)))
 
 
 def _number(label: str, numbers: dict[str, int]) -> int | None:
     if label in numbers:
         return numbers[label]
-    return int(label) if label.isdecimal() and int(label) < len(numbers) else None
+    return int(label) if _NUMBER.fullmatch(label) and int(label) < len(numbers) else None
 
 
 def _staged_name(tar: Tar) -> str:
     return f"{tar.name}.scan.npz"
 
 
-def _encode_staged(scan: Scan, label_field: str) -> bytes:
+def _encode_staged(scan: Scan, tar: Tar, label_field: str) -> bytes:
     labels = sorted({row.label for row in scan.rows})
     numbers = {label: number for number, label in enumerate(labels)}
     rows = [(*row[:-1], numbers[row.label]) for row in scan.rows]
     facts = {
         "version": _STAGED_VERSION,
         "label_field": label_field,
+        "tar": tar.version,
         "bytes": scan.bytes,
         "sha256": scan.sha256,
         "labels": labels,
+        "passed_over": scan.passed_over,
     }
     buffer = io.BytesIO()
     np.savez(buffer, rows=np.array(rows, dtype=_ROW_DTYPE), facts=np.array(json.dumps(facts)))
@@ -267,11 +341,12 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
     with np.load(io.BytesIO(data), allow_pickle=False) as staged:
         facts = json.loads(staged["facts"].item())
         rows = staged["rows"].tolist()
-    expected = (_STAGED_VERSION, tar.size, label_field)
-    if (facts["version"], facts["bytes"], facts["label_field"]) != expected:
+    expected = (_STAGED_VERSION, tar.size, tar.version, label_field)
+    if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:
         return None
     return Scan(
         facts["bytes"],
         facts["sha256"],
         [Row._make((*row[:5], facts["labels"][row[5]])) for row in rows],
+        passed_over=Counter(facts["passed_over"]),
     )

@@ -18,16 +18,15 @@ _THREADS = 16
 def read_labels(store: Store, index: Index) -> npt.NDArray[np.int32]:
     """The class number of every sample, by id; costs one small request per shard.
 
-    Raises `DataError` where a sidecar is missing or not the one indexed.
+    Raises `DataError` where a sidecar is missing or does not fit the index.
     """
 
     def read(shard: Shard) -> npt.NDArray[np.int32]:
         try:
-            sidecar = decode_sidecar(store.get(shard.sidecar), shard)
-        except ObjectMissing:
-            sidecar = None
-        if sidecar is None:
-            raise DataError(f"{store.uri}{shard.sidecar}: missing or altered; index again")
+            data = store.get(shard.sidecar)
+            sidecar = decode_sidecar(data, shard, len(index.classes))
+        except (ObjectMissing, ValueError) as error:
+            raise DataError(f"{store.uri}{shard.sidecar}: {error}; index again") from None
         labels: npt.NDArray[np.int32] = sidecar["label"]
         return labels
 

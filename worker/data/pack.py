@@ -1,105 +1,42 @@
-"""An image folder as shards plus index: planned purely, written in parallel, repeatable."""
+"""Images as shards plus index: planned purely, written in parallel, repeatable, read back."""
 
 import io
-import json
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from worker.data.index import INDEX_NAME, Index, Shard, write_sidecar
+from worker.data.folder import ImageFile, Split
+from worker.data.index import INDEX_NAME, Index, Shard, write_index, write_sidecar
 from worker.data.plan import keyed_hash
-from worker.data.shard import IMAGE_SUFFIXES, SIGNATURES, scan_shard
-from worker.errors import ConfigurationError
+from worker.data.shard import scan_shard
+from worker.data.verify import verify_shards
+from worker.errors import ConfigurationError, DataError, InfrastructureError
+from worker.logs import count
 from worker.store import Store
 
-_SPLITS = ("train", "val")
+_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """One image to pack: its file, its key in the tar, its label and its size in bytes."""
+def require_sound(splits: Sequence[Split], error_budget: float) -> None:
+    """Raise `DataError`, naming the first, if more files than the budget allows are no images.
 
-    path: Path
-    key: str
-    label: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """One data set to write: `name` is `train`, `val` or empty for a folder without splits."""
-
-    name: str
-    classes: tuple[str, ...]
-    files: tuple[ImageFile, ...]
-    skipped: int
-
-
-def find_splits(folder: Path) -> list[Split]:
-    """The data sets of an image folder: `train/` and `val/`, or one tree, of a folder per class.
-
-    Labels follow the sorted class names of `train/`. Raises `ConfigurationError` for a folder
-    without images, and for a class in `val/` that `train/` lacks.
+    Args:
+        splits: What is to be packed.
+        error_budget: Share of the files of each split that may be bad and are left out.
     """
-    if not folder.is_dir():
-        raise ConfigurationError(f"{folder}: no such folder")
-    names = [name for name in _SPLITS if (folder / name).is_dir()]
-    if not names:
-        return [_require_every_class(folder, _scan("", folder, _class_names(folder)))]
-    classes = _class_names(folder / names[0])
-    for name in names[1:]:
-        unknown = set(_class_names(folder / name)) - set(classes)
-        if unknown:
-            raise ConfigurationError(
-                f"{folder / name}: class {min(unknown)!r} is not in {folder / names[0]}"
+    for split in splits:
+        bad = split.bad
+        if len(bad) > error_budget * (len(split.files) + len(bad)):
+            head = (
+                f"{count(len(bad), 'file')} of {split.name or 'the folder'} not a JPEG, PNG or "
+                f"WebP image, more than --error-budget {error_budget:g} allows; repair or remove"
             )
-    splits = [_scan(name, folder / name, classes) for name in names]
-    _require_every_class(folder / names[0], splits[0])
-    return splits
-
-
-def _require_every_class(folder: Path, split: Split) -> Split:
-    """A class without pictures would be an output that nothing trains."""
-    present = {file.label for file in split.files}
-    for label, name in enumerate(split.classes):
-        if label not in present:
-            raise ConfigurationError(f"{folder / name}: holds no images; add some or remove it")
-    return split
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    if not names:
-        raise ConfigurationError(f"{folder}: holds no class folders; it needs one folder per class")
-    return tuple(names)
-
-
-def _scan(name: str, folder: Path, classes: tuple[str, ...]) -> Split:
-    files: list[ImageFile] = []
-    keys: set[str] = set()
-    skipped = 0
-    for label, class_name in enumerate(classes):
-        for path in sorted((folder / class_name).rglob("*")):
-            if not path.is_file() or path.name.startswith("."):
-                continue
-            if path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
-                skipped += 1
-                continue
-            key = path.relative_to(folder).with_suffix("").as_posix().replace(".", "_")
-            if key in keys:  # a.jpg beside a.png
-                key += f"_{path.suffix[1:]}_{len(keys)}"
-            keys.add(key)
-            files.append(ImageFile(path, key, label, path.stat().st_size))
-    if not files:
-        raise ConfigurationError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return Split(name, classes, tuple(files), skipped)
+            more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+            raise DataError("\n  ".join([f"{head}:", *bad[:_SHOWN], *more]))
 
 
 def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list[list[ImageFile]]:
@@ -129,10 +66,18 @@ def write_split(
     threads: int,
     advance: Callable[[], None],
 ) -> Index:
-    """Write the shards of one split and then its index, and return that.
+    """Write the shards of one split, read them back, write its index, and return that.
 
-    `advance` is told of every file done, by one thread at a time. The index comes last: a
-    data set without one does not exist, so an interrupted pack is never taken for a whole one.
+    The index comes last: a data set without one does not exist, so an interrupted pack is never
+    taken for a whole one.
+
+    Args:
+        split: The images.
+        store: Where the data set will be.
+        shard_bytes: Size of a shard, about.
+        seed: Decides the order of the images.
+        threads: Shards that are written side by side.
+        advance: Is told of every file done, by one thread at a time.
     """
     shards = plan_shards(split.files, shard_bytes, seed)
     store.delete(INDEX_NAME)
@@ -156,7 +101,10 @@ def write_split(
     for info in list(store.list("shard-")):
         if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
             store.delete(info.key)
-    store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
+    lines = verify_shards(store, index, threads, lambda _: None)
+    if lines:
+        raise InfrastructureError(f"not read back as it was written: {lines[0]}; pack again")
+    write_index(store, index)
     return index
 
 
@@ -185,9 +133,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
-    if not data.startswith(SIGNATURES):
-        raise ConfigurationError(f"{path}: not a JPEG, PNG or WebP image; repair or remove it")
-    return data

@@ -194,10 +194,10 @@ class SampleReader:
         return _Fetched(rows, start, data, again)
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
-        sidecar = decode_sidecar(self._store.get(shard.sidecar), shard)
-        if sidecar is None:
-            raise BadSample("missing", "it is not the one that the index describes")
-        return sidecar
+        try:
+            return decode_sidecar(self._store.get(shard.sidecar), shard, len(self._index.classes))
+        except ValueError as error:
+            raise BadSample("missing", str(error)) from None
 
     def _scratch_name(self, run: Run) -> str:
         return f"{self._contents(run[0])} {run[1]} {self._per_run[run[0]]}"

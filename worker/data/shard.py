@@ -1,32 +1,28 @@
-"""One tar shard, read once from front to back: where its samples lie, and what is wrong with it.
+"""One tar shard, read once from front to back: where its samples lie, and what is wrong with it."""
 
-Tar readers take whatever is no header for the end of the archive, so a shard that was cut or
-overwritten reads as a shorter one without an error. Here the end must be the end-of-archive mark
-(POSIX.1-2017, pax, "ustar Interchange Format": two blocks of zeros).
-"""
-
-import hashlib
-import io
 import json
 import re
-import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import xxhash
 
+from worker.data.tar import Fetch, Malformed, Member, Stream, read_members
+from worker.text import read_name, read_text
+
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
-CHUNK_BYTES = 1 << 24
 
-_BLOCK = 512
+_SIGNATURE_BYTES = 16
 _LABELS: tuple[str, ...] = ("cls", "json")
+_MAX_LABEL_BYTES = 1 << 20
+_MAX_LABEL_CHARACTERS = 500
+_MAX_SAMPLE_BYTES = (1 << 32) - 1
 # Directory and name up to the first dot are the key, the rest is the suffix, as in webdataset.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-
-Fetch = Callable[[int, int], bytes]
-"""(start, stop) -> those bytes of the shard; fewer where it ends before."""
+_METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 
 
 class Row(NamedTuple):
@@ -53,33 +49,64 @@ class Problem:
 
 @dataclass
 class Scan:
-    """What one pass over a shard found; `problems` have no row."""
+    """What one pass over a shard found; `problems` have no row.
+
+    `passed_over` counts members that belong to no sample, by kind.
+    """
 
     bytes: int = 0
     sha256: str = ""
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-
-
-class _Member(NamedTuple):
-    """One file of the tar; `end` is where the next header lies."""
-
-    name: str
-    key: str
-    suffix: str
-    offset: int
-    data_offset: int
-    size: int
-    end: int
-    sparse: bool
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class _Unsound(Exception):
     """Why a sample cannot be used."""
 
 
+class _Sample:
+    """The members of one key that lie together, and what is needed of their bytes."""
+
+    def __init__(self, key: str, offset: int) -> None:
+        self.key = key
+        self.offset = self.end = offset
+        self.members: dict[str, Member] = {}
+        self.twice: str | None = None
+        self.heads: dict[str, bytes] = {}
+        self.digest = xxhash.xxh3_64()
+        self._ahead = xxhash.xxh3_64()
+
+    def add(self, suffix: str, member: Member, stream: Stream) -> None:
+        """Take in a member, and all between it and the last one."""
+        self.twice = suffix if suffix in self.members else self.twice
+        self.members[suffix] = member
+        self._read(member, stream, suffix)
+        self.digest, self.end = self._ahead.copy(), member.end
+
+    def look_at(self, member: Member, stream: Stream) -> None:
+        """Read over a member of no sample, which lies within this one if more of it follows."""
+        self._read(member, stream, None)
+
+    def _read(self, member: Member, stream: Stream, suffix: str | None) -> None:
+        kept, wanted = bytearray(), _SIGNATURE_BYTES if suffix in IMAGE_SUFFIXES else 0
+        if suffix in _LABELS:
+            wanted = _MAX_LABEL_BYTES
+        at = member.offset
+        for chunk in stream.passed(member.offset, member.end):
+            self._ahead.update(chunk)
+            start = max(0, member.data_offset - at)
+            kept += chunk[start : start + max(0, wanted - len(kept))]
+            at += len(chunk)
+        if at < member.end:
+            text = f"member {member.name!r} is cut short: it ends at byte {member.end}"
+            raise Malformed(self.offset, text)
+        if suffix:
+            self.heads[suffix] = bytes(kept[: member.size])
+
+
 def scan_shard(fetch: Fetch, size: int, label_field: str = "label") -> Scan:
-    """Read a shard of `size` bytes once, in chunks; memory does not grow with it.
+    """Read a shard of `size` bytes once, in chunks; memory does not grow with it or its members.
 
     Labels are the text of the `.cls` member, or of `label_field` in the `.json` member. Problems
     are listed, never raised.
@@ -87,190 +114,116 @@ def scan_shard(fetch: Fetch, size: int, label_field: str = "label") -> Scan:
     stream = Stream(fetch, size)
     scan = Scan(bytes=size)
     seen: set[int] = set()
-    for members in _samples(stream, scan):
+    for sample in _samples(stream, scan):
         try:
-            digest = xxhash.xxh3_64_intdigest(members[0].key.encode(errors="surrogateescape"))
+            digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
             if digest in seen:
-                raise _Unsound("is there already, further up in the shard")
+                raise _Unsound(
+                    "is there already, further up in the shard; the members of a sample must lie "
+                    "together (tar --sort=name)"
+                )
             seen.add(digest)
-            scan.rows.append(_row(stream, members, label_field))
+            scan.rows.append(_row(sample, label_field))
         except _Unsound as problem:
-            scan.problems.append(Problem(members[0].offset, f"sample {members[0].key!r} {problem}"))
-        stream.forget(members[-1].end)
+            scan.problems.append(Problem(sample.offset, f"sample {sample.key!r} {problem}"))
     if not scan.rows and not scan.problems:
         scan.problems.append(Problem(0, "holds no samples"))
     scan.sha256 = stream.sha256()
     return scan
 
 
-class Stream(io.RawIOBase):
-    """A shard as a file that fetches its chunks in order and keeps what is not yet forgotten."""
-
-    def __init__(self, fetch: Fetch, size: int) -> None:
-        self._fetch = fetch
-        self._size = size
-        self._kept = bytearray()
-        self._first = self._position = self._wanted_from = 0
-        self._hash = hashlib.sha256()
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset
-        return offset
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.span(self._position, self._position + size)
-        self._position += len(data)
-        return data
-
-    def span(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), none of which may be forgotten; fewer at the shard's end."""
-        while self.size < stop and self._fill():
-            pass
-        return bytes(self._kept[start - self._first : stop - self._first])
-
-    @property
-    def size(self) -> int:
-        """Bytes seen so far, those forgotten included."""
-        return self._first + len(self._kept)
-
-    def forget(self, stop: int) -> None:
-        """Let go of all before `stop`, read or not, but for the byte that tarfile looks at."""
-        self._wanted_from = max(self._wanted_from, stop - 1)
-        self._drop()
-
-    def sha256(self) -> str:
-        """Of the whole shard, the rest of which is read for it."""
-        self.forget(self._size + 1)
-        while self._fill():
-            pass
-        return self._hash.hexdigest()
-
-    def _drop(self) -> None:
-        done = max(0, min(self._wanted_from - self._first, len(self._kept)))
-        del self._kept[:done]
-        self._first += done
-
-    def _fill(self) -> bool:
-        end = self.size
-        if end >= self._size:
-            return False
-        chunk = self._fetch(end, min(end + CHUNK_BYTES, self._size))
-        self._hash.update(chunk)
-        self._kept += chunk
-        self._drop()
-        return bool(chunk)
-
-
-def _samples(stream: Stream, scan: Scan) -> Iterator[list[_Member]]:
-    """The members of each sample: neighbours with the same key. Notes a malformed archive."""
-    group: list[_Member] = []
-    end = 0
+def _samples(stream: Stream, scan: Scan) -> Iterator[_Sample]:
+    """The samples: neighbors with the same key. Notes a malformed archive."""
+    sample: _Sample | None = None
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it keeps them all
-                end = tar.offset
-                member = _member(info, end)
-                if not member.suffix:
-                    stream.forget(group[0].offset if group else end)
-                    continue
-                if group and group[0].key != member.key:
-                    yield group
-                    group = []
-                group.append(member)
-            end = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        if group and group[-1].end > scan.bytes:
-            last = group[-1]
-            text = f"member {last.name!r} is cut short: it ends at byte {last.end}"
-            scan.problems.append(Problem(group[0].offset, text))
-            return
-        if group:
-            yield group
-        scan.problems.append(Problem(end, f"no tar header: {error}"))
+        for member in read_members(stream):
+            match = _MEMBER.fullmatch(member.name)
+            kind = _passed_over(member, match)
+            if kind or not match:
+                scan.passed_over[kind] += kind != "folder"
+                if sample:
+                    sample.look_at(member, stream)
+                else:
+                    stream.forget(member.end)
+                continue
+            if sample and sample.key != match[1]:
+                done, sample = sample, None
+                yield done
+            sample = sample or _Sample(match[1], member.offset)
+            sample.add(match[2].lower(), member, stream)
+    except Malformed as problem:
+        # What is cut within the sample is no sample.
+        if sample and problem.offset != sample.offset:
+            yield sample
+        scan.problems.append(Problem(problem.offset, str(problem)))
         return
-    if group:
-        yield group
-    _check_end(stream, scan, end)
+    if sample:
+        yield sample
 
 
-def _member(info: tarfile.TarInfo, end: int) -> _Member:
-    """Without suffix: what belongs to no sample."""
-    match = _MEMBER.fullmatch(info.name) if info.isreg() else None
-    key, suffix = (match[1], match[2].lower()) if match else (info.name, "")
-    sparse = info.issparse()
-    return _Member(info.name, key, suffix, info.offset, info.offset_data, info.size, end, sparse)
+def _passed_over(member: Member, match: re.Match[str] | None) -> str:
+    """Why a member belongs to no sample, nothing if it does."""
+    if member.folder:
+        return "folder"
+    if not member.regular:
+        return "link or device"
+    if _METADATA.match(member.name):
+        return "metadata file (__name__)"
+    if match is None:
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        return "hidden file" if hidden else "file without a suffix"
+    return ""
 
 
-def _check_end(stream: Stream, scan: Scan, end: int) -> None:
-    """An archive ends with a block of zeros, and after it come only zeros."""
-    mark = stream.span(end, end + _BLOCK)
-    if mark.strip(b"\0"):
-        text = "no tar header" if len(mark) == _BLOCK else "a tar header cut short"
-        scan.problems.append(Problem(end, text))
-    elif len(mark) < _BLOCK:
-        text = "no end-of-archive mark: cut between two samples, or never closed"
-        scan.problems.append(Problem(end, text))
-    else:
-        at = end
-        while rest := stream.span(at, at + CHUNK_BYTES):
-            data = rest.lstrip(b"\0")
-            at += len(rest)
-            stream.forget(at)
-            if data:
-                text = "data after the end-of-archive mark, which no reader sees"
-                scan.problems.append(Problem(at - len(data), text))
-                return
-
-
-def _row(stream: Stream, members: list[_Member], label_field: str) -> Row:
-    start, stop = members[0].offset, members[-1].end
-    files: dict[str, _Member] = {}
-    for member in members:
-        if member.suffix in files:
-            raise _Unsound(f"has two members .{member.suffix}")
+def _row(sample: _Sample, label_field: str) -> Row:
+    members = sample.members
+    if sample.twice:
+        raise _Unsound(f"has two members .{sample.twice}")
+    for member in members.values():
         if member.sparse:
             raise _Unsound(f"has {member.name!r}, a sparse file; write it whole")
-        files[member.suffix] = member
-    image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
-    if image is None:
-        raise _Unsound("has no .jpg, .jpeg, .png or .webp")
-    if stop - start >= 1 << 32:
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if suffix is None:
+        found = ", ".join(f".{suffix}" for suffix in sorted(members)[:4])
+        raise _Unsound(f"has no .jpg, .jpeg, .png or .webp, only {found}")
+    image, length = members[suffix], sample.end - sample.offset
+    if length > _MAX_SAMPLE_BYTES:
         raise _Unsound("is larger than 4 GiB")
-    data = stream.span(start, stop)
-    if len(data) < stop - start:
-        raise _Unsound("is cut short")
-    texts = {
-        kind: data[files[kind].data_offset - start :][: files[kind].size]
-        for kind in _LABELS
-        if kind in files
-    }
-    label = _label(texts, label_field)
-    first = image.data_offset - start
-    if not data.startswith(SIGNATURES, first) or not image.size:
+    label = _label(sample, label_field)
+    if not image.size or not sample.heads[suffix].startswith(SIGNATURES):
         raise _Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
-    return Row(start, stop - start, xxhash.xxh3_64_intdigest(data), first, image.size, label)
+    first = image.data_offset - sample.offset
+    return Row(sample.offset, length, sample.digest.intdigest(), first, image.size, label)
 
 
-def _label(texts: dict[str, bytes], label_field: str) -> str:
-    if "cls" in texts:
-        label = texts["cls"].decode(errors="replace").strip()
-        if not label:
-            raise _Unsound("has an empty .cls")
-        return label
-    if "json" not in texts:
+def _label(sample: _Sample, label_field: str) -> str:
+    kind = next((kind for kind in _LABELS if kind in sample.members), None)
+    if kind is None:
         raise _Unsound("has no label: neither .cls nor .json")
+    if sample.members[kind].size > _MAX_LABEL_BYTES:
+        raise _Unsound(f"has a .{kind} of {sample.members[kind].size} bytes")
     try:
-        fields = json.loads(texts["json"])
-    except ValueError:
+        text = read_text(sample.heads[kind])
+    except ValueError as error:
+        raise _Unsound(f"has a .{kind} that {error}") from None
+    text = text if kind == "cls" else _field(text, label_field)
+    try:
+        label = read_name(text)
+    except ValueError as error:
+        raise _Unsound(f"has a label that {error}") from None
+    if not label:
+        raise _Unsound(f"has an empty {'.cls' if kind == 'cls' else label_field}")
+    if len(label) > _MAX_LABEL_CHARACTERS:
+        raise _Unsound(f"has a label of {len(label)} characters")
+    return label
+
+
+def _field(text: str, label_field: str) -> str:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
         raise _Unsound("has a .json that is not JSON") from None
     value = fields.get(label_field) if isinstance(fields, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+    if isinstance(value, bool) or not isinstance(value, int | str):
         raise _Unsound(f"has a .json without a text or whole number {label_field!r}")
-    return str(value).strip()
+    return str(value)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import xxhash
 
 from worker.data.index import Index, Shard, decode_sidecar
-from worker.data.shard import Stream
+from worker.data.tar import Stream
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 
@@ -26,18 +26,20 @@ def verify_shards(
             advance(done)
 
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda shard: _verify(store, shard, note), index.shards)
+        found = pool.map(
+            lambda shard: _verify(store, shard, len(index.classes), note), index.shards
+        )
         return [line for lines in found for line in lines]
 
 
-def _verify(store: Store, shard: Shard, advance: Callable[[int], None]) -> list[str]:
+def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], None]) -> list[str]:
     where = f"{store.uri}{shard.name}"
     try:
-        sidecar = decode_sidecar(store.get(shard.sidecar), shard)
+        sidecar = decode_sidecar(store.get(shard.sidecar), shard, classes)
     except ObjectMissing as error:
         return [str(error)]
-    if sidecar is None:
-        return [f"{store.uri}{shard.sidecar}: not the sidecar that was indexed"]
+    except ValueError as error:
+        return [f"{store.uri}{shard.sidecar}: {error}"]
 
     def fetch(start: int, stop: int) -> bytes:
         data = store.get(shard.name, start, stop)

@@ -15,11 +15,15 @@ class ObjectMissing(ConfigurationError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing: key below the store's root, bytes, when written (Unix seconds)."""
+    """One object of a listing: key below the store's root, bytes, when written (Unix seconds).
+
+    `version` is another one whenever the object was written again.
+    """
 
     key: str
     size: int
     modified: float
+    version: str = ""
 
 
 class Store(Protocol):

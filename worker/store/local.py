@@ -77,7 +77,8 @@ class LocalStore:
                 if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
-                        found.append(ObjectInfo(key, status.st_size, status.st_mtime))
+                        version = f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
+                    found.append(ObjectInfo(key, status.st_size, status.st_mtime, version))
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:

@@ -200,7 +200,9 @@ class S3Store:
             page = self._call("list", prefix, lambda: self._s3.list_objects_v2(**query))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
-                yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified)
+                # Another version has another time, where stores make ETags of no contents.
+                version = f"{item.get('ETag')} {modified}"
+                yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified, version)
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
