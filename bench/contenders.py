@@ -66,9 +66,9 @@ def preprocessing() -> Any:
 def fast_image(data: bytes) -> Any:
     """Our decoder, crop law and resize, on Python's own random numbers."""
     from worker.data.augment import random_resized_crop
-    from worker.data.image import decode
+    from worker.data.image import ImageSpec, decode
 
-    image = decode(memoryview(data), 10**8)
+    image = decode(memoryview(data), ImageSpec(10**8))
     numbers = iter([random.random() for _ in range(41)])
     top, left, h, w = random_resized_crop(image.shape[2], image.shape[1], (0.08, 1.0), numbers)
     out = preprocessing().resized(image, (top, left, h, w), 224)

@@ -11,7 +11,7 @@ from PIL import Image
 from bench.contenders import preprocessing
 from bench.photos import photos
 from worker.data.augment import random_resized_crop
-from worker.data.image import decode
+from worker.data.image import ImageSpec, decode
 from worker.data.plan import keyed_uniform
 
 COUNT, SIDE = 250, 224
@@ -28,7 +28,7 @@ def main() -> None:
         boxes.append(random_resized_crop(width, height, (0.08, 1.0), iter(draws)))
 
     def ours(number: int) -> np.ndarray:
-        image = decode(memoryview(images[number]), 10**8)
+        image = decode(memoryview(images[number]), ImageSpec(10**8))
         return preprocessing().resized(image, boxes[number], SIDE).permute(1, 2, 0).numpy()
 
     def pillow(number: int) -> np.ndarray:

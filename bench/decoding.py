@@ -7,6 +7,7 @@ from pathlib import Path
 from worker.data.augment import Augmentation
 from worker.data.cache import Cache
 from worker.data.decoded import DecodedImages
+from worker.data.image import ImageSpec
 from worker.data.index import parse_address, read_index
 from worker.data.loader import Batch, Loader
 from worker.data.part import Part
@@ -23,7 +24,7 @@ from worker.train.supply import fetches_for, processes_for
 _LANES = 32
 _READ_MEMORY = 512 << 20
 _SCRATCH = 10 << 30
-_MAX_PIXELS = 10**8
+_SPEC = ImageSpec(10**8)
 
 
 class Decoding:
@@ -94,7 +95,7 @@ class Decoding:
             scratch = Scratch(self._folder, _SCRATCH, self.processes, encoded)
         reader = SampleReader(self._store, self._index, cache, scratch, lanes)
         if scratch:
-            decoded = DecodedImages(scratch, reader, _MAX_PIXELS)
-        loader = Loader(reader, self._threads, _MAX_PIXELS, decoded=decoded)
+            decoded = DecodedImages(scratch, reader, _SPEC)
+        loader = Loader(reader, self._threads, _SPEC, decoded=decoded)
         readers, loaders = {"train": reader}, {"train": loader}
         return Part(index, self.processes, readers, loaders, self._work, self._slots, self._size)

@@ -24,6 +24,7 @@ from bench.photos import photos, write_tars
 from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
 from worker.data.cache import Cache
+from worker.data.image import ImageSpec
 from worker.data.index import parse_address, read_index
 from worker.data.indexing import find_tars, index_tars
 from worker.data.loader import Batch, Loader
@@ -44,7 +45,7 @@ class _Threads:
         address = parse_address(uri)
         self._index = read_index(address)
         reader = SampleReader(address.store, self._index, Cache(512 << 20), None, 32)
-        self._loader = Loader(reader, threads, 10**8)
+        self._loader = Loader(reader, threads, ImageSpec(10**8))
 
     def batches(self) -> Iterator[Batch]:
         augmentation = Augmentation(_PREPROCESSING, Augment(), 0)
@@ -129,7 +130,7 @@ def _simulate_decoding() -> None:
     """Have decoding take its time without a core, and give the same pixels every time."""
     pixels = torch.zeros(400, 500, 3, dtype=torch.uint8).permute(2, 0, 1)
 
-    def decode(data: memoryview, max_pixels: int) -> torch.Tensor:
+    def decode(data: memoryview, spec: ImageSpec) -> torch.Tensor:
         time.sleep(_DECODE_SECONDS)
         return pixels
 

@@ -15,7 +15,7 @@ from torchvision.models import EfficientNet_B0_Weights, Swin_T_Weights
 from torchvision.transforms import v2
 
 from worker.data.augment import Augmentation, jitter, random_box, random_resized_crop
-from worker.data.image import decode
+from worker.data.image import ImageSpec, decode
 from worker.data.mix import Blend, draw_blend, partners_of
 from worker.data.plan import keyed_uniform
 from worker.data.policies import OPERATIONS, rand_augment, trivial_augment
@@ -162,7 +162,7 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
     original.save(buffer, "PNG")
     ours = preprocessing_of(name)
     out = torch.empty(3, ours.crop_size, ours.crop_size, dtype=torch.uint8)
-    ours.evaluated(decode(memoryview(buffer.getvalue()), 10**6), out)
+    ours.evaluated(decode(memoryview(buffer.getvalue()), ImageSpec(10**6)), out)
     theirs = weights.DEFAULT.transforms()(original)
     assert torch.allclose(ours.normalise(out[None])[0], theirs, atol=0.02)  # a level of 255
 

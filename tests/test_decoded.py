@@ -16,6 +16,7 @@ from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
 from worker.data.cache import Cache
 from worker.data.decoded import DecodedImages
+from worker.data.image import ImageSpec
 from worker.data.loader import Batch, Loader
 from worker.data.plan import EpochPlan
 from worker.data.reader import SampleReader
@@ -35,8 +36,8 @@ class Decoding:
         self.index = open_index(uri)
         room = Scratch(scratch, limit, 1, reserve=0) if scratch else None
         self.reader = SampleReader(open_store(uri), self.index, Cache(1 << 24), room)
-        self.decoded = DecodedImages(room, self.reader, 10**6) if room else None
-        self._loader = Loader(self.reader, 2, 10**6, decoded=self.decoded)
+        self.decoded = DecodedImages(room, self.reader, ImageSpec(10**6)) if room else None
+        self._loader = Loader(self.reader, 2, ImageSpec(10**6), decoded=self.decoded)
 
     def epoch(self, epoch: int) -> list[Batch]:
         """All batches of an epoch, and everything written that was going to be."""
@@ -63,9 +64,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = getattr(loader_module, "decode")
 
-    def decode(data: memoryview, max_pixels: int) -> torch.Tensor:
+    def decode(data: memoryview, spec: ImageSpec) -> torch.Tensor:
         found.append(len(data))
-        return real(data, max_pixels)
+        return real(data, spec)
 
     monkeypatch.setattr(loader_module, "decode", decode)
     return found
@@ -137,7 +138,7 @@ def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: P
     encoded = sum(shard.bytes for shard in decoding.index.shards)
     scratch = Scratch(tmp_path, 2 * encoded, 1, reserve=encoded)
     reader = SampleReader(open_store(uri), decoding.index, Cache(1 << 24), scratch)
-    decoded = DecodedImages(scratch, reader, 10**6)
+    decoded = DecodedImages(scratch, reader, ImageSpec(10**6))
     big = torch.zeros(3, 100, encoded // 2000, dtype=torch.uint8)  # of 15 % of the encoded bytes
     for number in range(20):
         decoded.put(number, big, 0)
@@ -241,7 +242,7 @@ def test_labels_and_limits_are_part_of_a_name(dataset: Path, tmp_path: Path) -> 
     assert not len(kept.decoded.missing(ids))
     room = kept.reader.scratch
     assert room
-    assert len(DecodedImages(room, kept.reader, 10**5).missing(ids)) == len(ids)
+    assert len(DecodedImages(room, kept.reader, ImageSpec(10**5)).missing(ids)) == len(ids)
     kept.index.shards[0].__dict__["sidecar_digest"] = 0  # as with other labels
     assert len(kept.decoded.missing(ids)) == kept.index.shards[0].samples
 

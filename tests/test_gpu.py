@@ -14,6 +14,7 @@ from torchvision.io import decode_jpeg
 
 from tests.conftest import open_reader
 from worker.data import gpu
+from worker.data.image import ImageSpec
 from worker.data.indexing import find_tars, index_tars
 from worker.data.loader import Batch, Loader, Prepare
 from worker.data.plan import Ids
@@ -53,7 +54,7 @@ def mixed(tmp_path: Path) -> str:
 
 
 def load(uri: str, decoder: gpu.GpuDecoder | None, ids: list[int]) -> Batch:
-    loader = Loader(open_reader(uri), 1, 10**6, decoder=decoder)
+    loader = Loader(open_reader(uri), 1, ImageSpec(10**6), decoder=decoder)
     (batch,) = loader.batches([np.array(ids)], evaluation, 24)
     loader.close()
     return batch
@@ -85,7 +86,7 @@ def test_it_gives_what_the_cpu_gives(
 
     monkeypatch.setattr(gpu, "decode_jpeg", counted)
     expected = load(mixed, None, ids)
-    found = load(mixed, gpu.GpuDecoder(torch.device("cpu"), 10**6), ids)
+    found = load(mixed, gpu.GpuDecoder(torch.device("cpu"), ImageSpec(10**6)), ids)
     assert sent == [2]  # not the rotated one, nor the PNG, nor the broken one
     assert torch.equal(found.valid, expected.valid)
     assert found.valid.tolist() == [True] * 4 + [False] * (len(ids) - 4)

@@ -1,21 +1,28 @@
 """Every kind of picture becomes upright RGB, or a bad sample that says why."""
 
+import base64
 import io
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from worker.data.image import decode
+from tests.conftest import open_index
+from worker.cli import main
+from worker.data.image import ImageSpec, decode
 from worker.data.reader import BadSample
 
-LIMIT = 100_000_000
+LIMIT = ImageSpec(100_000_000)
 
 
 def gradient(height: int = 40, width: int = 60) -> Image.Image:
@@ -76,9 +83,9 @@ def test_a_bomb_of_a_webp_takes_no_memory() -> None:
 @pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"exif": b"x"}])
 def test_the_size_of_every_kind_of_webp_is_known(options: dict[str, object]) -> None:
     data = encoded(gradient(70, 50), "WEBP", **options)
-    assert decode(data, 3500).shape == (3, 70, 50)
+    assert decode(data, ImageSpec(3500)).shape == (3, 70, 50)
     with pytest.raises(BadSample, match="50 x 70 pixels"):
-        decode(data, 3499)
+        decode(data, ImageSpec(3499))
 
 
 def test_sixteen_bits_keep_the_upper_eight() -> None:
@@ -115,9 +122,9 @@ def test_a_picture_of_twenty_megapixels() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_bomb_is_refused_before_it_is_unpacked(kind: str) -> None:
     data = encoded(gradient(300, 400), kind)
-    assert decode(data, 120_000).shape == (3, 300, 400)
+    assert decode(data, ImageSpec(120_000)).shape == (3, 300, 400)
     with pytest.raises(BadSample, match="400 x 300 pixels are more than data.max_pixels") as raised:
-        decode(data, 119_999)
+        decode(data, ImageSpec(119_999))
     assert raised.value.reason == "too_large"
 
 
@@ -166,3 +173,145 @@ def test_a_jpeg_that_only_warns_is_taken() -> None:
             assert pixels(memoryview(data)).shape == (40, 60, 3)
             return
     pytest.fail("no byte made libjpeg complain")
+
+
+# cjpeg -quality 30 -optimize -sample 1x4 of a gradient: 4:4:1, as a turned 4:1:1 has it.
+SAMPLED_4_4_1 = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABsSFBcUERsXFhceHBsgKEIrKCUlKFE6PTBCYFVlZF9VXVtqeJmBanGQ"
+    "c1tdhbWGkJ6jq62rZ4C8ybqmx5moq6T/2wBDARweHigjKE4rK06kbl1upKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSk"
+    "pKSkpKSkpKSkpKSkpKSkpKSkpKSkpKSkpKT/wAARCAAgABADARQAAhEBAxEB/8QAFQABAQAAAAAAAAAAAAAAAAAA"
+    "BAX/xAAcEAACAgIDAAAAAAAAAAAAAAAAAwECETEEEmH/xAAXAQADAQAAAAAAAAAAAAAAAAACAwQF/8QAGxEAAgMA"
+    "AwAAAAAAAAAAAAAAAAIBAwQREjH/2gAMAwEAAhEDEQA/AIalDEqGIUN46tCEbsT16SOpXg5KhlKdYjG5FLXm4TNW"
+    "s8eyaNWmT//Z"
+)
+
+
+def test_what_one_decoder_cannot_decode_is_left_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Image.open(io.BytesIO(SAMPLED_4_4_1)) as picture:
+        expected = np.asarray(picture.convert("RGB")).astype(int)
+    assert np.array_equal(pixels(memoryview(SAMPLED_4_4_1)), expected)
+    data = encoded(gradient(), "JPEG")
+    expected = pixels(data)
+    for error in (KeyError("4:4:1"), OverflowError(), MemoryError(), SystemError()):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(simplejpeg, "decode_jpeg", fail)
+            assert np.array_equal(pixels(data), expected)
+            patch.setattr(Image, "open", fail)
+            with pytest.raises(BadSample, match="cannot be decoded"):
+                decode(data, LIMIT)
+
+
+def inserted(data: bytes, segment: bytes) -> memoryview:
+    """A JPEG with something between its start and its first segment."""
+    return memoryview(data[:2] + segment + data[2:])
+
+
+def xmp(orientation: int) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description '
+        f'tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    ).encode()
+
+
+def turned_like_pillow(data: memoryview) -> bool:
+    """Whether decoding turns a picture as `exif_transpose` does, which must turn it."""
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).astype(int)
+    found = pixels(data)
+    assert expected.shape == (60, 40, 3)
+    return found.shape == expected.shape and bool(np.abs(found - expected).mean() < 0.5)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff" * 5,
+        b"\xff\xdb\x00\x43\x01" + bytes(range(1, 65)),
+        b"\xff\xfe\x00\x06abcd",
+        b"\xff\xe1\x00\x0aNotExif\0",
+        b"\xff\xed\x00\x04\0\0",
+    ],
+    ids=["fill", "dqt", "comment", "other app1", "app13"],
+)
+def test_orientation_is_found_behind_other_segments(segment: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytes(encoded(gradient(), "JPEG", exif=exif.tobytes()))
+    assert turned_like_pillow(inserted(data, segment))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_in_xmp_alone_counts_for_every_format(kind: str) -> None:
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp(8).decode())
+        data = encoded(gradient(), kind, pnginfo=info)
+    else:
+        data = encoded(gradient(), kind, xmp=xmp(8))
+    assert turned_like_pillow(data)
+
+
+def deep_png(samples: np.ndarray, bits: bytes = b"") -> memoryview:
+    """A PNG of 16 bits, [H, W] or [H, W, 3], with an sBIT chunk if `bits` are declared."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data).to_bytes(4)
+        return len(data).to_bytes(4) + kind + data + check
+
+    height, width = samples.shape[:2]
+    colors = 2 if samples.ndim == 3 else 0
+    head = width.to_bytes(4) + height.to_bytes(4) + bytes([16, colors, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    body = chunk(b"IHDR", head) + (chunk(b"sBIT", bits) if bits else b"")
+    body += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return memoryview(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("colors", [1, 3])
+def test_twelve_bits_in_sixteen_are_not_black(colors: int) -> None:
+    ramp = np.linspace(0, 4095, 600).astype(np.uint16).reshape(20, 30)
+    raw = ramp if colors == 1 else np.stack([ramp] * 3, axis=2)
+    expected = ramp >> 4
+    declared = deep_png(raw, bytes([12]) * colors)
+    assert np.array_equal(pixels(declared)[..., 0], expected)
+    # As the standard wants it: what is declared is scaled up to all 16 bits.
+    assert np.array_equal(pixels(deep_png(raw << 4, bytes([12]) * colors))[..., 0], expected)
+    undeclared = deep_png(raw)
+    known = decode(undeclared, ImageSpec(LIMIT.max_pixels, depth=12))
+    assert np.array_equal(known.numpy()[0], expected)
+    assert pixels(undeclared).max() == 15  # without the set's range, all 16 bits are taken as used
+
+
+def test_a_set_of_deep_images_knows_its_range(tmp_path: Path) -> None:
+    """It is that of the training split, for all splits and for the model."""
+    for split, high in (("train", 4095), ("val", 900)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            ramp = np.linspace(0, high, 600).astype(np.uint16).reshape(20, 30)
+            (folder / "x.png").write_bytes(deep_png(ramp))
+    result = CliRunner().invoke(main, ["pack", f"{tmp_path}/photos", f"{tmp_path}/set"])
+    assert result.exit_code == 0, result.output
+    assert "images of 16 bits are taken to use 12 of them" in result.output
+    for split in ("train", "val"):
+        assert open_index(f"{tmp_path}/set/{split}").depth == 12
+    again = CliRunner().invoke(main, ["index", f"{tmp_path}/set/train", "--overwrite"])
+    assert again.exit_code == 0, again.output
+    assert open_index(f"{tmp_path}/set/train").depth == 12
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_takes_its_time() -> None:
+    data = bytes(encoded(gradient(400, 400), "JPEG", progressive=True))
+    start = data.rindex(b"\xff\xda")
+    scan = data[start:-2]
+    bomb = memoryview(data[:-2] + scan * 200 + b"\xff\xd9")
+    with pytest.raises(BadSample, match="scans of 160000 pixels take too long") as raised:
+        decode(bomb, LIMIT)
+    assert raised.value.reason == "too_large"
+    assert decode(memoryview(data), LIMIT).shape == (3, 400, 400)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.conftest import open_index, open_reader
 from worker.data.augment import Augmentation
+from worker.data.image import ImageSpec
 from worker.data.loader import Batch, Loader, Prepare
 from worker.data.plan import EpochPlan, Ids
 from worker.data.reader import BadSample, SampleReader
@@ -27,7 +28,7 @@ def evaluation(ids: Ids) -> Prepare:
 
 
 def load(reader: SampleReader, threads: int) -> list[Batch]:
-    loader = Loader(reader, threads, 10**6)
+    loader = Loader(reader, threads, ImageSpec(10**6))
     batches = list(loader.batches(IDS, evaluation, 24))
     loader.close()
     return batches
@@ -51,7 +52,7 @@ def test_the_number_of_threads_changes_no_pixel(dataset: Path) -> None:
     prepare = Augmentation(PREPROCESSING, Augment(trivialaugment=True), 3).prepare_for(1)
 
     def images(threads: int) -> Tensor:
-        loader = Loader(reader, threads, 10**6)
+        loader = Loader(reader, threads, ImageSpec(10**6))
         ids = (plan.batch(step) for step in range(plan.steps))
         found = torch.cat([batch.images for batch in loader.batches(ids, prepare, 24)])
         loader.close()
@@ -95,7 +96,7 @@ def test_an_outage_surfaces_at_its_batch(threads: int, dataset: Path) -> None:
         return read(number)
 
     reader.read = failing  # type: ignore[method-assign, assignment]
-    loader = Loader(reader, threads, 10**6)
+    loader = Loader(reader, threads, ImageSpec(10**6))
     batches = loader.batches(IDS, evaluation, 24)
     assert len(list(itertools.islice(batches, 3))) == 3
     with pytest.raises(InfrastructureError):
@@ -106,7 +107,7 @@ def test_an_outage_surfaces_at_its_batch(threads: int, dataset: Path) -> None:
 def test_a_closed_loader_leaves_no_thread(dataset: Path) -> None:
     before = set(threading.enumerate())
     reader = open_reader(f"{dataset}/train")
-    loader = Loader(reader, 3, 10**6)
+    loader = Loader(reader, 3, ImageSpec(10**6))
     batches = loader.batches(IDS, evaluation, 24)
     next(batches)
     batches.close()
@@ -127,7 +128,7 @@ def test_reading_ahead_is_bounded_and_begins_slowly(dataset: Path) -> None:
         prefetch(sample_ids)
 
     reader.prefetch = counted  # type: ignore[method-assign]
-    loader = Loader(reader, 1, 10**6)
+    loader = Loader(reader, 1, ImageSpec(10**6))
     batches = loader.batches((np.array([n % 52]) for n in range(5000)), evaluation, 24)
     next(batches)
     assert len(asked) < 10

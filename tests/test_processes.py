@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import Run, Start, in_fresh_process, open_index, open_reader
 from worker.data.augment import Augmentation
+from worker.data.image import ImageSpec
 from worker.data.in_process import InProcess
 from worker.data.loader import Batch, Loader, Prepare
 from worker.data.part import Part
@@ -69,7 +70,7 @@ def open_part(
     reader = open_reader(reading.uri)
     if sabotage:
         sabotage(reader)
-    loader = Loader(reader, 2, 10**6)
+    loader = Loader(reader, 2, ImageSpec(10**6))
     return Part(index, count, {"train": reader}, {"train": loader}, reading.resolve, slots, 24)
 
 
@@ -128,7 +129,7 @@ def compare(uri: str) -> None:
         reader = open_reader(uri)
         if sabotage:
             sabotage(reader)
-        alone = InProcess({"train": Loader(reader, 0, 10**6)}, reading.resolve, 24)
+        alone = InProcess({"train": Loader(reader, 0, ImageSpec(10**6))}, reading.resolve, 24)
         for count in (1, 2, 5):
             with processes(reading, count, sabotage) as running:
                 for request in requests:
@@ -186,7 +187,7 @@ def dawdle(reader: SampleReader) -> None:
 
 def break_off_and_compare(uri: str) -> None:
     reading = Reading(uri)
-    alone = InProcess({"train": Loader(open_reader(uri), 0, 10**6)}, reading.resolve, 24)
+    alone = InProcess({"train": Loader(open_reader(uri), 0, ImageSpec(10**6))}, reading.resolve, 24)
     with processes(reading, 1, dawdle) as running:
         batches = running.batches(Request("train", samples=range(50)))
         next(batches)

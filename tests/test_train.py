@@ -24,7 +24,7 @@ import torch
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader, unfinish
 from tests.sabotage import two_ranks_per_piece
 from worker.data.folder import find_splits
-from worker.data.image import decode
+from worker.data.image import ImageSpec, decode
 from worker.data.pack import write_split
 from worker.metrics.owner import Owner
 from worker.metrics.textfile import textfile
@@ -496,7 +496,7 @@ def test_the_accuracy_is_that_of_the_model_that_was_written(
     preprocessing = preprocessing_of("resnet18").at(32)
     images = torch.zeros(len(samples), 3, 32, 32, dtype=torch.uint8)
     for sample, out in zip(samples, images, strict=True):
-        preprocessing.evaluated(decode(sample.image, 10**6), out)
+        preprocessing.evaluated(decode(sample.image, ImageSpec(10**6)), out)
     labels = torch.tensor([sample.label for sample in samples])
     with torch.inference_mode():
         outputs = backbone.model.eval()(preprocessing.normalise(images))

@@ -61,6 +61,7 @@ def pack(
     if not overwrite:
         for store in stores:
             require_no_index(store, "choose another place")
+    depth = None
     for split, store in zip(splits, stores, strict=True):
         with progress_bar(len(split.files), f"packing {split.name or 'images'}") as bar:
             index = write_split(
@@ -70,7 +71,11 @@ def pack(
                 seed,
                 threads or len(os.sched_getaffinity(0)),
                 lambda: bar.update(1),
+                depth,
             )
+        depth = depth or index.depth
+        if index.depth:
+            click.echo(f"images of 16 bits are taken to use {index.depth} of them", err=True)
         click.echo(
             f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
             f"in {count(len(index.shards), 'shard')}"
@@ -147,5 +152,7 @@ def index(
         f"{tars.store.uri}: {count(made.index.samples, 'image')} of {len(made.index.classes)} "
         f"classes in {count(len(made.index.shards), 'shard')}"
     )
+    if made.index.depth:
+        click.echo(f"images of 16 bits are taken to use {made.index.depth} of them", err=True)
     if made.empty:
         click.echo(f"classes without any image: {', '.join(made.empty[:20])}", err=True)

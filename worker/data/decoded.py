@@ -10,6 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from worker.data.image import ImageSpec
 from worker.data.plan import Ids
 from worker.data.reader import SampleReader
 from worker.data.scratch import Scratch
@@ -50,14 +51,14 @@ class DecodedImages:
     Args:
         scratch: Where to keep them.
         reader: Names the samples.
-        max_pixels: `data.max_pixels`; images that are larger were never decoded.
+        spec: How they were decoded.
     """
 
-    def __init__(self, scratch: Scratch, reader: SampleReader, max_pixels: int) -> None:
+    def __init__(self, scratch: Scratch, reader: SampleReader, spec: ImageSpec) -> None:
         self._scratch = scratch
         self._reader = reader
-        self._kind = f"decoded {_FORMAT} {_DECODERS} {max_pixels}"
-        self._largest = _HEADER.size + 3 * max_pixels
+        self._kind = f"decoded {_FORMAT} {_DECODERS} {spec}"
+        self._largest = _HEADER.size + 3 * spec.max_pixels
         self._waiting: queue.Queue[tuple[str, bytearray]] = queue.Queue()
         threading.Thread(target=self._write, name="decoded", daemon=True).start()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from worker.data.image import FAST_COLORS, decode, orientation
+from worker.data.image import FAST_COLORS, ImageSpec, decode, orientation
 from worker.data.loader import Batch, Prepare
 from worker.data.reader import BadSample, SampleReader
 from worker.errors import ConfigurationError, first_line
@@ -33,9 +33,9 @@ def require_nvjpeg(device: torch.device) -> None:
 class GpuDecoder:
     """Fills batches on a CUDA device, from one thread, on a stream of its own."""
 
-    def __init__(self, device: torch.device, max_pixels: int) -> None:
+    def __init__(self, device: torch.device, spec: ImageSpec) -> None:
         self.device = device
-        self._max_pixels = max_pixels
+        self._spec = spec
         self._stream = torch.cuda.Stream(device)
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
@@ -58,7 +58,7 @@ class GpuDecoder:
             for place, image in images.items():
                 try:
                     if place not in decoded:
-                        decoded[place] = decode(image, self._max_pixels).to(self.device)
+                        decoded[place] = decode(image, self._spec).to(self.device)
                     prepare(place, decoded.pop(place), out[place])
                 except BadSample as problem:
                     batch.leave_out(place, problem, reader.name(int(batch.ids[place])))
@@ -69,11 +69,10 @@ class GpuDecoder:
             return False
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
-        except ValueError:
+        except Exception:  # whatever it is, the next decoder has its own say
             return False
-        return (
-            colors in FAST_COLORS and height * width <= self._max_pixels and orientation(image) == 1
-        )
+        small = height * width <= self._spec.max_pixels
+        return colors in FAST_COLORS and small and orientation(image) == 1
 
     def _decode(self, images: list[memoryview]) -> list[Tensor]:
         """uint8 [3, H, W] each; none at all where one is broken, for the CPU to say which."""
@@ -84,7 +83,7 @@ class GpuDecoder:
             return list(decode_jpeg(data, ImageReadMode.RGB, device=self.device))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except Exception:  # whatever it is, the next decoder has its own say
             if self.device.type == "cuda":
                 # Those that it had begun are still being written, on a stream of its own.
                 torch.cuda.synchronize(self.device)

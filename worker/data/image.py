@@ -1,14 +1,15 @@
 """Encoded images as upright RGB pixels.
 
 libjpeg-turbo by way of simplejpeg for ordinary JPEGs, which keep the cores busy; Pillow for all
-the rest: PNG, WebP, CMYK, palettes, alpha, 16 bits, and JPEGs that libjpeg complains about.
+the rest: PNG, WebP, CMYK, palettes, alpha, and JPEGs that libjpeg complains about.
 """
 
-import functools
 import io
+import re
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,18 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from worker.data.depth import deep_pixels, is_deep
 from worker.data.reader import BadSample
 from worker.errors import first_line
 
 Pixels = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_START = b"\xff\xd8"
+_START, _SCAN = b"\xff\xd8", b"\xff\xda"
 _ORIENTATION = 0x0112
-_EXIF, _COMMENT, _APPLICATION = 0xE1, 0xFE, range(0xE0, 0xF0)
+_MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; most have ten
+_MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
+_TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
 FAST_COLORS = ("YCbCr", "RGB", "Gray")
 
 # Our own bound is exact, is checked before any pixel is decoded, and holds for every format.
@@ -35,23 +39,39 @@ warnings.filterwarnings("ignore", module="PIL")  # of EXIF and palettes: once pe
 _local = threading.local()
 
 
-def decode(data: memoryview, max_pixels: int) -> Tensor:
-    """The image as uint8 RGB [3, H, W], channels last, upright as its EXIF orientation says.
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images are decoded.
 
-    The tensor may be overwritten by this thread's next call. Alpha is dropped, and of 16 bits the
-    upper 8 are kept. Raises `BadSample` where the bytes are no whole image or would unpack into
-    more than `max_pixels`.
+    Args:
+        max_pixels: Images that would unpack into more are bad samples.
+        depth: Bits that the samples of 16-bit images use, unless the image says so itself.
+    """
+
+    max_pixels: int
+    depth: int = 16
+
+
+def decode(data: memoryview, spec: ImageSpec) -> Tensor:
+    """Return the image as uint8 RGB [3, H, W], channels last, upright as its EXIF orientation says.
+
+    The tensor may be overwritten by this thread's next call. Alpha is dropped; of deeper images the
+    upper 8 bits in use are kept. Raises `BadSample` where the bytes are no whole image or would
+    take too much memory or time to unpack.
     """
     if bytes(data[:2]) == _START:
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            _require_size(width, height, max_pixels)
+            _require_size(width, height, spec.max_pixels)
+            _require_few_scans(data, width * height, spec.max_pixels)
             if colors in FAST_COLORS:
                 pixels = simplejpeg.decode_jpeg(data, buffer=_buffer(height * width * 3))
                 return _tensor(_upright(pixels, orientation(data)))
-        except ValueError:
-            pass  # libjpeg warns of things that leave the image whole; Pillow tells them apart
-    return _tensor(_decode_any(data, max_pixels))
+        except BadSample:
+            raise
+        except Exception:  # noqa: S110 -- of what it cannot decode, Pillow tells the reason
+            pass
+    return _tensor(_decode_any(data, spec))
 
 
 def _tensor(pixels: Pixels) -> Tensor:
@@ -66,6 +86,13 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
+    """A small JPEG can hold thousands of scans, and take minutes."""
+    scans = bytes(data).count(_SCAN)
+    if scans > _MAX_SCANS or (scans > 15 and scans * pixels > _MAX_WORK * max_pixels):
+        raise BadSample("too_large", f"{scans} scans of {pixels} pixels take too long to decode")
+
+
 def _buffer(size: int) -> bytearray:
     """Memory of this thread that is there already: fresh pages would cost a tenth of a decode."""
     buffer: bytearray = getattr(_local, "buffer", bytearray())
@@ -74,17 +101,18 @@ def _buffer(size: int) -> bytearray:
     return buffer
 
 
-def _decode_any(data: memoryview, max_pixels: int) -> Pixels:
+def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
     if bytes(data[:4]) == b"RIFF":  # Pillow unpacks the canvas of a WebP before it tells its size
-        _require_size(*_webp_size(data), max_pixels)
+        _require_size(*_webp_size(data), spec.max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _require_size(*image.size, max_pixels)
+            _require_size(*image.size, spec.max_pixels)
+            if image.format == "JPEG":
+                _require_few_scans(data, image.width * image.height, spec.max_pixels)
             image.load()
             turn = _valid(image.getexif)
-            if image.mode.startswith("I"):
-                upper = (np.asarray(image) >> 8).astype(np.uint8)
-                return _upright(np.repeat(upper[..., None], 3, axis=2), turn)
+            if is_deep(data):  # of which Pillow keeps the upper 8 bits, in use or not
+                return _upright(deep_pixels(data, spec.depth), turn)
             return _upright(np.array(image.convert("RGB")), turn)
     except BadSample:
         raise
@@ -108,22 +136,14 @@ def _webp_size(data: memoryview) -> tuple[int, int]:
 
 
 def orientation(data: memoryview) -> int:
-    """The EXIF orientation of a JPEG, 1 to 8 (CIPA DC-008, 4.6.4); 1 where it has none."""
-    at = 2
-    while at + 10 < len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker not in _APPLICATION and marker != _COMMENT:
-            break
-        if marker == _EXIF and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
-            return _valid(functools.partial(_parse, bytes(data[at + 4 : at + 2 + length])))
-        at += 2 + length
-    return 1
-
-
-def _parse(data: bytes) -> Image.Exif:
-    exif = Image.Exif()
-    exif.load(data)
-    return exif
+    """Return the orientation of a JPEG, 1 to 8, as Pillow's `exif_transpose` finds it."""
+    if not _TELLS_ORIENTATION.search(data):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _valid(image.getexif)
+    except Exception:  # of hostile bytes, Pillow raises whatever its parsers meet
+        return 1
 
 
 def _valid(read: Callable[[], Image.Exif]) -> int:

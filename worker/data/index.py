@@ -70,6 +70,8 @@ class Index(BaseModel):
     version: Literal[2] = 2
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     shards: tuple[Shard, ...]
+    depth: Annotated[int, Field(ge=8, le=16)] | None = None
+    """Bits in use in the 16-bit images that declare none; None if there are no such images."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Index":

@@ -27,7 +27,7 @@ from worker.data.index import (
     write_index,
     write_sidecar,
 )
-from worker.data.shard import Problem, Row, Scan, scan_shard
+from worker.data.shard import Problem, Row, Scan, depth_for, scan_shard
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
@@ -195,7 +195,9 @@ def index_tars(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        index = Index(classes=classes, shards=tuple(each.shard for each in finished))
+        shards = tuple(each.shard for each in finished)
+        depth = depth_for(max((each.highest for each in finished), default=0))
+        index = Index(classes=classes, shards=shards, depth=depth)
         lines = [line for each in finished for line in each.lines]
         _require_budget(source, lines, index.samples, error_budget)
         write_index(source.store, index)
@@ -224,12 +226,13 @@ def _labels(scan: Scan) -> set[str]:
 
 
 class _Finished(NamedTuple):
-    """A shard's entry, the class numbers in it, a line per problem, and `Scan.passed_over`."""
+    """A shard's entry, the class numbers in it, a line per problem, and what `Scan` counts."""
 
     shard: Shard
     labels: set[int]
     lines: list[str]
     passed_over: Counter[str]
+    highest: int
 
 
 def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Finished:
@@ -247,7 +250,7 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Fin
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
     shard = write_sidecar(store, tar.name, scan, sound)
-    return _Finished(shard, {number for _, number in sound}, lines, scan.passed_over)
+    return _Finished(shard, {number for _, number in sound}, lines, scan.passed_over, scan.highest)
 
 
 def _require_budget(source: Source, lines: list[str], found: int, error_budget: float) -> None:
@@ -331,6 +334,7 @@ def _encode_staged(scan: Scan, tar: Tar, label_field: str) -> bytes:
         "sha256": scan.sha256,
         "labels": labels,
         "passed_over": scan.passed_over,
+        "highest": scan.highest,
     }
     buffer = io.BytesIO()
     np.savez(buffer, rows=np.array(rows, dtype=_ROW_DTYPE), facts=np.array(json.dumps(facts)))
@@ -349,4 +353,5 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
         facts["sha256"],
         [Row._make((*row[:5], facts["labels"][row[5]])) for row in rows],
         passed_over=Counter(facts["passed_over"]),
+        highest=facts["highest"],
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from worker.data.decoded import DecodedImages
-from worker.data.image import decode
+from worker.data.image import ImageSpec, decode
 from worker.data.plan import Ids
 from worker.data.reader import BadSample, SampleReader
 
@@ -90,7 +90,7 @@ class Loader:
         self,
         reader: SampleReader,
         threads: int,
-        max_pixels: int,
+        spec: ImageSpec,
         pin_memory: bool = False,
         decoder: Decoder | None = None,
         decoded: DecodedImages | None = None,
@@ -98,7 +98,7 @@ class Loader:
         self._reader = reader
         self._decoded = decoded
         self._threads = threads
-        self._max_pixels = max_pixels
+        self._spec = spec
         self._pin = pin_memory and decoder is None
         self._decoder = decoder
         # One thread feeds a GPU, on a stream of its own.
@@ -202,7 +202,7 @@ class Loader:
         if kept:
             return kept
         sample = self._reader.read(number)
-        image = decode(sample.image, self._max_pixels)
+        image = decode(sample.image, self._spec)
         if self._decoded:
             self._decoded.put(number, image, sample.label)
         return image, sample.label

@@ -12,7 +12,7 @@ import numpy as np
 from worker.data.folder import ImageFile, Split
 from worker.data.index import INDEX_NAME, Index, Shard, write_index, write_sidecar
 from worker.data.plan import keyed_hash
-from worker.data.shard import scan_shard
+from worker.data.shard import depth_for, scan_shard
 from worker.data.verify import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.logs import count
@@ -65,6 +65,7 @@ def write_split(
     seed: int,
     threads: int,
     advance: Callable[[], None],
+    depth: int | None = None,
 ) -> Index:
     """Write the shards of one split, read them back, write its index, and return that.
 
@@ -78,6 +79,7 @@ def write_split(
         seed: Decides the order of the images.
         threads: Shards that are written side by side.
         advance: Is told of every file done, by one thread at a time.
+        depth: That of the training set (see `Index`), to be that of this split, too.
     """
     shards = plan_shards(split.files, shard_bytes, seed)
     store.delete(INDEX_NAME)
@@ -87,7 +89,7 @@ def write_split(
         with lock:
             advance()
 
-    def write(number: int) -> Shard:
+    def write(number: int) -> tuple[Shard, int]:
         return _write_shard(store, f"shard-{number:06d}.tar", shards[number], note)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -96,8 +98,10 @@ def write_split(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    index = Index(classes=split.classes, shards=written)
-    kept = {name for shard in written for name in (shard.name, shard.sidecar)}
+    shards_written = tuple(shard for shard, _ in written)
+    depth = depth or depth_for(max(highest for _, highest in written))
+    index = Index(classes=split.classes, shards=shards_written, depth=depth)
+    kept = {name for shard in shards_written for name in (shard.name, shard.sidecar)}
     for info in list(store.list("shard-")):
         if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
             store.delete(info.key)
@@ -110,7 +114,8 @@ def write_split(
 
 def _write_shard(
     store: Store, name: str, files: Sequence[ImageFile], note: Callable[[], None]
-) -> Shard:
+) -> tuple[Shard, int]:
+    """Write a shard and its sidecar; returns its index entry and `Scan.highest`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
@@ -122,7 +127,8 @@ def _write_shard(
     if scan.problems:
         raise ConfigurationError(f"{files[0].path.parent}: {scan.problems[0].text}")
     store.put(name, data)
-    return write_sidecar(store, name, scan, [(row, int(row.label)) for row in scan.rows])
+    rows = [(row, int(row.label)) for row in scan.rows]
+    return write_sidecar(store, name, scan, rows), scan.highest
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

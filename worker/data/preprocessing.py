@@ -30,11 +30,13 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: InterpolationMode
+    depth: int = 16
+    """Bits that the samples of 16-bit images use, unless the image says so itself."""
 
     def __str__(self) -> str:
         return (
             f"{self.resize_size} -> {self.crop_size} pixels ({self.interpolation.value}), "
-            f"mean {list(self.mean)}, std {list(self.std)}"
+            f"mean {list(self.mean)}, std {list(self.std)}, {self.depth} bits"
         )
 
     def at(self, size: int) -> "Preprocessing":

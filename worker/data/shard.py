@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 import xxhash
 
+from worker.data.depth import highest_sample, is_deep
 from worker.data.tar import Fetch, Malformed, Member, Stream, read_members
 from worker.text import read_name, read_text
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 
-_SIGNATURE_BYTES = 16
+_HEAD_BYTES = 32
+_MAX_DEEP_BYTES = 1 << 28
 _LABELS: tuple[str, ...] = ("cls", "json")
 _MAX_LABEL_BYTES = 1 << 20
 _MAX_LABEL_CHARACTERS = 500
@@ -59,6 +61,18 @@ class Scan:
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    highest: int = 0
+    """The highest value in images of 16 bits that do not declare how many of them are in use."""
+
+    @property
+    def depth(self) -> int | None:
+        """The bits that it takes, None without such images."""
+        return depth_for(self.highest)
+
+
+def depth_for(highest: int) -> int | None:
+    """Return the bits in use where this is the highest value of a set; None for 0, of no image."""
+    return max(8, highest.bit_length()) if highest else None
 
 
 class _Unsound(Exception):
@@ -84,19 +98,29 @@ class _Sample:
         self._read(member, stream, suffix)
         self.digest, self.end = self._ahead.copy(), member.end
 
+    def highest(self) -> int:
+        """See `Scan.highest`; 0 where the image cannot be decoded, as training will tell."""
+        suffix = next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)
+        try:
+            return highest_sample(self.heads[suffix])
+        except Exception:  # of hostile bytes, the decoder raises whatever it meets
+            return 0
+
     def look_at(self, member: Member, stream: Stream) -> None:
         """Read over a member of no sample, which lies within this one if more of it follows."""
         self._read(member, stream, None)
 
     def _read(self, member: Member, stream: Stream, suffix: str | None) -> None:
-        kept, wanted = bytearray(), _SIGNATURE_BYTES if suffix in IMAGE_SUFFIXES else 0
+        kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
         if suffix in _LABELS:
             wanted = _MAX_LABEL_BYTES
         at = member.offset
         for chunk in stream.passed(member.offset, member.end):
             self._ahead.update(chunk)
-            start = max(0, member.data_offset - at)
-            kept += chunk[start : start + max(0, wanted - len(kept))]
+            piece = chunk[max(0, member.data_offset - at) :]
+            if wanted == _HEAD_BYTES and is_deep(kept + piece[:_HEAD_BYTES]):
+                wanted = _MAX_DEEP_BYTES
+            kept += piece[: max(0, wanted - len(kept))]
             at += len(chunk)
         if at < member.end:
             text = f"member {member.name!r} is cut short: it ends at byte {member.end}"
@@ -124,6 +148,7 @@ def scan_shard(fetch: Fetch, size: int, label_field: str = "label") -> Scan:
                 )
             seen.add(digest)
             scan.rows.append(_row(sample, label_field))
+            scan.highest = max(scan.highest, sample.highest())
         except _Unsound as problem:
             scan.problems.append(Problem(sample.offset, f"sample {sample.key!r} {problem}"))
     if not scan.rows and not scan.problems:

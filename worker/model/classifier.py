@@ -6,14 +6,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from worker.data.image import decode
+from worker.data.image import ImageSpec, decode
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, logits_of
 from worker.model.card import WEIGHTS_NAME, Card, read_card
 from worker.model.weights import load_tensors
 from worker.store import open_store
 
-_MOST_PIXELS = 100_000_000
+_MAX_PIXELS = 100_000_000
 
 
 class Classifier:
@@ -30,7 +30,7 @@ class Classifier:
         """
         preset = self.card.preprocessing
         images = torch.empty(1, 3, preset.crop_size, preset.crop_size, dtype=torch.uint8)
-        preset.evaluated(decode(memoryview(data), _MOST_PIXELS), images[0])
+        preset.evaluated(decode(memoryview(data), ImageSpec(_MAX_PIXELS, preset.depth)), images[0])
         with torch.inference_mode():
             logits, _ = logits_of(self._model(preset.normalise(images)))
         chances = logits[0].softmax(0).tolist()

@@ -54,6 +54,7 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
         state = _from_torchvision(backbone.name, weights)
     heads = tuple(f"{head}." for head in backbone.heads)
     given = {name: tensor for name, tensor in _renamed(state).items() if not name.startswith(heads)}
+    _require_sound(given, weights)
     _resize_positions(given, backbone)
     wanted = {
         name: tensor
@@ -70,6 +71,22 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
         )
     load_tensors(backbone.model, {**backbone.model.state_dict(), **given})
     return len(given)
+
+
+def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:
+    """Raise `ConfigurationError` for tensors that no model computes with, naming the first."""
+    for name, tensor in given.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.is_complex():
+            kind = f"{tensor.layout}, {tensor.dtype} on {tensor.device.type}".replace("torch.", "")
+            raise ConfigurationError(
+                f"model.weights: {weights}: {name} is no plain tensor ({kind}); save plain ones"
+            )
+        if not tensor.isfinite().all():
+            raise ConfigurationError(
+                f"model.weights: {weights}: {name} holds NaN or infinite values; "
+                "give the weights of an earlier step"
+            )
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -133,7 +150,10 @@ def _decode(data: bytes, uri: str) -> dict[str, Tensor]:
         raise ConfigurationError(
             f"model.weights: {uri}: neither safetensors nor a state dict ({type(error).__name__})"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    )
+    if not plain:
         raise ConfigurationError(
             f"model.weights: {uri}: not a plain state dict; save `model.state_dict()`"
         )

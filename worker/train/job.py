@@ -7,12 +7,13 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from worker.checkpoint.attempt import Identity, attempt_numbers, first_whole
 from worker.checkpoint.commit import CommitName, list_commits, read_commit, read_commit_record
 from worker.checkpoint.publication import Done, read_done
+from worker.data.image import ImageSpec
 from worker.data.index import Index, parse_address, read_index
 from worker.data.labels import read_labels
 from worker.data.plan import EpochPlan, default_lanes, steps_per_epoch
@@ -63,6 +64,11 @@ class Job:
     commits: tuple[CommitName, ...]
     """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
     earlier: Earlier | None
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """How images are decoded."""
+        return ImageSpec(self.manifest.data.max_pixels, self.preprocessing.depth)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -171,7 +177,7 @@ def open_job(manifest: Manifest) -> Job:
         own = preset_beside(manifest.model.pretrained)
     preset = own or preprocessing_of(name, manifest.model.weights)
     size = manifest.data.image_size
-    preprocessing = preset.at(size) if size else preset
+    preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
     backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
     steps = steps_per_epoch(train.index.samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)

@@ -127,7 +127,7 @@ class Supply:
         decoder = None
         if self._job.manifest.data.decoder == "cuda":
             require_nvjpeg(self._device)
-            decoder = GpuDecoder(self._device, self._job.manifest.data.max_pixels)
+            decoder = GpuDecoder(self._device, self._job.image_spec)
         loaders = self._loaders(self._readers(1), self._decoding.threads, decoder)
         self._batches = InProcess(loaders, self.feed.work, self._size)
 
@@ -187,14 +187,14 @@ class Supply:
     def _loaders(
         self, readers: dict[str, SampleReader], threads: int, decoder: Decoder | None
     ) -> dict[str, Loader]:
-        max_pixels, pin = self._job.manifest.data.max_pixels, self._device.type == "cuda"
+        pin = self._device.type == "cuda"
         loaders = {}
         for name, reader in readers.items():
             decoded = None
             if reader.scratch and not decoder:
-                decoded = DecodedImages(reader.scratch, reader, max_pixels)
+                decoded = DecodedImages(reader.scratch, reader, self._job.image_spec)
             loaders[name] = Loader(
-                reader, threads, max_pixels, pin and not threads, decoder, decoded
+                reader, threads, self._job.image_spec, pin and not threads, decoder, decoded
             )
         return loaders
 
