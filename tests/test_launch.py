@@ -142,7 +142,7 @@ def test_environments(env: dict[str, str], gpus: int, nproc: int | None, expecte
     [
         ({"RANK": "0"}, None, "LOCAL_RANK: not set"),
         ({"LOCAL_RANK": "0", "RANK": "0"}, None, "WORLD_SIZE: not set"),
-        (TORCHRUN | {"RANK": "x"}, None, "RANK: must be a whole number, not 'x'"),
+        (TORCHRUN | {"RANK": "x"}, None, "RANK: must be a whole number from 0, not 'x'"),
         (TORCHRUN, 2, "--nproc: LOCAL_RANK says"),
         (KUBEFLOW | {"PET_NNODES": "1:4"}, None, "PET_NNODES: must be one number of nodes"),
         (KUBEFLOW | {"PET_MASTER_ADDR": ""}, None, "PET_MASTER_ADDR: not set"),

@@ -1,21 +1,58 @@
 """Settings of the place that a job runs at, from the environment."""
 
+import math
 import os
+import re
+from collections.abc import Mapping
 
 from worker.errors import ConfigurationError
 
-_LAST_PORT = 65535
+LAST_PORT = 65535
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_MAX_SECONDS = 366 * 86_400
+_MAX_SHOWN = 60
+
+
+def whole_number(env: Mapping[str, str], name: str, default: str | None, least: int = 0) -> int:
+    """Return the whole number that a variable holds.
+
+    Args:
+        env: The environment.
+        name: The variable.
+        default: What to take if it is not set; None if it must be.
+        least: The smallest number that makes sense.
+
+    Raises:
+        ConfigurationError: It holds anything else.
+    """
+    text = env.get(name, default)
+    if text is None:
+        raise ConfigurationError(f"{name}: must be set to a whole number")
+    if not _DIGITS.fullmatch(text) or int(text) < least:
+        raise ConfigurationError(
+            f"{name}: must be a whole number from {least}, not {text[:_MAX_SHOWN]!r}"
+        )
+    return int(text)
 
 
 def number(name: str, default: int, least: int = 0) -> int:
-    """The whole number that a variable holds.
+    """The whole number that a variable of this process holds; see `whole_number`."""
+    return whole_number(os.environ, name, str(default), least)
 
-    Raises `ConfigurationError` for anything else, or for less than `least`.
+
+def seconds(name: str, default: float) -> float:
+    """The seconds, more than 0 and at most a year, that a variable of this process holds.
+
+    Raises `ConfigurationError` for anything else.
     """
     text = os.environ.get(name, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigurationError(f"{name}: must be a whole number from {least}, not {text!r}")
-    return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= _MAX_SECONDS:
+        raise ConfigurationError(f"{name}: must be a number of seconds, not {text[:_MAX_SHOWN]!r}")
+    return value
 
 
 def rendezvous_seconds() -> int:
@@ -38,15 +75,27 @@ def grace_seconds() -> int:
     return number("WORKER_GRACE_SECONDS", 30, least=1)
 
 
+def store_deadline() -> float:
+    """How long a request to a store may take, with all its tries, in seconds."""
+    return seconds("WORKER_STORE_DEADLINE_SECONDS", 60)
+
+
 def metrics_port() -> int:
     """The port that the first rank of this node serves its metrics on."""
     port = number("WORKER_METRICS_PORT", 0)
-    if port > _LAST_PORT:
-        raise ConfigurationError(f"WORKER_METRICS_PORT: must be at most {_LAST_PORT}, not {port}")
+    if port > LAST_PORT:
+        raise ConfigurationError(f"WORKER_METRICS_PORT: must be at most {LAST_PORT}, not {port}")
     return port
 
 
 def check_environment() -> None:
     """Raise `ConfigurationError` for a setting that could not be read later."""
-    for setting in (rendezvous_seconds, stall_seconds, collective_seconds, grace_seconds):
+    for setting in (
+        rendezvous_seconds,
+        stall_seconds,
+        collective_seconds,
+        grace_seconds,
+        store_deadline,
+        metrics_port,
+    ):
         setting()

@@ -108,7 +108,7 @@ def audit(run: str) -> None:
     """
     from worker.checkpoint.commit import list_commits
     from worker.data.index import parse_address, read_index
-    from worker.manifest import parse_manifest
+    from worker.manifest import check_manifest
     from worker.store import open_store
     from worker.train.audit import (
         audit_epochs,
@@ -121,7 +121,7 @@ def audit(run: str) -> None:
 
     store = open_store(run)
     attempt = read_last_attempt(store)
-    manifest = parse_manifest(json.dumps(attempt.manifest), f"of the newest attempt of {store.uri}")
+    manifest = check_manifest(dict(attempt.manifest), f"{store.uri}: manifest of the last attempt")
     index = read_index(parse_address(manifest.data.train))
     rows = surviving_rows(read_ledger(store))
     require_same_data(store, index, attempt.identity.get("data.train"))

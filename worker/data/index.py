@@ -31,7 +31,10 @@ _MAX_SHARDS = 1_000_000
 _MAX_BYTES = 1 << 50  # of a shard
 _MAX_SAMPLES = 1 << 40
 _MAX_INDEX_BYTES = 1 << 30
-_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\..*)?")
+_MAX_DIGITS = 18
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z].*")
 SIDECAR_DTYPE = np.dtype(
     [
         ("offset", "<u8"),
@@ -117,7 +120,7 @@ def parse_address(uri: str) -> Address:
     """
     if not uri.endswith(".tar"):
         return Address(open_store(uri), None)
-    size = math.prod(abs(int(b) - int(a)) + 1 for a, b in _RANGE.findall(uri))
+    size = _count_names(uri)
     if size > _MAX_SHARDS:
         raise ConfigurationError(f"{uri}: names {size} shards; at most {_MAX_SHARDS} are possible")
     try:
@@ -127,6 +130,28 @@ def parse_address(uri: str) -> Address:
     root = uri[: uri.rfind("/", 0, uri.find("{") if "{" in uri else None) + 1] or "./"
     names = tuple(dict.fromkeys(name.removeprefix(root) for name in expanded))
     return Address(open_store(root), names)
+
+
+def _count_names(pattern: str) -> int:
+    """Return how many names a pattern stands for, without making them.
+
+    Raises `ConfigurationError` for braces within braces, which nobody needs for shards.
+    """
+    rest = _BRACES.sub("", pattern)
+    if _BRACES.search(rest):
+        raise ConfigurationError(f"{pattern}: has braces within braces; write them out")
+    return math.prod(map(_count_in_braces, _BRACES.findall(pattern)))
+
+
+def _count_in_braces(inner: str) -> int:
+    match = _RANGE.fullmatch(inner)
+    if match:
+        if max(len(match[1]), len(match[2])) > _MAX_DIGITS:
+            return 10**_MAX_DIGITS
+        return abs(int(match[2]) - int(match[1])) + 1
+    if _LETTERS.fullmatch(inner):
+        return abs(ord(inner[0]) - ord(inner[3])) + 1
+    return inner.count(",") + 1
 
 
 def read_index(address: Address) -> Index:

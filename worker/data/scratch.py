@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -46,13 +48,12 @@ class Scratch:
 
     def get(self, name: str) -> bytes | None:
         """Return what was put under `name`, if it is still there."""
-        path = self._path(name, False)
         try:
-            data = path.read_bytes()
-            os.utime(path)
+            with _opened(self._path(name, False)) as file:
+                os.utime(file.fileno())
+                return file.read()
         except OSError:
             return None
-        return data
 
     def put(self, name: str, data: bytes) -> None:
         """Keep `data` under `name`, if there is room and the disk works."""
@@ -81,7 +82,7 @@ class Scratch:
         """
         path = self._path(name, True)
         try:
-            with path.open("rb", buffering=0) as file:
+            with _opened(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 count = file.readinto(memoryview(buffer)[:size]) or 0
                 os.utime(file.fileno())
@@ -157,3 +158,13 @@ class Scratch:
                 Path(path).unlink()
             used -= size
         return self._step
+
+
+def _opened(path: Path) -> io.FileIO:
+    """Open a file; raises `OSError` for what is none, such as a pipe, which would wait for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = io.FileIO(handle)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(f"{path} is no regular file")
+    return file

@@ -8,10 +8,16 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from worker.environment import LAST_PORT, whole_number
 from worker.errors import ConfigurationError
 from worker.train.rank import Rank
 
 _PORT = 29400
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_MAX_NODES = 1 << 20
+_MAX_HOST, _MAX_LABEL = 253, 63
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_IPV6 = re.compile(r"\[?[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]?")
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,18 @@ def detect(
 def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: `node[01-04,7],gpu3` gives `node01`."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
-    if not match:
-        raise ConfigurationError(f"SLURM_STEP_NODELIST: cannot read {nodelist!r}; set MASTER_ADDR")
+    if not match or len(nodelist) > 1 << 20:
+        raise ConfigurationError(
+            f"SLURM_STEP_NODELIST: cannot read {nodelist[:99]!r}; set MASTER_ADDR"
+        )
     return "".join(part or "" for part in match.groups())
 
 
 def require_divisible(batch_size: int, world_size: int) -> None:
     """Raise `ConfigurationError` unless the ranks can share the global batch evenly."""
     if batch_size % world_size:
-        sizes = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+        some = range(1, min(batch_size, _MAX_NODES) + 1)
+        sizes = [size for size in some if batch_size % size == 0]
         near = sorted(sorted(sizes, key=lambda size: abs(size - world_size))[:3])
         raise ConfigurationError(
             f"train.batch_size: {batch_size} is not a multiple of the {world_size} ranks; "
@@ -93,19 +102,22 @@ def require_divisible(batch_size: int, world_size: int) -> None:
 
 def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
     _refuse_nproc(nproc, "LOCAL_RANK")
-    return Rank(
+    rank = Rank(
         _integer(env, "RANK"),
-        _integer(env, "WORLD_SIZE"),
+        _integer(env, "WORLD_SIZE", least=1),
         _integer(env, "LOCAL_RANK"),
-        _integer(env, "LOCAL_WORLD_SIZE", "1"),
-        _text(env, "MASTER_ADDR"),
-        _integer(env, "MASTER_PORT"),
+        _integer(env, "LOCAL_WORLD_SIZE", "1", least=1),
+        _host(env, "MASTER_ADDR"),
+        _port(env, "MASTER_PORT"),
     )
+    _require_below("RANK", rank.rank, "WORLD_SIZE", rank.world_size)
+    _require_below("LOCAL_RANK", rank.local_rank, "LOCAL_WORLD_SIZE", rank.local_world_size)
+    return rank
 
 
 def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn:
     """What torchrun would read, where `worker` is a pod's command in its place."""
-    if not env["PET_NNODES"].isdecimal():
+    if not _WHOLE.fullmatch(env["PET_NNODES"]):
         raise ConfigurationError(
             f"PET_NNODES: must be one number of nodes, not {env['PET_NNODES']!r}; "
             "a job goes on with more or fewer by being started again"
@@ -113,24 +125,25 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
     local = env.get("PET_NPROC_PER_NODE", "auto")
     if local not in ("auto", "gpu", "cpu"):
         _refuse_nproc(nproc, "PET_NPROC_PER_NODE")
-        per_node = _integer(env, "PET_NPROC_PER_NODE")
-    nodes = _integer(env, "PET_NNODES")
+        per_node = _integer(env, "PET_NPROC_PER_NODE", least=1)
+    nodes = _integer(env, "PET_NNODES", least=1)
     if nodes == 1:
         return Spawn(0, 1, per_node, "localhost", _PORT)
-    port = _integer(env, "PET_MASTER_PORT", str(_PORT))
-    address = _text(env, "PET_MASTER_ADDR")
-    return Spawn(_integer(env, "PET_NODE_RANK"), nodes, per_node, address, port)
+    port = _port(env, "PET_MASTER_PORT", str(_PORT))
+    node = _integer(env, "PET_NODE_RANK")
+    _require_below("PET_NODE_RANK", node, "PET_NNODES", nodes)
+    return Spawn(node, nodes, per_node, _host(env, "PET_MASTER_ADDR"), port)
 
 
 def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
     """One task per rank, or one task per node that starts the ranks of its GPUs."""
-    if int(env.get("SLURM_HET_SIZE", "1")) > 1:
+    if _integer(env, "SLURM_HET_SIZE", "1") > 1:
         raise ConfigurationError(
             "SLURM_HET_SIZE: heterogeneous jobs are not supported, as all ranks get equal shares; "
             "submit one set of resources"
         )
     in_step = "SLURM_STEP_ID" in env
-    tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1")
+    tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
     if tasks == 1:
         return Spawn(0, 1, per_node, "localhost", _PORT)
     if not in_step:
@@ -138,19 +151,29 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
             f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
             "put `srun` before `worker`"
         )
-    address = env.get("MASTER_ADDR") or first_host(_text(env, "SLURM_STEP_NODELIST"))
+    address = first_host(_text(env, "SLURM_STEP_NODELIST"))
+    if env.get("MASTER_ADDR"):
+        address = _host(env, "MASTER_ADDR")
     # Jobs that share a node must not share a port.
-    port = _integer(env, "MASTER_PORT", str(20000 + _integer(env, "SLURM_JOB_ID") % 20000))
-    nodes = _integer(env, "SLURM_STEP_NUM_NODES")
+    port = _port(env, "MASTER_PORT", str(20000 + _integer(env, "SLURM_JOB_ID") % 20000))
+    nodes = _integer(env, "SLURM_STEP_NUM_NODES", least=1)
+    node = _integer(env, "SLURM_NODEID")
+    _require_below("SLURM_NODEID", node, "SLURM_STEP_NUM_NODES", nodes)
     if tasks == nodes:
-        return Spawn(_integer(env, "SLURM_NODEID"), nodes, per_node, address, port)
+        return Spawn(node, nodes, per_node, address, port)
     _refuse_nproc(nproc, "SLURM_STEP_NUM_TASKS")
     local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
-    local_world_size = local[_integer(env, "SLURM_NODEID")]
+    if len(local) != nodes:
+        raise ConfigurationError(
+            f"SLURM_STEP_TASKS_PER_NODE: tells of {len(local)} nodes, SLURM_STEP_NUM_NODES of "
+            f"{nodes}; start the step by srun"
+        )
+    local_world_size = local[node]
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
+    _require_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", tasks)
     # Slurm binds each task to cores of its own if it is told how many.
     names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
-    cores = _integer(env, names[0]) if names else None
+    cores = _integer(env, names[0], least=1) if names else None
     return Rank(rank, tasks, local_rank, local_world_size, address, port, cores)
 
 
@@ -158,15 +181,15 @@ def _tasks_per_node(text: str) -> list[int]:
     """Tasks on each node of a step: `2(x3),1` gives 2, 2, 2, 1."""
     counts: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
-            raise ConfigurationError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text!r}")
+        match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        if not match or len(counts) + int(match[2] or 1) > _MAX_NODES:
+            raise ConfigurationError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text[:99]!r}")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], str]) -> Spawn:
-    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES")
+    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES", least=1)
     if index >= nodes:
         raise ConfigurationError(
             f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "
@@ -174,8 +197,9 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
         )
     if nodes == 1:
         return Spawn(0, 1, per_node, "localhost", _PORT)
-    address = env.get("MASTER_ADDR") or _first_pod(own_name(), index)
-    return Spawn(index, nodes, per_node, address, _integer(env, "MASTER_PORT", str(_PORT)))
+    named = bool(env.get("MASTER_ADDR"))
+    address = _host(env, "MASTER_ADDR") if named else _first_pod(own_name(), index)
+    return Spawn(index, nodes, per_node, address, _port(env, "MASTER_PORT", str(_PORT)))
 
 
 def _first_pod(own: str, index: int) -> str:
@@ -193,6 +217,11 @@ def _first_pod(own: str, index: int) -> str:
     return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
 
 
+def _require_below(name: str, value: int, limit_name: str, limit: int) -> None:
+    if value >= limit:
+        raise ConfigurationError(f"{name}: {value}, but {limit_name} is {limit}; it counts from 0")
+
+
 def _refuse_nproc(nproc: int | None, variable: str) -> None:
     if nproc is not None:
         raise ConfigurationError(f"--nproc: {variable} says that the ranks are started elsewhere")
@@ -204,8 +233,24 @@ def _text(env: Mapping[str, str], name: str) -> str:
     return env[name]
 
 
-def _integer(env: Mapping[str, str], name: str, default: str | None = None) -> int:
-    text = _text(env, name) if default is None else env.get(name, default)
-    if not text.isdecimal():
-        raise ConfigurationError(f"{name}: must be a whole number, not {text!r}")
-    return int(text)
+def _integer(env: Mapping[str, str], name: str, default: str | None = None, least: int = 0) -> int:
+    if default is None:
+        _text(env, name)
+    return whole_number(env, name, default, least)
+
+
+def _port(env: Mapping[str, str], name: str, default: str | None = None) -> int:
+    port = _integer(env, name, default, least=1)
+    if port > LAST_PORT:
+        raise ConfigurationError(f"{name}: must be a port up to {LAST_PORT}, not {port}")
+    return port
+
+
+def _host(env: Mapping[str, str], name: str) -> str:
+    """The name or address of a host (RFC 1123; of IPv6 addresses, anything like one)."""
+    host = _text(env, name)
+    labels = host.rstrip(".").split(".")
+    named = len(host) <= _MAX_HOST and all(_LABEL.fullmatch(label) for label in labels)
+    if not named and not _IPV6.fullmatch(host):
+        raise ConfigurationError(f"{name}: {host[:_MAX_LABEL]!r} is no host's name or address")
+    return host

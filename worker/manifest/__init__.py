@@ -7,7 +7,7 @@ has no key here.
 
 from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle
 from worker.manifest.job import Checkpoint, Final, Manifest, Record
-from worker.manifest.load import load_manifest, parse_manifest
+from worker.manifest.load import check_manifest, load_manifest, parse_manifest
 from worker.manifest.training import (
     EarlyStop,
     Freeze,
@@ -39,6 +39,7 @@ __all__ = [
     "Shuffle",
     "Span",
     "Train",
+    "check_manifest",
     "load_manifest",
     "parse_manifest",
 ]

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+_FIRST_PRINTABLE, _DELETE = 0x20, "\x7f"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -12,11 +21,18 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Text = Annotated[str, StringConstraints(min_length=1)]
+def _plain(value: str) -> str:
+    """Refuse what no address, name or pattern holds."""
+    if any(ord(character) < _FIRST_PRINTABLE or character == _DELETE for character in value):
+        raise ValueError("holds a control character; remove it")
+    return value
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_plain)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Patterns = Annotated[
     tuple[Text, ...],
     BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]),

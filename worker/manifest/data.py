@@ -10,7 +10,7 @@ from worker.manifest.base import Count, Fraction, NonNegative, Section, Text
 class RandAugment(Section):
     """N operations of one strength on every image (Cubuk et al., 2019)."""
 
-    operations: Count = 2
+    operations: Annotated[int, Field(ge=1, le=100)] = 2
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
 
 
@@ -54,10 +54,10 @@ class Augment(Section):
 class Shuffle(Section):
     """How far apart the samples of a batch come from; more of both mixes better, in more memory."""
 
-    lanes: Count | None = None
+    lanes: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Places of the data set that every batch reads from; must divide `train.batch_size`.
     Default: the largest divisor of it up to 32, or up to a sixteenth of the batch."""
-    window: Count = 32
+    window: Annotated[int, Field(ge=1, le=10**6)] = 32
     """Samples of a lane that are shuffled among each other."""
 
 
@@ -69,7 +69,7 @@ class Data(Section):
     them (`s3://bucket/set/train-{000..099}.tar`)."""
     val: Text | None = None
     """The same of the validation shards; without it nothing is evaluated."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side of the square that the model sees, in pixels; default: the backbone's own."""
     augment: Augment = Augment()
     shuffle: Shuffle = Shuffle()

@@ -2,20 +2,20 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from worker.errors import ConfigurationError, first_line
 from worker.manifest.job import Manifest
+from worker.manifest.yaml import MAX_BYTES, parse_yaml
 from worker.store import ObjectMissing, read_uri
+from worker.text import read_text
 
-_ALTERNATIVE = re.compile(r"[\w-]+\[|[A-Z]\w*$")
+_MAX_SHOWN = 60
+_MAX_COMPLAINTS = 20
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -24,39 +24,46 @@ def load_manifest(uri: str) -> Manifest:
     Raises `ConfigurationError` with one line per mistake, each naming its field.
     """
     try:
-        text = read_uri(uri).decode()
+        data = read_uri(uri, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigurationError(f"manifest {uri}: is larger than {MAX_BYTES} bytes")
+        text = read_text(data)
     except ObjectMissing as error:
         raise ConfigurationError(f"manifest {error}; check the address") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"manifest {uri}: not UTF-8 text") from None
+    except ValueError as error:
+        raise ConfigurationError(f"manifest {uri}: {error}") from None
     return parse_manifest(text, uri)
 
 
 def parse_manifest(text: str, uri: str) -> Manifest:
     """Check a manifest's text; `uri` is for messages only."""
     try:
-        data = YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problem = str(error.problem or error).splitlines()[0]
-        raise ConfigurationError(f"manifest {uri}: line {line}: {problem}") from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigurationError(f"manifest {uri}: {first_line(error)}") from None
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigurationError(f"manifest {uri}: {error}") from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"manifest {uri}: not a mapping; it starts with `version: 1`")
+    return check_manifest(data, f"manifest {uri}")
+
+
+def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
+    """Return the manifest that plain data holds; `where` is for messages."""
     try:
         # By way of JSON, so that strict mode takes lists for tuples as a manifest writes them.
         text = json.dumps(data, default=str)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigurationError(f"manifest {uri}: not plain data: {error}") from None
+        raise ConfigurationError(f"{where}: not plain data: {first_line(error)}") from None
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        lines = dict.fromkeys(_complaint(detail) for detail in _relevant(error.errors()))
-        raise ConfigurationError(f"manifest {uri}: " + "; ".join(lines)) from None
+        details = error.errors(include_url=False)[: 10 * _MAX_COMPLAINTS]
+        plain = json.loads(text)
+        lines = list(dict.fromkeys(_complaint(detail) for detail in _relevant(details, plain)))
+        more = ["and more"] if len(lines) > _MAX_COMPLAINTS else []
+        raise ConfigurationError(f"{where}: " + "; ".join(lines[:_MAX_COMPLAINTS] + more)) from None
 
 
-def _relevant(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
     """The causes: where a field takes a word or a section, only what is wrong with what was given.
 
     And where items of a list are wrong, not that the others are too few.
@@ -66,10 +73,7 @@ def _relevant(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
         here = detail["loc"]
         if detail["type"] == "too_short" and any(p[: len(here)] == here != p for p in places):
             continue
-        # pydantic names the alternative in the path: `literal['always']`, `Freeze`, `dict[…]`.
-        path = tuple(
-            p for p in detail["loc"] if isinstance(p, int) or _ALTERNATIVE.match(p) is None
-        )
+        path = _path_in(data, detail)
         other = detail["type"] in ("model_type", "dict_type") or (
             detail["type"] == "literal_error" and isinstance(detail["input"], dict)
         )
@@ -79,16 +83,38 @@ def _relevant(details: list[ErrorDetails]) -> Iterator[ErrorDetails]:
             yield {**detail, "loc": path, "msg": message}
 
 
+def _path_in(data: Any, detail: ErrorDetails) -> tuple[int | str, ...]:
+    """Return where a mistake is in the data.
+
+    pydantic's path also names the alternatives of a type: `literal['always']`, `Freeze`, `dict[…]`.
+    """
+    path: list[int | str] = []
+    added = detail["type"] in ("missing", "extra_forbidden")
+    for index, part in enumerate(detail["loc"]):
+        inside = isinstance(data, dict) and part in data
+        if isinstance(data, list) and isinstance(part, int):
+            inside = part < len(data)
+        if inside:
+            data = data[part]
+        elif not (added and index == len(detail["loc"]) - 1):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
 def _complaint(detail: ErrorDetails) -> str:
     """One mistake as `path: what is wrong; what to do`."""
     location = list(detail["loc"])
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in location
+    )
     path = path.lstrip(".")
     if detail["type"] == "missing":
         return f"{path}: missing; add it"
     if detail["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        key = str(location[-1])[:_MAX_SHOWN]
+        near = difflib.get_close_matches(key.lower(), known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{path}: unknown key; {remedy}"
     if detail["type"] == "string_pattern_mismatch":
@@ -96,9 +122,18 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "model_type":
         return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
-    shown = detail["input"] if isinstance(detail["input"], (str, int, float)) else None
-    got = f", not {shown!r}" if shown is not None else ""
-    return f"{path}: {message}{got}"
+    given = detail["input"]
+    got = f", not {_shown(given)!r}" if isinstance(given, (str, int, float)) else ""
+    return f"{path}: {message}{got}" if path else f"{message}{got}"
+
+
+def _shown(value: str | float) -> str | float:
+    """A value as a message shows it."""
+    if isinstance(value, str) and len(value) > _MAX_SHOWN:
+        return f"{value[:_MAX_SHOWN]}…"
+    if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
+        return "a number of more than 60 digits"
+    return value
 
 
 def _known_keys(location: list[Any]) -> list[str]:

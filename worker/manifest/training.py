@@ -163,8 +163,8 @@ class EarlyStop(Section):
 class Train(Section):
     """Length, batch, loss, precision and seed."""
 
-    epochs: Count
-    batch_size: Count
+    epochs: Annotated[int, Field(ge=1, le=10**6)]
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
     """Images per optimiser step over all ranks together; the number of ranks must divide it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     micro_batch: Count | None = None

@@ -1,5 +1,6 @@
 """Object storage behind one small interface: S3 and a local directory."""
 
+import unicodedata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,8 +18,13 @@ def open_store(uri: str) -> Store:
 
     Opening costs no request. Raises `ConfigurationError` for any other scheme.
     """
-    parts = urlsplit(uri)
     require_no_query(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # of IPv6 addresses
+        raise ConfigurationError(
+            f"{uri}: is no address; give s3://BUCKET/PREFIX, file:///PATH or a path"
+        ) from None
     if parts.scheme == "s3":
         if not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
@@ -55,7 +61,12 @@ def _open_parent(uri: str) -> tuple[Store, str]:
 
 
 def require_no_query(uri: str) -> None:
-    """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged."""
+    """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged.
+
+    And for what no address holds: control characters, and bytes that are not UTF-8.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in uri):
+        raise ConfigurationError(f"{uri!a}: holds characters that no address may hold")
     remote = "://" in uri and "=" in uri.partition("?")[2]
     if remote or is_signed(uri):
         raise ConfigurationError(
@@ -64,7 +75,11 @@ def require_no_query(uri: str) -> None:
         )
 
 
-def read_uri(uri: str) -> bytes:
-    """The bytes of the one object that `uri` names."""
+def read_uri(uri: str, limit: int | None = None) -> bytes:
+    """The bytes of the one object that `uri` names, up to a limit."""
     store, name = _open_parent(uri)
-    return store.get(name)
+    if isinstance(store, LocalStore):
+        path = store.root / name
+        if path.is_fifo() or path.is_char_device():  # as of a shell's <(…)
+            return path.read_bytes()[:limit]
+    return store.get(name, 0, limit)

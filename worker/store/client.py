@@ -9,6 +9,7 @@ import boto3
 import botocore.exceptions as boto_errors
 from botocore.config import Config
 
+from worker.environment import store_deadline
 from worker.errors import ConfigurationError
 
 _lock = threading.Lock()
@@ -46,7 +47,7 @@ def _client(pid: int) -> Any:
                 max_pool_connections=64,
                 connect_timeout=10,
                 # Short enough that a server that has gone quiet is asked a second time.
-                read_timeout=max(1.0, min(30.0, deadline() / 3)),
+                read_timeout=max(1.0, min(30.0, store_deadline() / 3)),
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
@@ -54,14 +55,3 @@ def _client(pid: int) -> Any:
         for name in _ENDPOINTS:  # it may hold a password in any form
             text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
-
-
-def deadline() -> float:
-    """How long a request is retried, in seconds."""
-    text = os.environ.get("WORKER_STORE_DEADLINE_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"WORKER_STORE_DEADLINE_SECONDS: must be a number of seconds, not {text!r}"
-        ) from None

@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import glob
 import os
-import tempfile
+import stat
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.traffic import measured
 
 _TEMPORARY = ".tmp-"
+_MAX_NAME = 200  # of an object's name in that of its temporary file
 # Faults of the disk or the network below it, which another try may not meet.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 
@@ -27,7 +31,7 @@ class LocalStore:
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         try:
-            with measured("get") as moved, self._path(key).open("rb") as file:
+            with measured("get") as moved, _opened(self._path(key)) as file:
                 file.seek(start)
                 data = file.read(-1 if stop is None else stop - start)
                 moved.size = len(data)
@@ -89,7 +93,8 @@ class LocalStore:
             raise self._translate(key, error) from error
 
     def abort_uploads(self, key: str) -> int:
-        left = list(self._path(key).parent.glob(f"{_TEMPORARY}{self._path(key).name}-*"))
+        path = self._path(key)
+        left = list(path.parent.glob(f"{_TEMPORARY}{glob.escape(path.name[:_MAX_NAME])}-*"))
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
@@ -101,20 +106,28 @@ class LocalStore:
 
     def _write_temporary(self, path: Path, pieces: Iterable[Piece]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY}{path.name}-", dir=path.parent)
+        temporary = path.parent / f"{_TEMPORARY}{path.name[:_MAX_NAME]}-{uuid.uuid4().hex[:8]}"
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:  # with the rights that the umask leaves
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
-            Path(name).unlink()
+            temporary.unlink(missing_ok=True)
             raise
-        Path(name).chmod(0o644)
-        return Path(name)
+        return temporary
 
     def _translate(self, key: str, error: OSError) -> Exception:
         line = f"{self.uri}{key}: {error.strerror}"
         if error.errno in _PASSING:
             return InfrastructureError(line)
         return ConfigurationError(f"{line}; check the path and its rights")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file; raises `IsADirectoryError` for what is none: to open a pipe would wait."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise IsADirectoryError
+    return file

@@ -12,8 +12,9 @@ import botocore.exceptions as boto_errors
 import tenacity
 import urllib3.exceptions
 
+from worker.environment import store_deadline
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
-from worker.store.client import deadline, renew_client, s3_client
+from worker.store.client import renew_client, s3_client
 from worker.store.cut import cut
 from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
 from worker.store.traffic import listener, measured
@@ -33,7 +34,7 @@ def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
     if error and needs_renewal(error):
         renew_client()
     if isinstance(error, Exception) and state.attempt_number == 1:
-        log.warning("%s; trying again for up to %g s", translate(error, uri), deadline())
+        log.warning("%s; trying again for up to %g s", translate(error, uri), store_deadline())
 
 
 class S3Store:
@@ -230,7 +231,7 @@ class S3Store:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=1, max=10),
-            stop=tenacity.stop_before_delay(deadline()),
+            stop=tenacity.stop_before_delay(store_deadline()),
             before_sleep=functools.partial(_warn, operation, uri),
             reraise=True,
         )
