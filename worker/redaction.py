@@ -17,27 +17,63 @@ _SECRET_NAME = re.compile(
 _PLACE_NAME = re.compile(
     r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
 )
-_LOGIN = re.compile(r"://(?:[^/@:\s\"']*:[^\s\"']*|[^/@\s\"']*)@")
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
-_SIGNED = re.compile(
-    r"(?:[?#]|%3F|%23)[^\s\"'<>]*?"
-    r"(?:signature|credential|token|secret|passw|sig|auth|key)[\w-]*(?:=|%3D)[^\s\"'<>]*",
-    re.IGNORECASE,
-)
+_TOKEN = re.compile(r"[^\s\"'<>]+")
+_QUERY = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
+_EQUALS = re.compile(r"=|%3D", re.IGNORECASE)
+_WORD = re.compile(r"[\w-]*")
+_TELLS_SECRET = re.compile(r"signature|credential|token|secret|passw|sig|auth|key", re.IGNORECASE)
 
 
 def is_signed(address: str) -> bool:
     """Whether an address looks like a presigned URL, which is a secret as a whole."""
-    return bool(_SIGNED.search(address))
+    return any(_signed_from(token) is not None for token in _TOKEN.findall(address))
 
 
 def redacted(text: str) -> str:
     """The text without the values of secret environment variables, logins and signed queries."""
-    text = _SIGNED.sub("?[hidden]", _LOGIN.sub("://", text))
+    text = _TOKEN.sub(lambda match: _redacted_token(match[0]), text)
     for secret in _secrets():
         for form in _forms(secret):
             text = text.replace(form, _HIDDEN)
     return text
+
+
+def _redacted_token(token: str) -> str:
+    """A word without the login and the signed query of an address, in linear time."""
+    if "://" in token and "@" in token:
+        token = _without_login(token)
+    at = _signed_from(token)
+    return token if at is None else f"{token[:at]}?{_HIDDEN}"
+
+
+def _without_login(token: str) -> str:
+    """Remove `USER:PASSWORD@` and `USER@`; a password may hold any character."""
+    last = token.rindex("@")
+    kept, at = [], 0
+    while True:
+        start = token.find("://", at)
+        if start < 0 or start >= last:
+            return "".join([*kept, token[at:]])
+        start += len("://")
+        kept.append(token[at:start])
+        at = start
+        end = next((i for i in range(start, last + 1) if token[i] in "/@:"), last)
+        if token[end] == ":":
+            at = last + 1
+        elif token[end] == "@":
+            at = end + 1
+
+
+def _signed_from(token: str) -> int | None:
+    """Return where the query of a presigned URL begins in a word, if it holds one."""
+    query = _QUERY.search(token)
+    if not query or not _TELLS_SECRET.search(token, query.end()):
+        return None
+    *fields, _ = _EQUALS.split(token[query.end() :])
+    names = (_WORD.match(field[::-1]) for field in fields)
+    signed = any(name and _TELLS_SECRET.search(name[0][::-1]) for name in names)
+    return query.start() if signed else None
 
 
 def redacted_data(value: Any) -> Any:
