@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 STALL_SECONDS = 8.0
+DRIP_SECONDS = 0.3
 
 FAULTS = (
     "500", "503", "reset", "stall", "truncated", "wrong bytes", "412", "409", "expired",
@@ -21,6 +22,9 @@ _ERRORS = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
     "501": (501, "NotImplemented"),
+    "405": (405, "MethodNotAllowed"),
+    "507": (507, "XMinioStorageFull"),
+    "522": (522, "Timeout"),
     "403": (403, "AccessDenied"),
     "412": (412, "PreconditionFailed"),
     "409": (409, "ConditionalRequestConflict"),
@@ -91,6 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "stall":
             time.sleep(STALL_SECONDS)
             self.close_connection = True
+        elif fault in ("301", "302", "307", "308"):
+            self._answer(int(fault), b"", Location=f"https://u:p@store.invalid{self.path}?x=secret")
+        elif fault in ("html", "blank"):
+            self._answer(200, b"<!doctype html><p>Welcome" if fault == "html" else b"")
+        elif fault == "drip head":
+            self._drip(b"HTTP/1.1 200 OK\r\nX-Drip: " + b"x" * 10_000)
         else:
             self._forward(body, fault)
 
@@ -98,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes, fault: str | None) -> None:
         upstream = http.client.HTTPConnection(self.server.target, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+        dropped = {"connection"} | ({"range"} if fault == "whole" else set())
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
         upstream.request(self.command, self.path, body, headers)
         answer = upstream.getresponse()
         data = answer.read()
@@ -113,12 +124,38 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
+        if fault == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if self.command != "HEAD":
+                chunk = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
+                self.wfile.write(chunk + b"0\r\n\r\n")
+            return
         self.send_header("Content-Length", str(length or 0))
         self.end_headers()
-        if fault == "truncated":
+        if fault == "drip":
+            self._drip(data)
+        elif fault == "truncated":
             self.wfile.write(data[: len(data) // 2])
             self._reset()
         elif self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _drip(self, data: bytes) -> None:
+        """A byte now and then, which keeps every time-out of a socket from coming up."""
+        with contextlib.suppress(OSError):
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(DRIP_SECONDS)
+        self.close_connection = True
+
+    def _answer(self, status: int, data: bytes, **headers: str) -> None:
+        self.send_response_only(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
             self.wfile.write(data)
 
     def _refuse(self, status: int, code: str) -> None:

@@ -94,11 +94,6 @@ def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict
         (lambda request: request.method == "PUT", "output: put, get", "access denied"),
         (lambda request: request.method == "DELETE", "output: delete", "access denied"),
         (
-            lambda request: request.method == "DELETE" and "uploadId" in request.path,
-            "output: uploads, abort",
-            "access denied",
-        ),
-        (
             lambda request: request.method == "GET" and "attempts" in request.path,
             "output: list",
             "access denied",
@@ -241,3 +236,22 @@ def test_an_abort_that_a_hiccup_left_over_is_made_up_for(
         ended = run("check", write(remote))
     assert refused
     assert rows(ended.out)["output: uploads, abort"][0] == "ok"
+
+
+def test_a_store_that_lists_no_uploads_is_one_to_know_of(
+    run: Run,
+    write: Write,
+    remote: dict[str, Any],
+    s3_endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with proxy(s3_endpoint) as server:
+        server.plan = lambda request: (
+            "405" if request.method == "GET" and "uploads" in request.path else None
+        )
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        ended = run("check", write(remote))
+    assert ended.code == 0, ended.out
+    state, text = rows(ended.out)["output: uploads, abort"]
+    assert state == "warn"
+    assert "uploads cannot be listed here" in text

@@ -1,12 +1,14 @@
 """Training through a store that misbehaves: what can heal does, what cannot ends with its code."""
 
 import json
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.conftest import Run, contents, unfinish
+from tests.conftest import Run, Start, contents, unfinish
 from tests.proxy import FAULTS, Proxy, Request, proxy
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import Store, open_store
@@ -136,3 +138,34 @@ def test_faults_that_stay_end_the_job_and_lose_nothing(
     resumed = run("train", manifest)
     assert resumed.code == 0, resumed.err
     assert "resumes after step 2" in resumed.err
+
+
+def test_a_store_that_lists_no_uploads_sees_the_job_done(
+    run: Run, write: Write, remote: Job, faulty: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty.plan = lambda request: (
+        "405" if request.method == "GET" and "uploads" in request.path else None
+    )
+    ended = through(faulty, run, monkeypatch, "train", write(remote))
+    assert ended.code == 0, ended.err
+    assert open_store(remote["output"]).get("done.json")
+    assert faulty.met
+
+
+def test_a_stop_before_training_begins_ends_at_once(
+    start: Start, write: Write, remote: Job, faulty: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the store drips, and no rank is there yet that would look for a stop."""
+    faulty.plan = lambda request: "drip" if "index.json" in request.path else None
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
+        running = start("train", write(remote))
+        deadline = time.monotonic() + 60
+        while not faulty.met and time.monotonic() < deadline:
+            time.sleep(0.1)
+        began = time.monotonic()
+        running.send(signal.SIGTERM)
+        ended = running.wait()
+    assert ended.code == 75, ended.err
+    assert "stopped on request before training began" in ended.err
+    assert time.monotonic() - began < 10

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.servers import free_port
 from worker.errors import ExitCode
@@ -323,3 +324,22 @@ def test_requests_to_storage_are_counted_by_operation(bucket: str) -> None:
 def test_the_documentation_lists_all_metrics() -> None:
     page = Path(__file__).parents[1] / "docs/metrics.md"
     assert describe_metrics() in page.read_text()
+
+
+def test_idle_connections_keep_nobody_from_scraping() -> None:
+    """Nor do they take a thread and a descriptor each, which storage may need."""
+    number = free_port()
+    port = Port(number, CollectorRegistry())
+    try:
+        threads = threading.active_count()
+        idle = [socket.create_connection(("127.0.0.1", number), 5) for _ in range(60)]
+        for each in idle[::2]:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nHost")
+        address = f"http://127.0.0.1:{number}/metrics"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+        assert threading.active_count() <= threads + 10
+        for each in idle:
+            each.close()
+    finally:
+        port.close()

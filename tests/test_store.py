@@ -1,5 +1,8 @@
 """One contract for both backends, and what S3 faults turn into."""
 
+import contextlib
+import multiprocessing
+import os
 import socket
 import time
 import tracemalloc
@@ -12,7 +15,7 @@ import boto3
 import pytest
 
 from tests.conftest import keys
-from tests.proxy import Request, proxy
+from tests.proxy import Proxy, Request, proxy
 from tests.servers import Server, start_minio, start_rgw
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store import ObjectMissing, Store, open_store, read_uri
@@ -279,3 +282,111 @@ def test_the_region_of_other_sdks_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     renew_client()
     assert s3_client().meta.region_name == "eu-west-1"
     renew_client()
+
+
+@pytest.fixture
+def faulty(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Store]]:
+    """A store behind a proxy."""
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        store = open_store(f"{bucket}/some/prefix")
+        store.put("object", b"0123456789")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        renew_client()
+        yield server, store
+    renew_client()
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_redirect_is_named_and_not_followed(status: str, faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: status
+    for ask in (lambda: store.get("object"), lambda: list(store.list())):
+        with pytest.raises(ConfigurationError) as raised:
+            ask()
+        text = str(raised.value)
+        assert f"{server.endpoint} redirects to https://store.invalid; give that in" in text
+        assert "secret" not in text
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip head"])
+def test_a_drip_ends_with_the_deadline(fault: str, faulty: tuple[Proxy, Store]) -> None:
+    """A byte now and then is no answer, whether of the head or of the body."""
+    server, store = faulty
+    server.plan = lambda request: fault
+    for ask in (lambda: store.get("object"), lambda: list(store.list())):
+        began = time.monotonic()
+        with pytest.raises(InfrastructureError, match=r"gives no whole answer within \d s"):
+            ask()
+        assert time.monotonic() - began < 6
+    server.plan = lambda request: None
+    assert store.get("object") == b"0123456789"
+
+
+def test_a_drip_is_noticed_by_each_process(faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    assert store.get("object")  # the monitor has a thread in this process
+    server.plan = lambda request: "drip"
+
+    def read() -> None:
+        with contextlib.suppress(InfrastructureError):
+            store.get("object")
+            os._exit(1)
+
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join(8)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("status", ["507", "522", "500"])
+def test_every_fault_of_a_server_may_pass(status: str, faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: status if request.number == 1 else None
+    assert store.get("object") == b"0123456789"
+    server.plan = lambda request: status
+    with pytest.raises(InfrastructureError, match=f"the store answers {status}"):
+        store.get("object")
+
+
+def test_answers_of_proxies_are_told_from_those_of_s3(faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: "chunked"
+    assert store.get("object") == b"0123456789"
+    assert store.get("object", 2, 5) == b"234"
+    server.plan = lambda request: "whole"  # the range is ignored
+    assert store.get("object", 2, 5) == b"234"
+    for fault in ("html", "blank"):
+        server.plan = lambda request, fault=fault: fault  # type: ignore[misc]
+        for ask in (lambda: list(store.list()), lambda: store.put("new", b"x")):
+            with pytest.raises(InfrastructureError, match="as S3 does|answers 500"):
+                ask()
+        with pytest.raises(InfrastructureError, match="answers, but not as S3 does"):
+            store.put_if_absent("newer", b"x")
+    server.plan = lambda request: None
+    assert keys(store) == ["object"]
+
+
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        open_store(f"{tmp_path}/run").put("a/b", b"x")
+        assert open_store(f"{tmp_path}/run").put_if_absent("a/c", b"x")
+    finally:
+        os.umask(before)
+    for name in ("a/b", "a/c"):
+        assert (tmp_path / "run" / name).stat().st_mode & 0o777 == 0o640
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ObjectMissing):
+        open_store(str(tmp_path)).get("pipe")
+
+
+@pytest.mark.parametrize("uri", ["a\0b", "s3://b/\x07", "s3://bucket/caf\udce9", "file:///\n"])
+def test_addresses_hold_no_control_characters(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match="holds characters that no address may hold"):
+        open_store(uri)
+    with pytest.raises(ConfigurationError):
+        read_uri(f"{uri}/x")

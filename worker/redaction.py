@@ -50,7 +50,8 @@ def _redacted_token(token: str) -> str:
 def _without_login(token: str) -> str:
     """Remove `USER:PASSWORD@` and `USER@`; a password may hold any character."""
     last = token.rindex("@")
-    kept, at = [], 0
+    kept: list[str] = []
+    at = 0
     while True:
         start = token.find("://", at)
         if start < 0 or start >= last:

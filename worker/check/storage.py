@@ -91,7 +91,13 @@ def _abort(store: Store, key: str) -> str:
 
     with contextlib.suppress(Broken):
         store.put_stream(f"{key}-2", _MULTIPART, pieces())
-    store.abort_uploads(f"{key}-2")  # of which the store's own way of cleaning up may have left one
+    try:
+        store.abort_uploads(f"{key}-2")  # of which the store's own cleaning may have left one
+    except ConfigurationError:
+        raise Caution(
+            "uploads cannot be listed here: what broken-off ones leave costs space until a "
+            "lifecycle rule removes it"
+        ) from None
     return "a broken-off upload leaves nothing"
 
 

@@ -1,5 +1,6 @@
 """Removes what is no longer needed of a job's checkpoints, and what dead attempts have left."""
 
+import contextlib
 import logging
 from collections.abc import Collection
 
@@ -13,6 +14,7 @@ from worker.checkpoint.commit import (
     list_commits,
 )
 from worker.checkpoint.retention import abandoned, expendable
+from worker.errors import WorkerError
 from worker.logs import count
 from worker.store import Store
 
@@ -39,7 +41,9 @@ def clean(
     dead = abandoned(written, list_commits(store), own.attempt, now)
     for name in dead:
         for part in PART_NAMES:
-            store.abort_uploads(f"{CHECKPOINTS}{name}/{part}")
+            # Some stores do not let uploads be listed.
+            with contextlib.suppress(WorkerError):
+                store.abort_uploads(f"{CHECKPOINTS}{name}/{part}")
         delete_parts(store, name)
     if dead:
         log.info("%s of dead attempts removed", count(len(dead), "unfinished checkpoint"))

@@ -96,6 +96,8 @@ def _train(
     if not isinstance(place, Rank) or place.rank == 0:  # who gives them to all others
         _load_weights(manifest, job)
 
+    stop.has_begun = True
+
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _run_rank(job, rank, listener, board, stop, live, say_last)
 
@@ -126,6 +128,7 @@ def find_rates(
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
     rank = Rank(0, 1, 0, 1, "localhost", 0)
+    stop.has_begun = True
     with (
         contextlib.closing(Supply(job, rank, device_of(rank))) as supply,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),

@@ -1,6 +1,8 @@
 """A port to scrape, which remembers who asks and how often."""
 
+import contextlib
 import functools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +12,9 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-_MOST_CLIENTS = 8
+_MAX_CLIENTS = 8
+_MAX_CONNECTIONS = 8
+_REQUEST_SECONDS = 5.0
 _POLL_SECONDS = 0.05  # how long it takes to close
 
 Scrapes = dict[str, list[float]]
@@ -18,8 +22,47 @@ Scrapes = dict[str, list[float]]
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = _REQUEST_SECONDS
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # of clients that say nothing, or hang up
+            super().handle()
+
     def log_message(self, *_: Any) -> None:
         pass
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers a few at a time; whoever comes then takes the place of who has been there longest.
+
+    So nobody who connects and says nothing keeps others out, or takes the descriptors that storage
+    needs.
+    """
+
+    request_queue_size = _MAX_CONNECTIONS
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._open: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            oldest = next(iter(self._open)) if len(self._open) >= _MAX_CONNECTIONS else None
+            if oldest:
+                del self._open[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # on which its thread ends
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up: anybody may connect."""
 
 
 class Port:
@@ -28,7 +71,7 @@ class Port:
     def __init__(self, port: int, registry: CollectorRegistry) -> None:
         self.scrapes: Scrapes = {}
         self._app = make_wsgi_app(registry)
-        self._server = make_server("", port, self._answer, ThreadingWSGIServer, _Quiet)
+        self._server = make_server("", port, self._answer, _Server, _Quiet)
         serve = functools.partial(self._server.serve_forever, poll_interval=_POLL_SECONDS)
         self._thread = threading.Thread(target=serve, daemon=True)
         self._thread.start()
@@ -42,7 +85,7 @@ class Port:
     def _answer(self, environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
         body: Iterable[bytes] = self._app(environ, start_response)
         client = environ.get("REMOTE_ADDR", "")
-        if client in self.scrapes or len(self.scrapes) < _MOST_CLIENTS:
+        if client in self.scrapes or len(self.scrapes) < _MAX_CLIENTS:
             self.scrapes[client] = [*self.scrapes.get(client, [])[-1:], time.time()]
         return body
 

@@ -7,12 +7,17 @@ from typing import Any
 
 import boto3
 import botocore.exceptions as boto_errors
+from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool
 from botocore.config import Config
 
 from worker.environment import store_deadline
 from worker.errors import ConfigurationError
+from worker.store.faults import refuse_redirect
+from worker.store.limits import WatchedHTTPConnection, WatchedHTTPSConnection
 
 _lock = threading.Lock()
+AWSHTTPConnectionPool.ConnectionCls = WatchedHTTPConnection
+AWSHTTPSConnectionPool.ConnectionCls = WatchedHTTPSConnection
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -37,7 +42,7 @@ def _client(pid: int) -> Any:
     try:
         # boto3's default session would keep the credentials that it has read once.
         # Other SDKs read AWS_REGION, and so do those who set it.
-        return boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client(
+        client = boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client(
             "s3",
             config=Config(
                 # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
@@ -55,3 +60,5 @@ def _client(pid: int) -> Any:
         for name in _ENDPOINTS:  # it may hold a password in any form
             text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
+    client.meta.events.register_first("needs-retry.s3", refuse_redirect)
+    return client

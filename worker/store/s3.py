@@ -2,13 +2,16 @@
 
 import contextlib
 import functools
+import http.client
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import botocore.exceptions as boto_errors
+import botocore.parsers
 import tenacity
 import urllib3.exceptions
 
@@ -16,16 +19,25 @@ from worker.environment import store_deadline
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.client import renew_client, s3_client
 from worker.store.cut import cut
-from worker.store.faults import LOST_RACE, is_transient, needs_renewal, status_of, translate
+from worker.store.faults import (
+    LOST_RACE,
+    NotS3,
+    is_transient,
+    needs_renewal,
+    status_of,
+    translate,
+)
+from worker.store.limits import allow, limited
 from worker.store.traffic import listener, measured
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PART = 16 << 20
-_MOST_PARTS = 9_000  # S3 takes 10,000
+_MAX_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
-_NOT_IMPLEMENTED = 501
+_NOT_IMPLEMENTED, _PARTIAL = 501, 206
+_LEAST_SECONDS = 1.0
 
 
 def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
@@ -58,21 +70,23 @@ class S3Store:
                 if status_of(error) == 416:  # beyond the end: the object is shorter than believed
                     return b""
                 raise
-            # With its length given, a body is read at two thirds of the cost.
-            length = response["ContentLength"]
+            # With its length given, a body is read at two thirds of the cost; a proxy may not.
+            length = response.get("ContentLength")
+            allow(length or 0)
             data: bytes = response["Body"].read(length)
-            if len(data) < length:
+            if length is not None and len(data) < length:
                 raise urllib3.exceptions.IncompleteRead(len(data), length - len(data))
-            return data
+            whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
+            return data[start:stop] if ranged and whole else data
 
         return self._call("get", key, request)
 
     def put(self, key: str, data: bytes) -> None:
         name = self._name(key)
-        self._call("put", key, lambda: self._s3.put_object(**name, Body=data), len(data))
+        self._call("put", key, lambda: _stored(self._s3.put_object(**name, Body=data)), len(data))
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
-        part = max(_PART, -(-size // _MOST_PARTS))
+        part = max(_PART, -(-size // _MAX_PARTS))
         if size <= part:
             self.put(key, b"".join(pieces))
             return
@@ -97,8 +111,10 @@ class S3Store:
             answer = self._call(
                 "part",
                 key,
-                lambda: self._s3.upload_part(
-                    **self._name(key), UploadId=upload, PartNumber=number, Body=body
+                lambda: _stored(
+                    self._s3.upload_part(
+                        **self._name(key), UploadId=upload, PartNumber=number, Body=body
+                    )
                 ),
                 len(body),
             )
@@ -155,7 +171,7 @@ class S3Store:
         def request() -> bool:
             check()
             try:
-                self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*")
+                _stored(self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*"))
             except boto_errors.ClientError as error:
                 if status_of(error) == _NOT_IMPLEMENTED:
                     return self._put_unfenced(key, data)
@@ -180,7 +196,7 @@ class S3Store:
         except boto_errors.ClientError as error:
             if status_of(error) != 404:
                 raise
-        self._s3.put_object(**self._name(key), Body=data)
+        _stored(self._s3.put_object(**self._name(key), Body=data))
         return True
 
     def _holds(self, key: str, data: bytes) -> bool:
@@ -198,7 +214,7 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
         while True:
-            page = self._call("list", prefix, lambda: self._s3.list_objects_v2(**query))
+            page = self._call("list", prefix, lambda: _listed(self._s3.list_objects_v2(**query)))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
                 # Another version has another time, where stores make ETags of no contents.
@@ -221,9 +237,11 @@ class S3Store:
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:
         """Run one request, body included, with full-jitter retries up to the deadline."""
         uri = self.uri + key
+        ends = time.monotonic() + store_deadline()
 
         def attempt() -> T:
-            with measured(operation) as moved:
+            left = max(_LEAST_SECONDS, ends - time.monotonic())
+            with measured(operation) as moved, limited(left, sent):
                 result = request()
                 moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
                 return result
@@ -240,12 +258,28 @@ class S3Store:
         except (
             boto_errors.BotoCoreError,
             boto_errors.ClientError,
+            botocore.parsers.ResponseParserError,
             urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
             OSError,
         ) as error:
             if is_transient(error):
                 listener().failure(operation)
             raise translate(error, uri) from error
+
+
+def _stored(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a write; raises `NotS3` for one that whoever gave it has not stored."""
+    if not answer.get("ETag"):
+        raise NotS3
+    return answer
+
+
+def _listed(page: dict[str, Any]) -> dict[str, Any]:
+    """A page of a listing; raises `NotS3` for an answer that only looks like an empty one."""
+    if "IsTruncated" not in page:
+        raise NotS3
+    return page
 
 
 def _range(start: int, stop: int | None) -> str:

@@ -19,7 +19,7 @@ from worker.checkpoint.cleaning import clean
 from worker.checkpoint.commit import CommitName, publish_commit
 from worker.checkpoint.saver import Saver
 from worker.checkpoint.snapshot import Snapshot, take_snapshot
-from worker.errors import ExitCode, InfrastructureError, WorkerError, error_of
+from worker.errors import ExitCode, WorkerError, error_of
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.train.agreement import Signals, agree
@@ -188,7 +188,7 @@ class DurableState:
         self._journal.event("commit", step=name.step, seconds=self._seconds, bytes=size)
         self._journal.stand(committed=name.step)
         # What is left over costs space and no more; the next commit tries again.
-        with contextlib.suppress(InfrastructureError):
+        with contextlib.suppress(WorkerError):
             clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)
 
     def _error(self) -> BaseException | None:

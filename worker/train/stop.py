@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from worker.environment import grace_seconds
-from worker.errors import ExitCode
+from worker.errors import ExitCode, StopRequested
 from worker.forks import STOP_SIGNALS
 
 _EXIT_SECONDS = 1.0  # what the way out takes after the last commit
@@ -22,6 +22,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.requested = False
+        self.has_begun = False
+        """Whether there is something to be committed; until then, a signal ends all at once."""
         self.listener: Callable[[int], None] | None = None
         self._deadline: float | None = None
 
@@ -49,6 +51,8 @@ class StopFlag:
         self.requested = True
         if self.listener:
             self.listener(number)
+        elif not self.has_begun:
+            raise StopRequested("stopped on request before training began; start again to train")
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
