@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import keys
 from tests.learners import ALONE
 from worker.data.plan import EpochPlan
 from worker.store import open_store
+from worker.train import record
 from worker.train.audit import Piece, audit_epochs, read_ledger, surviving_rows
 from worker.train.record import Recorder
 
@@ -33,9 +36,9 @@ def test_work_that_was_thrown_away_does_not_count(runs: list[tuple[int, int]]) -
     for attempt, (begin, length) in enumerate(runs, start=1):
         first = min(begin, committed)  # resumed from the newest valid commit, or from an older one
         stop = min(first + length, 15)
-        pieces.append(Piece(attempt, first, stop, rows(first, stop)))
+        pieces.append(Piece(attempt, first, rows(first, stop)))
         committed = stop
-    pieces.append(Piece(99, committed, 15, rows(committed, 15)))
+    pieces.append(Piece(99, committed, rows(committed, 15)))
     audits = audit_epochs(surviving_rows(pieces), SAMPLES, BATCH)
     assert [(a.epoch, a.trained, a.lost, a.repeated, a.complete) for a in audits] == [
         (epoch, SAMPLES, (), (), True) for epoch in range(3)
@@ -83,5 +86,32 @@ def test_the_recorder_writes_what_the_audit_reads(tmp_path: Path) -> None:
     recorder.take(5)()
     recorder.take(5)()
     (piece,) = read_ledger(store)
-    assert (piece.attempt, piece.first, piece.stop) == (2, 3, 5)
+    assert (piece.attempt, piece.first) == (2, 3)
     assert piece.rows.tolist() == [[3, 5], [3, 1], [3, -1]]
+
+
+def test_the_ledger_of_many_commits_is_few_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_PIECE_BYTES", 16 * 40)
+    store = open_store(str(tmp_path))
+    recorder = Recorder(store, attempt=1, rank=ALONE, step=0, share=1, samples=True)
+    for step in range(100):
+        recorder.trained(step, np.array([step]), np.array([True]))
+        recorder.take(step + 1)()
+        assert len(np.concatenate([piece.rows for piece in read_ledger(store)])) == step + 1
+    pieces = read_ledger(store)
+    assert [piece.first for piece in pieces] == [0, 40, 80]
+    assert surviving_rows(pieces).tolist() == [[step, step] for step in range(100)]
+
+
+def test_evaluations_are_kept_where_they_are_the_last_or_the_best(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    recorder = Recorder(store, attempt=1, rank=ALONE, step=0, share=1, samples=False)
+    rows = np.array([[0, 1, 3]])
+    for step, best in ((5, None), (10, 5), (15, 10), (20, 10), (25, 10)):
+        recorder.evaluated(step, rows, [], best)
+    assert keys(store) == [
+        *("records/000001/confusion/00000010.npy", "records/000001/confusion/00000025.npy"),
+        *("records/000001/mistakes/00000010.json", "records/000001/mistakes/00000025.json"),
+    ]

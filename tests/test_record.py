@@ -338,7 +338,7 @@ def kept(history: list[dict[str, Any]], tmp_path: Path) -> Store:
     bad = {"id": 3, "reason": "altered", "text": EVIL}
     done = {"attempt": 2, "step": 20, "weights": {"step": 20, "accuracy": 0.5}}
     matrix = io.BytesIO()
-    np.save(matrix, np.array([[3, 4], [0, 7]]))
+    np.save(matrix, np.array([[0, 0, 3], [0, 1, 4], [1, 1, 7]]))
     claim = {"identity": {"job": "ants"}, "manifest": {"job": "ants", "output": EVIL}}
     told = {"attempts/000002.json": claim, "done.json": done}
     told |= {"records/000002/plan.json": plan, "records/000002/environment.json": {"torch": EVIL}}
@@ -424,10 +424,9 @@ def test_many_classes_are_told_by_what_is_worst(kept: Store) -> None:
     plan = json.loads(kept.get("records/000002/plan.json"))
     plan["classes"] = [f"class-{number}" for number in range(count)]
     kept.put("records/000002/plan.json", json.dumps(plan).encode())
-    matrix = np.diag(np.full(count, 10))
-    matrix[7, 9], matrix[7, 7] = 9, 1
+    matrix = [[label, label, 1 if label == 7 else 10] for label in range(count)] + [[7, 9, 9]]
     data = io.BytesIO()
-    np.save(data, matrix)
+    np.save(data, np.array(matrix))
     kept.put("records/000002/confusion/00000020.npy", data.getvalue())
     text = " ".join(_Page(run_page(read_run(kept))).text)
     assert text.index("class-7 10 10.00% class-9 9") < text.index("class-0 10 100.00%")

@@ -31,6 +31,7 @@ from worker.metrics.textfile import textfile
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.store import Store, open_store
 from worker.train.audit import read_ledger, surviving_rows
+from worker.train.confusion import by_class
 
 Job = dict[str, Any]
 Write = Callable[[Job], str]
@@ -94,7 +95,7 @@ def test_a_job_from_start_to_end_through_s3(
         r"records/000001/(environment|plan|progress)\.json",
         r"records/000001/mistakes/000000(05|10)\.json",
         r"records/000001/history/\d{6}\.jsonl",
-        r"records/000001/samples/\d{8}-\d{8}-0000\.npy",
+        r"records/000001/samples/\d{8}-0000\.npy",
     ]
     for key in keys(store):
         assert any(re.fullmatch(pattern, key) for pattern in patterns), key
@@ -118,9 +119,10 @@ def test_a_job_from_start_to_end_through_s3(
     evaluation = [event for event in history if event["event"] == "evaluation"][-1]
     (logged,) = [e for e in ended.events if e.get("event") == "evaluation" and e["epoch"] == 2]
     confusion = np.load(io.BytesIO(store.get("records/000001/confusion/00000010.npy")))
-    assert confusion.sum(1).tolist() == [7, 7]
-    assert evaluation["accuracy"] == pytest.approx(confusion.trace() / 14)
-    assert logged["per_class"] == (confusion.diagonal() / 7).tolist()
+    totals, right = by_class(confusion, 2)
+    assert totals.tolist() == [7, 7]
+    assert evaluation["accuracy"] == pytest.approx(right.sum() / 14)
+    assert logged["per_class"] == (right / 7).tolist()
     assert evaluation["top5_accuracy"] is None  # of two classes
 
     again = run("train", f"{bucket}/jobs/job.yaml")
@@ -221,7 +223,7 @@ def test_one_rank_writes_the_ledger_for_its_neighbors(
     assert ended.code == 0, ended.err
     pieces = [key for key in keys(open_store(job["output"])) if "/samples/" in key]
     spans = {key.rpartition("-")[0] for key in pieces}
-    assert len(spans) >= 3  # one per commit
+    assert len(spans) == 1  # however many commits there are
     assert set(pieces) == {f"{span}-{writer}.npy" for span in spans for writer in writers}
     assert run("audit", job["output"]).code == 0
 

@@ -34,6 +34,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     A single rank runs in this process. Ranks end together: once one has, the others get a moment
     to do so by themselves (after a failure they see the lost connection) and are then killed.
     """
+    stop.has_begun = True
     listener = _listen(spawn) if spawn.node_rank == 0 else None
     if listener and spawn.nodes == 1:
         port = listener.getsockname()[1]

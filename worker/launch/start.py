@@ -96,12 +96,11 @@ def _train(
     if not isinstance(place, Rank) or place.rank == 0:  # who gives them to all others
         _load_weights(manifest, job)
 
-    stop.has_begun = True
-
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _run_rank(job, rank, listener, board, stop, live, say_last)
 
     if isinstance(place, Rank):
+        stop.has_begun = True
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
 

@@ -111,7 +111,8 @@ def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
         _port(env, "MASTER_PORT"),
     )
     _require_below("RANK", rank.rank, "WORLD_SIZE", rank.world_size)
-    _require_below("LOCAL_RANK", rank.local_rank, "LOCAL_WORLD_SIZE", rank.local_world_size)
+    if "LOCAL_WORLD_SIZE" in env:
+        _require_below("LOCAL_RANK", rank.local_rank, "LOCAL_WORLD_SIZE", rank.local_world_size)
     return rank
 
 

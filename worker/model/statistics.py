@@ -42,6 +42,12 @@ class RunningStatistics:
             torch.where(usable, torch.cat(live), flat, out=flat)
             torch._foreach_copy_(live, sound)
 
+    def share(self) -> None:
+        """Give all ranks those of rank 0, which are the ones that are saved; called by all."""
+        for live, flat, sound in self._by_dtype:
+            dist.broadcast(flat, src=0)
+            torch._foreach_copy_(live, sound)
+
     def restore(self) -> None:
         """Put back those after the last step that counted."""
         for live, _, sound in self._by_dtype:

@@ -15,12 +15,12 @@ from worker.report.compare import compare, results_of, shown
 from worker.report.drawing import compared, learning, rates, resumes, speed, timeline
 from worker.report.history import Part
 from worker.report.run import Run
+from worker.train.confusion import Rows, by_class
 from worker.train.progress import duration
-from worker.train.record import Confusion
 
-_MOST_IN_MATRIX = 20
-_MOST_ROWS = 20
-_MOST_BAD = 100
+_MAX_IN_MATRIX = 20
+_MAX_ROWS = 20
+_MAX_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
 _SILENT = "without a word: killed, or still running"
@@ -50,7 +50,7 @@ def run_page(run: Run) -> str:
         mistakes=[_picture(row, run.classes) for row in run.mistakes if run.classes],
         bad_samples=[
             (row["data"], str(row["id"]), row["reason"], row["text"])
-            for row in run.bad_samples[:_MOST_BAD]
+            for row in run.bad_samples[:_MAX_BAD]
         ],
         **_epochs(run.history.of("evaluation")),
         settings=[
@@ -162,33 +162,38 @@ def _attempt_row(part: Part) -> tuple[str, ...]:
     )
 
 
-def _classes(confusion: Confusion | None, names: Sequence[str]) -> dict[str, Any]:
+def _classes(rows: Rows | None, names: Sequence[str]) -> dict[str, Any]:
     """The confusion matrix, or for many classes what is worst in it."""
-    if confusion is None or not names:
+    if rows is None or not names:
         return {"classes": [], "matrix": [], "pairs": [], "names": []}
-    rows = []
-    for label, name in enumerate(names):
-        total, right = int(confusion[label].sum()), int(confusion[label, label])
-        others = confusion[label].copy()
-        others[label] = 0
-        other = int(others.argmax())
-        taken = (names[other], str(others[other])) if others[other] else (_NOTHING, _NOTHING)
-        share = right / total if total else 1.0
-        rows.append((share, (name, str(total), f"{share:.2%}" if total else _NOTHING, *taken)))
-    small = len(names) <= _MOST_IN_MATRIX
-    pairs = sorted(
-        ((int(confusion[i, j]), names[i], names[j]) for i, j in np.argwhere(confusion) if i != j),
-        key=lambda pair: -pair[0],
-    )
+    totals, right = by_class(rows, len(names))
+    wrong = rows[rows[:, 0] != rows[:, 1]]
+    wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")]
+    most = {label: (names[other], str(number)) for label, other, number in wrong[::-1].tolist()}
+    shares = np.divide(right, totals, out=np.ones(len(names)), where=totals > 0)
+    worst = np.argsort(shares, kind="stable")[:_MAX_ROWS].tolist()
+    small = len(names) <= _MAX_IN_MATRIX
     return {
-        "classes": [row for _, row in sorted(rows, key=lambda item: item[0])[:_MOST_ROWS]],
-        "matrix": _matrix(confusion, names) if small else [],
+        "classes": [
+            (
+                names[label],
+                str(totals[label]),
+                f"{shares[label]:.2%}" if totals[label] else _NOTHING,
+                *most.get(label, (_NOTHING, _NOTHING)),
+            )
+            for label in worst
+        ],
+        "matrix": _matrix(rows, names) if small else [],
         "names": list(names) if small else [],
-        "pairs": [] if small else [(a, b, str(n)) for n, a, b in pairs[:_MOST_ROWS]],
+        "pairs": []
+        if small
+        else [(names[i], names[j], str(n)) for i, j, n in wrong[:_MAX_ROWS].tolist()],
     }
 
 
-def _matrix(confusion: Confusion, names: Sequence[str]) -> list[dict[str, Any]]:
+def _matrix(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    confusion[rows[:, 0], rows[:, 1]] = rows[:, 2]
     return [
         {
             "name": name,

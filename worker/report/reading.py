@@ -5,12 +5,13 @@ import logging
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel
 
+from worker.errors import WorkerError
 from worker.records import complaint, read_record
 from worker.report.schemas import HistoryLine
 from worker.store import ObjectMissing, Store
+from worker.train.confusion import Rows, merged
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +29,25 @@ def read_data(store: Store, name: str, schema: type[M]) -> Any:
     return found.model_dump() if found else None
 
 
-def read_confusion(store: Store, name: str, classes: int) -> npt.NDArray[np.int64] | None:
-    """Return a confusion matrix, int64 [classes, classes]; None if it is missing or damaged."""
+def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
+    """Return the rows of a confusion matrix (see `worker.train.confusion`).
+
+    None if they are missing, damaged or of other classes.
+    """
     try:
         array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)
     except ObjectMissing:
         return None
-    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError):
+    except WorkerError:
+        raise
+    except Exception:  # of bytes by chance, numpy raises whatever its parsers meet
         _tell(store, name)
         return None
-    sound = isinstance(array, np.ndarray) and array.dtype == np.int64
-    if not sound or array.shape != (classes, classes) or (array < 0).any():
+    sound = isinstance(array, np.ndarray) and array.dtype == np.int64 and array.ndim == 2
+    if not sound or array.shape[1] != 3 or (array < 0).any() or (array[:, :2] >= classes).any():
         _tell(store, name)
         return None
-    matrix: npt.NDArray[np.int64] = array
-    return matrix
+    return merged([array])
 
 
 def read_history_lines(store: Store, name: str) -> list[dict[str, Any]]:

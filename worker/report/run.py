@@ -12,7 +12,7 @@ from worker.report.schemas import BadSampleList, EnvironmentRecord, MistakeList,
 from worker.report.status import Status, read_status
 from worker.store import Store
 from worker.train.changes import flat
-from worker.train.record import Confusion
+from worker.train.confusion import Rows
 
 _EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
 _BAD = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
@@ -35,7 +35,7 @@ class Run:
     plan: dict[str, Any]
     environments: dict[int, dict[str, Any]]
     evaluated: int | None
-    confusion: Confusion | None
+    confusion: Rows | None
     mistakes: list[dict[str, Any]]
     bad_samples: list[dict[str, Any]]
     done: Done | None

@@ -18,16 +18,15 @@ from worker.store import Store
 Rows = npt.NDArray[np.int64]
 
 _SHOWN = 10
-_LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)-(\d+)\.npy")
+_LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What some ranks of an attempt trained on in steps [first, stop): rows (step, sample id)."""
+    """What some ranks of an attempt trained on from step `first` on: rows (step, sample id)."""
 
     attempt: int
     first: int
-    stop: int
     rows: Rows
 
 
@@ -63,8 +62,8 @@ def read_ledger(store: Store) -> list[Piece]:
         match = _LEDGER.fullmatch(info.key)
         if match:
             rows = _read_rows(store, info.key)
-            attempt, first, stop, _ = map(int, match.groups())
-            pieces.append(Piece(attempt, first, stop, rows))
+            attempt, first, _ = map(int, match.groups())
+            pieces.append(Piece(attempt, first, rows))
     if not pieces:
         raise ConfigurationError(
             f"{store.uri}: holds no sample ledger; train with `record: {{samples: true}}`"

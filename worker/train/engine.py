@@ -185,6 +185,9 @@ class Engine:
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if self._rank.world_size > 1 and self._passes.is_short(global_count):
+            # Each rank has statistics of its own, and a resume gives all those of rank 0.
+            self._statistics.share()
         parts = list(inputs.split(self._passes.count(inputs.count, global_count)))
         for index, part in enumerate(parts, start=1):
             last = index == len(parts)

@@ -13,11 +13,11 @@ from worker.data.loader import Batch
 from worker.data.preprocessing import Preprocessing
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
+from worker.train.confusion import Pairs, Rows, by_class, gather_rows
 from worker.train.device import Mark, Uploader
 from worker.train.distributed import total
 from worker.train.engine import autocast
 from worker.train.mistakes import Mistake, Worst
-from worker.train.record import Confusion
 
 _TOP = 5
 
@@ -43,17 +43,24 @@ def evaluate(
     preprocessing: Preprocessing,
     classes: int,
     stopped: Callable[[], bool],
-) -> tuple[Evaluation, Confusion, list[Mistake]] | None:
+) -> tuple[Evaluation, Rows, list[Mistake]] | None:
     """Evaluate what the learner would write; None for all ranks if any of them was `stopped`.
 
-    The confusion matrix is int64 [classes, classes], true by predicted; the mistakes are those of
-    this rank. Leaves the model in evaluation mode.
+    The rows are those of the confusion matrix (see `worker.train.confusion`), of all ranks on rank
+    0; the mistakes are those of this rank. Leaves the model in evaluation mode.
+
+    Args:
+        learner: What has been trained.
+        batches: This rank's share of the images.
+        preprocessing: How images are normalized.
+        classes: Number of classes.
+        stopped: Whether to break off.
     """
     model = learner.result
     device = next(model.parameters()).device
     _share_buffers(model)
     upload = Uploader(device)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    pairs = Pairs(classes)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     worst = Worst()
     model.eval()
@@ -69,19 +76,19 @@ def evaluate(
             losses = F.cross_entropy(outputs, labels, reduction="none")
             sums[0] += losses.sum()
             sums[1] += (best == labels[:, None]).sum()
-            pairs = labels * classes + best[:, 0]
-            confusion.view(-1).index_add_(0, pairs, torch.ones_like(pairs))
+            pairs.add(labels, best[:, 0])
             worst.add(losses, ids, outputs, labels, images)
             # The device stays at work on this batch while the host waits for the one before it.
             if before:
                 before.wait()
             before = Mark(device)
-    confusion = confusion.cpu()
-    dist.all_reduce(confusion)
+    rows = pairs.rows()
+    counts = torch.from_numpy(by_class(rows, classes))
+    dist.all_reduce(counts)
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     if interrupted:
         return None
-    return _evaluation(confusion, loss, top5), confusion.numpy(), worst.found()
+    return _evaluation(counts, loss, top5), gather_rows(rows), worst.found()
 
 
 def _share_buffers(model: nn.Module) -> None:
@@ -122,9 +129,9 @@ class _Logits:
             torch.cuda.empty_cache()
 
 
-def _evaluation(confusion: Tensor, loss: float, top5: float) -> Evaluation:
-    count, of_class = max(1, int(confusion.sum())), confusion.sum(1).tolist()
-    right = confusion.diagonal().tolist()
+def _evaluation(counts: Tensor, loss: float, top5: float) -> Evaluation:
+    count = max(1, int(counts[0].sum()))
+    of_class, right = counts.tolist()
     return Evaluation(
         loss=loss / count if math.isfinite(loss) else None,
         accuracy=sum(right) / count,

@@ -1,7 +1,8 @@
 """The history of an attempt, and where it stands: written by rank 0 as it goes, for others to read.
 
-`records/<attempt>/history/` gets events in pieces that never change, at every commit, at the end
-and in between; `progress.json` beside it is replaced every half minute, at first more often.
+`records/<attempt>/history/` gets events at every commit, at the end and in between, in pieces of
+which only the last one grows; `progress.json` beside it is replaced every half minute, at first
+more often.
 """
 
 import json
@@ -24,6 +25,7 @@ PROGRESS_SECONDS = 30.0
 _FIRST_SECONDS = 3.0  # who has just started a job wants to see it begin
 _FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
 _LAST_WORD_SECONDS = 5.0
+_PIECE_CHARACTERS = 1 << 18
 
 
 def progress_name(attempt: int) -> str:
@@ -40,7 +42,9 @@ class Journal:
         self._leads = leads
         self._events: list[dict[str, Any]] = []
         self._standing: dict[str, Any] = {}
-        self._pieces = 0
+        self._piece = 1
+        self._text = ""  # what the last piece holds
+        self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._began = self._flushed = time.monotonic()
@@ -69,19 +73,20 @@ class Journal:
 
     def flush(self) -> None:
         """Write the events noted so far; raises what the store raises, and then keeps them."""
-        with self._lock:  # and not while it writes: nobody is to wait for another's request
-            events, self._events = self._events, []
-            name = f"records/{self._attempt:06d}/history/{self._pieces:06d}.jsonl"
-            self._pieces += bool(events)
-        if not events:
-            return
-        try:
-            self._store.put(name, "".join(f"{json.dumps(event)}\n" for event in events).encode())
-        except BaseException:
+        with self._writing:
+            with self._lock:  # and not while it writes: training is not to wait for a request
+                events = list(self._events)
+            if not events:
+                return
+            text = self._text + "".join(f"{json.dumps(event)}\n" for event in events)
+            name = f"records/{self._attempt:06d}/history/{self._piece:06d}.jsonl"
+            self._store.put(name, text.encode())
             with self._lock:
-                self._events = events + self._events
-            raise
-        self._flushed = time.monotonic()
+                del self._events[: len(events)]
+            self._text = text
+            if len(text) > _PIECE_CHARACTERS:
+                self._piece, self._text = self._piece + 1, ""
+            self._flushed = time.monotonic()
 
     def close(self, error: BaseException | None, seconds: float) -> None:
         """Note how the attempt ended, and write it if that takes no longer than `seconds`."""
@@ -103,7 +108,8 @@ class Journal:
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
                 self._put_standing()
-                if last or not self._pieces or since > max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed):
+                interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
+                if last or (self._piece == 1 and not self._text) or since > interval:
                     self.flush()
             except InfrastructureError:  # a commit would meet it too, and end the attempt
                 pass

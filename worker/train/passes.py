@@ -54,6 +54,10 @@ class Passes:
             images = self._planned(global_count)
         return 2 * images > self.usual
 
+    def is_short(self, global_count: int) -> bool:
+        """Whether a pass of some rank has too few images for statistics, by what is planned."""
+        return 2 * self._planned(global_count) <= self.usual
+
     def _planned(self, global_count: int) -> int:
         """Return the images in the smallest pass of any rank."""
         share = global_count // self.world_size

@@ -1,9 +1,10 @@
 """The record that a run leaves in its store: which sample was trained on when, and evaluations.
 
-The ledger is written in immutable pieces, one per commit and eight ranks, always before the commit
-that they lead to.
+The ledger is written before each commit that it leads to, by one of every eight ranks. The last
+piece grows until it is large: an object per commit would be without end.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -15,25 +16,25 @@ import torch
 import torch.distributed as dist
 
 from worker.data.plan import Ids
+from worker.errors import WorkerError
 from worker.store import Store
+from worker.train.confusion import Rows
 from worker.train.distributed import meaningful_errors
 from worker.train.rank import Rank
 
-Confusion = npt.NDArray[np.int64]
-"""[classes, classes], true by predicted."""
-
+_PIECE_BYTES = 1 << 20
 _RANKS_PER_PIECE = 8
 _NOTHING = -1  # in place of a step: this row holds nothing
 _NO_ROWS = np.empty((0, 2), np.int64)
 
 
-def ledger_name(attempt: int, first: int, stop: int, rank: int) -> str:
-    """The object that holds what `rank` and those after it trained on in steps [first, stop)."""
-    return f"records/{attempt:06d}/samples/{first:08d}-{stop:08d}-{rank:04d}.npy"
+def ledger_name(attempt: int, first: int, rank: int) -> str:
+    """The object that holds what `rank` and those after it trained on from step `first` on."""
+    return f"records/{attempt:06d}/samples/{first:08d}-{rank:04d}.npy"
 
 
 def confusion_name(attempt: int, step: int) -> str:
-    """The object that holds the confusion matrix of an evaluation."""
+    """The object that holds the rows of an evaluation's confusion matrix."""
     return f"records/{attempt:06d}/confusion/{step:08d}.npy"
 
 
@@ -74,6 +75,8 @@ class Recorder:
         self._share = share
         self._samples = samples
         self._rows: list[Ids] = []
+        self._piece: tuple[int, Ids] | None = None
+        self._evaluations: list[int] = []
 
     def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
         """Note that these samples are in what step `step` (0-based) did to the weights.
@@ -85,13 +88,27 @@ class Recorder:
             self._rows.append(np.stack([np.full_like(ids, step), rows], axis=1))
 
     def evaluated(
-        self, step: int, matrix: npt.NDArray[np.int64], mistakes: list[dict[str, Any]]
+        self, step: int, rows: Rows, mistakes: list[dict[str, Any]], best_step: int | None
     ) -> None:
-        """Keep the confusion matrix, [classes, classes], true by predicted, and what was worst."""
-        if self._rank.rank == 0:
-            self._store.put(confusion_name(self._attempt, step), encode_array(matrix))
-            rows = json.dumps(mistakes).encode()
-            self._store.put(mistakes_name(self._attempt, step), rows)
+        """Keep what an evaluation found, in place of the one before unless that was the best.
+
+        Args:
+            step: The step after which it was.
+            rows: Its confusion matrix; see `worker.train.confusion`.
+            mistakes: What was most wrong, as JSON data.
+            best_step: The step of the best evaluation before it.
+        """
+        if self._rank.rank:
+            return
+        self._store.put(confusion_name(self._attempt, step), encode_array(rows))
+        self._store.put(mistakes_name(self._attempt, step), json.dumps(mistakes).encode())
+        kept = {step, best_step}
+        gone = [old for old in self._evaluations if old not in kept]
+        self._evaluations = [old for old in self._evaluations if old in kept] + [step]
+        with contextlib.suppress(WorkerError):  # what is left over costs space and no more
+            for old in gone:
+                self._store.delete(confusion_name(self._attempt, old))
+                self._store.delete(mistakes_name(self._attempt, old))
 
     def take(self, step: int) -> Callable[[], None]:
         """Everything noted before `step`, as a call that writes it.
@@ -110,10 +127,11 @@ class Recorder:
         receive = _receive(range(leader + 1, stop), room)
 
         def write() -> None:
-            found = np.concatenate([*rows, *receive()] or [_NO_ROWS])
-            if len(found):
-                name = ledger_name(self._attempt, first, step, leader)
-                self._store.put(name, encode_array(found))
+            begun, kept = self._piece or (first, _NO_ROWS)
+            found = np.concatenate([kept, *rows, *receive()])
+            if len(found) > len(kept):
+                self._store.put(ledger_name(self._attempt, begun, leader), encode_array(found))
+            self._piece = (begun, found) if found.nbytes < _PIECE_BYTES else None
 
         return write
 

@@ -229,8 +229,9 @@ class Session:
         if total(len(validation.fresh))[0]:
             self._attempt.list_bad(validation.bad, validation.fresh)
             self._attempt.require_budget(validation.bad)
-        evaluation, confusion, mistakes = result
-        self._attempt.recorder.evaluated(self._attempt.state.step, confusion, mistakes)
+        evaluation, rows, mistakes = result
+        state = self._attempt.state
+        self._attempt.recorder.evaluated(state.step, rows, mistakes, state.best_step)
         return evaluation
 
     def _stops_early(self) -> bool:

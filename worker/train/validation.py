@@ -9,13 +9,13 @@ from worker.data.plan import split
 from worker.data.work import Request
 from worker.errors import WorkerError
 from worker.model.learner import Learner
+from worker.train.confusion import Rows
 from worker.train.evaluation import Evaluation, evaluate
 from worker.train.feed import VAL
 from worker.train.job import Dataset, Job
 from worker.train.mistakes import gather_worst
 from worker.train.quarantine import Quarantine
 from worker.train.rank import Rank
-from worker.train.record import Confusion
 from worker.train.stop import StopFlag
 from worker.train.supply import Supply
 
@@ -39,7 +39,7 @@ class Validation:
 
     def run(
         self, learner: Learner, stop: StopFlag
-    ) -> tuple[Evaluation, Confusion, list[dict[str, Any]]] | None:
+    ) -> tuple[Evaluation, Rows, list[dict[str, Any]]] | None:
         """Evaluate over all ranks; None where a stop was requested or a rank met an `error`.
 
         The third part are the most wrong samples, as JSON data.

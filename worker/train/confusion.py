@@ -1,0 +1,85 @@
+"""Which classes are taken for which, as the pairs that occur: of thousands of classes few do.
+
+Rows are int64 [n, 3]: true class, predicted class, images; n is at most the number of images.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Rows = npt.NDArray[np.int64]
+
+_MAX_WAITING = 1 << 20  # pairs on the device before they are counted
+_TAG = 2  # the ledger is sent under 0, mistakes under 1
+
+
+class Pairs:
+    """Counts the pairs of true and predicted class of one rank, without looking at each batch."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._waiting: list[Tensor] = []
+        self._size = 0
+        self._counts = np.empty((0, 3), np.int64)
+
+    def add(self, labels: Tensor, predicted: Tensor) -> None:
+        """Count a batch: class numbers, int64 [N] each, on one device."""
+        self._waiting.append(labels * self._classes + predicted)
+        self._size += len(labels)
+        if self._size > _MAX_WAITING:
+            self._count()
+
+    def rows(self) -> Rows:
+        """Return what was counted."""
+        self._count()
+        return self._counts
+
+    def _count(self) -> None:
+        if self._waiting:
+            keys, counts = torch.cat(self._waiting).cpu().unique(return_counts=True)
+            fresh = np.stack([*np.divmod(keys.numpy(), self._classes), counts.numpy()], axis=1)
+            self._counts = merged([self._counts, fresh])
+        self._waiting, self._size = [], 0
+
+
+def merged(parts: list[Rows]) -> Rows:
+    """Return rows of which some may be of the same pair as one row per pair, sorted."""
+    rows = np.concatenate(parts)
+    pairs, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
+    counts = np.zeros(len(pairs), np.int64)
+    np.add.at(counts, inverse.reshape(-1), rows[:, 2])
+    return np.concatenate([pairs, counts[:, None]], axis=1)
+
+
+def by_class(rows: Rows, classes: int) -> npt.NDArray[np.int64]:
+    """Return images and right ones of each true class, [2, classes]."""
+    found = np.zeros((2, classes), np.int64)
+    np.add.at(found[0], rows[:, 0], rows[:, 2])
+    right = rows[rows[:, 0] == rows[:, 1]]
+    np.add.at(found[1], right[:, 0], right[:, 2])
+    return found
+
+
+def gather_rows(own: Rows) -> Rows:
+    """Return those of all ranks together on rank 0, and on others their own.
+
+    To be called by all ranks together.
+    """
+    if dist.get_rank():
+        dist.send(torch.tensor([len(own)]), 0, tag=_TAG)
+        if len(own):
+            dist.send(torch.from_numpy(np.ascontiguousarray(own)), 0, tag=_TAG)
+        return own
+    parts = [own, *(_received(rank) for rank in range(1, dist.get_world_size()))]
+    return merged(parts)
+
+
+def _received(rank: int) -> Rows:
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.recv(size, rank, tag=_TAG)
+    rows = torch.empty((int(size), 3), dtype=torch.int64)
+    if len(rows):
+        dist.recv(rows, rank, tag=_TAG)
+    return rows.numpy()
