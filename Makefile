@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e bench lint lock clean
+.PHONY: demo test e2e fuzz bench lint lock clean
 
 demo: .venv/ready
 	$(BIN)/worker demo
@@ -14,6 +14,11 @@ test: .venv/ready
 e2e: .venv/ready
 	.ci/servers
 	$(BIN)/pytest -m 'e2e or heavy'
+
+# A million cases of hostile and damaged input, in about an hour on two cores; `make test` runs a
+# thousandth of them.
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz
 
 # The peers pin other versions of what we use, so they get an environment that only borrows torch.
 bench: .venv-bench/ready

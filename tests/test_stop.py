@@ -174,6 +174,7 @@ def test_how_long_a_stop_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupt(times: int, terminal: bool) -> None:
     """Have SIGINT come a few times, a stop being awaited."""
     stop = StopFlag()
+    stop.has_begun = True
     stop.install()
     sys.stderr.isatty = lambda: terminal  # type: ignore[method-assign]
     for _ in range(times):
@@ -373,6 +374,7 @@ def test_another_experiment_that_was_quicker_is_noticed(run: Run, write: Write, 
 def test_a_later_signal_may_shorten_the_time_for_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 600))
     stop = StopFlag()
+    stop.has_begun = True
     stop._handle(signal.SIGUSR1, None)
     assert 590 < stop.remaining() < 600
     stop._handle(signal.SIGTERM, None)

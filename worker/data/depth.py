@@ -1,13 +1,22 @@
 """PNGs of 16 bits, which often hold fewer: those of X-ray devices and microscopes 12."""
 
+import io
+import zlib
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_png
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT, _CHUNKS_AT = 24, 8
 _DEEP = 16
+_CHANNELS = {2: 3, 4: 2, 6: 4}  # by color type, of those that Pillow keeps 8 bits of
+_MAX_BYTES = 1 << 30
+_MAX_FILTER = 4
+
+Samples = npt.NDArray[np.uint16]
 
 
 def is_deep(data: bytes | bytearray | memoryview) -> bool:
@@ -16,13 +25,21 @@ def is_deep(data: bytes | bytearray | memoryview) -> bool:
     return len(head) > _DEPTH_AT and head.startswith(_SIGNATURE) and head[_DEPTH_AT] == _DEEP
 
 
-def deep_pixels(data: memoryview, depth: int) -> npt.NDArray[np.uint8]:
+def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray[np.uint8]:
     """Return a PNG of 16 bits as RGB, [H, W, 3], the upper 8 of the bits in use.
 
     These are the bits that its sBIT chunk declares (PNG, 11.3.2.7), else `depth`. A file whose
     samples need more than it declares has them scaled up to 16 bits, as the standard wants it.
+
+    Args:
+        image: The image, loaded by Pillow.
+        data: Its bytes.
+        depth: Bits in use where it does not declare them.
+
+    Raises:
+        ValueError: The bytes are no whole image.
     """
-    samples = _samples(data)
+    samples = _samples(image, data)
     declared = _declared_depth(data)
     bits = declared or depth
     if declared and samples.max(initial=0) >> declared:
@@ -32,17 +49,61 @@ def deep_pixels(data: memoryview, depth: int) -> npt.NDArray[np.uint8]:
 
 
 def highest_sample(data: bytes) -> int:
-    """Return the highest value in a PNG of 16 bits that does not declare its depth, else 0."""
+    """Return the highest value in a PNG of 16 bits that does not declare its depth, else 0.
+
+    Raises whatever Pillow does if it is no whole image.
+    """
     if not is_deep(data) or _declared_depth(memoryview(data)):
         return 0
-    return int(_samples(memoryview(data)).max(initial=0))
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.width * image.height * 8 > _MAX_BYTES:
+            return 0
+        image.load()
+        return int(_samples(image, memoryview(data)).max(initial=0))
 
 
-def _samples(data: memoryview) -> npt.NDArray[np.uint16]:
+def _samples(image: Image.Image, data: memoryview) -> Samples:
     """Return the colors, [1 or 3, H, W], without alpha."""
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    samples: npt.NDArray[np.uint16] = decode_png(encoded, ImageReadMode.UNCHANGED).numpy()
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.uint16)[None]
+    clean = torch.frombuffer(bytearray(_well_formed(data)), dtype=torch.uint8)
+    samples: Samples = decode_png(clean, ImageReadMode.UNCHANGED).numpy()
     return samples[:3] if len(samples) >= 3 else samples[:1]
+
+
+def _well_formed(data: memoryview) -> bytes:
+    """Return the same image as a PNG without any fault; libpng's handling of one can crash.
+
+    Raises `ValueError` if there is too little or too much data for it. Interlaced images, which
+    nothing of that kind writes, are refused.
+    """
+    parts = dict.fromkeys((b"IHDR", b"IDAT"), b"")
+    at = _CHUNKS_AT
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
+        if kind in parts:
+            parts[kind] += bytes(data[at + 8 : at + 8 + length])
+        at += 12 + length
+    head = parts[b"IHDR"][:13]
+    channels = _CHANNELS.get(head[9]) if len(head) == 13 else None
+    if channels is None or head[10:] != b"\0\0\0":
+        raise ValueError("a PNG of 16 bits of a kind that is not read")
+    width, height = int.from_bytes(head[:4]), int.from_bytes(head[4:8])
+    row = 1 + width * channels * 2
+    if not 0 < row * height <= _MAX_BYTES:
+        raise ValueError("a PNG of a size that is not read")
+    try:
+        rows = zlib.decompressobj().decompress(parts[b"IDAT"], row * height)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(rows) < row * height or max(rows[::row]) > _MAX_FILTER:
+        raise ValueError("a PNG whose data is not whole")
+    body = (b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")
+    return _SIGNATURE + b"".join(_chunk(kind, part) for kind, part in body)
+
+
+def _chunk(kind: bytes, part: bytes) -> bytes:
+    return len(part).to_bytes(4) + kind + part + zlib.crc32(kind + part).to_bytes(4)
 
 
 def _declared_depth(data: memoryview) -> int:

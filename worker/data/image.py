@@ -112,7 +112,7 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
             image.load()
             turn = _valid(image.getexif)
             if is_deep(data):  # of which Pillow keeps the upper 8 bits, in use or not
-                return _upright(deep_pixels(data, spec.depth), turn)
+                return _upright(deep_pixels(image, data, spec.depth), turn)
             return _upright(np.array(image.convert("RGB")), turn)
     except BadSample:
         raise

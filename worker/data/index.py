@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from worker.data.shard import Row, Scan
 from worker.errors import ConfigurationError, InfrastructureError, first_line
-from worker.store import ObjectMissing, Store, open_store
+from worker.store import ObjectMissing, Store, open_store, require_no_query
 
 INDEX_NAME = "index.json"
 _MAX_SHARDS = 1_000_000
@@ -118,6 +118,7 @@ def parse_address(uri: str) -> Address:
 
     Raises `ConfigurationError` for a pattern that is none.
     """
+    require_no_query(uri)
     if not uri.endswith(".tar"):
         return Address(open_store(uri), None)
     size = _count_names(uri)

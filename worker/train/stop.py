@@ -1,5 +1,6 @@
 """The wish to stop: a signal handler that sets a flag and returns, and how much time is left."""
 
+import logging
 import math
 import os
 import signal
@@ -8,8 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from worker.environment import grace_seconds
-from worker.errors import ExitCode, StopRequested
+from worker.errors import ExitCode
 from worker.forks import STOP_SIGNALS
+
+log = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 1.0  # what the way out takes after the last commit
 
@@ -52,7 +55,10 @@ class StopFlag:
         if self.listener:
             self.listener(number)
         elif not self.has_begun:
-            raise StopRequested("stopped on request before training began; start again to train")
+            # Not by an exception: it may come up in the midst of an import, and crash that.
+            log.info("stopped on request before training began; start again to train")
+            sys.stderr.flush()
+            os._exit(ExitCode.STOPPED)
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
