@@ -65,7 +65,7 @@ class Times:
 
 def ours(store: Store, saver: Saver, learner: Learner) -> Save:
     """The calls of `train/durable.py`."""
-    attempt, background = claim_attempt(store, {"job": "bench"}, {}, lambda _: None), Background()
+    attempt, background = claim_attempt(store, {"job": "bench"}, {}, lambda: None), Background()
     background.submit(lambda: saver.host.prepare(torch.device("cpu"))).result()
 
     def save(step: int) -> Future[Any]:

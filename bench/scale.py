@@ -42,7 +42,7 @@ from worker.manifest import Manifest, parse_manifest
 from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
 from worker.store.traffic import listen
-from worker.train.job import Job, open_job, require_same_identity
+from worker.train.job import Job, open_job, require_own_output
 from worker.train.record import ranks_that_write
 
 _RANKS = (8, 64, 512, 4096)
@@ -187,8 +187,8 @@ def _state(manifest: Manifest) -> dict[str, tuple[int, int, float]]:
 
 def _claim(job: Job) -> int:
     manifest = job.manifest.model_dump(mode="json")
-    require_same = functools.partial(require_same_identity, job)
-    return claim_attempt(job.output, job.identity, manifest, require_same)
+    require_own = functools.partial(require_own_output, job)
+    return claim_attempt(job.output, job.identity, manifest, require_own)
 
 
 def _saving(

@@ -167,7 +167,7 @@ def another_experiment_first() -> None:
     real = getattr(session, "begin_attempt")
 
     def begin_attempt(job: Any, *arguments: Any) -> Any:
-        claim_attempt(job.output, {**job.identity, "train.seed": "77"}, {}, lambda _: None)
+        claim_attempt(job.output, {**job.identity, "train.seed": "77"}, {}, lambda: None)
         return real(job, *arguments)
 
     setattr(session, "begin_attempt", begin_attempt)

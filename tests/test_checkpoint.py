@@ -26,6 +26,8 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
+from worker.checkpoint.owner import owner_of
+from worker.checkpoint.publication import publish, read_done, settle, stage_part
 from worker.checkpoint.retention import abandoned, expendable
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes, stream_tensors
@@ -107,7 +109,7 @@ def test_attempts_are_numbered_and_fence(bucket: str) -> None:
     assert newest_attempt(store) == 0
     with ThreadPoolExecutor(8) as pool:
         numbers = list(
-            pool.map(lambda _: claim_attempt(store, {"job": "x"}, {}, lambda _: None), range(12))
+            pool.map(lambda _: claim_attempt(store, {"job": "x"}, {}, lambda: None), range(12))
         )
     assert sorted(numbers) == list(range(1, 13))
     ensure_newest(store, 12)
@@ -300,3 +302,50 @@ def test_the_best_evaluation_is_that_of_the_lower_loss_among_equals() -> None:
         state.note_evaluation(loss, accuracy, 0.0)
     assert (state.best_step, state.best_accuracy, state.best_loss) == (3, 0.8, 0.6)
     assert (state.evaluated, state.stale) == (4, 2)
+
+
+def published(store: Store, attempt: int = 1) -> bool:
+    part = stage_part(store, attempt, "final/model.json", stream_bytes(b"{}"))
+    result = {"step": 6, "weights": {"step": 6, "accuracy": None}}
+    return publish(store, attempt, [part], result, lambda: None)
+
+
+def test_junk_that_is_named_like_an_attempt_or_a_publication_locks_nobody_out(
+    store: Store,
+) -> None:
+    for number in ("000007", "999999", "999999999"):
+        store.put(f"attempts/{number}.json", b"junk")
+        store.put(f"publications/{number}.json", b"junk")
+    for expected in (1, 2, 3):
+        assert claim_attempt(store, {"job": "x"}, {}, lambda: None) == expected
+        ensure_newest(store, expected)
+    assert published(store, 3)
+    done = settle(store)
+    assert done and done.attempt == 3
+
+
+@pytest.mark.parametrize(
+    "damage", [{"done": {"stpp": 3}}, {"parts": []}, {"attempt": 7}, {"parts": [{"name": ".."}]}]
+)
+def test_a_damaged_publication_is_passed_over(store: Store, damage: dict[str, Any]) -> None:
+    assert published(store)
+    record = json.loads(store.get("publications/000001.json")) | damage
+    store.put("publications/000001.json", json.dumps(record).encode())
+    store.delete("done.json")
+    assert settle(store) is None
+    assert published(store, 2)
+    assert read_done(store)
+
+
+def test_the_owner_is_known_though_its_first_record_is_damaged(store: Store) -> None:
+    assert owner_of(store) is None
+    claim_attempt(store, {"job": "x"}, {}, lambda: None)
+    claim_attempt(store, {"job": "x"}, {}, lambda: None)
+    state = json.dumps({"step": 3, "identity": {"job": "x"}}).encode()
+    write_commit(store, CommitName(3, 2), PARTS | {"state.json": state})
+    for number in (1, 2):
+        assert owner_of(store) == {"job": "x"}
+        store.put(f"attempts/{number:06d}.json", b'{"identity": {"job"')
+    assert owner_of(store) == {"job": "x"}
+    store.put("checkpoints/00000003-000002/state.json", b"{}")
+    assert owner_of(store) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import in_fresh_process
-from tests.learners import everything, manifest_of
+from tests.learners import ALONE, everything, manifest_of
 from worker.data.loader import Batch
 from worker.data.plan import split
 from worker.launch.spawn import run_ranks
@@ -139,3 +139,15 @@ def test_one_image_at_a_time_gives_statistics_where_it_has_values_for_them(alone
         model(image)
     assert int(first.num_batches_tracked or 0) == 1
     assert first.training
+
+
+def test_an_auxiliary_head_may_see_one_value_of_one_image(alone: None) -> None:
+    """It runs in training only, as Inception's does, on features of one pixel."""
+    manifest = manifest_of([{"match": "*"}], {"batch_size": 1})
+    model = build_backbone("inception_v3", 2, 0, 299).model
+    learner = build_learner(model, everything(model, 1e-3), manifest, torch.device("cpu"))
+    preprocessing = preprocessing_of("inception_v3")
+    engine = Engine(learner, preprocessing, Criterion(), manifest.train, None, ALONE, 1)
+    images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
+    one = Batch(images, torch.zeros(1).long(), np.zeros(1, np.int64), torch.ones(1).bool())
+    assert engine.step(0, one, 1).finite

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 
 import pytest
 
 from worker import logs
+from worker.redaction import redacted
 
 log = logging.getLogger("worker.test")
 
@@ -92,3 +94,23 @@ def test_warnings_of_libraries_and_tracebacks_are_one_line_each(capsys: Captured
     warning, failure = map(json.loads, lines(capsys))
     assert "old\nhabits" in warning["message"]
     assert "in two" in failure["traceback"]
+
+
+def test_a_password_may_hold_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "p@ss<word>zz")
+    assert redacted("s3://u:p@ss<word>zz@host/x") == "s3://host/x"
+    assert redacted("s3://user:pa<ss@host/x and s3://b/k") == "s3://host/x and s3://b/k"
+    assert "word" not in redacted("it is p@ss<word>zz")
+
+
+def test_the_current_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/data")
+    monkeypatch.setenv("OLDPWD", "/home/somebody")
+    assert redacted("file:///home/somebody/data/x") == "file:///home/somebody/data/x"
+
+
+def test_redaction_takes_linear_time() -> None:
+    for piece in ("?", "?sig", "://a:", "sig", "://a/", "?a=", "=sig", "://a@"):
+        began = time.monotonic()
+        redacted(piece * 20_000 + "@!")
+        assert time.monotonic() - began < 2, piece

@@ -25,6 +25,7 @@ from worker.checkpoint.commit import (
     publish_commit,
     read_commit_record,
 )
+from worker.checkpoint.owner import owner_of
 from worker.checkpoint.publication import publish, settle, stage_part
 from worker.checkpoint.tensors import stream_bytes
 from worker.errors import ConfigurationError, Superseded
@@ -32,8 +33,9 @@ from worker.errors import ConfigurationError, Superseded
 STEPS = 2
 
 
-def require_same(own: Identity, owner: Identity) -> None:
-    if own != owner:
+def require_own(store: Replayed, own: Identity) -> None:
+    owner = owner_of(store)
+    if owner and own != owner:
         raise ConfigurationError("the output belongs to another job")
 
 
@@ -42,7 +44,7 @@ Finish = Callable[[Replayed, int], None]
 
 
 def claim(store: Replayed, identity: Identity) -> int:
-    return claim_attempt(store, identity, {}, functools.partial(require_same, identity))
+    return claim_attempt(store, identity, {}, functools.partial(require_own, store, identity))
 
 
 def finish(store: Replayed, number: int) -> None:
@@ -168,10 +170,10 @@ def test_three_attempts_in_an_order_of_chance(seed: int) -> None:
 
 def claim_first(store: Replayed, identity: Identity) -> int:
     """As it was: a number first, and then a look at the attempt before."""
-    number = claim_attempt(store, identity, {}, lambda _: None)
+    number = claim_attempt(store, identity, {}, lambda: None)
     earlier = read_attempt(store, number - 1) if number > 1 else None
-    if earlier:
-        require_same(identity, earlier.identity)
+    if earlier and identity != earlier.identity:
+        raise ConfigurationError("the output belongs to another job")
     return number
 
 

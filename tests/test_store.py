@@ -171,8 +171,8 @@ def test_an_upload_holds_a_few_parts_in_memory(monkeypatch: pytest.MonkeyPatch) 
         def upload_part(self, **part: Any) -> Any:
             return {"ETag": str(len(part["Body"]))}
 
-        def complete_multipart_upload(self, **_: Any) -> None:
-            pass
+        def complete_multipart_upload(self, **_: Any) -> Any:
+            return {"ETag": "1"}
 
     monkeypatch.setattr(S3Store, "_s3", Client())
     piece = bytes(1 << 20)
@@ -390,3 +390,40 @@ def test_addresses_hold_no_control_characters(uri: str) -> None:
         open_store(uri)
     with pytest.raises(ConfigurationError):
         read_uri(f"{uri}/x")
+
+
+def test_a_check_before_a_write_does_not_lift_its_deadline(faulty: tuple[Proxy, Store]) -> None:
+    """The check makes requests of its own, within the one that is limited."""
+    server, store = faulty
+    server.plan = lambda request: "drip head" if request.conditional else None
+    began = time.monotonic()
+    with pytest.raises(InfrastructureError):
+        store.put_if_absent("new", b"x", lambda: print(keys(store)))
+    assert time.monotonic() - began < 6
+
+
+def test_a_file_that_is_deleted_while_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    for name in "abc":
+        store.put(name, name.encode())
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "b":
+            path.unlink(missing_ok=True)
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert [(info.key, info.size) for info in store.list()] == [("a", 1), ("c", 1)]
+
+
+def test_folders_that_are_opened_leave_no_descriptors(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.put("folder/object", b"x")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with pytest.raises(ObjectMissing):
+            store.get("folder")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -18,7 +18,9 @@ _PLACE_NAME = re.compile(
     r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
 )
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
+_ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
+_FOLDERS = ("PWD", "OLDPWD")
 _QUERY = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
 _EQUALS = re.compile(r"=|%3D", re.IGNORECASE)
 _WORD = re.compile(r"[\w-]*")
@@ -32,24 +34,25 @@ def is_signed(address: str) -> bool:
 
 def redacted(text: str) -> str:
     """The text without the values of secret environment variables, logins and signed queries."""
-    text = _TOKEN.sub(lambda match: _redacted_token(match[0]), text)
+    # First of all, as the others may cut one in two.
     for secret in _secrets():
         for form in _forms(secret):
             text = text.replace(form, _HIDDEN)
-    return text
+    text = _ADDRESS.sub(lambda match: _without_login(match[0]), text)
+    return _TOKEN.sub(lambda match: _without_query(match[0]), text)
 
 
-def _redacted_token(token: str) -> str:
-    """A word without the login and the signed query of an address, in linear time."""
-    if "://" in token and "@" in token:
-        token = _without_login(token)
+def _without_query(token: str) -> str:
+    """Remove the query of a presigned URL."""
     at = _signed_from(token)
     return token if at is None else f"{token[:at]}?{_HIDDEN}"
 
 
 def _without_login(token: str) -> str:
-    """Remove `USER:PASSWORD@` and `USER@`; a password may hold any character."""
-    last = token.rindex("@")
+    """Remove `USER:PASSWORD@` and `USER@`, in linear time; a password may hold any character."""
+    last = token.rfind("@")
+    if last < 0 or "://" not in token:
+        return token
     kept: list[str] = []
     at = 0
     while True:
@@ -96,7 +99,7 @@ def _secrets() -> list[str]:
     """The values of variables named like a secret that are no place of one; passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and not _PLACE_NAME.search(name):
+        if name not in _FOLDERS and _SECRET_NAME.search(name) and not _PLACE_NAME.search(name):
             found.add(value)
         login = _PASSWORD.search(value)
         if login:

@@ -4,6 +4,7 @@ import unicodedata
 
 _BOM = "\ufeff"
 _SHOWN = 40
+_JOINERS = "\u200c\u200d"  # which some scripts, and emoji, are spelled with
 
 
 def read_text(data: bytes) -> str:
@@ -24,13 +25,19 @@ def read_name(text: str) -> str:
     """Return a name in the form in which names are compared: stripped, and in Unicode's NFC.
 
     Raises `ValueError` for what no name holds: control characters, which UTF-16 read as UTF-8 has
-    in every second place, and lone surrogates, which nothing can write.
+    in every second place; lone surrogates, which nothing can write; and marks that nobody sees, by
+    which one class would be two.
     """
     name = unicodedata.normalize("NFC", text.strip())
-    wrong = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs")), None)
+    wrong = next(filter(_is_wrong, name), None)
     if wrong is not None:
         shown = name.encode(errors="backslashreplace")[:_SHOWN]
         raise ValueError(
             f"holds the character U+{ord(wrong):04X} (in {shown!r}); write plain UTF-8"
         )
     return name
+
+
+def _is_wrong(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs") or (category == "Cf" and character not in _JOINERS)

@@ -33,6 +33,7 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
+from worker.checkpoint.owner import owner_of
 from worker.checkpoint.publication import publish, settle, stage_part
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes
@@ -382,7 +383,7 @@ def _run_state(parts: dict[str, bytes]) -> str:
 def _finished() -> dict[str, bytes]:
     """A run with three commits, which has published its result."""
     store = MemoryStore()
-    claim_attempt(store, {"job": "ants"}, {"job": "ants", "train": {"epochs": 2}}, lambda _: None)
+    claim_attempt(store, {"job": "ants"}, {"job": "ants", "train": {"epochs": 2}}, lambda: None)
     for step in (2, 4, 6):
         streams = {name: stream_bytes(data) for name, data in _learner_parts().items()}
         publish_commit(store, CommitName(step, 1), write_parts(store, CommitName(step, 1), streams))
@@ -462,11 +463,12 @@ def _run_attempts(objects: dict[str, bytes]) -> str:
     """A start of the same job is never locked out, unless what is there names another one."""
     store = MemoryStore(objects)
 
-    def require_same(owner: Any) -> None:
-        if owner.get("job") != "ants":
+    def require_own() -> None:
+        owner = owner_of(store)
+        if owner and owner.get("job") != "ants":
             raise ConfigurationError("output: belongs to another job")
 
-    number = claim_attempt(store, {"job": "ants"}, {}, require_same)
+    number = claim_attempt(store, {"job": "ants"}, {}, require_own)
     ensure_newest(store, number)
     return TAKEN
 

@@ -64,11 +64,23 @@ def first_whole(store: Store, numbers: Sequence[int]) -> AttemptRecord | None:
     return next(filter(None, (read_attempt(store, number) for number in numbers)), None)
 
 
+def next_number(numbers: Sequence[int], is_whole: Callable[[int], object]) -> int:
+    """Return the first free number beyond all objects that are whole.
+
+    Others may have any name, and no number is left beyond the highest.
+    """
+    number = next(filter(is_whole, sorted(numbers, reverse=True)), 0) + 1
+    taken = set(numbers)
+    while number in taken:
+        number += 1
+    return number
+
+
 def claim_attempt(
     store: Store,
     identity: Identity,
     manifest: Mapping[str, Any],
-    require_same: Callable[[Identity], None],
+    require_own: Callable[[], None],
 ) -> int:
     """Register a new attempt and return its number, greater than every other.
 
@@ -76,8 +88,8 @@ def claim_attempt(
         store: The output of the job.
         identity: That of the job.
         manifest: Its resolved manifest, as JSON data.
-        require_same: Raises `ConfigurationError` for the identity of an output that holds another
-            job; nothing is left of this attempt then.
+        require_own: Raises `ConfigurationError` if the output holds another job by now; nothing is
+            left of this attempt then.
 
     Raises:
         InfrastructureError: If others keep claiming first.
@@ -86,8 +98,8 @@ def claim_attempt(
     data = json.dumps(record).encode()
     for _ in range(_MAX_TRIES):
         numbers = attempt_numbers(store)
-        _compare(store, numbers, require_same)
-        number = max(numbers, default=0) + 1
+        require_own()
+        number = next_number(numbers, lambda number: read_attempt(store, number))
         if store.put_if_absent(attempt_name(number), data):
             break
     else:
@@ -95,9 +107,10 @@ def claim_attempt(
         raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
     try:
         # Where there is no conditional PUT, another job may have claimed the output meanwhile.
-        _compare(store, attempt_numbers(store), require_same)
+        require_own()
     except ConfigurationError:
-        store.delete(attempt_name(number))
+        if store.get(attempt_name(number)) == data:
+            store.delete(attempt_name(number))
         raise
     return number
 
@@ -110,14 +123,6 @@ def _origin() -> dict[str, Any]:
         "pid": os.getpid(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _compare(
-    store: Store, numbers: Sequence[int], require_same: Callable[[Identity], None]
-) -> None:
-    owner = first_whole(store, numbers)
-    if owner:
-        require_same(owner.identity)
 
 
 def ensure_newest(store: Store, attempt: int) -> None:

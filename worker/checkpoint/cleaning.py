@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Collection
 
+from worker.checkpoint.attempt import ensure_newest
 from worker.checkpoint.commit import (
     CHECKPOINTS,
     COMMITS,
@@ -29,6 +30,7 @@ def clean(
     best_step: int | None,
 ) -> None:
     """Right after the commit `own`: delete old checkpoints, and parts that were never committed."""
+    ensure_newest(store, own.attempt)  # what a newer attempt needs is not known here
     for name in expendable(list_commits(store), trusted, keep, best_step):
         delete_commit(store, name)
     written: dict[CommitName, float] = {}
@@ -37,7 +39,7 @@ def clean(
         if found:
             written[found] = max(written.get(found, 0.0), info.modified)
     # The store's own clock: this machine's may be wrong.
-    now = max(info.modified for info in store.list(f"{COMMITS}{own}"))
+    now = max((info.modified for info in store.list(f"{COMMITS}{own}")), default=0.0)
     dead = abandoned(written, list_commits(store), own.attempt, now)
     for name in dead:
         for part in PART_NAMES:

@@ -174,6 +174,20 @@ def read_commit(
         return None
 
 
+def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | None:
+    """Return one part of a checkpoint, or None if it is not as it was committed."""
+    record = read_commit_record(store, name)
+    for part in record.parts if record else ():
+        key = f"{CHECKPOINTS}{name}/{part.name}"
+        if part.name == wanted and part.bytes <= _READ:
+            try:
+                data = store.get(key, 0, _READ)
+            except ObjectMissing:
+                return None
+            return data if hashlib.sha256(data).hexdigest() == part.sha256 else None
+    return None
+
+
 def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], None]) -> bytearray:
     """One part, compared with its digest while it comes in; read again once, as a line may err."""
     key = f"{CHECKPOINTS}{name}/{part.name}"

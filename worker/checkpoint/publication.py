@@ -12,11 +12,11 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
-from worker.checkpoint.attempt import attempt_numbers
+from worker.checkpoint.attempt import attempt_numbers, next_number
 from worker.checkpoint.commit import MAX_STEPS, Part, digested
 from worker.errors import InfrastructureError, WorkerError
 from worker.records import Record, read_record
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 DONE_NAME = "done.json"
 PUBLICATIONS = "publications/"
-_PATTERN = re.compile(r"publications/([0-9]{6})\.json")
+_PATTERN = re.compile(r"publications/([0-9]{6,9})\.json")
 _READ = 16 << 20
 _MAX_TRIES = 100
 
@@ -49,10 +49,17 @@ class Done(Record):
     attempt: Annotated[int, Field(ge=1)]
     step: Count
     weights: Weights
+    identity: dict[str, str] = Field(default_factory=dict)
 
 
 class _PublishedPart(Record):
-    name: Annotated[str, Field(pattern=r"^(final/)?[a-z0-9_.]{1,64}$")]
+    name: Literal[
+        "final/model.json",
+        "final/model.safetensors",
+        "final/model.onnx",
+        "final/model.pt2",
+        "manifest.json",
+    ]
     bytes: Annotated[int, Field(ge=0, le=1 << 45)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -63,6 +70,12 @@ class Publication(Record):
     attempt: Annotated[int, Field(ge=1)]
     done: dict[str, JsonValue]
     parts: Annotated[tuple[_PublishedPart, ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Publication":
+        if Done.model_validate(self.done).attempt != self.attempt:
+            raise ValueError("done is of another attempt")
+        return self
 
 
 def read_done(store: Store) -> Done | None:
@@ -93,6 +106,7 @@ def publish(
     parts: list[Part],
     result: Mapping[str, Any],
     check: Callable[[], None],
+    beat: Callable[[], None] = lambda: None,
 ) -> bool:
     """Make what an attempt has staged the result of the job; false if another was first.
 
@@ -102,16 +116,24 @@ def publish(
         parts: All of them.
         result: The result, as JSON data.
         check: Called right before each try; may raise.
+        beat: Called for every few megabytes that are copied.
+
+    Raises:
+        InfrastructureError: What was published cannot be read back.
     """
     fields = [{"name": p.name, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
     told = {"attempt": attempt, **result, "parts": fields}
     data = json.dumps({"attempt": attempt, "done": told, "parts": fields}).encode()
     for _ in range(_MAX_TRIES):
         # Not just the first: what is there may be damaged. The first that is whole counts.
-        number = max(_numbers(store), default=0) + 1
+        number = next_number(_numbers(store), lambda number: _published(store, number))
         if store.put_if_absent(_name(number), data, check):
-            done = settle(store)
-            return done is not None and done.attempt == attempt
+            done = settle(store, beat)
+            if done is None:
+                raise InfrastructureError(
+                    f"{store.uri}{_name(number)}: its parts are not read back as they were written"
+                )
+            return done.attempt == attempt
     raise InfrastructureError(f"{store.uri}{PUBLICATIONS}: others keep publishing first")
 
 
@@ -129,13 +151,14 @@ def settle(store: Store, beat: Callable[[], None] = lambda: None) -> Done | None
         return done
     for number in _numbers(store):
         publication = _published(store, number)
-        if publication and _complete(store, publication, beat):
-            return read_done(store)
+        completed = _complete(store, publication, beat) if publication else None
+        if completed:
+            return completed
     return None
 
 
-def _complete(store: Store, publication: Publication, beat: Callable[[], None]) -> bool:
-    """Copy the parts to their places, then write `done.json`; false if a part is lost."""
+def _complete(store: Store, publication: Publication, beat: Callable[[], None]) -> Done | None:
+    """Copy the parts to their places, then write `done.json`; None if a part is lost."""
     for part in publication.parts:
         source = _staged(publication.attempt, part.name)
         try:
@@ -146,10 +169,10 @@ def _complete(store: Store, publication: Publication, beat: Callable[[], None]) 
                     pass
         except (ObjectMissing, ValueError) as error:
             log.warning("the result of attempt %d is not whole: %s", publication.attempt, error)
-            return False
+            return None
     store.put(DONE_NAME, json.dumps(publication.done, indent=1).encode())
-    _remove_staged(store)
-    return True
+    _remove_staged(store, [part.name for part in publication.parts])
+    return Done.model_validate(publication.done)
 
 
 def _verified(
@@ -161,12 +184,12 @@ def _verified(
         beat()
         piece = store.get(key, start, min(start + _READ, part.bytes))
         digest.update(piece)
-        if start + _READ >= part.bytes and digest.hexdigest() != part.sha256:
-            raise ValueError(f"{store.uri}{key} was altered")
         yield piece
+    if digest.hexdigest() != part.sha256:
+        raise ValueError(f"{store.uri}{key} was altered")
 
 
-def _remove_staged(store: Store) -> None:
+def _remove_staged(store: Store, names: list[str]) -> None:
     """Remove what attempts have staged, uploads that were cut short included.
 
     What is left over costs space and no more, so nothing of it stops a job.
@@ -176,8 +199,10 @@ def _remove_staged(store: Store) -> None:
         for number in numbers:
             for info in list(store.list(_staged(number, ""))):
                 store.delete(info.key)
-        for number in numbers:
-            store.abort_uploads(_staged(number, "final/model.safetensors"))
+        for name in names:
+            store.abort_uploads(name)
+            for number in numbers:
+                store.abort_uploads(_staged(number, name))
 
 
 def _published(store: Store, number: int) -> Publication | None:

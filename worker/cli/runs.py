@@ -106,8 +106,9 @@ def audit(run: str) -> None:
     RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
     sample was lost or repeated; those left out as bad within the job's budget are listed.
     """
-    from worker.checkpoint.commit import list_commits
+    from worker.checkpoint.commit import list_commits, read_commit_record
     from worker.data.index import parse_address, read_index
+    from worker.data.plan import steps_per_epoch
     from worker.manifest import check_manifest
     from worker.store import open_store
     from worker.train.audit import (
@@ -115,6 +116,7 @@ def audit(run: str) -> None:
         describe_audit,
         read_last_attempt,
         read_ledger,
+        require_bounds,
         require_same_data,
         surviving_rows,
     )
@@ -125,8 +127,10 @@ def audit(run: str) -> None:
     index = read_index(parse_address(manifest.data.train))
     rows = surviving_rows(read_ledger(store))
     require_same_data(store, index, attempt.identity.get("data.train"))
-    commits = list_commits(store)
-    done = commits[0].step if commits else 0
+    limit = steps_per_epoch(index.samples, manifest.train.batch_size) * manifest.train.epochs
+    require_bounds(rows, index.samples, limit, store.uri)
+    commits = (name for name in list_commits(store) if name.step <= limit)
+    done = next((name.step for name in commits if read_commit_record(store, name)), 0)
     audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)
     click.echo("\n".join(describe_audit(audits, index)))
     faults = sum(audit.faults for audit in audits)

@@ -14,6 +14,7 @@ _DEPTH_AT, _CHUNKS_AT = 24, 8
 _DEEP = 16
 _CHANNELS = {2: 3, 4: 2, 6: 4}  # by color type, of those that Pillow keeps 8 bits of
 _MAX_BYTES = 1 << 30
+_MAX_PIXELS = 1 << 26
 _MAX_FILTER = 4
 
 Samples = npt.NDArray[np.uint16]
@@ -56,7 +57,7 @@ def highest_sample(data: bytes) -> int:
     if not is_deep(data) or _declared_depth(memoryview(data)):
         return 0
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.width * image.height * 8 > _MAX_BYTES:
+        if image.width * image.height > _MAX_PIXELS:  # training has its own word about it
             return 0
         image.load()
         return int(_samples(image, memoryview(data)).max(initial=0))

@@ -246,7 +246,7 @@ def _folders(folder: Path, found: _Found, must: bool = True) -> list[Path]:
     """Return the visible folders right below a folder; what else lies there is counted."""
     folders = []
     for entry in _entries(folder):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if _is_folder(entry) and not entry.name.startswith("."):
             folders.append(Path(entry.path))
         else:
             _take(entry, found)
@@ -264,29 +264,46 @@ def _walk(folder: Path) -> _Found:
 
 
 def _descend(folder: Path, above: frozenset[tuple[int, int]], found: _Found) -> None:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        found.passed_over["link to a folder above it"] += 1
-        return
-    for entry in _entries(folder):
-        if entry.is_dir() and not entry.name.startswith("."):
-            _descend(Path(entry.path), above | {here}, found)
-        else:
-            _take(entry, found)
+    pending = [(folder, above)]
+    while pending:
+        folder, above = pending.pop()
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            found.passed_over["link to a folder above it"] += 1
+            continue
+        for entry in _entries(folder):
+            if _is_folder(entry) and not entry.name.startswith("."):
+                pending.append((Path(entry.path), above | {here}))
+            else:
+                _take(entry, found)
 
 
 def _take(entry: os.DirEntry[str], found: _Found) -> None:
     """Note a file, or a hidden folder."""
     path = Path(entry.path)
     if entry.name.startswith("."):
-        found.passed_over["hidden folder" if entry.is_dir() else "hidden file"] += 1
-    elif not entry.is_file():
+        found.passed_over["hidden folder" if _is_folder(entry) else "hidden file"] += 1
+    elif not _is_file(entry):
         found.passed_over["broken link" if entry.is_symlink() else "special file"] += 1
     elif path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
         found.passed_over[f"{path.suffix.lower() or 'suffixless'} file"] += 1
     else:
         found.images.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from worker.data.image import FAST_COLORS, ImageSpec, decode, orientation
+from worker.data.image import FAST_COLORS, ImageSpec, decode, orientation, require_bounds
 from worker.data.loader import Batch, Prepare
 from worker.data.reader import BadSample, SampleReader
 from worker.errors import ConfigurationError, first_line
@@ -71,8 +71,11 @@ class GpuDecoder:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
         except Exception:  # whatever it is, the next decoder has its own say
             return False
-        small = height * width <= self._spec.max_pixels
-        return colors in FAST_COLORS and small and orientation(image) == 1
+        try:
+            require_bounds(image, width, height, self._spec.max_pixels)
+        except BadSample:
+            return False
+        return colors in FAST_COLORS and orientation(image) == 1
 
     def _decode(self, images: list[memoryview]) -> list[Tensor]:
         """uint8 [3, H, W] each; none at all where one is broken, for the CPU to say which."""

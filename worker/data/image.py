@@ -62,8 +62,7 @@ def decode(data: memoryview, spec: ImageSpec) -> Tensor:
     if bytes(data[:2]) == _START:
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            _require_size(width, height, spec.max_pixels)
-            _require_few_scans(data, width * height, spec.max_pixels)
+            require_bounds(data, width, height, spec.max_pixels)
             if colors in FAST_COLORS:
                 pixels = simplejpeg.decode_jpeg(data, buffer=_buffer(height * width * 3))
                 return _tensor(_upright(pixels, orientation(data)))
@@ -84,6 +83,12 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
             "too_large",
             f"{width} x {height} pixels are more than data.max_pixels, {max_pixels}, allows",
         )
+
+
+def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -> None:
+    """Raise `BadSample` for a JPEG that would take too much memory or time to decode."""
+    _require_size(width, height, max_pixels)
+    _require_few_scans(data, width * height, max_pixels)
 
 
 def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:

@@ -96,7 +96,7 @@ class Index(BaseModel):
     @property
     def digest(self) -> str:
         """Identity of the data set; a resumed job must see the same."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -214,7 +214,7 @@ def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row
 
 def write_index(store: Store, index: Index) -> None:
     """Write the index, which makes the shards a data set, and read it back."""
-    store.put(INDEX_NAME, json.dumps(index.model_dump(), indent=1).encode())
+    store.put(INDEX_NAME, json.dumps(index.model_dump(exclude_none=True), indent=1).encode())
     if read_index(Address(store, None)) != index:
         raise InfrastructureError(f"{store.uri}{INDEX_NAME}: is not read back as it was written")
 

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,12 +77,22 @@ def find_tars(uri: str) -> Source:
     if address.names is not None:
         return Source(store, _named(store, dict.fromkeys(address.names)))
     listed = [info for info in store.list() if info.key.endswith(".tar")]
+    _require_names(store, [info.key for info in listed])
     tars = tuple(Tar(info.key, info.size, info.version) for info in listed if "/" not in info.key)
     if not tars:
         folders = sorted({info.key.rpartition("/")[0] for info in listed})
         more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
         raise ConfigurationError(f"{store.uri}: holds no .tar{more}")
     return Source(store, tars)
+
+
+def _require_names(store: Store, names: list[str]) -> None:
+    """Raise `ConfigurationError` for a shard that no index can name."""
+    for name in names:
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise ConfigurationError(
+                f"{store.uri}: the shard {name!a} has a name that is not plain UTF-8; rename it"
+            )
 
 
 def _from_wids(uri: str) -> Source:
@@ -195,11 +206,11 @@ def index_tars(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        lines = [line for each in finished for line in each.lines]
         shards = tuple(each.shard for each in finished)
+        _require_budget(source, lines, sum(shard.samples for shard in shards), error_budget)
         depth = depth_for(max((each.highest for each in finished), default=0))
         index = Index(classes=classes, shards=shards, depth=depth)
-        lines = [line for each in finished for line in each.lines]
-        _require_budget(source, lines, index.samples, error_budget)
         write_index(source.store, index)
         list(pool.map(functools.partial(read_back, source.store), index.shards))
         list(pool.map(lambda tar: source.store.delete(_staged_name(tar)), source.tars))

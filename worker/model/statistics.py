@@ -97,11 +97,14 @@ class BatchStatistics:
 
             modules = [m for m in self._model.modules() if _has_own_statistics(m)]
             hooks = [module.register_forward_pre_hook(look) for module in modules]
-            training = {module: module.training for module in self._model.modules()}
+            # All else trains, as an auxiliary head runs in training only.
+            norms = [module for module in modules if module.training]
+            for module in norms:
+                module.training = False
             with torch.no_grad(), torch.random.fork_rng(_devices_of(image)):
-                self._model.eval()(image)
-            for module, mode in training.items():
-                module.training = mode
+                self._model(image)
+            for module in norms:
+                module.training = True
             for hook in hooks:
                 hook.remove()
             self._single = single

@@ -96,6 +96,7 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
         sent: Bytes that it sends.
     """
     request = _Request(seconds + sent / _MIN_BYTES_PER_SECOND)
+    around = getattr(_local, "request", None)
     _local.request = request
     _monitor.add(request)
     try:
@@ -105,7 +106,7 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
             raise TooSlow(f"no whole answer within {seconds:.0f} s") from error
         raise
     finally:
-        _local.request = None
+        _local.request = around
         _monitor.remove(request)
 
 

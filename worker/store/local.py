@@ -82,7 +82,7 @@ class LocalStore:
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
                         version = f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
-                    found.append(ObjectInfo(key, status.st_size, status.st_mtime, version))
+                        found.append(ObjectInfo(key, status.st_size, status.st_mtime, version))
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -126,8 +126,8 @@ class LocalStore:
 
 def _opened(path: Path) -> BinaryIO:
     """Open a file; raises `IsADirectoryError` for what is none: to open a pipe would wait."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
         raise IsADirectoryError
-    return file
+    return os.fdopen(handle, "rb")

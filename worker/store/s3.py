@@ -38,6 +38,7 @@ _MAX_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 _LEAST_SECONDS = 1.0
+_MAX_OBJECT = 5 << 30  # bytes of one answer that are given time for
 
 
 def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
@@ -72,11 +73,13 @@ class S3Store:
                 raise
             # With its length given, a body is read at two thirds of the cost; a proxy may not.
             length = response.get("ContentLength")
-            allow(length or 0)
+            whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
+            if length is not None and stop is not None and not whole and length > stop - start:
+                raise NotS3
+            allow(min(length or 0, _MAX_OBJECT))
             data: bytes = response["Body"].read(length)
             if length is not None and len(data) < length:
                 raise urllib3.exceptions.IncompleteRead(len(data), length - len(data))
-            whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
             return data[start:stop] if ranged and whole else data
 
         return self._call("get", key, request)
@@ -91,9 +94,7 @@ class S3Store:
             self.put(key, b"".join(pieces))
             return
         name = self._name(key)
-        upload = self._call("upload", key, lambda: self._s3.create_multipart_upload(**name))[
-            "UploadId"
-        ]
+        upload = self._call("upload", key, lambda: self._begun(key))
         try:
             parts = self._send_parts(key, upload, cut(pieces, part))
             self._complete(key, upload, parts, size)
@@ -132,8 +133,10 @@ class S3Store:
     def _complete(self, key: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
         def request() -> None:
             try:
-                self._s3.complete_multipart_upload(
-                    **self._name(key), UploadId=upload, MultipartUpload={"Parts": parts}
+                _stored(
+                    self._s3.complete_multipart_upload(
+                        **self._name(key), UploadId=upload, MultipartUpload={"Parts": parts}
+                    )
                 )
             except boto_errors.ClientError as error:
                 # The answer to an earlier try was lost, and the upload is complete since.
@@ -141,6 +144,13 @@ class S3Store:
                     raise
 
         self._call("upload", key, request)
+
+    def _begun(self, key: str) -> str:
+        """The name of a new upload in parts; raises `NotS3` for an answer without one."""
+        upload = self._s3.create_multipart_upload(**self._name(key)).get("UploadId")
+        if not upload:
+            raise NotS3
+        return str(upload)
 
     def _is_there(self, key: str, size: int) -> bool:
         try:
@@ -277,7 +287,7 @@ def _stored(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(page: dict[str, Any]) -> dict[str, Any]:
     """A page of a listing; raises `NotS3` for an answer that only looks like an empty one."""
-    if "IsTruncated" not in page:
+    if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
         raise NotS3
     return page
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from worker.checkpoint.attempt import AttemptRecord, attempt_numbers, first_whole
 from worker.data.index import Index
 from worker.data.plan import steps_per_epoch
-from worker.errors import ConfigurationError, DataError
+from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.store import Store
 
 Rows = npt.NDArray[np.int64]
@@ -75,9 +75,12 @@ def _read_rows(store: Store, key: str) -> Rows:
     """Return the rows of a piece, int64 [n, 2]; raises `DataError` if it is damaged."""
     try:
         rows: Rows = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError):
+    except WorkerError:
+        raise
+    except Exception:  # of bytes by chance, numpy raises whatever its parsers meet
         rows = np.empty(0, dtype=np.int64)
-    if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != 2 or (rows[:, 0] < 0).any():
+    sound = isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 2
+    if not sound or rows.shape[1] != 2 or (rows[:, 0] < 0).any():
         raise DataError(f"{store.uri}{key}: is damaged, so nothing can be proven")
     return rows
 
@@ -98,6 +101,13 @@ def require_same_data(store: Store, index: Index, kept: str | None) -> None:
         raise ConfigurationError(
             f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
         )
+
+
+def require_bounds(rows: Rows, samples: int, steps: int, uri: str) -> None:
+    """Raise `DataError` for rows of samples or steps that the job does not have."""
+    ids = np.where(rows[:, 1] < 0, -1 - rows[:, 1], rows[:, 1])
+    if (ids >= samples).any() or (rows[:, 0] >= steps).any():
+        raise DataError(f"{uri}: its ledger tells of samples or steps that the job does not have")
 
 
 def surviving_rows(pieces: Iterable[Piece]) -> Rows:

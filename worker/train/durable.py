@@ -17,6 +17,7 @@ from concurrent.futures import Future, wait
 from worker.checkpoint.attempt import ensure_newest
 from worker.checkpoint.cleaning import clean
 from worker.checkpoint.commit import CommitName, publish_commit
+from worker.checkpoint.owner import IDENTITY
 from worker.checkpoint.saver import Saver
 from worker.checkpoint.snapshot import Snapshot, take_snapshot
 from worker.errors import ExitCode, WorkerError, error_of
@@ -101,7 +102,8 @@ class DurableState:
         saver = self._saver
         if saver:
             self._ready.result()
-            snapshot = take_snapshot(self._learner, saver.host, self.state.as_dict())
+            state = {**self.state.as_dict(), IDENTITY: dict(self._job.identity)}
+            snapshot = take_snapshot(self._learner, saver.host, state)
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
             self._upload = self._background.submit(
                 lambda: self._commit(saver, name, snapshot, best, began)

@@ -70,6 +70,9 @@ class Engine:
         self._full_batch = full_batch
         self._share = -(-full_batch // rank.world_size)
         self._passes = Passes(full_batch, rank.world_size, train.micro_batch, train.sync_batch_norm)
+        self._planned = self._passes  # as all ranks have them, whatever fits into their memory
+        self.expects_holes = False
+        """Whether samples have been bad before, on any rank: a pass may have fewer than planned."""
         # With it, a trial by one rank alone would wait for the statistics of the others.
         self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
@@ -185,7 +188,8 @@ class Engine:
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        if self._rank.world_size > 1 and self._passes.is_short(global_count):
+        short = self.expects_holes or self._planned.is_short(global_count)
+        if self._rank.world_size > 1 and short:
             # Each rank has statistics of its own, and a resume gives all those of rank 0.
             self._statistics.share()
         parts = list(inputs.split(self._passes.count(inputs.count, global_count)))

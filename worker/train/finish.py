@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
+from worker.checkpoint.owner import IDENTITY
 from worker.checkpoint.publication import publish, settle
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
@@ -37,10 +38,12 @@ def _write(attempt: Attempt) -> None:
     weights = _choose_weights(attempt)
     result: dict[str, Any] = {**state.as_dict(), "weights": weights}
     result["manifest"] = manifest_digest(job.manifest)
+    result[IDENTITY] = dict(job.identity)
     durable = attempt.durable
     durable.ensure_newest()
     parts = stage_result(job, durable.attempt, attempt.learner.result, result)
-    if not publish(job.output, durable.attempt, parts, result, durable.ensure_newest):
+    beat = attempt.watchdog.beat
+    if not publish(job.output, durable.attempt, parts, result, durable.ensure_newest, beat):
         raise Superseded("another attempt has done the job meanwhile")
     attempt.metrics.last_success().set(time.time())
     accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.4f}"

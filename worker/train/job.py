@@ -12,6 +12,7 @@ from typing import Any
 
 from worker.checkpoint.attempt import Identity, attempt_numbers, first_whole
 from worker.checkpoint.commit import CommitName, list_commits, read_commit, read_commit_record
+from worker.checkpoint.owner import owner_of
 from worker.checkpoint.publication import Done, read_done
 from worker.data.image import ImageSpec
 from worker.data.index import Index, parse_address, read_index
@@ -41,7 +42,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What attempts have left: the identity of the output, and the newest one's manifest."""
+    """What attempts have left: the identity of the output, and the newest one's manifest.
+
+    The manifest is empty if its record is damaged.
+    """
 
     identity: Identity
     manifest: dict[str, Any]
@@ -219,7 +223,7 @@ def require_same_identity(job: Job, owner: Identity) -> None:
     differences = [
         f"{field}: {value} here, but {owner.get(field)} in the job whose output it is"
         for field, value in job.identity.items()
-        if owner.get(field) != value
+        if owner.get(field, value) != value
     ]
     if differences:
         raise ConfigurationError(
@@ -262,17 +266,20 @@ def _naming(field: str) -> Iterator[None]:
 
 
 def _read_earlier(output: Store) -> Earlier | None:
-    numbers = attempt_numbers(output)
-    owner = first_whole(output, numbers)
-    newest = first_whole(output, numbers[::-1])
-    if owner is None or newest is None:
+    owner, numbers = owner_of(output), attempt_numbers(output)
+    if owner is None:
         if numbers:
-            log.warning(
-                "%s: no record of its attempts is whole, so it is taken to be this job's",
-                output.uri,
-            )
+            log.warning("%s: nothing there tells whose it is, so it is this job's", output.uri)
         return None
-    return Earlier(owner.identity, dict(newest.manifest))
+    newest = first_whole(output, numbers[::-1])
+    return Earlier(owner, dict(newest.manifest) if newest else {})
+
+
+def require_own_output(job: Job) -> None:
+    """Raise `ConfigurationError` if the output belongs to another job by now."""
+    owner = owner_of(job.output)
+    if owner:
+        require_same_identity(job, owner)
 
 
 def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:

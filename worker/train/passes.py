@@ -55,10 +55,11 @@ class Passes:
         return 2 * images > self.usual
 
     def is_short(self, global_count: int) -> bool:
-        """Whether a pass of some rank has too few images for statistics, by what is planned."""
-        return 2 * self._planned(global_count) <= self.usual
+        """Whether some rank may use running statistics in a step, by what is planned."""
+        least = self._planned(global_count)
+        return 2 * least <= self.usual or least == 1
 
     def _planned(self, global_count: int) -> int:
         """Return the images in the smallest pass of any rank."""
-        share = global_count // self.world_size
-        return share // self.count(share, global_count)
+        shares = {global_count // self.world_size, -(-global_count // self.world_size)}
+        return min(share // self.count(share, global_count) for share in shares)

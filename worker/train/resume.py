@@ -24,7 +24,7 @@ from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.records import complaint
 from worker.train.distributed import total
-from worker.train.job import Job, require_same_identity
+from worker.train.job import Job, require_own_output
 from worker.train.outline import outline_job
 from worker.train.rank import Rank
 from worker.train.share import share_learner, shared, wait_for_rank_0
@@ -131,7 +131,7 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
             job.output,
             job.identity,
             job.manifest.model_dump(mode="json"),
-            functools.partial(require_same_identity, job),
+            functools.partial(require_own_output, job),
         )
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:

@@ -130,6 +130,7 @@ class Steps:
                 report=time.monotonic() - self._reported >= self._report_seconds,
             )
         )
+        self._engine.expects_holes = bool(self._bad.ids)
         self._engine.launch(step, batch, size, self._feed.blend(step))
         # First of all on a CPU, where it is what notices a lost rank.
         agreed = self._agreement.result()
