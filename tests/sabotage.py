@@ -191,3 +191,34 @@ def unreadable_validation() -> None:
             raise InfrastructureError("the store of the pictures is down")
 
     setattr(Supply, "batches", batches)
+
+
+def pause_in_export(at: int) -> None:
+    """Stop the process, as SIGSTOP does, before request `at` of its export to the local store."""
+    from worker.store.local import LocalStore
+    from worker.train import finish
+
+    real, count = getattr(finish, "_write"), -1
+
+    def counted(method: str) -> None:
+        original = getattr(LocalStore, method)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            if count >= 0 and not str(arguments[1:2]).count("progress"):
+                if count == at:
+                    count += 1
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                count += 1
+            return original(*arguments, **named)
+
+        setattr(LocalStore, method, call)
+
+    def write(*arguments: Any) -> Any:
+        nonlocal count
+        count = 0
+        return real(*arguments)
+
+    for method in ("get", "put_stream", "put_if_absent", "list", "delete"):
+        counted(method)
+    setattr(finish, "_write", write)
