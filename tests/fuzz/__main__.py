@@ -24,6 +24,7 @@ _SHOWN = 50
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--minutes", type=float, default=60, help="Stop after these.")
     parser.add_argument("--seed", type=int, default=int(time.time()) << 20)
     parser.add_argument("--target", choices=[target.name for target in TARGETS])
     parser.add_argument("--only", action="store_true", help="Run the case of this seed alone.")
@@ -50,6 +51,9 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, context, settle) as pool:
         for future in as_completed([pool.submit(run_batch, each) for each in work]):
+            if time.monotonic() - began > 60 * options.minutes:
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
             name, found, failed = future.result()
             outcomes[name] += found
             for seed, trace in failed:

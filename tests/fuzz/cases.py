@@ -13,7 +13,7 @@ import torch
 
 from tests.fuzz.targets import TARGETS, Target, outcome_of
 
-_CASE_SECONDS = 10
+_CPU_SECONDS, _WALL_SECONDS = 10, 60
 _CASE_BYTES = 1 << 30
 
 
@@ -25,18 +25,21 @@ def run_case(target: Target, seed: int) -> tuple[str, str]:
     """The outcome of a case, and the traceback of what must not be."""
 
     def too_long(*_: Any) -> None:
-        raise TooLong(f"more than {_CASE_SECONDS} s")
+        raise TooLong(f"more than {_CPU_SECONDS} s, or {_WALL_SECONDS} s of waiting")
 
-    signal.signal(signal.SIGALRM, too_long)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, too_long)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         case = target.make(Random(f"{target.name} {seed}"))
-        signal.alarm(_CASE_SECONDS)
+        signal.alarm(_WALL_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
         outcome = outcome_of(target, case)
     except BaseException:
         return "FAULT", traceback.format_exc()
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     if grown > _CASE_BYTES:
         return "FAULT", f"took {grown >> 20} MiB"
