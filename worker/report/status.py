@@ -120,7 +120,7 @@ def describe_status(status: Status) -> str:
     """The standing as text, a row per fact."""
     steps = f"{status.step}"
     if status.total_steps:
-        share = status.step / status.total_steps
+        share = min(1.0, status.step / status.total_steps)
         steps = f"{status.step} of {status.total_steps}  {bar(share)} {share:.0%}"
     speed = ""
     if status.images_per_second is not None:

@@ -73,7 +73,7 @@ def describe(step: Step) -> str:
 
 def bar(done: float, width: int = 10) -> str:
     """A bar of `width` characters, filled by the share `done`."""
-    full = round(done * width)
+    full = round(min(1.0, max(0.0, done)) * width)
     return "█" * full + "░" * (width - full)
 
 
