@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/worker demo
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 e2e: .venv/ready
 	.ci/servers
