@@ -41,3 +41,8 @@ def read_name(text: str) -> str:
 def _is_wrong(character: str) -> bool:
     category = unicodedata.category(character)
     return category in ("Cc", "Cs") or (category == "Cf" and character not in _JOINERS)
+
+
+def printable(text: str) -> str:
+    """Return a text for a message of one line: what cannot be printed is escaped."""
+    return text if text.isprintable() else ascii(text)[1:-1]

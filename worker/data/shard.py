@@ -11,7 +11,7 @@ import xxhash
 
 from worker.data.depth import highest_sample, is_deep
 from worker.data.tar import Fetch, Malformed, Member, Stream, read_members
-from worker.text import read_name, read_text
+from worker.text import printable, read_name, read_text
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
@@ -203,13 +203,13 @@ def _passed_over(member: Member, match: re.Match[str] | None) -> str:
 def _row(sample: _Sample, label_field: str) -> Row:
     members = sample.members
     if sample.twice:
-        raise _Unsound(f"has two members .{sample.twice}")
+        raise _Unsound(f"has two members .{printable(sample.twice)}")
     for member in members.values():
         if member.sparse:
             raise _Unsound(f"has {member.name!r}, a sparse file; write it whole")
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if suffix is None:
-        found = ", ".join(f".{suffix}" for suffix in sorted(members)[:4])
+        found = ", ".join(f".{printable(suffix)}" for suffix in sorted(members)[:4])
         raise _Unsound(f"has no .jpg, .jpeg, .png or .webp, only {found}")
     image, length = members[suffix], sample.end - sample.offset
     if length > _MAX_SAMPLE_BYTES:

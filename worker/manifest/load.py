@@ -12,7 +12,7 @@ from worker.errors import ConfigurationError, first_line
 from worker.manifest.job import Manifest
 from worker.manifest.yaml import MAX_BYTES, parse_yaml
 from worker.store import ObjectMissing, read_uri
-from worker.text import read_text
+from worker.text import printable, read_text
 
 _MAX_SHOWN = 60
 _MAX_COMPLAINTS = 20
@@ -123,14 +123,19 @@ def _complaint(detail: ErrorDetails) -> str:
         return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     given = detail["input"]
-    got = f", not {_shown(given)!r}" if isinstance(given, (str, int, float)) else ""
+    got = f", not {_quoted(given)}" if isinstance(given, (str, int, float)) else ""
     return f"{path}: {message}{got}" if path else f"{message}{got}"
+
+
+def _quoted(value: str | float) -> str:
+    shown = _shown(value)
+    return f"'{shown}'" if isinstance(value, str) else str(shown)
 
 
 def _shown(value: str | float) -> str | float:
     """A value as a message shows it."""
-    if isinstance(value, str) and len(value) > _MAX_SHOWN:
-        return f"{value[:_MAX_SHOWN]}…"
+    if isinstance(value, str):
+        return printable(value[:_MAX_SHOWN]) + ("…" if len(value) > _MAX_SHOWN else "")
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
         return "a number of more than 60 digits"
     return value
