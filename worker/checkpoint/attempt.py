@@ -28,7 +28,7 @@ Identity = Mapping[str, str]
 
 
 class AttemptRecord(Record):
-    """What an attempt says of itself as it claims its number; `manifest` is the resolved one."""
+    """The record by which an attempt claims its number; `manifest` is the resolved one."""
 
     identity: Annotated[dict[str, str], Field(min_length=1)]
     manifest: dict[str, JsonValue] = Field(default_factory=dict)
@@ -44,11 +44,6 @@ def attempt_numbers(store: Store) -> list[int]:
     """Return the numbers of all attempts, in order."""
     matches = (_NAME.fullmatch(info.key) for info in store.list(ATTEMPTS))
     return sorted(int(match[1]) for match in matches if match)
-
-
-def newest_attempt(store: Store) -> int:
-    """Return the number of the newest attempt, 0 if there was none."""
-    return max(attempt_numbers(store), default=0)
 
 
 def read_attempt(store: Store, number: int) -> AttemptRecord | None:

@@ -75,7 +75,7 @@ class _PartRecord(Record):
 
 
 class CommitRecord(Record):
-    """What makes parts a checkpoint: their names, sizes in bytes and digests."""
+    """The record that makes parts a checkpoint: their names, sizes in bytes and digests."""
 
     step: int
     attempt: int

@@ -1,6 +1,7 @@
-"""Whose an output is: the identity of the job that claimed it first."""
+"""The owner of an output: the identity of the job that claimed it first."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -18,13 +19,17 @@ class _StateOwner(Record):
     identity: Annotated[dict[str, str], Field(min_length=1)]
 
 
-def owner_of(store: Store) -> Identity | None:
+def owner_of(store: Store, numbers: Sequence[int] | None = None) -> Identity | None:
     """Return the identity of the job whose output this is, None if it is nobody's.
 
-    By the first attempt whose record is whole. Where none is, by what else carries the identity:
-    the result, and the checkpoints.
+    It is in the first attempt record that is whole and, if none is, in the result and the
+    checkpoints.
+
+    Args:
+        store: The output.
+        numbers: Its attempts, if they are known already.
     """
-    owner = first_whole(store, attempt_numbers(store))
+    owner = first_whole(store, attempt_numbers(store) if numbers is None else numbers)
     if owner:
         return owner.identity
     done = read_done(store)

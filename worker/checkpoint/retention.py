@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from worker.checkpoint.commit import CommitName
 
 DEAD_AFTER_SECONDS = 120.0
-"""A request lasts 40 seconds at most and a commit is preceded by a look for newer attempts, so what
-an older attempt has not committed for this long, it never will."""
+"""A try of a request ends with the store deadline, 60 seconds by default, and is preceded by a look
+for newer attempts. A commit that came even later would lack its parts, and be passed over."""
 
 
 def expendable(

@@ -21,7 +21,7 @@ Samples = npt.NDArray[np.uint16]
 
 
 def is_deep(data: bytes | bytearray | memoryview) -> bool:
-    """Whether the image is a PNG of 16 bits per sample."""
+    """Return whether the image is a PNG of 16 bits per sample."""
     head = bytes(data[: _DEPTH_AT + 1])
     return len(head) > _DEPTH_AT and head.startswith(_SIGNATURE) and head[_DEPTH_AT] == _DEEP
 

@@ -1,4 +1,4 @@
-"""What an image folder holds: its splits, classes and images, and all that is none of these.
+"""The contents of an image folder: splits, classes and images, and a count of everything else.
 
 Nothing is passed over without being counted, and what could be meant in two ways is refused.
 """
@@ -54,7 +54,7 @@ class Split:
 
 @dataclass
 class _Found:
-    """What a walk through a folder has met."""
+    """The images below a folder, and a count of everything else by kind."""
 
     images: list[Path] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -258,13 +258,7 @@ def _folders(folder: Path, found: _Found, must: bool = True) -> list[Path]:
 def _walk(folder: Path) -> _Found:
     """Return all images below a folder, in order; links are followed, unless in a circle."""
     found = _Found()
-    _descend(folder, frozenset(), found)
-    found.images.sort()
-    return found
-
-
-def _descend(folder: Path, above: frozenset[tuple[int, int]], found: _Found) -> None:
-    pending = [(folder, above)]
+    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while pending:
         folder, above = pending.pop()
         status = folder.stat()
@@ -277,6 +271,8 @@ def _descend(folder: Path, above: frozenset[tuple[int, int]], found: _Found) -> 
                 pending.append((Path(entry.path), above | {here}))
             else:
                 _take(entry, found)
+    found.images.sort()
+    return found
 
 
 def _take(entry: os.DirEntry[str], found: _Found) -> None:

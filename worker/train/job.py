@@ -266,7 +266,8 @@ def _naming(field: str) -> Iterator[None]:
 
 
 def _read_earlier(output: Store) -> Earlier | None:
-    owner, numbers = owner_of(output), attempt_numbers(output)
+    numbers = attempt_numbers(output)
+    owner = owner_of(output, numbers)
     if owner is None:
         if numbers:
             log.warning("%s: nothing there tells whose it is, so it is this job's", output.uri)

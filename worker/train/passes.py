@@ -40,7 +40,7 @@ class Passes:
         return -(-max(1, images) // (self.micro_batch or max(1, images)))
 
     def give_statistics(self, images: int, global_count: int) -> bool:
-        """Whether BatchNorm may take its statistics from a pass.
+        """Return whether BatchNorm may take its statistics from a pass.
 
         From more than half the usual number of images on, by experiment: with 2 of 8 images of 32
         pixels, ResNet-18's gradient is 300 times that of 8 images, with 4 of 8 four times; with the
@@ -55,7 +55,7 @@ class Passes:
         return 2 * images > self.usual
 
     def is_short(self, global_count: int) -> bool:
-        """Whether some rank may use running statistics in a step, by what is planned."""
+        """Return whether some rank may use running statistics in a step, by what is planned."""
         least = self._planned(global_count)
         return 2 * least <= self.usual or least == 1
 

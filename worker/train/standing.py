@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.charts import table
-from worker.checkpoint.attempt import newest_attempt
+from worker.checkpoint.attempt import attempt_numbers, next_number, read_attempt
 from worker.checkpoint.commit import list_commits, read_commit, read_commit_record
 from worker.train.changes import Change
 from worker.train.job import Job
@@ -57,7 +57,9 @@ def find_standing(job: Job) -> Standing:
         passed_over.append(str(name))
     step = found.step if found else 0
     return Standing(
-        attempt=newest_attempt(job.output) + 1,
+        attempt=next_number(
+            attempt_numbers(job.output), lambda number: read_attempt(job.output, number)
+        ),
         step=step,
         total_steps=job.total_steps,
         commit=str(found) if found else None,
