@@ -22,11 +22,12 @@ Program = Callable[["Replayed"], str]
 
 
 class Request(NamedTuple):
-    """A request of an attempt: the method of the store, the key, and the data that it writes."""
+    """A request of an attempt: the method of the store, the key, and what it writes over what."""
 
     method: str
     key: str
     data: bytes = b""
+    version: str = ""
 
 
 class _Suspended(BaseException):
@@ -69,6 +70,9 @@ class Replayed:
         check()
         return bool(self._ask("put_if_absent", key, data))
 
+    def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
+        return bool(self._ask("replace", key, b"".join(pieces), version))
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         yield from self._ask("list", prefix)
 
@@ -81,20 +85,26 @@ class Replayed:
 
 def served(objects: Objects, request: Request) -> tuple[Any, Objects]:
     """The answer to a request, and the objects after it."""
-    method, key, data = request
+    method, key, data, version = request
     match method:
         case "get":
             missing = ObjectMissing(f"{key}: no such object")
             return objects.get(key, missing), objects
         case "list":
             found = sorted(name for name in objects if name.startswith(key))
-            return tuple(ObjectInfo(name, len(objects[name]), 0.0) for name in found), objects
+            return tuple(
+                ObjectInfo(name, len(objects[name]), 0.0, objects[name].hex()) for name in found
+            ), objects
         case "put":
             return None, {**objects, key: data}
         case "put_if_absent" if key in objects:
             return objects[key] == data, objects
         case "put_if_absent":
             return True, {**objects, key: data}
+        case "replace" if objects.get(key, b"").hex() == version:
+            return True, {**objects, key: data}
+        case "replace":
+            return False, objects
         case "delete":
             return None, {name: kept for name, kept in objects.items() if name != key}
     raise AssertionError(method)
@@ -203,7 +213,10 @@ class Search:
 
     def exhaust(self, actors: tuple[Actor, ...], faults: int = 0) -> int:
         """Visit all that can be; returns the number of worlds."""
-        first = World({}, tuple(actor.started() for actor in actors), faults)
+        return self.exhaust_from(World({}, tuple(actor.started() for actor in actors), faults))
+
+    def exhaust_from(self, first: World) -> int:
+        """Visit all that can follow; returns the number of worlds."""
         self._check(None, first)
         stack = [first]
         while stack:

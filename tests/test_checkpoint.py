@@ -27,7 +27,8 @@ from worker.checkpoint.commit import (
     write_parts,
 )
 from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import publish, read_done, settle, stage_part
+from worker.checkpoint.publication import read_done, stage_part
+from worker.checkpoint.result import publish, settle
 from worker.checkpoint.retention import abandoned, expendable
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes, stream_tensors
@@ -304,9 +305,10 @@ def test_the_best_evaluation_is_that_of_the_lower_loss_among_equals() -> None:
     assert (state.evaluated, state.stale) == (4, 2)
 
 
-def published(store: Store, attempt: int = 1) -> bool:
-    part = stage_part(store, attempt, "final/model.json", stream_bytes(b"{}"))
-    result = {"step": 6, "weights": {"step": 6, "accuracy": None}}
+def published(store: Store, attempt: int = 1, epochs: int = 1) -> bool:
+    data = f'{{"by": {attempt}}}'.encode()
+    part = stage_part(store, attempt, "final/model.json", stream_bytes(data))
+    result = {"epochs": epochs, "step": 6, "weights": {"step": 6, "accuracy": None}}
     return publish(store, attempt, [part], result, lambda: None)
 
 
@@ -320,7 +322,7 @@ def test_junk_that_is_named_like_an_attempt_or_a_publication_locks_nobody_out(
         assert claim_attempt(store, {"job": "x"}, {}, lambda: None) == expected
         ensure_newest(store, expected)
     assert published(store, 3)
-    done = settle(store)
+    done = settle(store, 1)
     assert done and done.attempt == 3
 
 
@@ -332,9 +334,38 @@ def test_a_damaged_publication_is_passed_over(store: Store, damage: dict[str, An
     record = json.loads(store.get("publications/000001.json")) | damage
     store.put("publications/000001.json", json.dumps(record).encode())
     store.delete("done.json")
-    assert settle(store) is None
+    assert settle(store, 1) is None
     assert published(store, 2)
     assert read_done(store)
+
+
+def test_a_result_of_more_epochs_replaces_one_of_fewer_and_never_the_other_way(
+    store: Store,
+) -> None:
+    assert published(store, 1, epochs=2)
+    assert settle(store, 3) is None
+    assert published(store, 2, epochs=3)
+    assert store.get("final/model.json") == b'{"by": 2}'
+    assert not published(store, 3, epochs=2)
+    assert not published(store, 4, epochs=3)
+    done = settle(store, 2)
+    assert done and (done.attempt, done.epochs) == (2, 3)
+    assert store.get("final/model.json") == b'{"by": 2}'
+
+
+def test_a_copy_of_a_result_that_was_cut_short_is_completed(store: Store) -> None:
+    """Also where the result that users see would do."""
+    assert published(store, 1, epochs=2)
+    old = {name: store.get(name) for name in ("done.json", "final/model.json")}
+    part = stage_part(store, 2, "final/model.json", stream_bytes(b"new"))
+    result = {"epochs": 3, "step": 9, "weights": {"step": 9, "accuracy": None}}
+    assert publish(store, 2, [part], result, lambda: None)
+    stage_part(store, 2, "final/model.json", stream_bytes(b"new"))
+    for name, data in old.items():
+        store.put(name, data)
+    done = settle(store, 1)
+    assert done and done.attempt == 2
+    assert store.get("final/model.json") == b"new"
 
 
 def test_the_owner_is_known_though_its_first_record_is_damaged(store: Store) -> None:

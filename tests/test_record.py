@@ -336,7 +336,7 @@ def kept(history: list[dict[str, Any]], tmp_path: Path) -> Store:
     }
     mistake = {"sample": EVIL, "label": 0, "predicted": 1, "confidence": 0.9, "loss": 3.0}
     bad = {"id": 3, "reason": "altered", "text": EVIL}
-    done = {"attempt": 2, "step": 20, "weights": {"step": 20, "accuracy": 0.5}}
+    done = {"attempt": 2, "epochs": 2, "step": 20, "weights": {"step": 20, "accuracy": 0.5}}
     matrix = io.BytesIO()
     np.save(matrix, np.array([[0, 0, 3], [0, 1, 4], [1, 1, 7]]))
     claim = {"identity": {"job": "ants"}, "manifest": {"job": "ants", "output": EVIL}}

@@ -26,11 +26,13 @@ from worker.checkpoint.commit import (
     read_commit_record,
 )
 from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import publish, settle, stage_part
+from worker.checkpoint.publication import stage_part
+from worker.checkpoint.result import publish, settle
 from worker.checkpoint.tensors import stream_bytes
 from worker.errors import ConfigurationError, Superseded
 
-STEPS = 2
+RESULT = ("final/model.json",)
+STEPS = 0  # and one more per epoch
 
 
 def require_own(store: Replayed, own: Identity) -> None:
@@ -40,21 +42,22 @@ def require_own(store: Replayed, own: Identity) -> None:
 
 
 Claim = Callable[[Replayed, Identity], int]
-Finish = Callable[[Replayed, int], None]
+Finish = Callable[[Replayed, int, int], None]
 
 
 def claim(store: Replayed, identity: Identity) -> int:
     return claim_attempt(store, identity, {}, functools.partial(require_own, store, identity))
 
 
-def finish(store: Replayed, number: int) -> None:
+def finish(store: Replayed, number: int, epochs: int) -> None:
     """As `train/finish.py` does; what it writes is of this attempt alone."""
     parts = [
         stage_part(store, number, name, stream_bytes(f"{name} of {number}".encode()))
-        for name in ("final/model.safetensors", "final/model.json")
+        for name in RESULT
     ]
     check = functools.partial(ensure_newest, store, number)
-    result = {"step": STEPS, "weights": {"step": STEPS, "accuracy": None}}
+    step = STEPS + epochs
+    result = {"epochs": epochs, "step": step, "weights": {"step": step, "accuracy": None}}
     if not publish(store, number, parts, result, check):
         raise Superseded("another attempt has done the job meanwhile")
 
@@ -65,19 +68,19 @@ def commit(store: Replayed, name: CommitName) -> None:
     publish_commit(store, name, parts)
 
 
-def life(store: Replayed, name: str, claim: Claim, finish: Finish) -> str:
+def life(store: Replayed, name: str, epochs: int, claim: Claim, finish: Finish) -> str:
     """An attempt from its start to its end, without the training."""
     setattr(attempt, "_origin", lambda: {"id": name})
     number = claim(store, {"job": name.split()[0]})
-    if settle(store):
+    if settle(store, epochs):
         return "DONE"
     commits = [name for name in list_commits(store) if read_commit_record(store, name)]
-    for step in range(commits[0].step if commits else 0, STEPS):
+    for step in range(commits[0].step if commits else 0, STEPS + epochs):
         commit(store, CommitName(step + 1, number))
-    if settle(store):
+    if settle(store, epochs):
         return "DONE"
     ensure_newest(store, number)
-    finish(store, number)
+    finish(store, number, epochs)
     return "DONE"
 
 
@@ -88,21 +91,49 @@ def restored() -> Iterator[None]:
     attempt._origin = origin
 
 
-def actor(name: str, claim: Claim = claim, finish: Finish = finish) -> Actor:
+def actor(name: str, epochs: int = 1, claim: Claim = claim, finish: Finish = finish) -> Actor:
     """An attempt; the first word of its name is its job."""
-    program: Program = functools.partial(life, name=name, claim=claim, finish=finish)
+    program: Program = functools.partial(life, name=name, epochs=epochs, claim=claim, finish=finish)
     return Actor(name, program)
 
 
 @functools.cache
-def job_in(attempt_record: bytes) -> str:
-    """The job that a record of an attempt is of."""
-    return str(json.loads(attempt_record)["identity"]["job"])
+def parsed(data: bytes) -> Any:
+    return json.loads(data)
+
+
+@functools.cache
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def owners(objects: Objects) -> set[str]:
     """The jobs that have claimed an output."""
-    return {job_in(data) for key, data in objects.items() if key.startswith("attempts/")}
+    return {
+        str(parsed(data)["identity"]["job"])
+        for key, data in objects.items()
+        if key.startswith("attempts/")
+    }
+
+
+def foremost(objects: Objects) -> dict[str, Any]:
+    """What `done.json` is to say: the first publication of those with the most epochs."""
+    names = sorted(key for key in objects if key.startswith("publications/"))
+    results = [parsed(objects[name])["done"] for name in names]
+    return max(results, key=lambda result: result["epochs"], default={})
+
+
+def check_result(was: bytes | None, objects: Objects) -> None:
+    """A result is replaced by one of more epochs alone, and then part by part."""
+    done = objects.get("done.json")
+    if was and was != done and (not done or parsed(done)["epochs"] <= parsed(was)["epochs"]):
+        raise Violation("what was done has changed")
+    if done:
+        next_parts = {part["name"]: part for part in foremost(objects).get("parts", ())}
+        for part in parsed(done)["parts"]:
+            digest = digest_of(objects.get(part["name"], b""))
+            if digest not in (part["sha256"], next_parts.get(part["name"], part)["sha256"]):
+                raise Violation(f"{part['name']} is not what done.json says")
 
 
 def check(before: World | None, world: World) -> None:
@@ -111,14 +142,7 @@ def check(before: World | None, world: World) -> None:
     if len(jobs) > 1:
         raise Violation("two jobs have claimed one output")
     was = before.objects.get("done.json") if before else None
-    done = world.objects.get("done.json")
-    if was and was != done:
-        raise Violation("what was done has changed")
-    if done:
-        for part in json.loads(done).get("parts", ()):
-            data = world.objects.get(part["name"], b"")
-            if hashlib.sha256(data).hexdigest() != part["sha256"]:
-                raise Violation(f"{part['name']} is not what done.json says")
+    check_result(was, world.objects)
     attempts = sum(key.startswith("attempts/") for key in world.objects)
     for actor in world.actors:
         job = actor.name.split()[0]
@@ -131,19 +155,22 @@ def check(before: World | None, world: World) -> None:
 class Attempts(Search):
     """After each step, a new attempt of the owner must succeed, and another job's be refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, *rescuers: Actor) -> None:
         super().__init__(check)
-        self._rescuers = {job: actor(f"{job} rescue") for job in ("ours", "theirs")}
+        self._rescuers = rescuers or (actor("ours rescue"), actor("theirs rescue"))
 
     def rescues(self, world: World) -> Iterator[tuple[Actor, str]]:
         jobs = owners(world.objects)
-        for job, rescuer in self._rescuers.items():
-            refused = jobs and job not in jobs
+        for rescuer in self._rescuers:
+            refused = jobs and rescuer.name.split()[0] not in jobs
             yield rescuer, "CONFIGURATION" if refused else "DONE"
-            if refused and self.alone(world.joined(rescuer), len(world.actors)).objects != (
-                world.objects
-            ):
+            after = self.alone(world.joined(rescuer), len(world.actors)).objects
+            if refused and after != world.objects:
                 raise Violation("a refused start leaves something")
+            if not refused and parsed(after["done.json"]) != (
+                foremost(after) or parsed(after["done.json"])
+            ):
+                raise Violation("a new attempt ends beside another result")
 
 
 def test_two_attempts_of_one_job_in_every_order() -> None:
@@ -152,6 +179,20 @@ def test_two_attempts_of_one_job_in_every_order() -> None:
 
 def test_two_jobs_on_one_output_in_every_order() -> None:
     assert Attempts().exhaust((actor("ours a"), actor("theirs b"))) > 50
+
+
+def test_an_attempt_that_trains_on_while_the_result_is_copied() -> None:
+    """Every order of an attempt that has published its result and one of more epochs."""
+    search = Attempts(actor("ours rescue"), actor("ours longer rescue", epochs=2))
+    published = World({}, (actor("ours a").started(),))
+    while not any(key.startswith("publications/") for key in published.objects):
+        published = published.after(0)
+    assert search.exhaust_from(published.joined(actor("ours b", epochs=2))) > 1000
+
+
+def test_a_paused_attempt_writes_nothing_over_the_result_of_more_epochs() -> None:
+    """Paused at any request, it wakes once another has trained on to the end."""
+    assert Attempts(actor("ours longer rescue", epochs=2)).exhaust((actor("ours a"),)) > 20
 
 
 def test_attempts_whose_requests_fail_anywhere() -> None:
@@ -164,8 +205,11 @@ def test_three_attempts_in_an_order_of_chance(seed: int) -> None:
     chance = random.Random(seed)
     search = Attempts()
     for _ in range(20):
-        names = [f"{chance.choice(['ours', 'ours', 'theirs'])} {letter}" for letter in "abc"]
-        search.wander(tuple(map(actor, names)), chance.randrange(3), chance)
+        actors = [
+            actor(f"{chance.choice(['ours', 'ours', 'theirs'])} {letter}", chance.choice([1, 1, 2]))
+            for letter in "abc"
+        ]
+        search.wander(tuple(actors), chance.randrange(3), chance)
 
 
 def claim_first(store: Replayed, identity: Identity) -> int:
@@ -177,7 +221,7 @@ def claim_first(store: Replayed, identity: Identity) -> int:
     return number
 
 
-def write_in_place(store: Replayed, number: int) -> None:
+def write_in_place(store: Replayed, number: int, epochs: int) -> None:
     """As it was: the result where users look for it, and then `done.json`."""
     ensure_newest(store, number)
     fields: list[dict[str, Any]] = []
@@ -185,7 +229,13 @@ def write_in_place(store: Replayed, number: int) -> None:
         data = f"{name} of {number}".encode()
         store.put(name, data)
         fields.append({"name": name, "sha256": hashlib.sha256(data).hexdigest()})
-    done = {"attempt": number, "step": STEPS, "weights": {"step": STEPS}, "parts": fields}
+    done = {
+        "attempt": number,
+        "epochs": epochs,
+        "step": STEPS,
+        "weights": {"step": STEPS},
+        "parts": fields,
+    }
     check = functools.partial(ensure_newest, store, number)
     if not store.put_if_absent("done.json", json.dumps(done).encode(), check):
         raise Superseded("done")
@@ -193,7 +243,9 @@ def write_in_place(store: Replayed, number: int) -> None:
 
 def test_the_search_finds_the_faults_that_it_is_for() -> None:
     with pytest.raises(Violation, match="two jobs have claimed one output"):
-        Attempts().exhaust((actor("ours a", claim_first), actor("theirs b", claim_first)))
+        Attempts().exhaust(
+            (actor("ours a", claim=claim_first), actor("theirs b", claim=claim_first))
+        )
     with pytest.raises(Violation, match=r"final/model\.\w+ is not what done.json says"):
         first, second = (actor(f"ours {name}", finish=write_in_place) for name in "ab")
         Attempts().exhaust((first, second))

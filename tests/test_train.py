@@ -127,7 +127,7 @@ def test_a_job_from_start_to_end_through_s3(
 
     again = run("train", f"{bucket}/jobs/job.yaml")
     assert again.code == 0
-    assert "was done by attempt 1; nothing to do" in again.err
+    assert "was done by attempt 1: " in again.err
     assert newest_attempts(store) == 1
 
 
@@ -442,6 +442,48 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
     assert done(store)["step"] == 15
 
 
+def test_a_finished_job_trains_on_where_more_epochs_are_asked_for(
+    run: Run, write: Write, job: Job
+) -> None:
+    train(run, write, job)
+    store = open_store(job["output"])
+    first = store.get("final/model.safetensors")
+    told = "was done by attempt 1: 2 epochs, 10 steps; nothing to do; to train on, raise"
+    assert told in run("plan", "--resume", write(job)).out
+    assert told in run("train", write(job)).err
+    job["train"]["epochs"] = 3
+    plan = run("plan", "--resume", write(job)).out
+    assert "attempt 2 would resume after step 10" in plan
+    ended = run("train", write(job))
+    assert ended.code == 0, ended.err
+    assert "attempt 2 resumes after step 10 of 15" in ended.err
+    assert (done(store)["step"], done(store)["epochs"], done(store)["attempt"]) == (15, 3, 2)
+    assert store.get("final/model.safetensors") != first
+    assert json.loads(store.get("manifest.json"))["train"]["epochs"] == 3
+    assert "done" in run("status", job["output"]).out
+    job["train"]["epochs"] = 2
+    assert "was done by attempt 2: 3 epochs, 15 steps" in run("train", write(job)).err
+
+
+def test_a_finished_job_without_its_checkpoint_says_how_to_train_on(
+    run: Run, write: Write, job: Job
+) -> None:
+    train(run, write, job)
+    store = open_store(job["output"])
+    job["train"]["epochs"] = 3
+    store.put("checkpoints/00000005-000001/model.safetensors", b"")
+    store.put("checkpoints/00000010-000001/model.safetensors", b"")
+    text = "train.epochs: 2 are done, and of them there is no whole checkpoint to train on from"
+    ended = run("train", write(job))
+    assert ended.code == 78
+    assert text in ended.err
+    for key in [key for key in keys(store) if key.startswith(("commits/", "checkpoints/"))]:
+        store.delete(key)
+    for command in ("train", "plan"):
+        refused(run(command, write(job)), 78, text)
+    assert done(store)["epochs"] == 2
+
+
 def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) -> None:
     assert "would start at step 0" in run("plan", "--resume", write(job)).out
     train(run, write, job)
@@ -449,7 +491,7 @@ def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) ->
     unfinish(store)
     before = keys(store)
     text = run("plan", "--resume", write(job)).out
-    assert "attempt 2 would go on after step 10: checkpoint 00000010-000001" in text
+    assert "attempt 2 would resume after step 10: checkpoint 00000010-000001" in text
     assert "changed    nothing" in text
     store.put("checkpoints/00000010-000001/state.json", b"{}")
     job["optimizer"]["lr"] = 2e-3

@@ -31,6 +31,12 @@ class MemoryStore:
         check()
         return self.objects.setdefault(key, data) == data
 
+    def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
+        if version != ("1" if key in self.objects else ""):
+            return False
+        self.put_stream(key, size, pieces)
+        return True
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for key in sorted(key for key in self.objects if key.startswith(prefix)):
             yield ObjectInfo(key, len(self.objects[key]), 1.0, "1")

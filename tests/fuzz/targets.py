@@ -34,7 +34,8 @@ from worker.checkpoint.commit import (
     write_parts,
 )
 from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import publish, settle, stage_part
+from worker.checkpoint.publication import stage_part
+from worker.checkpoint.result import publish, settle
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes
 from worker.data.image import ImageSpec, decode
@@ -388,7 +389,7 @@ def _finished() -> dict[str, bytes]:
         streams = {name: stream_bytes(data) for name, data in _learner_parts().items()}
         publish_commit(store, CommitName(step, 1), write_parts(store, CommitName(step, 1), streams))
     part = stage_part(store, 1, "final/model.json", stream_bytes(b"{}"))
-    result = {"step": 6, "weights": {"step": 6, "accuracy": 0.5}, "accuracy": 0.5}
+    result = {"epochs": 2, "step": 6, "weights": {"step": 6, "accuracy": 0.5}, "accuracy": 0.5}
     publish(store, 1, [part], result, lambda: None)
     events = [
         {"time": 1.0, "event": "start", "attempt": 1, "step": 0, "world_size": 1},
@@ -476,12 +477,12 @@ def _run_attempts(objects: dict[str, bytes]) -> str:
 def _run_result(objects: dict[str, bytes]) -> str:
     """A job that is done stays so, or can be finished again."""
     store = MemoryStore(objects)
-    if settle(store):
+    if settle(store, 2):
         return TAKEN
     part = stage_part(store, 2, "final/model.json", stream_bytes(b"{}"))
-    result = {"step": 6, "weights": {"step": 6, "accuracy": 0.5}}
+    result = {"epochs": 2, "step": 6, "weights": {"step": 6, "accuracy": 0.5}}
     _require(publish(store, 2, [part], result, lambda: None), "cannot be finished")
-    done = settle(store)
+    done = settle(store, 2)
     _require(done is not None and done.attempt == 2, "is not finished")
     return "finished again"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from worker.checkpoint.result import settle
 from worker.checkpoint.saver import Saver
 from worker.checkpoint.snapshot import room_for_training
 from worker.environment import check_environment
@@ -35,6 +36,7 @@ from worker.train.job import Job, open_job, require_same_experiment
 from worker.train.progress import Progress
 from worker.train.rank import Rank
 from worker.train.session import Session
+from worker.train.standing import describe_done
 from worker.train.stop import StopFlag
 from worker.train.supply import Supply, check_supply
 
@@ -83,15 +85,12 @@ def _train(
     job = open_job(manifest)
     require_same_experiment(job)
     if job.done:
-        log.info("job %s was done by attempt %d; nothing to do", manifest.job, job.done.attempt)
+        # It may have been replaced by one of more epochs that was cut short while it was copied.
+        settle(job.output, job.done.epochs)
+        log.info("%s", describe_done(job, job.done))
         if job.changes:
             changes = "; ".join(map(str, job.changes))
-            log.warning(
-                "changed since, without effect: %s; to train on, give a new output and "
-                "model.weights: %sfinal/model.safetensors",
-                changes,
-                job.output.uri,
-            )
+            log.warning("changed since, without effect: %s", changes)
         return 0
     if not isinstance(place, Rank) or place.rank == 0:  # who gives them to all others
         _load_weights(manifest, job)

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import attempt_name, attempt_numbers, read_attempt
+from worker.checkpoint.attempt import AttemptRecord, attempt_name, attempt_numbers, read_attempt
 from worker.checkpoint.commit import COMMITS, list_commits, read_commit_record
 from worker.checkpoint.publication import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
@@ -63,7 +63,7 @@ def read_status(store: Store) -> Status:
     claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
     attempt, claim = next((c for c in claims if c[1]), (numbers[-1], None))
     said, age = _read_progress(store, attempt)
-    done = read_done(store)
+    done = _result(store, claim)
     commit, commit_age = _newest_commit(store)
     state = _state(done, said.end, age)
     running = state == "running" and said.time is not None and said.remaining_seconds is not None
@@ -86,6 +86,14 @@ def read_status(store: Store) -> Status:
         commit_age=commit_age,
         age=age,
     )
+
+
+def _result(store: Store, claim: AttemptRecord | None) -> Done | None:
+    """Return the result, unless the newest attempt is to train for more epochs than it has."""
+    done = read_done(store)
+    train = claim.manifest.get("train") if claim else None
+    epochs = train.get("epochs") if isinstance(train, dict) else None
+    return None if done and isinstance(epochs, int) and epochs > done.epochs else done
 
 
 def _state(done: Done | None, end: End | None, age: float) -> str:

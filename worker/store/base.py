@@ -57,6 +57,20 @@ class Store(Protocol):
         try and may raise.
         """
 
+    def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
+        """Write an object of `size` bytes if what is there is still `version`.
+
+        Args:
+            key: The object.
+            size: Bytes of the new contents.
+            pieces: The new contents.
+            version: As `list` gives it; empty if there was no object.
+
+        Returns:
+            False if another version is there by now, which may be what an earlier try of this call
+            has written.
+        """
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key starts with `prefix`, in key order."""
 

@@ -53,15 +53,16 @@ def is_transient(error: BaseException) -> bool:
         return True
     status = status_of(error)
     passing = status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED)
-    return passing or _code(error) in _RENEWED | _HICCUPS
+    return passing or code_of(error) in _RENEWED | _HICCUPS
 
 
 def needs_renewal(error: BaseException) -> bool:
     """Whether the credentials were good once, and newer ones may be there by now."""
-    return _code(error) in _RENEWED
+    return code_of(error) in _RENEWED
 
 
-def _code(error: BaseException) -> str:
+def code_of(error: BaseException) -> str:
+    """The code of an S3 error, such as `NoSuchKey`; empty for any other."""
     if isinstance(error, boto_errors.ClientError):
         return str(error.response.get("Error", {}).get("Code", ""))
     return ""
@@ -113,7 +114,7 @@ def translate(error: Exception, uri: str) -> Exception:
 
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     """What the store has answered, in one line."""
-    code, status = _code(error), status_of(error)
+    code, status = code_of(error), status_of(error)
     if needs_renewal(error):
         return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
     if is_transient(error):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import os
 import stat
@@ -53,6 +54,23 @@ class LocalStore:
         except OSError as error:
             raise self._translate(key, error) from error
 
+    def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
+        path = self._path(key)
+        try:
+            with measured("put") as moved:
+                temporary = self._write_temporary(path, pieces)
+                try:
+                    with _locked(path.parent):
+                        if version != (_version(path.stat()) if path.exists() else ""):
+                            return False
+                        os.replace(temporary, path)
+                        moved.size = size
+                finally:
+                    temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._translate(key, error) from error
+        return True
+
     def put_if_absent(
         self, key: str, data: bytes, check: Callable[[], None] = lambda: None
     ) -> bool:
@@ -81,8 +99,9 @@ class LocalStore:
                 if key.startswith(prefix) and _TEMPORARY not in path.name and path.is_file():
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
-                        version = f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
-                        found.append(ObjectInfo(key, status.st_size, status.st_mtime, version))
+                        found.append(
+                            ObjectInfo(key, status.st_size, status.st_mtime, _version(status))
+                        )
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -122,6 +141,21 @@ class LocalStore:
         if error.errno in _PASSING:
             return InfrastructureError(line)
         return ConfigurationError(f"{line}; check the path and its rights")
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which every `replace` in it takes."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _opened(path: Path) -> BinaryIO:

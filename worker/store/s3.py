@@ -16,12 +16,14 @@ import tenacity
 import urllib3.exceptions
 
 from worker.environment import store_deadline
+from worker.errors import WorkerError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.client import renew_client, s3_client
 from worker.store.cut import cut
 from worker.store.faults import (
     LOST_RACE,
     NotS3,
+    code_of,
     is_transient,
     needs_renewal,
     status_of,
@@ -31,6 +33,8 @@ from worker.store.limits import allow, limited
 from worker.store.traffic import listener, measured
 
 T = TypeVar("T")
+Condition = dict[str, str]
+"""`IfMatch` or `IfNoneMatch` of a write; empty for none."""
 log = logging.getLogger(__name__)
 
 _PART = 16 << 20
@@ -89,15 +93,27 @@ class S3Store:
         self._call("put", key, lambda: _stored(self._s3.put_object(**name, Body=data)), len(data))
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
+        self._write(key, size, pieces, {})
+
+    def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
+        condition = {"IfMatch": version.split(" ")[0]} if version else {"IfNoneMatch": "*"}
+        return self._write(key, size, pieces, condition)
+
+    def _write(self, key: str, size: int, pieces: Iterable[Piece], condition: Condition) -> bool:
+        """Write an object, in parts if it is large; false if the condition did not hold."""
         part = max(_PART, -(-size // _MAX_PARTS))
-        if size <= part:
-            self.put(key, b"".join(pieces))
-            return
         name = self._name(key)
+        if size <= part:
+            body = b"".join(pieces)
+
+            def put(condition: Condition) -> None:
+                _stored(self._s3.put_object(**name, Body=body, **condition))
+
+            return self._call("put", key, lambda: self._under(condition, put), size)
         upload = self._call("upload", key, lambda: self._begun(key))
         try:
             parts = self._send_parts(key, upload, cut(pieces, part))
-            self._complete(key, upload, parts, size)
+            return self._complete(key, upload, parts, size, condition)
         except BaseException:
             with contextlib.suppress(Exception):  # what ends the upload is the error to tell
                 self._s3.abort_multipart_upload(**name, UploadId=upload)
@@ -130,20 +146,49 @@ class S3Store:
                 under_way.append(pool.submit(send, number, body))
             return sent + [future.result() for future in under_way]
 
-    def _complete(self, key: str, upload: str, parts: list[dict[str, Any]], size: int) -> None:
-        def request() -> None:
+    def _complete(
+        self,
+        key: str,
+        upload: str,
+        parts: list[dict[str, Any]],
+        size: int,
+        condition: Condition,
+    ) -> bool:
+        name = {**self._name(key), "UploadId": upload, "MultipartUpload": {"Parts": parts}}
+
+        def complete(condition: Condition) -> None:
             try:
-                _stored(
-                    self._s3.complete_multipart_upload(
-                        **self._name(key), UploadId=upload, MultipartUpload={"Parts": parts}
-                    )
-                )
+                _stored(self._s3.complete_multipart_upload(**name, **condition))
             except boto_errors.ClientError as error:
                 # The answer to an earlier try was lost, and the upload is complete since.
                 if status_of(error) != 404 or not self._is_there(key, size):
                     raise
 
-        self._call("upload", key, request)
+        completed = self._call("upload", key, lambda: self._under(condition, complete))
+        if not completed:
+            with contextlib.suppress(WorkerError):  # the parts take up space, and no more
+                self._call(
+                    "delete",
+                    key,
+                    lambda: self._s3.abort_multipart_upload(**self._name(key), UploadId=upload),
+                )
+        return completed
+
+    def _under(self, condition: Condition, write: Callable[[Condition], None]) -> bool:
+        """Write under a condition of S3's; false if it does not hold."""
+        try:
+            write(condition)
+        except boto_errors.ClientError as error:
+            if not condition:
+                raise
+            if status_of(error) == _NOT_IMPLEMENTED:
+                self._warn_unfenced()
+                write({})
+            elif status_of(error) in LOST_RACE or code_of(error) == "NoSuchKey":
+                return False
+            else:
+                raise
+        return True
 
     def _begun(self, key: str) -> str:
         """The name of a new upload in parts; raises `NotS3` for an answer without one."""
@@ -194,13 +239,7 @@ class S3Store:
 
     def _put_unfenced(self, key: str, data: bytes) -> bool:
         """A look and then a write, between which another's write is not noticed."""
-        if self.fences:
-            self.fences = False
-            log.warning(
-                "%s: the store has no conditional PUT, so attempts are not fenced off from each "
-                "other; see to it that no job is started twice at a time",
-                self.uri,
-            )
+        self._warn_unfenced()
         try:
             return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
         except boto_errors.ClientError as error:
@@ -208,6 +247,15 @@ class S3Store:
                 raise
         _stored(self._s3.put_object(**self._name(key), Body=data))
         return True
+
+    def _warn_unfenced(self) -> None:
+        if self.fences:
+            self.fences = False
+            log.warning(
+                "%s: the store has no conditional PUT, so attempts are not fenced off from each "
+                "other; see to it that no job is started twice at a time",
+                self.uri,
+            )
 
     def _holds(self, key: str, data: bytes) -> bool:
         """Whether an object that was in the way has these bytes, as after a lost answer.

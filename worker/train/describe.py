@@ -40,7 +40,7 @@ def describe_outline(plan: Outline) -> str:
 def _standing(plan: Outline) -> str:
     if plan.done:
         return ", finished there already"
-    return f", goes on after step {plan.step}" if plan.step else ""
+    return f", resumes after step {plan.step}" if plan.step else ""
 
 
 def _describe_data(data: dict[str, Any]) -> str:

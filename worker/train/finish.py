@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.checkpoint.owner import IDENTITY
-from worker.checkpoint.publication import publish, settle
+from worker.checkpoint.result import publish, settle
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
 from worker.train.attempt import Attempt
@@ -32,11 +32,12 @@ def finish(attempt: Attempt) -> None:
 
 def _write(attempt: Attempt) -> None:
     job, state = attempt.job, attempt.state
-    if settle(job.output, attempt.watchdog.beat):
+    epochs = job.manifest.train.epochs
+    if settle(job.output, epochs, attempt.watchdog.beat):
         log.info("job %s was done by another attempt meanwhile", job.manifest.job)
         return
     weights = _choose_weights(attempt)
-    result: dict[str, Any] = {**state.as_dict(), "weights": weights}
+    result: dict[str, Any] = {"epochs": epochs, **state.as_dict(), "weights": weights}
     result["manifest"] = manifest_digest(job.manifest)
     result[IDENTITY] = dict(job.identity)
     durable = attempt.durable

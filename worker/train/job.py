@@ -63,11 +63,17 @@ class Job:
     backbone: Backbone
     groups: tuple[RateGroup, ...]
     criterion: Criterion
-    done: Done | None
-    """The result, where the job is finished already."""
+    result: Done | None
+    """What has been published of it, of however many epochs."""
     commits: tuple[CommitName, ...]
     """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
     earlier: Earlier | None
+
+    @property
+    def done(self) -> Done | None:
+        """The result, if it is of as many epochs as the manifest asks for."""
+        enough = self.result and self.result.epochs >= self.manifest.train.epochs
+        return self.result if enough else None
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -192,7 +198,7 @@ def open_job(manifest: Manifest) -> Job:
     )
     with _naming("output"):
         output = open_store(manifest.output)
-        done = read_done(output)
+        result = read_done(output)
         earlier = _read_earlier(output)
         commits = _commits_from_newest(output)
     return Job(
@@ -204,7 +210,7 @@ def open_job(manifest: Manifest) -> Job:
         backbone,
         groups,
         criterion,
-        done,
+        result,
         commits,
         earlier,
     )
@@ -216,6 +222,8 @@ def require_same_experiment(job: Job) -> None:
         require_same_identity(job, job.earlier.identity)
     if not job.done:
         _require_reachable(job)
+        if not job.commits:
+            require_no_result(job, job.result)
 
 
 def require_same_identity(job: Job, owner: Identity) -> None:
@@ -242,6 +250,16 @@ def _require_reachable(job: Job) -> None:
                 f"train.epochs: {job.manifest.train.epochs} are {job.total_steps} steps, but "
                 f"{name.step} are done; ask for more or use another output"
             )
+
+
+def require_no_result(job: Job, result: Done | None) -> None:
+    """Raise `ConfigurationError` if training would start anew where a result is."""
+    if result:
+        raise ConfigurationError(
+            f"train.epochs: {result.epochs} are done, and of them there is no whole checkpoint to "
+            f"train on from; give a new output, and model.weights: {job.output.uri}final/"
+            "model.safetensors"
+        )
 
 
 def manifest_digest(manifest: Manifest) -> str:

@@ -16,7 +16,8 @@ from worker.checkpoint.commit import (
     read_commit,
     read_commit_record,
 )
-from worker.checkpoint.publication import settle
+from worker.checkpoint.publication import read_done
+from worker.checkpoint.result import settle
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.logs import bind
 from worker.metrics.registry import Metrics
@@ -24,7 +25,7 @@ from worker.model.learner import Learner
 from worker.model.weights import load_pretrained
 from worker.records import complaint
 from worker.train.distributed import total
-from worker.train.job import Job, require_own_output
+from worker.train.job import Job, require_no_result, require_own_output
 from worker.train.outline import outline_job
 from worker.train.rank import Rank
 from worker.train.share import share_learner, shared, wait_for_rank_0
@@ -87,7 +88,7 @@ class _Found:
 
 def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
     # After the claim: from here on an older attempt commits nothing more.
-    if settle(job.output, beat):
+    if settle(job.output, job.manifest.train.epochs, beat):
         return _Found(State(), None, 0, True)
     newest = 0
     for name in list_commits(job.output):
@@ -106,6 +107,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
             )
         parts = None  # before the next is in memory
         metrics.invalid_checkpoints().inc()
+    require_no_result(job, read_done(job.output))
     if job.commits and job.manifest.model.pretrained:
         # With no checkpoint at all they have been loaded with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)

@@ -6,6 +6,8 @@ from typing import Any
 from worker.charts import table
 from worker.checkpoint.attempt import attempt_numbers, next_number, read_attempt
 from worker.checkpoint.commit import list_commits, read_commit, read_commit_record
+from worker.checkpoint.publication import Done
+from worker.logs import count
 from worker.train.changes import Change
 from worker.train.job import Job
 
@@ -19,8 +21,12 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Standing:
-    """What a start would do: its attempt, the step and commit that it would go on from."""
+    """What a start would do: its attempt, the step and commit that it would resume from.
 
+    `done` says that there is nothing to do, and why, if that is so.
+    """
+
+    done: str | None
     attempt: int
     step: int
     total_steps: int
@@ -57,6 +63,7 @@ def find_standing(job: Job) -> Standing:
         passed_over.append(str(name))
     step = found.step if found else 0
     return Standing(
+        done=describe_done(job, job.done) if job.done else None,
         attempt=next_number(
             attempt_numbers(job.output), lambda number: read_attempt(job.output, number)
         ),
@@ -70,13 +77,26 @@ def find_standing(job: Job) -> Standing:
     )
 
 
+def describe_done(job: Job, done: Done) -> str:
+    """Say that a job is finished, and how to train on."""
+    return (
+        f"job {job.manifest.job} was done by attempt {done.attempt}: "
+        f"{count(done.epochs, 'epoch')}, {count(done.step, 'step')}; nothing to do; "
+        "to train on, raise train.epochs"
+    )
+
+
 def describe_standing(standing: Standing) -> str:
     """The standing as text."""
     where = "would start at step 0"
+    size = f"{standing.bytes / 1e6:.1f} MB, verified"
     if standing.commit:
-        size = f"{standing.bytes / 1e6:.1f} MB, verified"
-        where = f"would go on after step {standing.step}: checkpoint {standing.commit}, {size}"
+        where = f"would resume after step {standing.step}: checkpoint {standing.commit}, {size}"
     lines = [f"resume     attempt {standing.attempt} {where}; steps: {standing.total_steps}"]
+    if standing.done:
+        lines = [f"resume     {standing.done}"]
+        if standing.commit:
+            lines.append(f"           newest checkpoint: {standing.commit}, {size}")
     if standing.passed_over:
         names = ", ".join(standing.passed_over)
         lines.append(f"damaged    {names}; {standing.steps_lost} steps would be done again")
