@@ -479,7 +479,7 @@ def _run_result(objects: dict[str, bytes]) -> str:
     store = MemoryStore(objects)
     if settle(store, 2):
         return TAKEN
-    part = stage_part(store, 2, "final/model.json", stream_bytes(b"{}"))
+    part = stage_part(store, 2, "final/model.json", stream_bytes(b'{"by": 2}'))
     result = {"epochs": 2, "step": 6, "weights": {"step": 6, "accuracy": 0.5}}
     _require(publish(store, 2, [part], result, lambda: None), "cannot be finished")
     done = settle(store, 2)
