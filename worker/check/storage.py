@@ -12,7 +12,7 @@ from worker.check.table import Caution, Table
 from worker.errors import ConfigurationError, first_line
 from worker.logs import count
 from worker.store import ObjectMissing, Store
-from worker.store.faults import translate
+from worker.store.causes import translate
 
 _MULTIPART = 32 << 20  # more than the store sends in one piece
 

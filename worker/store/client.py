@@ -14,11 +14,11 @@ from worker.environment import store_deadline
 from worker.errors import ConfigurationError
 from worker.store.faults import refuse_redirect
 from worker.store.limits import WatchedHTTPConnection, WatchedHTTPSConnection
+from worker.store.settings import ENDPOINTS, check_settings
 
 _lock = threading.Lock()
 AWSHTTPConnectionPool.ConnectionCls = WatchedHTTPConnection
 AWSHTTPSConnectionPool.ConnectionCls = WatchedHTTPSConnection
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 def s3_client() -> Any:
@@ -39,6 +39,7 @@ def renew_client() -> None:
 
 @functools.lru_cache
 def _client(pid: int) -> Any:
+    check_settings(os.environ)
     try:
         # boto3's default session would keep the credentials that it has read once.
         # Other SDKs read AWS_REGION, and so do those who set it.
@@ -57,7 +58,7 @@ def _client(pid: int) -> Any:
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
         text = str(error)
-        for name in _ENDPOINTS:  # it may hold a password in any form
+        for name in ENDPOINTS:  # it may hold a password in any form
             text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
     client.meta.events.register_first("needs-retry.s3", refuse_redirect)

@@ -1,8 +1,7 @@
-"""What faults of S3 mean: which may heal, and one clear line for each."""
+"""Faults of S3: which may heal, and which answers are not S3's."""
 
 import http.client
 import os
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,9 +9,8 @@ import botocore.exceptions as boto_errors
 import botocore.parsers
 import urllib3.exceptions
 
-from worker.errors import ConfigurationError, InfrastructureError, first_line
-from worker.store.base import ObjectMissing
-from worker.store.limits import TooSlow
+from worker.errors import ConfigurationError
+from worker.store.settings import endpoint_in
 
 LOST_RACE = {409, 412}
 _CONNECTION_ERRORS = (
@@ -33,15 +31,25 @@ _HICCUPS = {"RequestTimeout", "IncompleteBody", "BadDigest", "OperationAborted"}
 _PASSING = {408, 429}
 _NOT_IMPLEMENTED = 501
 _REDIRECTS = {301, 302, 303, 307, 308}
-_CREDENTIAL_ERRORS = (
-    boto_errors.NoCredentialsError,
-    boto_errors.PartialCredentialsError,
-    boto_errors.CredentialRetrievalError,
-    boto_errors.TokenRetrievalError,
-)
+
+
+_TLS = {
+    "WRONG_VERSION_NUMBER": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
+    "record layer failure": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "cannot be verified: AWS_CA_BUNDLE holds no certificate",
+    "expired": "has a certificate that has expired, or this machine's clock is wrong",
+    "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
+    "match": "has a certificate of another name; use that name in AWS_ENDPOINT_URL",
+    "CERTIFICATE_VERIFY_FAILED": (
+        "has a certificate by an authority that is not known here; give the authority's own in "
+        "AWS_CA_BUNDLE"
+    ),
+}
+"""What a TLS error says, and what it means; the first that fits."""
 
 
 def status_of(error: BaseException) -> int:
+    """The HTTP status of an answer; 0 where there was none."""
     if isinstance(error, boto_errors.ClientError):
         return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return 0
@@ -49,11 +57,23 @@ def status_of(error: BaseException) -> int:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
+    if isinstance(error, boto_errors.HTTPClientError):
+        # Of its kind alone, it is a fault that botocore does not know, as of a header's value.
+        inner = error.kwargs.get("error")
+        known = type(error) is not boto_errors.HTTPClientError
+        return known or isinstance(inner, OSError | urllib3.exceptions.HTTPError)
+    if isinstance(error, boto_errors.SSLError) and tls_fault(error):
+        return False
     if isinstance(error, _CONNECTION_ERRORS):
         return True
     status = status_of(error)
     passing = status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED)
     return passing or code_of(error) in _RENEWED | _HICCUPS
+
+
+def tls_fault(error: boto_errors.SSLError) -> str | None:
+    """What a TLS error means that no other try heals; None for any other."""
+    return next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
 
 
 def needs_renewal(error: BaseException) -> bool:
@@ -86,62 +106,6 @@ def refuse_redirect(response: Any = None, **_: Any) -> None:
     target = urlsplit(str(headers.get("location", "")))
     where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "nowhere"
     raise ConfigurationError(
-        f"the endpoint {endpoint()} redirects to {where}; give that in AWS_ENDPOINT_URL"
+        f"the endpoint {endpoint_in(os.environ) or 'of S3'} redirects to {where}; give that in "
+        "AWS_ENDPOINT_URL"
     )
-
-
-def translate(error: Exception, uri: str) -> Exception:
-    """One clear line for whoever reads the log; never the response's or the request's headers."""
-    if isinstance(error, _CREDENTIAL_ERRORS):
-        return ConfigurationError(f"{uri}: {_missing_credentials()}")
-    if isinstance(error, boto_errors.ClientError):
-        return _translate_refusal(error, uri)
-    if isinstance(error, TooSlow):
-        return InfrastructureError(f"{uri}: {endpoint()} gives {error}; check the network")
-    if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
-        return InfrastructureError(
-            f"{uri}: {endpoint()} answers, but not as S3 does; check AWS_ENDPOINT_URL and proxies"
-        )
-    if is_transient(error):
-        return InfrastructureError(
-            f"{uri}: {endpoint()} cannot be reached ({type(error).__name__}); "
-            "check AWS_ENDPOINT_URL and the network"
-        )
-    if isinstance(error, boto_errors.ParamValidationError):
-        return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
-    return ConfigurationError(f"{uri}: {first_line(error)}")
-
-
-def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
-    """What the store has answered, in one line."""
-    code, status = code_of(error), status_of(error)
-    if needs_renewal(error):
-        return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
-    if is_transient(error):
-        return InfrastructureError(f"{uri}: the store answers {status} {code}")
-    if code == "NoSuchBucket":
-        return ConfigurationError(f"{uri}: no such bucket; create it or correct the name")
-    if status == 404:
-        return ObjectMissing(f"{uri}: no such object")
-    if status in {401, 403} or code == "InvalidToken":
-        return ConfigurationError(f"{uri}: access denied ({code}); check the credentials")
-    return ConfigurationError(f"{uri}: the store refuses the request ({status} {code})")
-
-
-def _missing_credentials() -> str:
-    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    if file and not Path(file).exists():
-        return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
-    return (
-        "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "a profile or a workload identity"
-    )
-
-
-def endpoint() -> str:
-    """The endpoint's address without the credentials that it may hold."""
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not url:
-        return "the S3 endpoint"
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}"

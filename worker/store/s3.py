@@ -18,6 +18,7 @@ import urllib3.exceptions
 from worker.environment import store_deadline
 from worker.errors import WorkerError
 from worker.store.base import ObjectInfo, ObjectMissing, Piece
+from worker.store.causes import translate
 from worker.store.client import renew_client, s3_client
 from worker.store.cut import cut
 from worker.store.faults import (
@@ -27,7 +28,6 @@ from worker.store.faults import (
     is_transient,
     needs_renewal,
     status_of,
-    translate,
 )
 from worker.store.limits import allow, limited
 from worker.store.traffic import listener, measured
@@ -75,6 +75,8 @@ class S3Store:
                 if status_of(error) == 416:  # beyond the end: the object is shorter than believed
                     return b""
                 raise
+            if not response.get("ETag"):
+                raise NotS3
             # With its length given, a body is read at two thirds of the cost; a proxy may not.
             length = response.get("ContentLength")
             whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL

@@ -1,0 +1,84 @@
+"""The AWS variables of a process, looked at before anything is sent."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from worker.errors import ConfigurationError
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_FILES = ("AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+_REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
+
+
+def check_settings(env: Mapping[str, str]) -> None:
+    """Raise `ConfigurationError` for a variable that no request can be made with, naming it."""
+    for name in (*_PAIR, "AWS_SESSION_TOKEN", *_REGIONS, *ENDPOINTS, *_FILES, "AWS_PROFILE"):
+        _require_plain(name, env.get(name, ""))
+    for name in _REGIONS:
+        if env.get(name) and not _REGION.fullmatch(env[name]):
+            raise ConfigurationError(f"{name}: {env[name][:60]!r} is not the name of a region")
+    for name, other in (_PAIR, _PAIR[::-1]):
+        if env.get(name) and not env.get(other):
+            raise ConfigurationError(f"{other}: not set, though {name} is")
+    for name in _FILES:
+        if env.get(name) and not Path(env[name]).expanduser().exists():
+            raise ConfigurationError(f"{name}: {env[name]} does not exist")
+    for name in ENDPOINTS:
+        if env.get(name):
+            _check_endpoint(name, env[name])
+
+
+def endpoint_in(env: Mapping[str, str]) -> str:
+    """Return the address of the endpoint without a login; empty if none is given."""
+    url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}" if url else ""
+
+
+def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that gives the proxy to the endpoint, and its value without a login."""
+    scheme = "http" if endpoint_in(env).startswith("http://") else "https"
+    for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
+        if env.get(name):
+            return name, env[name].rpartition("@")[2]
+    return f"{scheme.upper()}_PROXY", ""
+
+
+def _require_plain(name: str, value: str) -> None:
+    """Raise `ConfigurationError` for what a header cannot hold; never shows the value."""
+    if value == value.strip() and value.isascii() and value.isprintable():
+        return
+    what = "holds characters that it cannot hold"
+    if value.strip().isprintable() and value.isascii():
+        where = "ends" if value == value.lstrip() else "begins"
+        what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'blank'}"
+    raise ConfigurationError(
+        f"{name}: {what}; set it anew without (a file or Secret that was made with `echo` ends "
+        "with a line break: use `printf %s`)"
+    )
+
+
+def _check_endpoint(name: str, url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() not in ("http", "https"):
+        where = url.rpartition("@")[2][:200]
+        how = "has another scheme" if separator else "has no scheme"
+        host = where.partition("://")[2] or where
+        raise ConfigurationError(f"{name}: {where!r} {how}; give http://{host} or https://{host}")
+    host = rest.partition("/")[0].rpartition("@")[2]
+    if host.count(":") > 1 and not host.startswith("["):
+        address, _, port = host.rpartition(":")
+        raise ConfigurationError(
+            f"{name}: an IPv6 address stands in brackets, as in {scheme}://[{address}]:{port}"
+        )
+    try:
+        valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        valid = False
+    if not valid or re.search(r"[\s?#]", rest):
+        shown = "" if "@" in url else f"{host!r} "  # a password may hold a slash
+        raise ConfigurationError(f"{name}: {shown}is not HOST or HOST:PORT")
