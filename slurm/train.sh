@@ -16,7 +16,7 @@ forward() {
   # To the tasks, and not by way of srun, which takes SIGTERM as a wish to abort them.
   [ "$training" -eq 0 ] || scancel --signal=USR1 "$job"
 }
-trap forward USR1
+trap forward USR1 USR2
 
 # Endpoint, credentials and PATH of the job. The batch scripts ask for `--export=NONE`: the job starts
 # with the environment of a new login, not of the shell that submits, whose secrets Slurm would keep.

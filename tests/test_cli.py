@@ -82,8 +82,11 @@ def test_audit_without_a_ledger(run: Run, write: Write, job: dict[str, Any]) -> 
     assert "record: {samples: true}" in ended.err
 
 
-def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
-    """Exit code and all output of a real `worker` process whose stderr is a terminal."""
+def on_a_terminal(arguments: list[str], interrupted_at: str | None = None) -> tuple[int, str]:
+    """Exit code and all output of a real `worker` process whose stderr is a terminal.
+
+    Ctrl-C is pressed once it has written `interrupted_at`.
+    """
     parent, child = pty.openpty()
     process = subprocess.Popen([sys.executable, "-m", "worker", *arguments], stderr=child)
     os.close(child)
@@ -93,6 +96,9 @@ def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
             output += os.read(parent, 65536)
         except OSError:  # the other end is closed
             break
+        if interrupted_at and interrupted_at.encode() in output:
+            process.send_signal(signal.SIGINT)
+            interrupted_at = None
     return process.wait(), output.decode()
 
 
@@ -103,6 +109,13 @@ def test_a_terminal_shows_a_live_line(write: Write, job: dict[str, Any]) -> None
     lines = re.split(r"\r?\n", output.replace("\r\x1b[K", ""))
     assert any("validation accuracy" in line for line in lines)
     assert "done: 10 steps" in output
+
+
+def test_ctrl_c_is_acknowledged(write: Write, job: dict[str, Any]) -> None:
+    job["train"]["epochs"] = 200
+    code, output = on_a_terminal(["train", write(job)], interrupted_at="epoch 1/200")
+    assert code == 75, output
+    assert output.index("Ctrl-C again exits at once") < output.index("stopped on request after")
 
 
 def test_plain_lines_elsewhere(write: Write, job: dict[str, Any]) -> None:

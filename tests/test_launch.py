@@ -19,6 +19,7 @@ from worker.errors import (
     exit_code_of,
     most_fatal,
 )
+from worker.forks import STOP_SIGNALS
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, first_host, require_divisible
 from worker.train.rank import Rank
@@ -256,10 +257,7 @@ def test_a_rank_that_hangs_after_a_peer_ended_is_killed(monkeypatch: pytest.Monk
 
 def test_signals_reach_every_rank() -> None:
     stop = StopFlag()
-    before = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     stop.install()
 
     def run(rank: Rank, listener: socket.socket | None) -> None:

@@ -1,6 +1,8 @@
 """Backbones, new heads, pretrained weights, freezing."""
 
+import argparse
 import dataclasses
+import fractions
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,62 @@ def test_weights_load_from_every_form(kind: str, tmp_path: Path) -> None:
             assert torch.equal(tensor, expected[name]), name
 
 
+def files_of_others() -> dict[str, dict[str, object]]:
+    """What training scripts save, by the name of the file."""
+    state = imagenet_state()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    trained = {"optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 3}
+    args = argparse.Namespace(lr=0.1, data_path="/data", betas=(0.9, 0.999))
+    lightning = {f"model.{name}": tensor for name, tensor in state.items()}
+    compiled = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+    average = {"n_averaged": torch.tensor(3)} | imagenet_state("module.")
+    return {
+        "reference.pth": {"model": state, "args": args, **trained},
+        "reference-ema.pth": {"model": other, "model_ema": average, "args": args, **trained},
+        "examples.pth.tar": {"state_dict": imagenet_state("module."), "arch": "x", **trained},
+        "lightning.ckpt": {"state_dict": lightning, "callbacks": {}, **trained},
+        "timm.pth.tar": {"state_dict": other, "state_dict_ema": state, "args": args, **trained},
+        "backbone.bin": dict(imagenet_state("backbone.")),
+        "compiled.weights": dict(compiled),
+    }
+
+
+@pytest.mark.parametrize("name", files_of_others())
+def test_weights_load_from_what_training_scripts_save(name: str, tmp_path: Path) -> None:
+    torch.save(files_of_others()[name], tmp_path / name)
+    backbone = build()
+    load_pretrained(backbone, f"{tmp_path}/{name}")
+    expected = imagenet_state()["layer1.0.conv1.weight"]
+    assert torch.equal(backbone.model.state_dict()["layer1.0.conv1.weight"], expected)
+
+
+def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    safetensors.torch.save_file(imagenet_state(), tmp_path / "pytorch_model.bin")
+    assert load_pretrained(build(), f"{tmp_path}/pytorch_model.bin") == 120
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        ({"teacher": {}, "epoch": 3}, "holds no state dict, but the keys teacher, epoch; save"),
+        ([1], "holds no state dict, but a list; save"),
+        ({}, "holds no state dict, but nothing; save"),
+        ({"model": {"conv1.weight": torch.ones(2)}}, "holds model with 1 tensor, which do not fit"),
+        (
+            {"state_dict": {}, "cfg": fractions.Fraction(1, 2)},
+            "holds fractions.Fraction beside the tensors, .* where you trust the file, convert it",
+        ),
+    ],
+)
+def test_a_file_of_others_that_cannot_be_taken_is_described(
+    found: object, complaint: str, tmp_path: Path
+) -> None:
+    torch.save(found, tmp_path / "w.pth")
+    with pytest.raises(ConfigurationError, match=complaint) as caught:
+        load_pretrained(build(), f"{tmp_path}/w.pth")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def refused(tmp_path: Path, state: dict[str, torch.Tensor], complaint: str) -> None:
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ConfigurationError, match=complaint):
@@ -114,7 +172,9 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for name, data in (("w.pt", buffer.getvalue()), ("x.pt", b"nonsense"), ("y.safetensors", b"")):
         store.put(name, data)
-        with pytest.raises(ConfigurationError, match="neither safetensors nor a state dict"):
+        with pytest.raises(
+            ConfigurationError, match="neither safetensors nor a|beside the tensors"
+        ):
             load_pretrained(build(), f"{tmp_path}/{name}")
     assert not Path("/tmp/evil-was-here").exists()
 

@@ -165,6 +165,7 @@ def test_how_long_a_stop_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget(signal.SIGTERM, 1000.0, {}) == 119
     slurm = {"SLURM_JOB_END_TIME": "1060"}
     assert budget(signal.SIGUSR1, 1000.0, slurm) == 59
+    assert budget(signal.SIGUSR2, 1000.0, slurm) == 59
     assert budget(signal.SIGTERM, 1000.0, slurm) == 119, "KillWait follows, whatever the limit"
     monkeypatch.setenv("WORKER_GRACE_SECONDS", "soon")
     with pytest.raises(ConfigurationError, match="WORKER_GRACE_SECONDS: must be a whole number"):

@@ -163,7 +163,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     job["output"] = f"{tmp_path}/cut/"
     store = open_store(job["output"])
     codes: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         process = start("train", *nproc, write(job))
         process.wait_for('"event": "step"' if not codes else '"event": "start"')
         process.send(number)
@@ -171,10 +171,12 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
         codes.append(ended.code)
         assert ended.code == 75, ended.err
         assert "start again to go on" in ended.events[-1]["message"]
+        told = f"{number.name}: stopping after this step, and committing"
+        assert [event["message"] for event in ended.events].count(told) == 1
         assert "Traceback" not in ended.err
     train(run, write, job, *nproc)
 
-    assert newest_attempts(store) == 3
+    assert newest_attempts(store) == 4
     assert global_batches(store) == global_batches(whole)
     assert store.get("final/model.safetensors") == whole.get("final/model.safetensors")
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from worker.errors import ExitCode, InfrastructureError, exit_code_of
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGUSR1,  # Slurm's, as our scripts ask for it
+    signal.SIGUSR2,  # submitit's
+    signal.SIGHUP,  # a terminal or an ssh connection that is lost
+    signal.SIGINT,
+)
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10  # the thread that feeds the GPU goes first wherever cores are short

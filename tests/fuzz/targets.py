@@ -54,8 +54,9 @@ from worker.environment import check_environment
 from worker.errors import ConfigurationError, WorkerError
 from worker.launch.topology import detect
 from worker.manifest import load_manifest
+from worker.model.foreign import read_state
 from worker.model.learner import build_learner
-from worker.model.weights import _decode, _require_sound
+from worker.model.weights import _require_sound
 from worker.redaction import redacted
 from worker.report.compare import compare
 from worker.report.page import run_page
@@ -585,7 +586,7 @@ def _weights_case(chance: Random) -> tuple[str, bytes]:
 
 def _run_weights(case: tuple[str, bytes]) -> str:
     name, data = case
-    state = _decode(data, name)
+    state, _ = read_state(data, name)
     _require_sound(state, name)
     return TAKEN
 

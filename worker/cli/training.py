@@ -23,8 +23,8 @@ from worker.redaction import redacted
 def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     """Train what MANIFEST says, or go on from its last checkpoint.
 
-    Stops on SIGTERM, SIGUSR1 or Ctrl-C with everything committed (exit code 75); the same command
-    goes on from there, on this or any other machine and number of ranks.
+    Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
+    the same command resumes from there, on this or any other machine and number of ranks.
     """
     from worker.manifest import load_manifest
     from worker.train.stop import StopFlag
@@ -92,8 +92,11 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
     Credentials, every right that is needed in the store, data, classes, weights, groups, ranks and
     their rendezvous, scratch, shared memory and metrics: one row each, with the remedy for what
     fails. Exits with 0, with 78 for what has to be put right, or with 69 where storage does not
-    answer. Takes seconds and needs no GPU.
+    answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
     """
+    from worker.train.stop import StopFlag
+
+    StopFlag().install()  # a pod that is evicted while it checks has not failed
     from worker.check.preflight import check
 
     table = check(manifest, ranks, nproc)

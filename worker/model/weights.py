@@ -1,29 +1,25 @@
-"""Pretrained weights from storage or torchvision, into a backbone with a new head.
+"""Pretrained weights from storage or torchvision, into a backbone with a new head."""
 
-Nothing is ever unpickled: safetensors, or `torch.load(weights_only=True)`.
-"""
-
-import io
 import logging
 import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from worker.errors import ConfigurationError, InfrastructureError
+from worker.logs import count
 from worker.model.backbone import Backbone
+from worker.model.foreign import read_state, unwrapped
 from worker.model.skeleton import is_auxiliary
 from worker.store import ObjectMissing, read_uri
 
 log = logging.getLogger(__name__)
 
-_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SHOWN = 3
 # What torchvision's own files call parameters that its models have renamed since.
 _RENAMED = (
@@ -31,45 +27,48 @@ _RENAMED = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
-# DistributedDataParallel, AveragedModel, torch.compile; and the counter of the second.
-_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
-_COUNTER = "n_averaged"
 _POSITIONS = "encoder.pos_embedding"
 
 
 def load_pretrained(backbone: Backbone, weights: str) -> int:
     """Load `weights` into everything but the head; returns the number of tensors loaded.
 
-    `weights` is an address of a safetensors or state-dict file, or a torchvision weights name. A
-    head in it is left out, `module.` prefixes are stripped, a ViT's position embeddings are
+    `weights` is an address of a file (see `foreign`), or a torchvision weights name. A head in it
+    is left out, as are prefixes of wrappers such as `module.`, and a ViT's position embeddings are
     resized to the job's images. Auxiliary classifiers that it lacks start at random. Raises
     `ConfigurationError` where names or shapes do not fit, naming them.
     """
-    if "/" in weights or weights.endswith(_FILE_SUFFIXES):
+    inside = ""
+    if "/" in weights or "." in weights:  # as no name of torchvision's has
         try:
-            state = _decode(read_uri(weights), weights)
+            state, inside = read_state(read_uri(weights), weights)
         except ObjectMissing as error:
             raise ConfigurationError(f"model.weights: {error}; check the address") from None
     else:
         state = _from_torchvision(backbone.name, weights)
     heads = tuple(f"{head}." for head in backbone.heads)
-    given = {name: tensor for name, tensor in _renamed(state).items() if not name.startswith(heads)}
-    _require_sound(given, weights)
-    _resize_positions(given, backbone)
-    wanted = {
+    own = backbone.model.state_dict()
+    given = {
         name: tensor
-        for name, tensor in backbone.model.state_dict().items()
+        for name, tensor in _renamed(unwrapped(state, own)).items()
         if not name.startswith(heads)
     }
+    _require_sound(given, weights)
+    _resize_positions(given, backbone)
+    wanted = {name: tensor for name, tensor in own.items() if not name.startswith(heads)}
     if backbone.auxiliary_weight and not any(map(is_auxiliary, given)):
         log.warning("%s has no auxiliary classifiers; they start at random", weights)
         wanted = {name: tensor for name, tensor in wanted.items() if not is_auxiliary(name)}
     misfits = _misfits(given, wanted)
     if misfits:
+        holds = f"{f'{inside} with ' if inside else ''}{count(len(given), 'tensor')}"
         raise ConfigurationError(
-            f"model.weights: {weights} does not fit {backbone.name}: {'; '.join(misfits)}"
+            f"model.weights: {weights} holds {holds}, which do not fit {backbone.name}: "
+            f"{'; '.join(misfits)}"
         )
-    load_tensors(backbone.model, {**backbone.model.state_dict(), **given})
+    if inside:
+        log.info("%s: what it holds as %s is taken", weights, inside)
+    load_tensors(backbone.model, {**own, **given})
     return len(given)
 
 
@@ -102,9 +101,6 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, tensor in state.items():
-        if name == _COUNTER:
-            continue
-        name = _WRAPPED.sub("", name)
         for pattern, new in _RENAMED:
             name = pattern.sub(new, name)
         found[name] = tensor
@@ -139,25 +135,6 @@ def _misfits(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
-def _decode(data: bytes, uri: str) -> dict[str, Tensor]:
-    try:
-        if uri.endswith(".safetensors"):
-            return safetensors.torch.load(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch.load raise almost anything
-        raise ConfigurationError(
-            f"model.weights: {uri}: neither safetensors nor a state dict ({type(error).__name__})"
-        ) from None
-    plain = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    )
-    if not plain:
-        raise ConfigurationError(
-            f"model.weights: {uri}: not a plain state dict; save `model.state_dict()`"
-        )
-    return state
 
 
 def _from_torchvision(backbone: str, name: str) -> dict[str, Tensor]:

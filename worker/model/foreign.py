@@ -1,0 +1,115 @@
+"""Files of weights as others write them, down to plain state dicts.
+
+Nothing is ever unpickled but tensors and plain data: `torch.load(weights_only=True)`.
+"""
+
+import argparse
+import io
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from worker.errors import ConfigurationError
+
+_INSIDE = (
+    "state_dict_ema",  # timm
+    "model_ema",  # torchvision's references
+    "state_dict",  # timm, Lightning, PyTorch's examples
+    "model",  # torchvision's references
+    "model_state_dict",
+)
+"""Where training scripts keep a state dict; averages first, as timm loads them."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+"""DistributedDataParallel, torch.compile, LightningModules and the like."""
+_COUNTER = "n_averaged"  # of torch's AveragedModel
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_MAX_SHOWN = 8
+
+
+def read_state(data: bytes, uri: str) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict in a file, and under which key it was; empty for none.
+
+    Args:
+        data: The file: safetensors, or what `torch.save` wrote.
+        uri: Its address, for messages.
+
+    Raises:
+        ConfigurationError: It holds none; the message says what it holds.
+    """
+    found = _decoded(data, uri)
+    if _is_state(found):
+        return dict(found), ""
+    if isinstance(found, Mapping):
+        for key in _INSIDE:
+            if _is_state(found.get(key)):
+                return dict(found[key]), key
+    raise ConfigurationError(
+        f"model.weights: {uri}: holds no state dict, but {_describe(found)}; save "
+        "`model.state_dict()`"
+    )
+
+
+def unwrapped(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """Return a state without the prefixes of wrappers around the model that it is of.
+
+    Args:
+        state: Tensors by name.
+        known: Names of the model itself.
+    """
+    found = {}
+    for name, tensor in state.items():
+        while name not in known and name.startswith(_WRAPPERS):
+            name = name.partition(".")[2]
+        if name != _COUNTER:
+            found[name] = tensor
+    return found
+
+
+def _decoded(data: bytes, uri: str) -> Any:
+    try:
+        if _is_safetensors(data):
+            return safetensors.torch.load(data)
+        # What torchvision's and timm's scripts put beside the tensors; it holds plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch.load raise almost anything
+        foreign = _GLOBAL.search(str(error))
+        if foreign:
+            raise ConfigurationError(
+                f"model.weights: {uri}: holds {foreign[1]} beside the tensors, and only tensors "
+                "and plain data are read; where you trust the file, convert it: python -c "
+                "\"import torch; f = torch.load('FILE', weights_only=False); "
+                "torch.save(f['state_dict'], 'plain.pth')\""
+            ) from None
+        raise ConfigurationError(
+            f"model.weights: {uri}: neither safetensors nor a state dict ({type(error).__name__})"
+        ) from None
+
+
+def _is_safetensors(data: bytes) -> bool:
+    """Whether data begins as safetensors do: with the size of a header, and the header."""
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
+def _is_state(found: object) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
+    )
+
+
+def _describe(found: object) -> str:
+    """What was found in place of a state dict."""
+    if not isinstance(found, Mapping):
+        return f"a {type(found).__name__}"
+    keys = [str(key)[:40] for key in list(found)[:_MAX_SHOWN]]
+    return (
+        f"the keys {', '.join(keys)}{', …' if len(found) > _MAX_SHOWN else ''}"
+        if keys
+        else "nothing"
+    )
