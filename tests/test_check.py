@@ -152,7 +152,38 @@ def test_a_store_that_does_not_answer_is_no_mistake_of_the_user(
     assert ended.code == 69
     table = rows(ended.out)
     assert "cannot be reached" in table["model"][1]
-    assert table["output: delete"] == ("-", "not looked at: storage does not answer")
+    assert table["output: delete"] == ("-", "not looked at: storage cannot be used, see above")
+
+
+@pytest.mark.parametrize("wrong", ["none", "line break"])
+def test_credentials_that_are_wrong_are_one_failure(
+    wrong: str, run: Run, write: Write, remote: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What depends on them is not looked at, and does not fail by the same sentence again."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+        if wrong == "line break":
+            monkeypatch.setenv(name, "key\n")
+    monkeypatch.setenv("HOME", "/nowhere")
+    for manifest in (write(remote), "s3://bucket/job.yaml"):
+        ended = run("check", manifest)
+        assert ended.code == 78
+        table = rows(ended.out)
+        assert [name for name, (state, _) in table.items() if state == "FAIL"] == ["credentials"]
+        assert table["devices"][0] == "ok"
+        storage = [text for state, text in table.values() if state == "-"]
+        assert "not looked at: storage cannot be used, see above" in storage
+
+
+def test_an_output_without_a_bucket_is_one_failure(
+    run: Run, write: Write, remote: dict[str, Any]
+) -> None:
+    remote["output"] = "s3://nobody-has-this/run/"
+    ended = run("check", write(remote))
+    assert ended.code == 78
+    table = rows(ended.out)
+    assert "create it (worker put --create-bucket)" in table["output: list"][1]
+    assert table["output: delete"] == ("-", "not looked at: no such bucket")
 
 
 def test_ranks_that_start_elsewhere(

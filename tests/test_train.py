@@ -396,7 +396,7 @@ def test_a_missing_manifest_and_credentials_and_endpoint(
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.setenv("AWS_CONFIG_FILE", "/dev/null")
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-        refused(run("train", write(job)), 78, "no usable S3 credentials")
+        refused(run("train", write(job)), 78, "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACC")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         ended = run("train", write(job))

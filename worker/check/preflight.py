@@ -16,7 +16,7 @@ from worker.check.place import (
     probe_shared_memory,
 )
 from worker.check.storage import look_at_output, probe_credentials
-from worker.check.table import Table
+from worker.check.table import CREDENTIALS, NO_STORAGE, Table
 from worker.data.plan import default_lanes
 from worker.launch.start import check_place
 from worker.launch.topology import Spawn, detect, require_divisible
@@ -58,11 +58,14 @@ class _Preflight:
         table = self.table
         remote = urlsplit(self._uri).scheme == "s3"
         if remote:
-            table.look("credentials", probe_credentials)
-        table.look("manifest", self._load)
+            table.look(CREDENTIALS, probe_credentials)
+        if table.storage_fails:
+            table.skip("manifest", NO_STORAGE)
+        else:
+            table.look("manifest", self._load)
         manifest = self._manifest
         if manifest and not remote and "s3://" in manifest.model_dump_json():
-            table.look("credentials", probe_credentials)
+            table.look(CREDENTIALS, probe_credentials)
         table.look("devices", self._devices)
         table.look("ranks", self._topology)
         table.look("processors", self._processors)
@@ -105,13 +108,13 @@ class _Preflight:
 
 
 def _look_at_storage(table: Table, manifest: Manifest) -> None:
-    whole = True
+    whole = not table.storage_fails
     for field, uri in (("data.train", manifest.data.train), ("data.val", manifest.data.val)):
-        if uri and table.unreachable:
-            table.skip(field, "storage does not answer")
+        if uri and table.storage_fails and "://" in uri:
+            table.skip(field, NO_STORAGE)
         elif uri:
             whole &= table.look(field, functools.partial(_probe_data, field, uri))
-    if whole and not table.unreachable:
+    if whole and not table.storage_fails:
         table.look("model", lambda: _probe_model(manifest))
     else:
         table.skip("model", "the data cannot be read")

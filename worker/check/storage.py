@@ -2,23 +2,26 @@
 
 import contextlib
 import functools
+import os
 import uuid
 from collections.abc import Callable, Iterator
 
 import boto3
 import botocore.exceptions as boto_errors
 
-from worker.check.table import Caution, Table
+from worker.check.table import NO_STORAGE, Caution, Table
 from worker.errors import ConfigurationError, first_line
 from worker.logs import count
 from worker.store import ObjectMissing, Store
-from worker.store.causes import translate
+from worker.store.causes import NO_BUCKET, translate
+from worker.store.settings import check_settings
 
 _MULTIPART = 32 << 20  # more than the store sends in one piece
 
 
 def probe_credentials() -> str:
     """Which kind of credentials boto3 has found, never themselves."""
+    check_settings(os.environ)
     try:
         found = boto3.session.Session().get_credentials()
         if found:
@@ -42,12 +45,14 @@ def look_at_output(table: Table, store: Store) -> None:
     ]
     try:
         for name, probe in probes:
-            if table.unreachable:
-                table.skip(name, "storage does not answer")
+            if table.storage_fails:
+                table.skip(name, NO_STORAGE)
+            elif any(NO_BUCKET in row.text for row in table.rows if row.name.startswith("output")):
+                table.skip(name, NO_BUCKET)
             else:
                 table.look(name, functools.partial(probe, store, key))
     finally:
-        if not table.unreachable:
+        if not table.storage_fails:
             _remove(store, key)
 
 

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError, most_fatal
 
+CREDENTIALS = "credentials"
+"""The row without which storage is not looked at."""
+NO_STORAGE = "storage cannot be used, see above"
+
 
 class Caution(Exception):
     """A probe found something that does not keep the job from running; its text says what."""
@@ -47,9 +51,13 @@ class Table:
         self.rows.append(Row(name, "-", f"not looked at: {reason}"))
 
     @property
-    def unreachable(self) -> bool:
-        """Whether storage has not answered, so that asking again would only take time."""
-        return any(row.code == InfrastructureError.code for row in self.rows)
+    def storage_fails(self) -> bool:
+        """Whether storage cannot be used at all, so that asking again would only take time."""
+        return any(
+            row.code == InfrastructureError.code
+            or (row.name == CREDENTIALS and row.state == "FAIL")
+            for row in self.rows
+        )
 
     @property
     def code(self) -> int:

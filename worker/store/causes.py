@@ -28,9 +28,10 @@ _CREDENTIAL_ERRORS = (
     boto_errors.CredentialRetrievalError,
     boto_errors.TokenRetrievalError,
 )
+NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
 _REFUSALS = {
-    "NoSuchBucket": "no such bucket; create it or correct the name",
+    "NoSuchBucket": f"{NO_BUCKET}; create it (worker put --create-bucket) or correct the name",
     "InvalidAccessKeyId": (
         "access denied (InvalidAccessKeyId); the store knows no such AWS_ACCESS_KEY_ID"
     ),
