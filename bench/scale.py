@@ -32,7 +32,7 @@ from worker.checkpoint.commit import (
     write_parts,
 )
 from worker.checkpoint.host import HostCopy
-from worker.checkpoint.publication import settle
+from worker.checkpoint.result import settle
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.data.cache import Cache
 from worker.data.index import INDEX_NAME, Index, Shard
@@ -205,7 +205,7 @@ def _saving(
 
 def _resume(output: Store) -> None:
     commits = list_commits(output)
-    settle(output)
+    settle(output, 1)
     if not read_commit(output, commits[0]):
         raise RuntimeError("the commit cannot be read")
 

@@ -1,7 +1,10 @@
 """`worker index`: existing tars of the common layouts, and every way in which one can be broken."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import tracemalloc
@@ -200,6 +203,56 @@ def test_too_much_that_is_malformed_ends_with_65(run: Run, bucket: str) -> None:
     assert "sample '0000' has no label" in taken.err
 
 
+def test_images_are_decoded_if_asked_for(run: Run, bucket: str) -> None:
+    cut = ("0003.jpg", image()[:-200])
+    members = labelled(9)
+    put(f"{bucket}/set", a=tar([cut if name == "0003.jpg" else (name, d) for name, d in members]))
+    assert run("index", f"{bucket}/set/").code == 0
+    refused = run("index", f"{bucket}/set/", "--decode", "--overwrite")
+    assert refused.code == 65
+    assert "sample '0003' has an image that cannot be decoded" in refused.err
+    taken = run("index", f"{bucket}/set/", "--decode", "--overwrite", "--error-budget", "0.2")
+    assert (taken.code, open_index(f"{bucket}/set").samples) == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")],
+)
+def test_a_compressed_shard_is_named(
+    data: Callable[[bytes], bytes], kind: str, run: Run, tmp_path: Path
+) -> None:
+    put(str(tmp_path), a=data(tar(labelled(3))))
+    refused = run("index", str(tmp_path))
+    assert refused.code == 65
+    assert f"a.tar: byte 0: is compressed ({kind}); unpack it to a plain .tar first" in refused.err
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    refused = run("index", str(tmp_path))
+    assert "holds no .tar, but a.tar.gz, which is compressed; unpack it" in refused.err
+
+
+def test_a_folder_of_images_leads_to_pack(run: Run, pictures: Path) -> None:
+    assert "holds no .tar, but images; make shards of them by" in run("index", str(pictures)).err
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("0000.v2.jpg", "only .cls, .v2.jpg: the first dot of a name ends the key; rename"),
+        ("0000.tif", "only .cls, .tif; convert it to JPEG or PNG"),
+    ],
+)
+def test_what_is_there_in_place_of_an_image_is_named(name: str, complaint: str) -> None:
+    (problem,) = scan(tar([("0000.cls", b"1"), (name, image())])).problems
+    assert complaint in problem.text
+
+
+def test_jpegs_by_their_other_names_are_taken() -> None:
+    for suffix in ("jfif", "jpe"):
+        found = scan(tar([("0000.cls", b"1"), (f"0000.{suffix}", image())]))
+        assert len(found.rows) == 1
+
+
 class Interrupted(BaseException):
     """As Ctrl-C would."""
 
@@ -223,10 +276,10 @@ def test_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(source.store, "get", cut)
     with pytest.raises(Interrupted):
-        index_tars(source, None, "label", 0, 1, lambda done: None)
+        index_tars(source, None, "label", 0, 1, False, lambda done: None)
     assert read == ["a.tar", "b.tar", "c.tar"]
     done: list[int] = []
-    index_tars(source, None, "label", 0, 1, done.append)
+    index_tars(source, None, "label", 0, 1, False, done.append)
     assert read == ["a.tar", "b.tar", "c.tar", "c.tar"]
     assert sum(done) == sum(
         len(data) for key, data in contents(source.store).items() if key.endswith(".tar")
@@ -525,7 +578,7 @@ def test_corrected_labels_of_the_same_size_are_read(
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(indexing, "write_index", lambda *_: (_ for _ in ()).throw(Interrupted))
         source = indexing.find_tars(str(tmp_path))
-        indexing.index_tars(source, None, "label", 0, 1, lambda done: None)
+        indexing.index_tars(source, None, "label", 0, 1, False, lambda done: None)
     assert (tmp_path / "a.tar.scan.npz").exists()
     put(str(tmp_path), a=tar(labelled(3, label=lambda n: "2")))
     assert run("index", str(tmp_path)).code == 0

@@ -1,5 +1,6 @@
 """Image folders as shards."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import contents, keys, labels_of, open_index
+from tests.conftest import Run, contents, keys, labels_of, open_index
 from tests.pictures import write_pictures
 from worker.data.folder import ImageFile, find_splits
-from worker.data.pack import plan_shards, require_sound, write_split
-from worker.errors import ConfigurationError, DataError
+from worker.data.pack import plan_shards, write_split
+from worker.errors import ConfigurationError
 from worker.store import Store, open_store
 
 
@@ -96,18 +97,63 @@ def test_folders_that_cannot_be_packed(
         find_splits(tmp_path / "photos")
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])
-def test_what_is_no_image_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos", 2)
-    (tmp_path / "photos" / "red" / "x.jpg").write_bytes(data)
-    (tmp_path / "photos" / "blue" / "y.png").write_bytes(data)
-    splits = find_splits(tmp_path / "photos")
-    with pytest.raises(DataError) as raised:
-        require_sound(splits, 0.1)
-    assert "2 files of the folder not a JPEG, PNG or WebP image" in str(raised.value)
-    assert "red/x.jpg" in str(raised.value)
-    require_sound(splits, 0.4)
-    assert len(splits[0].files) == 4
+def make_bad(folder: Path) -> None:
+    """Two of 3 red and 3 blue images cut short or no images, of which the names say nothing."""
+    write_pictures(folder, 3)
+    whole = next((folder / "red").glob("*")).read_bytes()
+    (folder / "red" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "blue" / "page.png").write_bytes(b"<html>not found</html>")
+
+
+def test_every_image_is_decoded_and_all_bad_ones_are_listed(run: Run, tmp_path: Path) -> None:
+    make_bad(tmp_path / "photos" / "train")
+    make_bad(tmp_path / "photos" / "val")
+    ended = run("pack", f"{tmp_path}/photos", f"{tmp_path}/set")
+    assert ended.code == 65
+    assert not (tmp_path / "set").exists()
+    (event,) = ended.events
+    assert "4 files cannot be decoded; repair or remove them, or give --bad skip:" in ended.err
+    for name in ("train/red/cut.jpg", "train/blue/page.png", "val/red/cut.jpg"):
+        assert name in event["message"]
+    assert "page.png: is not a JPEG, PNG or WebP image" in event["message"]
+
+
+def test_bad_images_are_left_out_within_a_budget(run: Run, tmp_path: Path) -> None:
+    make_bad(tmp_path / "photos")
+    arguments = ("pack", f"{tmp_path}/photos", f"{tmp_path}/set", "--bad", "skip")
+    ended = run(*arguments, "--error-budget", "0.2")
+    assert ended.code == 65
+    assert "2 files cannot be decoded; more than --error-budget 0.2 allows" in ended.err
+    ended = run(*arguments, "--error-budget", "0.25")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("left out: ") == 2
+    assert open_index(f"{tmp_path}/set").samples == 6
+
+
+def test_a_class_of_nothing_but_bad_images_is_refused(run: Run, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 3)
+    for path in (tmp_path / "photos" / "red").iterdir():
+        path.write_bytes(b"no image")
+    budget = ("--bad", "skip", "--error-budget", "0.9")
+    ended = run("pack", f"{tmp_path}/photos", f"{tmp_path}/set", *budget)
+    assert ended.code == 78
+    assert "red: holds no images" in ended.err
+
+
+def test_jpegs_by_their_other_names_and_images_to_be_converted(run: Run, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", 3)
+    red = sorted((tmp_path / "photos" / "red").iterdir())
+    red[0].rename(red[0].with_suffix(".jfif"))
+    red[1].rename(red[1].with_suffix(".JPE"))
+    red[2].rename(red[2].with_suffix(".tif"))
+    ended = run("pack", f"{tmp_path}/photos", f"{tmp_path}/set")
+    assert ended.code == 0, ended.err
+    assert "left out: 1 .tif image" in ended.err
+    assert "convert those images to JPEG, PNG or WebP" in ended.err
+    assert open_index(f"{tmp_path}/set").samples == 5
+    for path in (tmp_path / "set").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            assert {name.rpartition(".")[2] for name in tar.getnames()} <= {"cls", "jpg", "png"}
 
 
 def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:

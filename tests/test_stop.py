@@ -261,15 +261,25 @@ def test_a_finished_model_classifies(
 
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
-    wrong = run("predict", final, str(text))
+    wrong = run("predict", final, str(text), images[0])
     assert wrong.code == 65
     assert "text.jpg: is not a JPEG, PNG or WebP image" in wrong.err
+    assert wrong.out.startswith(f"{images[0]}: "), "the others are classified all the same"
+    missing = run("predict", job["output"], f"{tmp_path}/gone.jpg", f"{pictures}/val")
+    assert missing.code == 78
+    assert "gone.jpg: no such file" in missing.err
+    assert len(missing.out.splitlines()) == len(images)
+    assert "https:// is not supported" in run("predict", final, "https://host/x.jpg").err
+    assert "holds no .jpg" in run("predict", final, final).err
     weights = Path(job["output"]) / "final/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     broken = run("predict", final, images[0])
     assert broken.code == 78
     assert "is not what" in broken.err
-    assert run("predict", job["output"], images[0]).code == 78
+    gone = f"{tmp_path}/nothing"
+    assert f"{gone}: holds no model.json, neither itself nor in final/" in (
+        run("predict", gone, images[0]).err
+    )
 
 
 def check_exports(final: str, images: list[str]) -> None:

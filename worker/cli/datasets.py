@@ -27,11 +27,18 @@ _MIB = 1 << 20
     "--threads", type=click.IntRange(min=1), default=None, help="Default: the number of cores."
 )
 @click.option(
+    "--bad",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do about files that cannot be decoded.",
+)
+@click.option(
     "--error-budget",
     type=click.FloatRange(min=0, max=1, max_open=True),
-    default=0,
+    default=0.01,
     show_default=True,
-    help="Share of the files that may be no images and are left out.",
+    help="Share of the files of a split that --bad skip may leave out.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
 def pack(
@@ -40,6 +47,7 @@ def pack(
     shard_size: float,
     seed: int,
     threads: int | None,
+    bad: str,
     error_budget: float,
     overwrite: bool,
 ) -> None:
@@ -47,20 +55,25 @@ def pack(
 
     FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or the
     other usual names, in any case), which become DEST/train/, DEST/val/ and DEST/test/. Links are
-    followed; whatever is not packed is counted by kind. The same files and seed always give the
-    same shards.
+    followed; whatever is not packed is counted by kind. Every image is decoded first, and all that
+    cannot be are listed with the reason. The same files and seed always give the same shards.
     """
     from worker.data.folder import find_splits
     from worker.data.index import require_no_index
-    from worker.data.pack import require_sound, write_split
+    from worker.data.pack import find_bad, without_bad, write_split
     from worker.store import open_store
 
     splits = find_splits(folder)
-    require_sound(splits, error_budget)
     stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
     if not overwrite:
         for store in stores:
             require_no_index(store, "choose another place")
+    threads = threads or len(os.sched_getaffinity(0))
+    with progress_bar(sum(len(split.files) for split in splits), "decoding") as bar:
+        found = [find_bad(split, threads, lambda: bar.update(1)) for split in splits]
+    splits = without_bad(splits, found, error_budget if bad == "skip" else None)
+    for file, reason in ((f, reason) for part in found for f, reason in part.items()):
+        click.echo(f"left out: {file.path}: {reason}", err=True)
     depth = None
     for split, store in zip(splits, stores, strict=True):
         with progress_bar(len(split.files), f"packing {split.name or 'images'}") as bar:
@@ -69,7 +82,7 @@ def pack(
                 store,
                 int(shard_size * _MIB),
                 seed,
-                threads or len(os.sched_getaffinity(0)),
+                threads,
                 lambda: bar.update(1),
                 depth,
             )
@@ -80,10 +93,10 @@ def pack(
             f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
             f"in {count(len(index.shards), 'shard')}"
         )
-        for file in split.bad:
-            click.echo(f"left out, no image: {file}", err=True)
         for kind, number in sorted(split.passed_over.items()):
             click.echo(f"left out: {count(number, kind)}", err=True)
+        if any(kind.startswith(".") and kind.endswith(" image") for kind in split.passed_over):
+            click.echo("convert those images to JPEG, PNG or WebP to have them packed", err=True)
         if split.nested:
             click.echo(f"in folders below that of their class: {count(split.nested, 'image')}")
 
@@ -102,6 +115,7 @@ def pack(
     help="Share of the samples that may be malformed and are left out.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--decode", is_flag=True, help="Decode every image; one that cannot be is malformed.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
 def index(
@@ -110,6 +124,7 @@ def index(
     classes: str | None,
     error_budget: float,
     threads: int,
+    decode: bool,
     overwrite: bool,
     verify: bool,
 ) -> None:
@@ -143,7 +158,7 @@ def index(
     if not overwrite:
         require_no_index(tars.store, "index all of a folder's shards together")
     with progress_bar(sum(tar.size for tar in tars.tars), "indexing") as bar:
-        made = index_tars(tars, names, label_field, error_budget, threads, bar.update)
+        made = index_tars(tars, names, label_field, error_budget, threads, decode, bar.update)
     for line in made.left_out:
         click.echo(f"left out: {line}", err=True)
     for kind, number in sorted(made.passed_over.items()):

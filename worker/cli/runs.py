@@ -8,7 +8,8 @@ import time
 import click
 
 from worker.cli.group import main
-from worker.errors import DataError
+from worker.errors import DataError, ExitCode, most_fatal
+from worker.redaction import redacted
 
 _WATCH_SECONDS = 5.0
 _ENDS = ("done", "failed")
@@ -143,23 +144,36 @@ def audit(run: str) -> None:
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per image, one a line.")
-def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> None:
-    """Classify IMAGES with MODEL, the final/ folder of a job.
+def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> int:
+    """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
 
-    Every IMAGE is an address or a path of a JPEG, PNG or WebP. Exit code 65 if one is not.
+    Every IMAGE is an address or a path of a JPEG, PNG or WebP, or of a folder of them (a prefix
+    ends in a slash). One that cannot be read is told of, the others are classified all the same,
+    and the exit code is 65, or 78 where there is no such object.
     """
+    from worker.cli.images import find_images
+
+    listed = [found for image in images for found in find_images(image)]
     from worker.data.reader import BadSample
     from worker.model.classifier import load_classifier
-    from worker.store import read_uri
+    from worker.store import ObjectMissing, read_uri
 
     classifier = load_classifier(model)
-    for image in images:
+    codes = [ExitCode.DONE]
+    for image in listed:
         try:
             chances = classifier.predict(read_uri(image))[:top]
         except BadSample as error:
-            raise DataError(f"{image}: {error}") from None
+            codes.append(ExitCode.DATA)
+            click.echo(f"{redacted(image)}: {error}", err=True)
+            continue
+        except ObjectMissing as error:
+            codes.append(ExitCode.CONFIGURATION)
+            click.echo(redacted(str(error)), err=True)
+            continue
         if as_json:
             click.echo(json.dumps({"image": image, "classes": dict(chances)}))
         else:
             shown = "  ".join(f"{name} {chance:.4f}" for name, chance in chances)
             click.echo(f"{image}: {shown}")
+    return most_fatal(codes)

@@ -7,11 +7,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.data.shard import IMAGE_SUFFIXES, SIGNATURES
+from worker.data.formats import IMAGE_SUFFIXES, OTHER_IMAGES, is_image_name
 from worker.errors import ConfigurationError
 from worker.logs import count
 from worker.text import read_name
@@ -22,8 +21,6 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 _METADATA = re.compile(r"__[^/]*__/")  # webdataset passes over what lies in such folders
-_SIGNATURE_BYTES = 16
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,14 @@ class ImageFile:
 class Split:
     """One data set to write: `name` is `train`, `val`, `test` or empty for a folder without splits.
 
-    `passed_over` counts by kind what is not packed; `bad` are files that are named like images and
-    are none; `nested` is the number of images in folders below those of their classes.
+    `passed_over` counts by kind what is not packed; `nested` is the number of images in folders
+    below those of their classes.
     """
 
     name: str
     classes: tuple[str, ...]
     files: tuple[ImageFile, ...]
     passed_over: Counter[str]
-    bad: tuple[str, ...]
     nested: int
 
 
@@ -77,7 +73,7 @@ def find_splits(folder: Path) -> list[Split]:
     splits = _named_splits(folder, children)
     if not splits:
         _require_folders_apart(folder, children)
-        return [_require_every_class(folder, _scan("", children, _class_names(children), found))]
+        return [require_every_class(folder, _scan("", children, _class_names(children), found))]
     _require_nothing_beside(folder, children, splits, found)
     parts = {name: _Found() for name in splits}
     classes = {name: _folders(path, parts[name]) for name, path in splits.items()}
@@ -90,7 +86,7 @@ def find_splits(folder: Path) -> list[Split]:
             )
     parts["train"].passed_over += found.passed_over
     scanned = [_scan(name, classes[name], names, parts[name]) for name in splits]
-    _require_every_class(splits["train"], scanned[0])
+    require_every_class(splits["train"], scanned[0])
     return scanned
 
 
@@ -144,8 +140,8 @@ def _require_folders_apart(folder: Path, children: list[Path]) -> None:
         )
 
 
-def _require_every_class(folder: Path, split: Split) -> Split:
-    """A class without pictures would be an output that nothing trains."""
+def require_every_class(folder: Path, split: Split) -> Split:
+    """Raise `ConfigurationError` for a class without images, an output that nothing trains."""
     present = {file.label for file in split.files}
     for label, name in enumerate(split.classes):
         if label not in present:
@@ -153,9 +149,10 @@ def _require_every_class(folder: Path, split: Split) -> Split:
                 count(number, kind) for kind, number in sorted(split.passed_over.items())
             )
             more = f" (left out there and elsewhere: {others})" if others else ""
+            add = "convert or add some" if "image" in others else "add some"
             raise ConfigurationError(
                 f"{folder / name}: holds no images ({', '.join(IMAGE_SUFFIXES)}){more}; "
-                "add some or remove it"
+                f"{add} or remove it"
             )
     return split
 
@@ -209,16 +206,7 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Foun
     if not files:
         where = folders[0].parent if folders else name
         raise ConfigurationError(f"{where}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sound = list(pool.map(_is_image, files))
-    return Split(
-        name,
-        classes,
-        tuple(file for file, good in zip(files, sound, strict=True) if good),
-        +passed_over,
-        tuple(str(file.path) for file, good in zip(files, sound, strict=True) if not good),
-        nested,
-    )
+    return Split(name, classes, tuple(files), +passed_over, nested)
 
 
 def _key(relative: Path, taken: set[str]) -> str:
@@ -232,14 +220,6 @@ def _key(relative: Path, taken: set[str]) -> str:
     while key in taken:
         key += f"_{len(taken)}"
     return key
-
-
-def _is_image(file: ImageFile) -> bool:
-    try:
-        with file.path.open("rb") as opened:
-            return opened.read(_SIGNATURE_BYTES).startswith(SIGNATURES)
-    except OSError as error:
-        raise ConfigurationError(f"{file.path}: {error.strerror}; make it readable") from None
 
 
 def _folders(folder: Path, found: _Found, must: bool = True) -> list[Path]:
@@ -282,8 +262,10 @@ def _take(entry: os.DirEntry[str], found: _Found) -> None:
         found.passed_over["hidden folder" if _is_folder(entry) else "hidden file"] += 1
     elif not _is_file(entry):
         found.passed_over["broken link" if entry.is_symlink() else "special file"] += 1
-    elif path.suffix.lower().removeprefix(".") not in IMAGE_SUFFIXES:
-        found.passed_over[f"{path.suffix.lower() or 'suffixless'} file"] += 1
+    elif not is_image_name(entry.name):
+        suffix = path.suffix.lower()
+        kind = "image" if suffix.removeprefix(".") in OTHER_IMAGES else "file"
+        found.passed_over[f"{suffix or 'suffixless'} {kind}"] += 1
     else:
         found.images.append(path)
 

@@ -30,6 +30,8 @@ _ORIENTATION = 0x0112
 _MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; most have ten
 _MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
 _TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
+MAX_PIXELS = 100_000_000
+"""What `data.max_pixels` is by default, for commands without a manifest."""
 FAST_COLORS = ("YCbCr", "RGB", "Gray")
 
 # Our own bound is exact, is checked before any pixel is decoded, and holds for every format.

@@ -6,6 +6,7 @@ interrupted run goes on where it was; class numbers are known only once all labe
 
 import functools
 import io
+import itertools
 import json
 import re
 import threading
@@ -18,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from worker.data.formats import is_image_name
+from worker.data.image import MAX_PIXELS, ImageSpec, decode
 from worker.data.index import (
     Address,
     Index,
@@ -28,14 +31,17 @@ from worker.data.index import (
     write_index,
     write_sidecar,
 )
-from worker.data.shard import Problem, Row, Scan, depth_for, scan_shard
+from worker.data.reader import BadSample
+from worker.data.shard import Problem, Row, Scan, Unsound, depth_for, scan_shard
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
 from worker.text import read_name, read_text
 
 _SHOWN = 20
-_STAGED_VERSION = 2
+_MAX_LISTED = 10_000
+_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4)|zip)$", re.IGNORECASE)
+_STAGED_VERSION = 3
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _MAX_CLASSES = 1 << 16  # a label far beyond is an id of something else
 _ROW_DTYPE = np.dtype(
@@ -82,8 +88,19 @@ def find_tars(uri: str) -> Source:
     if not tars:
         folders = sorted({info.key.rpartition("/")[0] for info in listed})
         more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
-        raise ConfigurationError(f"{store.uri}: holds no .tar{more}")
+        raise ConfigurationError(f"{store.uri}: holds no .tar{more or _instead(store)}")
     return Source(store, tars)
+
+
+def _instead(store: Store) -> str:
+    """What there is in place of tars, and what to do about it."""
+    names = [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
+    packed = [name for name in names if _COMPRESSED.search(name)]
+    if packed:
+        return f", but {packed[0]}, which is compressed; unpack it to a plain .tar first"
+    if any(map(is_image_name, names)):
+        return ", but images; make shards of them by `worker pack`"
+    return ""
 
 
 def _require_names(store: Store, names: list[str]) -> None:
@@ -165,6 +182,7 @@ def index_tars(
     label_field: str,
     error_budget: float,
     threads: int,
+    decoded: bool,
     advance: Callable[[int], None],
 ) -> Indexed:
     """Read every shard that no earlier run has, then write sidecars and index, and read them back.
@@ -175,6 +193,7 @@ def index_tars(
         label_field: The label in `.json` members.
         error_budget: Share of the samples that may have problems and are left out.
         threads: Shards that are read side by side.
+        decoded: Whether an image that cannot be decoded is a problem.
         advance: Is told of bytes done, by one thread at a time.
 
     Raises:
@@ -183,7 +202,7 @@ def index_tars(
     """
 
     def scan(tar: Tar) -> Scan:
-        return _scan(source.store, tar, label_field, note)
+        return _scan(source.store, tar, label_field, decoded, note)
 
     def finish(tar: Tar) -> _Finished:
         """Read back what was staged, as all of it may be more than memory holds."""
@@ -276,13 +295,23 @@ def _require_budget(source: Source, lines: list[str], found: int, error_budget: 
         raise DataError(f"{source.store.uri}: holds no sound sample")
 
 
-def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None]) -> Scan:
+def _look(image: bytes) -> None:
+    """Decode an image as training would; raises `Unsound` if that fails."""
+    try:
+        decode(memoryview(image), ImageSpec(MAX_PIXELS))
+    except BadSample as error:
+        raise Unsound(f"has an image that {error}") from None
+
+
+def _scan(
+    store: Store, tar: Tar, label_field: str, decoded: bool, note: Callable[[int], None]
+) -> Scan:
     """What a shard holds, as staged by an earlier run or by reading it.
 
     A malformed one is not staged, so that it is read again when it may have been repaired.
     """
     try:
-        staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field)
+        staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field, decoded)
     except WorkerError as error:
         if not isinstance(error, ObjectMissing):
             raise
@@ -298,9 +327,9 @@ def _scan(store: Store, tar: Tar, label_field: str, note: Callable[[int], None])
         note(len(data))
         return data
 
-    scan = scan_shard(fetch, tar.size, label_field)
+    scan = scan_shard(fetch, tar.size, label_field, _look if decoded else None)
     if not scan.problems:
-        store.put(_staged_name(tar), _encode_staged(scan, tar, label_field))
+        store.put(_staged_name(tar), _encode_staged(scan, tar, label_field, decoded))
     return scan
 
 
@@ -333,13 +362,14 @@ def _staged_name(tar: Tar) -> str:
     return f"{tar.name}.scan.npz"
 
 
-def _encode_staged(scan: Scan, tar: Tar, label_field: str) -> bytes:
+def _encode_staged(scan: Scan, tar: Tar, label_field: str, decoded: bool) -> bytes:
     labels = sorted({row.label for row in scan.rows})
     numbers = {label: number for number, label in enumerate(labels)}
     rows = [(*row[:-1], numbers[row.label]) for row in scan.rows]
     facts = {
         "version": _STAGED_VERSION,
         "label_field": label_field,
+        "decoded": decoded,
         "tar": tar.version,
         "bytes": scan.bytes,
         "sha256": scan.sha256,
@@ -352,12 +382,14 @@ def _encode_staged(scan: Scan, tar: Tar, label_field: str) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_staged(data: bytes, tar: Tar, label_field: str) -> Scan | None:
+def _decode_staged(data: bytes, tar: Tar, label_field: str, decoded: bool) -> Scan | None:
     with np.load(io.BytesIO(data), allow_pickle=False) as staged:
         facts = json.loads(staged["facts"].item())
         rows = staged["rows"].tolist()
     expected = (_STAGED_VERSION, tar.size, tar.version, label_field)
     if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:
+        return None
+    if decoded and not facts["decoded"]:
         return None
     return Scan(
         facts["bytes"],

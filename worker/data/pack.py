@@ -3,40 +3,82 @@
 import io
 import tarfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from worker.data.folder import ImageFile, Split
+from worker.data.folder import ImageFile, Split, require_every_class
+from worker.data.image import MAX_PIXELS, ImageSpec, decode
 from worker.data.index import INDEX_NAME, Index, Shard, write_index, write_sidecar
 from worker.data.plan import keyed_hash
+from worker.data.reader import BadSample
 from worker.data.shard import depth_for, scan_shard
 from worker.data.verify import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.logs import count
 from worker.store import Store
 
-_SHOWN = 20
+
+def find_bad(split: Split, threads: int, advance: Callable[[], None]) -> dict[ImageFile, str]:
+    """Decode all images of a split as training would; return why those that cannot be are bad.
+
+    Args:
+        split: The images.
+        threads: Images that are decoded side by side.
+        advance: Is told of every file done, by one thread at a time.
+    """
+    lock = threading.Lock()
+
+    def look(file: ImageFile) -> str | None:
+        try:
+            decode(memoryview(_read(file.path)), ImageSpec(MAX_PIXELS))
+        except BadSample as error:
+            return str(error)
+        finally:
+            with lock:
+                advance()
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = pool.map(look, split.files)
+        return {f: reason for f, reason in zip(split.files, reasons, strict=True) if reason}
 
 
-def require_sound(splits: Sequence[Split], error_budget: float) -> None:
-    """Raise `DataError`, naming the first, if more files than the budget allows are no images.
+def without_bad(
+    splits: Sequence[Split], bad: Sequence[Mapping[ImageFile, str]], error_budget: float | None
+) -> list[Split]:
+    """Return the splits without their bad files.
 
     Args:
         splits: What is to be packed.
-        error_budget: Share of the files of each split that may be bad and are left out.
+        bad: The bad files of each and what is wrong with them.
+        error_budget: Share of the files of each split that may be left out; None for none at all.
+
+    Raises:
+        DataError: More are bad; it lists them all, of all splits.
+        ConfigurationError: A class has no images without them.
     """
-    for split in splits:
-        bad = split.bad
-        if len(bad) > error_budget * (len(split.files) + len(bad)):
-            head = (
-                f"{count(len(bad), 'file')} of {split.name or 'the folder'} not a JPEG, PNG or "
-                f"WebP image, more than --error-budget {error_budget:g} allows; repair or remove"
-            )
-            more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-            raise DataError("\n  ".join([f"{head}:", *bad[:_SHOWN], *more]))
+    lines = [f"{file.path}: {reason}" for found in bad for file, reason in found.items()]
+    excess = any(
+        len(found) > (error_budget or 0) * len(split.files)
+        for split, found in zip(splits, bad, strict=True)
+    )
+    if excess:
+        remedy = "repair or remove them, or give --bad skip"
+        if error_budget is not None:
+            remedy = f"more than --error-budget {error_budget:g} allows; repair or remove them"
+        head = f"{count(len(lines), 'file')} cannot be decoded; {remedy}:"
+        raise DataError("\n  ".join([head, *lines]))
+    kept = [
+        replace(split, files=tuple(file for file in split.files if file not in found))
+        for split, found in zip(splits, bad, strict=True)
+    ]
+    if bad[0]:
+        require_every_class(Path(splits[0].name), kept[0])
+    return kept
 
 
 def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list[list[ImageFile]]:
@@ -120,7 +162,7 @@ def _write_shard(
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
             _add(tar, f"{file.key}.cls", str(file.label).encode())
-            _add(tar, f"{file.key}{file.path.suffix.lower()}", _read(file.path))
+            _add(tar, f"{file.key}{_suffix(file)}", _read(file.path))
             note()
     data = buffer.getvalue()
     scan = scan_shard(lambda start, stop: data[start:stop], len(data))
@@ -129,6 +171,12 @@ def _write_shard(
     store.put(name, data)
     rows = [(row, int(row.label)) for row in scan.rows]
     return write_sidecar(store, name, scan, rows), scan.highest
+
+
+def _suffix(file: ImageFile) -> str:
+    """The suffix in the tar, one that readers of WebDatasets know."""
+    suffix = file.path.suffix.lower()
+    return ".jpg" if suffix in (".jfif", ".jpe") else suffix
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

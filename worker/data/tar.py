@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
+from worker.data.formats import compression_of
 from worker.errors import WorkerError, first_line
 
 CHUNK_BYTES = 1 << 24
@@ -133,6 +134,10 @@ def read_members(stream: Stream) -> Iterator[Member]:
     Raises `Malformed` for an archive that does not end as it must.
     """
     end = 0
+    head = stream.span(0, _BLOCK)
+    compression = compression_of(head)
+    if compression and head[257:262] != b"ustar":  # a name may begin like that, too
+        raise Malformed(0, f"is compressed ({compression}); unpack it to a plain .tar first")
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
             for info in tar:

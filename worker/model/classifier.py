@@ -6,14 +6,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from worker.data.image import ImageSpec, decode
+from worker.data.image import MAX_PIXELS, ImageSpec, decode
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, logits_of
 from worker.model.card import WEIGHTS_NAME, Card, read_card
 from worker.model.weights import load_tensors
-from worker.store import open_store
-
-_MAX_PIXELS = 100_000_000
+from worker.store import ObjectMissing, open_store
 
 
 class Classifier:
@@ -30,7 +28,7 @@ class Classifier:
         """
         preset = self.card.preprocessing
         images = torch.empty(1, 3, preset.crop_size, preset.crop_size, dtype=torch.uint8)
-        preset.evaluated(decode(memoryview(data), ImageSpec(_MAX_PIXELS, preset.depth)), images[0])
+        preset.evaluated(decode(memoryview(data), ImageSpec(MAX_PIXELS, preset.depth)), images[0])
         with torch.inference_mode():
             logits, _ = logits_of(self._model(preset.normalise(images)))
         chances = logits[0].softmax(0).tolist()
@@ -38,12 +36,22 @@ class Classifier:
 
 
 def load_classifier(address: str) -> Classifier:
-    """The model in the `final/` folder at `address`.
+    """Return the model in a `final/` folder, or in that of the output of a job.
 
-    Raises `ConfigurationError` where it is not whole.
+    Raises `ConfigurationError` if there is none, or if it is not whole.
     """
     store = open_store(address)
-    card = read_card(store)
+    try:
+        card = read_card(store)
+    except ObjectMissing:
+        store = open_store(f"{address.rstrip('/')}/final/")
+        try:
+            card = read_card(store)
+        except ObjectMissing:
+            raise ConfigurationError(
+                f"{address}: holds no model.json, neither itself nor in final/; give the output "
+                "of a finished job"
+            ) from None
     weights = store.get(WEIGHTS_NAME)
     if hashlib.sha256(weights).hexdigest() != card.sha256:
         raise ConfigurationError(

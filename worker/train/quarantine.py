@@ -24,7 +24,8 @@ class Quarantine:
         self._field = field
         self._samples = dataset.index.samples
         self._budget = budget
-        self._allowed = int(budget * self._samples)
+        # One bad image of a few hundred ends no job, unless it is to.
+        self._allowed = max(1, int(budget * self._samples)) if budget else 0
         self._listed: dict[int, Bad] = {}
 
     @property

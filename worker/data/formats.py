@@ -1,0 +1,27 @@
+"""How image files are known by name and by their first bytes; nothing here needs torch."""
+
+from collections.abc import Mapping
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+OTHER_IMAGES = frozenset(
+    ("tif", "tiff", "bmp", "gif", "heic", "heif", "avif", "jp2", "dcm", "ppm", "pgm")
+)
+"""Images that are not read; they have to be converted."""
+_COMPRESSED: Mapping[bytes, str] = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file of this name is packed, indexed and classified."""
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and "." in name
+
+
+def compression_of(head: bytes) -> str | None:
+    """Return the name of the compression that a file's first bytes tell of, if any."""
+    return next((name for mark, name in _COMPRESSED.items() if head.startswith(mark)), None)
