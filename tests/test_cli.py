@@ -70,6 +70,22 @@ def test_pack_and_plan(
     assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in refused.err
 
 
+def test_put_uploads_a_file_and_makes_the_bucket(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("version: 1\n")
+    refused = run("put", f"{tmp_path}/job.yaml", "s3://put-bucket/jobs/")
+    assert refused.code == 78
+    assert "no such bucket; create it (worker put --create-bucket)" in refused.err
+    for _ in range(2):
+        ended = run("put", f"{tmp_path}/job.yaml", "s3://put-bucket/jobs/", "--create-bucket")
+        assert ended.code == 0, ended.err
+    assert open_store("s3://put-bucket").get("jobs/job.yaml") == b"version: 1\n"
+    assert "s3://put-bucket/jobs/job.yaml: 11 bytes" in ended.out
+    assert run("put", f"{tmp_path}/job.yaml", f"{tmp_path}/there/other.yaml").code == 0
+    assert (tmp_path / "there" / "other.yaml").read_text() == "version: 1\n"
+    for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is no file")):
+        assert complaint in run("put", str(path), "s3://put-bucket/").err
+
+
 def test_the_schema_is_json(run: Run) -> None:
     assert json.loads(run("schema").out)["properties"]["train"]
 

@@ -55,10 +55,17 @@ def test_json_and_short_floats_are_taken() -> None:
         ("lr: 1.0e-3", "lr: 0", "optimizer.lr: should be greater than 0, not 0"),
         ("lr: 1.0e-3", "lr: .inf", "optimizer.lr: should be a finite number"),
         (
-            "epochs: 6",
-            "epoch: 6",
-            "train.epochs: missing; add it; train.epoch: unknown key; did you",
+            "seed: 0",
+            "seed: 0\nweight_decay: 0",
+            "weight_decay: unknown key; put it under optimizer",
         ),
+        (
+            "job: ants",
+            "job: ants\nbatchsize: 8",
+            "batchsize: unknown key; did you mean train.batch_s",
+        ),
+        ("seed: 0", "output: x", "train.output: unknown key; put it at the top level"),
+        ("seed: 0", "zzz: 0", "train.zzz: unknown key; known here: epochs, batch_size"),
         ("seed: 0", "speed: 0", "train.speed: unknown key; did you mean seed?"),
         ("batch_size: 64", "batch_size: 64.5", "train.batch_size: should be a valid integer"),
         ("batch_size: 64", 'batch_size: "64"', "train.batch_size: should be a valid integer"),
@@ -149,6 +156,16 @@ def test_mistakes_are_one_line_with_the_field(old: str, new: str, complaint: str
         parse_manifest(DESIGN.replace(old, new), "job.yaml")
     assert str(caught.value).startswith(f"manifest job.yaml: {complaint}")
     assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_are_a_line_each() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_manifest(DESIGN.replace("epochs: 6", "epoch: 6"), "job.yaml")
+    assert str(caught.value).splitlines() == [
+        "manifest job.yaml: 2 mistakes:",
+        "  train.epochs: missing; add it",
+        "  train.epoch: unknown key; did you mean epochs?",
+    ]
 
 
 @pytest.mark.parametrize(

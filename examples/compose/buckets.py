@@ -38,7 +38,7 @@ def main() -> None:
     """Do all of it, or nothing where an earlier run has."""
     s3 = boto3.client("s3")
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-    for bucket in {"datasets", "jobs", "runs"} - there:
+    for bucket in {"datasets", "jobs", "models", "runs"} - there:
         s3.create_bucket(Bucket=bucket)
     if s3.list_objects_v2(Bucket="jobs")["KeyCount"]:
         return

@@ -67,6 +67,7 @@ from worker.train.rank import Rank
 from worker.train.state import State
 
 TAKEN, BAD_SAMPLE = "taken", "bad sample"
+_MAX_LINES = 22  # a head, and at most 20 mistakes and more
 _MAX_PIXELS = 4_000_000
 _PAGE_SHARE = 0.02  # of cases of a report whose page is drawn, which takes a second
 
@@ -88,12 +89,12 @@ def outcome_of(target: Target, case: Any) -> str:
     try:
         return target.run(case)
     except BadSample as problem:
-        _require_line(str(problem))
+        _require_lines(str(problem))
         return BAD_SAMPLE
     except WorkerError as error:
         _require(int(error.code) in target.codes, f"exit code {int(error.code)}: {error}")
         if error.code == ConfigurationError.code:
-            _require_line(str(error))
+            _require_lines(str(error))
         return str(int(error.code))
 
 
@@ -102,8 +103,11 @@ def _require(holds: bool, text: str) -> None:
         raise AssertionError(text)
 
 
-def _require_line(text: str) -> None:
-    _require(bool(text) and len(text.splitlines()) == 1, f"is no line: {text[:300]!r}")
+def _require_lines(text: str) -> None:
+    """One line, or a list of mistakes."""
+    lines = text.splitlines()
+    _require(bool(lines) and len(lines) <= _MAX_LINES, f"is no line: {text[:300]!r}")
+    _require(all(line.startswith("  ") for line in lines[1:]), f"is no list: {text[:300]!r}")
     _require(len(text) < 20_000, f"a line of {len(text)} characters")
 
 
@@ -234,7 +238,7 @@ def _run_tar(data: bytes) -> str:
         row.label.encode()
         end = row.offset + row.length
     for problem in scan.problems:
-        _require_line(problem.text)
+        _require_lines(problem.text)
     _require(bool(scan.rows or scan.problems), "neither rows nor problems")
     return BAD_SAMPLE if scan.problems else TAKEN
 
@@ -287,7 +291,7 @@ def _run_sidecar(case: tuple[bytes, int, int]) -> str:
     try:
         rows = decode_sidecar(data, shard, 2)
     except ValueError as error:
-        _require_line(str(error))
+        _require_lines(str(error))
         return BAD_SAMPLE
     _require(len(rows) == samples, "another count")
     for offset, length, _, first, image, label in rows.tolist():

@@ -38,7 +38,8 @@ class Table:
         except Caution as caution:
             self.rows.append(Row(name, "warn", str(caution)))
         except WorkerError as error:
-            self.rows.append(Row(name, "FAIL", str(error), error.code))
+            text = str(error).replace(":\n  ", ": ").replace("\n  ", "; ")
+            self.rows.append(Row(name, "FAIL", text, error.code))
             return False
         except Exception as error:  # its text may hold what a variable holds, a password too
             text = f"ended with {type(error).__name__}, please report it"

@@ -41,6 +41,7 @@ _MIB = 1 << 20
     help="Share of the files of a split that --bad skip may leave out.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
+@click.option("--create-bucket", is_flag=True, help="Make the bucket of DEST if it is not there.")
 def pack(
     folder: Path,
     dest: str,
@@ -50,6 +51,7 @@ def pack(
     bad: str,
     error_budget: float,
     overwrite: bool,
+    create_bucket: bool,
 ) -> None:
     """Pack the image FOLDER into WebDataset shards and an index at DEST.
 
@@ -62,8 +64,11 @@ def pack(
     from worker.data.index import require_no_index
     from worker.data.pack import find_bad, without_bad, write_split
     from worker.store import open_store
+    from worker.store.buckets import create_bucket as create
 
     splits = find_splits(folder)
+    if create_bucket:
+        create(dest)
     stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
     if not overwrite:
         for store in stores:

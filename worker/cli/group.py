@@ -57,6 +57,7 @@ def main(ctx: click.Context, log_format: str) -> None:
     \b
     worker pack photos/ s3://datasets/photos/     image folder to shards
     worker index s3://datasets/tars/              index for shards that exist already
+    worker put job.yaml s3://bucket/              upload a manifest, or weights
     worker models                                 the backbones, and their blocks to match on
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
     worker check s3://bucket/job.yaml             whether this place has all that it needs

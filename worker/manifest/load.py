@@ -2,13 +2,14 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.errors import ConfigurationError, first_line
+from worker.logs import count
 from worker.manifest.job import Manifest
 from worker.manifest.yaml import MAX_BYTES, parse_yaml
 from worker.store import ObjectMissing, read_uri
@@ -16,6 +17,7 @@ from worker.text import printable, read_text
 
 _MAX_SHOWN = 60
 _MAX_COMPLAINTS = 20
+_ALIKE = 0.7
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -59,8 +61,11 @@ def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
         details = error.errors(include_url=False)[: 10 * _MAX_COMPLAINTS]
         plain = json.loads(text)
         lines = list(dict.fromkeys(_complaint(detail) for detail in _relevant(details, plain)))
+        if len(lines) == 1:
+            raise ConfigurationError(f"{where}: {lines[0]}") from None
         more = ["and more"] if len(lines) > _MAX_COMPLAINTS else []
-        raise ConfigurationError(f"{where}: " + "; ".join(lines[:_MAX_COMPLAINTS] + more)) from None
+        head = f"{where}: {count(len(lines), 'mistake')}:"
+        raise ConfigurationError("\n  ".join([head, *lines[:_MAX_COMPLAINTS], *more])) from None
 
 
 def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
@@ -112,11 +117,7 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{path}: missing; add it"
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        key = str(location[-1])[:_MAX_SHOWN]
-        near = difflib.get_close_matches(key.lower(), known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{path}: unknown key; {remedy}"
+        return f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1])}"
     if detail["type"] == "string_pattern_mismatch":
         return f"{path}: must be 1 to 63 lower-case letters, digits and inner dashes"
     if detail["type"] == "model_type":
@@ -125,6 +126,36 @@ def _complaint(detail: ErrorDetails) -> str:
     given = detail["input"]
     got = f", not {_quoted(given)}" if isinstance(given, (str, int, float)) else ""
     return f"{path}: {message}{got}" if path else f"{message}{got}"
+
+
+def _remedy(key: str, section: list[Any]) -> str:
+    """What to write in place of an unknown key: one like it, here or where it belongs."""
+    known = _known_keys(section)
+    elsewhere = dict(_paths(Manifest))
+    near = _nearest(key, known)
+    if key in elsewhere and (near or "").lower() != key.lower():
+        parent = elsewhere[key].rpartition(".")[0]
+        return f"put it under {parent}" if parent else "put it at the top level"
+    if near:
+        return f"did you mean {near}?"
+    far = _nearest(key, elsewhere)
+    return f"did you mean {elsewhere[far]}?" if far else f"known here: {', '.join(known)}"
+
+
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    key = key.lower()
+    close = difflib.get_close_matches(key, known := list(known), n=1, cutoff=_ALIKE)
+    begun = [name for name in known if name.startswith(key) or key.startswith(f"{name}_")]
+    return next(iter([*close, *begun]), None) if key else None
+
+
+def _paths(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """The keys below a section, deepest first, with their paths: `epochs`, `train.epochs`."""
+    for name, info in section.model_fields.items():
+        inner = _section_in(info.annotation)
+        if inner:
+            yield from _paths(inner, f"{path}{name}.")
+    yield from ((name, f"{path}{name}") for name in section.model_fields)
 
 
 def _quoted(value: str | float) -> str:

@@ -1,0 +1,43 @@
+"""Commands about single objects."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from worker.cli.group import main, progress_bar
+from worker.errors import ConfigurationError
+
+_PIECE = 1 << 20
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("address")
+@click.option("--create-bucket", is_flag=True, help="Make the bucket if it is not there.")
+def put(file: Path, address: str, create_bucket: bool) -> None:
+    """Upload FILE, such as a manifest or weights, to ADDRESS.
+
+    An ADDRESS that ends in a slash takes the file under its own name. What is there is replaced.
+    """
+    from worker.store import open_store
+    from worker.store.buckets import create_bucket as create
+
+    if not file.is_file():
+        raise ConfigurationError(f"{file}: {'is no file' if file.exists() else 'no such file'}")
+    target = f"{address}{file.name}" if address.endswith("/") else address
+    folder, _, name = target.rpartition("/")
+    store = open_store(f"{folder}/" if "/" in target else ".")
+    if create_bucket and create(address):
+        click.echo(f"bucket: {store.uri}")
+    size = file.stat().st_size
+    with progress_bar(size, "uploading") as bar:
+
+        def pieces() -> Iterator[bytes]:
+            with file.open("rb") as opened:
+                while piece := opened.read(_PIECE):
+                    bar.update(len(piece))
+                    yield piece
+
+        store.put_stream(name, size, pieces())
+    click.echo(f"{store.uri}{name}: {size:,} bytes")
