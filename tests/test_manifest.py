@@ -55,8 +55,8 @@ def test_json_and_short_floats_are_taken() -> None:
         ("lr: 1.0e-3", "lr: 0", "optimizer.lr: should be greater than 0, not 0"),
         ("lr: 1.0e-3", "lr: .inf", "optimizer.lr: should be a finite number"),
         (
-            "seed: 0",
-            "seed: 0\nweight_decay: 0",
+            "job: ants",
+            "job: ants\nweight_decay: 0",
             "weight_decay: unknown key; put it under optimizer",
         ),
         (

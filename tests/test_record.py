@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_index
+from worker.data.keys import sample_name
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
@@ -167,8 +168,10 @@ def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path
     number = index.shards[0].samples + 1
     image = torch.zeros(3, 300, 300, dtype=torch.uint8)
     image[0] = 200
-    (row,) = gather_worst([Mistake(1.5, number, 0, 1, 0.9, image)], index)
-    assert row["sample"] == f"{index.shards[1].name}: sample 1"
+    (row,) = gather_worst([Mistake(1.5, number, 0, 1, 0.9, image)], str)
+    assert row["sample"] == str(number)
+    named = sample_name(open_store(f"{dataset}/val"), index, number)
+    assert re.fullmatch(rf"{index.shards[1].name}: sample 1 \(\w+/\w+\)", named)
     picture = Image.open(io.BytesIO(base64.b64decode(row["jpeg"])))
     assert picture.size == (128, 128)
     red, green, _ = picture.getpixel((60, 60))  # type: ignore[misc]
@@ -177,7 +180,6 @@ def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path
 
 def gather_mistakes(uri: str, folder: Path) -> None:
     """The mistakes of three ranks, of which the last has none."""
-    index = open_index(uri)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         torch.set_num_threads(1)
@@ -185,7 +187,7 @@ def gather_mistakes(uri: str, folder: Path) -> None:
         own = range(rank.rank, 14, 2) if rank.rank < 2 else ()
         with process_group(rank, listener, StopFlag()):
             mistakes = [Mistake(number % 7, number, 0, 1, 0.5, image) for number in own]
-            rows = gather_worst(sorted(mistakes, key=lambda m: -m.loss), index)
+            rows = gather_worst(sorted(mistakes, key=lambda m: -m.loss), str)
         (folder / str(rank.rank)).write_text(json.dumps([row["loss"] for row in rows]))
 
     assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, StopFlag()) == 0
@@ -430,7 +432,7 @@ def test_many_classes_are_told_by_what_is_worst(kept: Store) -> None:
     kept.put("records/000002/confusion/00000020.npy", data.getvalue())
     text = " ".join(_Page(run_page(read_run(kept))).text)
     assert text.index("class-7 10 10.00% class-9 9") < text.index("class-0 10 100.00%")
-    assert "Most confused is seen as images class-7 class-9 9" in re.sub(r"\s+", " ", text)
+    assert "Most confused true predicted images class-7 class-9 9" in re.sub(r"\s+", " ", text)
     assert "class-39" not in text
 
 

@@ -36,6 +36,7 @@ _MOST_LEGEND = 12
 _LEAST_APART = 0.15
 _ZERO_WIDTH = "\u200b"
 _FEW_DECADES = 300
+_STEPS = (1, 2, 5, 10)
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "worker",  # the same chart is the same bytes
@@ -148,25 +149,7 @@ def _add(axes: Axes, line: Line, colour: str) -> None:
 def _frame(axes: Axes, chart: Chart) -> None:
     axes.set_title(chart.title)
     axes.set_xlabel(chart.x_label)
-    if chart.log_x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=chart.x_label == "step"))
-        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
-        axes.set_xlim(left=0)
-    if chart.log_y:
-        axes.set_yscale("log")
-        bottom, top = axes.get_ylim()
-        if top < _FEW_DECADES * bottom:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    elif chart.whole:
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if chart.percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    _scale(axes, chart)
     low, high = chart.y_range
     axes.set_ylim(bottom=low, top=high)
     if chart.dots:
@@ -181,6 +164,31 @@ def _frame(axes: Axes, chart: Chart) -> None:
         if chart.log_x or x - named > _LEAST_APART * span:
             named, place = x, axes.get_xaxis_transform()
             axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
+
+
+def _scale(axes: Axes, chart: Chart) -> None:
+    """Scales, ticks and how they are written."""
+    if chart.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=chart.x_label == "step"))
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        axes.set_xlim(left=0)
+    if chart.log_y:
+        axes.set_yscale("log")
+        bottom, top = axes.get_ylim()
+        if top < _FEW_DECADES * bottom:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif chart.whole:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=True))
+    elif not chart.log_y:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+    if chart.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
 
 
 def _themed(document: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 import time
 
@@ -34,8 +35,12 @@ def status(run: str, watch: bool, as_json: bool) -> None:
         while True:
             found = read_status(store)
             text = json.dumps(found.as_dict()) if as_json else describe_status(found)
+            live = watch and sys.stdout.isatty() and not as_json
             if lines:
-                click.echo(f"\x1b[{lines}A\x1b[J" if sys.stdout.isatty() else "", nl=not as_json)
+                click.echo(f"\x1b[{lines}A\x1b[J" if live else "", nl=not as_json and not live)
+            if live:  # a line that wraps would be two to go up by
+                width = shutil.get_terminal_size().columns
+                text = "\n".join(line[:width] for line in text.splitlines())
             click.echo(text)
             if not watch or found.state.startswith(_ENDS):
                 return
@@ -72,8 +77,10 @@ def report(run: str, out: str) -> None:
 def compare(runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     """Put RUNS side by side: results, and the settings that differ.
 
-    A run is the output of a job, finished or not.
+    A run is the output of a job, finished or not. The best of each result is marked.
     """
+    if len(runs) == 1:
+        raise click.UsageError("compares two or more runs; for one alone, see `worker report`")
     from worker.report.compare import compare, results_of
     from worker.report.page import compare_page
     from worker.report.run import read_run

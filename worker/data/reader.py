@@ -6,8 +6,6 @@ a whole shard, and memory is bounded by the cache, whatever the number of shards
 """
 
 import functools
-import io
-import tarfile
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +16,7 @@ import xxhash
 
 from worker.data.cache import Cache
 from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar
+from worker.data.keys import key_in
 from worker.data.scratch import Scratch
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
@@ -147,14 +146,8 @@ class SampleReader:
             return text
         row = fetched.rows[number % int(self._per_run[shard])]
         start = int(row["offset"]) - fetched.start
-        try:
-            data = io.BytesIO(fetched.data[start : start + int(row["length"])])
-            with tarfile.open(fileobj=data) as tar:
-                member = tar.next()
-        except (tarfile.TarError, ValueError, EOFError):
-            member = None
-        key = f" ({member.name.rpartition('.')[0]})" if member else ""
-        return f"{text}, byte {row['offset']}{key}"
+        key = key_in(fetched.data[start : start + int(row["length"])])
+        return f"{text}, byte {row['offset']}{f' ({key})' if key else ''}"
 
     def _place(self, sample_id: int) -> tuple[int, int, Run]:
         """Shard, number within it, and run."""

@@ -152,7 +152,7 @@ def _nearest(key: str, known: Iterable[str]) -> str | None:
 def _paths(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
     """The keys below a section, deepest first, with their paths: `epochs`, `train.epochs`."""
     for name, info in section.model_fields.items():
-        inner = _section_in(info.annotation)
+        inner = section_in(info.annotation)
         if inner:
             yield from _paths(inner, f"{path}{name}.")
     yield from ((name, f"{path}{name}") for name in section.model_fields)
@@ -177,12 +177,12 @@ def _known_keys(location: list[Any]) -> list[str]:
     section: type[BaseModel] = Manifest
     for part in location:
         if part in section.model_fields:
-            section = _section_in(section.model_fields[part].annotation) or section
+            section = section_in(section.model_fields[part].annotation) or section
     return list(section.model_fields)
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field's type holds: itself, or within `X | None` and tuples."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+    return next(filter(None, map(section_in, get_args(annotation))), None)

@@ -1,17 +1,27 @@
 """Runs side by side: what was set differently, and what came of it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from worker.charts import table
+from worker.manifest.defaults import is_default
 from worker.report.run import Run
 from worker.train.progress import duration
 
 _NAMES = ("job", "output")
 _NOTHING = "-"
 _WIDEST = 32
+_FEW_IMAGES = 10
+_MARK = "★"
+_BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "best accuracy": max,
+    "last accuracy": max,
+    "last loss": min,
+    "images/s": max,
+}
+"""Which value of a result is the best."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +46,43 @@ def compare(runs: Sequence[Run]) -> Comparison:
     columns = [results_of(run) for run in runs]
     return Comparison(
         titles_of(runs),
-        [(name, [shown(name, column[name]) for column in columns]) for name in columns[0]],
+        [(name, _results(name, [column[name] for column in columns])) for name in columns[0]],
         [
-            (field, [shown(field, run.settings.get(field)) for run in runs])
+            (field, [_cut(shown_setting(run.settings.get(field))) for run in runs])
             for field in differing(runs)
         ],
     )
 
 
+def _results(name: str, values: Sequence[Any]) -> list[str]:
+    """A result of each run; the best is marked, where one is better than others."""
+    texts = [shown(name, value) for value in values]
+    known = [value for value in values if value is not None]
+    if name not in _BEST or len(set(known)) < 2:
+        return texts
+    best = _BEST[name](known)
+    return [
+        f"{text} {_MARK}" if value == best else text
+        for text, value in zip(texts, values, strict=True)
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"
+
+
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The manifest fields that are not the same in all runs."""
+    """The manifest fields that are not the same in all runs.
+
+    A field that only some have, and these with its default, makes no difference.
+    """
     fields = dict.fromkeys(field for run in runs for field in run.settings)
     return [
         field
         for field in fields
-        if field not in _NAMES and len({str(run.settings.get(field)) for run in runs}) > 1
+        if field not in _NAMES
+        and len({str(run.settings.get(field)) for run in runs}) > 1
+        and not all(is_default(field, run.settings[field]) for run in runs if field in run.settings)
     ]
 
 
@@ -83,12 +115,24 @@ def titles_of(runs: Sequence[Run]) -> list[str]:
 
 
 def shown(name: str, value: Any) -> str:
-    """A value as people read it."""
+    """A result as people read it."""
     if value is None:
         return _NOTHING
     if name == "time":
         return duration(value)
-    if "accuracy" in name or name == "last loss":
-        return f"{value:.4f}"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"
+    if name == "images/s":
+        return f"{value:.1f}" if value < _FEW_IMAGES else f"{value:,.0f}"
+    if "accuracy" in name:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if "loss" in name else str(value)
+
+
+def shown_setting(value: Any) -> str:
+    """A setting as the manifest would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown_setting, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -100,7 +100,7 @@ def timeline(run: Run) -> list[str]:
 
 
 def resumes(run: Run) -> list[float]:
-    """The steps that attempts went on from."""
+    """The steps from which training resumed."""
     return [part.start["step"] for part in run.history.parts if part.start["step"]]
 
 
@@ -120,7 +120,8 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
         ]
         lines = [line for line in lines if line.x]
         if lines:
-            charts.append(draw(Chart(title, "epoch", lines, percent=percent)))
+            low = 0.0 if field == "images_per_second" else None
+            charts.append(draw(Chart(title, "epoch", lines, percent=percent, y_range=(low, None))))
     return charts
 
 

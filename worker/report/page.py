@@ -11,8 +11,10 @@ from markupsafe import Markup
 
 import worker
 from worker.logs import count
-from worker.report.compare import compare, results_of, shown
+from worker.manifest.defaults import is_default
+from worker.report.compare import compare, results_of, shown, shown_setting
 from worker.report.drawing import compared, learning, rates, resumes, speed, timeline
+from worker.report.facts import describe_cost, facts_of
 from worker.report.history import Part
 from worker.report.run import Run
 from worker.train.confusion import Rows, by_class
@@ -53,11 +55,9 @@ def run_page(run: Run) -> str:
             for row in run.bad_samples[:_MAX_BAD]
         ],
         **_epochs(run.history.of("evaluation")),
-        settings=[
-            (name, shown_setting(value))
-            for name, value in run.settings.items()
-            if value is not None
-        ],
+        facts=facts_of(run),
+        settings=[row for row, default in _settings(run) if not default],
+        defaults=[row for row, default in _settings(run) if default],
         environment=_environment(run),
     )
 
@@ -109,16 +109,16 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "trained for",
             duration(results["time"]),
-            f"in {count(status.attempt, 'attempt')}",
+            ", ".join(filter(None, [count(status.attempt, "attempt"), describe_cost(run)])),
         ),
         ("images/s", shown("images/s", results["images/s"]), "median"),
-        ("left out", str(results["bad samples"]), "bad samples"),
+        ("bad samples", str(results["bad samples"]), "left out"),
     ]
     if results["best accuracy"] is not None:
         tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
     if done and done.weights.accuracy is not None:
         kept = done.weights
-        tiles[1] = ("model's accuracy", f"{kept.accuracy:.4f}", f"of step {kept.step}")
+        tiles[1] = ("accuracy of final/", f"{kept.accuracy:.2%}", f"of step {kept.step}")
     return tiles
 
 
@@ -215,7 +215,7 @@ def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
         "jpeg": row["jpeg"],
         "label": names[row["label"]],
         "predicted": names[row["predicted"]],
-        "confidence": f"{row['confidence']:.1%}",
+        "confidence": f"{row['confidence']:.2%}",
         "sample": row["sample"],
     }
 
@@ -224,7 +224,12 @@ def _epochs(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row per evaluation, with the top-5 accuracy where there are classes enough for one."""
     head = ["epoch", "step", "validation loss", "accuracy"]
     rows = [
-        [str(e["epoch"]), str(e["step"]), shown("last loss", e["loss"]), f"{e['accuracy']:.4f}"]
+        [
+            str(e["epoch"]),
+            str(e["step"]),
+            shown("loss", e["loss"]),
+            shown("accuracy", e["accuracy"]),
+        ]
         for e in evaluations
     ]
     if any(event["top5_accuracy"] is not None for event in evaluations):
@@ -234,13 +239,13 @@ def _epochs(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"epochs": rows, "epochs_head": head}
 
 
-def shown_setting(value: Any) -> str:
-    """A setting as the manifest would have it."""
-    if value is None:
-        return "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(shown_setting, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _settings(run: Run) -> list[tuple[tuple[str, str], bool]]:
+    """Each setting as shown, and whether it has its default."""
+    return [
+        ((name, shown_setting(value)), is_default(name, value))
+        for name, value in run.settings.items()
+        if value is not None
+    ]
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

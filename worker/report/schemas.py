@@ -109,10 +109,19 @@ class GroupRecord(Record):
     release_step: Steps | None
 
 
+class DataRecord(Record):
+    """A data set as it was planned."""
+
+    images: Annotated[int, Field(ge=0)]
+
+
 class PlanRecord(Record):
     """What `worker plan` showed at the start of an attempt."""
 
     classes: tuple[Text, ...] = ()
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    train: DataRecord | None = None
+    val: DataRecord | None = None
     steps_per_epoch: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
     groups: tuple[GroupRecord, ...] = ()
 

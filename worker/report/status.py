@@ -142,8 +142,9 @@ def describe_status(status: Status) -> str:
         "why": _SILENCE if status.state == "silent" else status.text,
         "step": steps + (f", epoch {status.epoch}" if status.epoch else ""),
         "speed": speed,
-        "loss": _number(status.loss),
-        "accuracy": _number(status.accuracy) + _number(status.best_accuracy, ", best "),
+        "loss": _number(status.loss, after=" in training"),
+        "accuracy": _share(status.accuracy, after=" in validation")
+        + _share(status.best_accuracy, ", best "),
         "commit": commit,
         "attempt": str(status.attempt),
         "ends": _describe_end(status.expected_end),
@@ -158,8 +159,12 @@ def _describe_end(at: float | None) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S %Z', time.localtime(at))}, in {left}"
 
 
-def _number(value: float | None, before: str = "") -> str:
-    return "" if value is None else f"{before}{value:.4f}"
+def _number(value: float | None, after: str = "") -> str:
+    return "" if value is None else f"{value:.4f}{after}"
+
+
+def _share(value: float | None, before: str = "", after: str = "") -> str:
+    return "" if value is None else f"{before}{value:.2%}{after}"
 
 
 def _ago(seconds: float) -> str:

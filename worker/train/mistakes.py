@@ -4,7 +4,7 @@ import base64
 import heapq
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchvision.transforms.functional import resize
-
-from worker.data.index import Index
 
 MOST = 12
 _SIDE = 128
@@ -86,10 +84,13 @@ def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(column[order] for column in columns)
 
 
-def gather_worst(mistakes: Sequence[Mistake], index: Index) -> list[dict[str, Any]]:
+def gather_worst(
+    mistakes: Sequence[Mistake], name_of: Callable[[int], str]
+) -> list[dict[str, Any]]:
     """The most wrong of all ranks as JSON data, with a JPEG of each; on rank 0, nothing on others.
 
-    To be called by all ranks together. Only those that have one of them send pictures.
+    To be called by all ranks together. Only those that have one of them send pictures. `name_of`
+    returns the name of a sample, for people, by its id.
     """
     own = torch.full((MOST, 2), -math.inf, dtype=torch.float64)
     for place, mistake in enumerate(mistakes):
@@ -99,7 +100,7 @@ def gather_worst(mistakes: Sequence[Mistake], index: Index) -> list[dict[str, An
     orders = [{(loss, number) for loss, number in part.tolist()} for part in everyone]
     nothing = (-math.inf, -math.inf)
     chosen = set(heapq.nlargest(MOST, set().union(*orders) - {nothing}))
-    rows = [_row(mistake, index) for mistake in mistakes if _order(mistake) in chosen]
+    rows = [_row(mistake, name_of) for mistake in mistakes if _order(mistake) in chosen]
     owners = [rank for rank, part in enumerate(orders) if rank and part & chosen]
     if dist.get_rank() in owners:
         _send(rows)
@@ -128,13 +129,11 @@ def _order(mistake: Mistake) -> tuple[float, int]:
     return mistake.loss, -mistake.id
 
 
-def _row(mistake: Mistake, index: Index) -> dict[str, Any]:
-    starts = np.cumsum([0, *index.counts])
-    shard = int(np.searchsorted(starts, mistake.id, side="right")) - 1
+def _row(mistake: Mistake, name_of: Callable[[int], str]) -> dict[str, Any]:
     small = resize(mistake.image, [_SIDE, _SIDE], antialias=True).permute(1, 2, 0)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(small.numpy()))
     return {
-        "sample": f"{index.shards[shard].name}: sample {mistake.id - starts[shard]}",
+        "sample": name_of(mistake.id),
         "label": mistake.label,
         "predicted": mistake.predicted,
         "confidence": mistake.confidence,

@@ -9,7 +9,6 @@ from worker.logs import end_live, show_live
 
 log = logging.getLogger(__name__)
 
-_MOST_RATES = 4
 _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 
@@ -61,14 +60,17 @@ class Progress:
 
 def describe(step: Step) -> str:
     """One line, what matters most first, as a narrow terminal cuts the end."""
-    rates = " ".join(f"{name}={rate:.2g}" for name, rate in step.rates.items())
-    if len(step.rates) > _MOST_RATES:
-        rates = f"{min(step.rates.values()):.2g}..{max(step.rates.values()):.2g}"
+    rates = sorted({f"{rate:.2g}": rate for rate in step.rates.values()}.items(), key=_rate)
+    ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]
     return (
-        f"step {step.step}/{step.total_steps}  left {duration(step.remaining_seconds)}  "
-        f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  lr {rates}  "
-        f"acc {step.accuracy:.3f}  epoch {step.epoch}"
+        f"step {step.step}/{step.total_steps}  epoch {step.epoch}  loss {step.loss:.3f}  "
+        f"acc {step.accuracy:.3f}  {step.images_per_second:.0f} img/s  "
+        f"left {duration(step.remaining_seconds)}  lr {' to '.join(ends)}"
     )
+
+
+def _rate(shown: tuple[str, float]) -> float:
+    return shown[1]
 
 
 def bar(done: float, width: int = 10) -> str:

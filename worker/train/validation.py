@@ -1,9 +1,11 @@
 """The validation set during training."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from worker.data.keys import sample_name
 from worker.data.loader import Bad, Batch
 from worker.data.plan import split
 from worker.data.work import Request
@@ -27,7 +29,7 @@ class Validation:
         self, job: Job, val: Dataset, rank: Rank, supply: Supply, beat: Callable[[], None]
     ) -> None:
         self._job = job
-        self._index = val.index
+        self._val = val
         self._supply = supply
         self._beat = beat
         self._samples = range(*split(val.index.samples, rank.rank, rank.world_size))
@@ -52,14 +54,15 @@ class Validation:
                 learner,
                 self._noting(batches, bad),
                 self._job.preprocessing,
-                len(self._index.classes),
+                len(self._val.index.classes),
                 lambda: stop.requested or self.error is not None,
             )
         self.fresh = [] if result is None else self.bad.fresh(bad)
         if result is None:
             return None
         evaluation, confusion, mistakes = result
-        return evaluation, confusion, gather_worst(mistakes, self._index)
+        name_of = functools.partial(sample_name, self._val.store, self._val.index)
+        return evaluation, confusion, gather_worst(mistakes, name_of)
 
     def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
         """The batches; what was left out of them is added to `bad`."""
