@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,13 @@ class Prometheus:
 
     address: str
 
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector that an expression gives now; fails where it is not valid."""
-        answer = self._get("query", query=expression)
+    def query(self, expression: str, since: float | None = None) -> list[dict[str, Any]]:
+        """The vector that an expression gives now, or `since` then; fails where it is not valid."""
+        if since is None:
+            answer = self._get("query", query=expression)
+        else:
+            span = {"start": str(since), "end": str(time.time()), "step": "2"}
+            answer = self._get("query_range", query=expression, **span)
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
 

@@ -1,7 +1,9 @@
 """Metrics seen from far away: a real Prometheus and Pushgateway, the shipped rules and dashboard."""
 
+import os
 import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,7 @@ from worker.store import open_store
 pytestmark = pytest.mark.e2e
 
 # On a machine without a GPU there is nothing to show in them, and no fault either.
-EMPTY = {"GPU busy", "GPU memory, peak", "Retries and failures", "Samples left out", "Exit code"}
+EMPTY = {"GPU busy", "GPU memory, peak", "Retries and failures", "Bad samples", "Exit code"}
 
 
 def test_the_rules_are_sound_and_fire_as_told() -> None:
@@ -79,6 +81,21 @@ def test_a_run_is_seen_from_far_away(
         # What has a port is not pushed, too: every series would be there twice.
         assert "worker_loss" not in _read(gateway)
 
+        # A worker that hangs: every panel still says since when, and whether it is up.
+        assert prometheus.value(up()) == 1
+        parent = killed._process.pid or 0
+        pids = [parent, *children_of(parent)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: prometheus.value(up()) == 0, 30, prometheus.tell)
+        assert not unanswered(prometheus, since=time.time() - 60) - EMPTY
+        (since,) = dashboard_queries()["Since the last step"]
+        wait_until(lambda: 3 < (prometheus.value(since) or 0) < 60, 30, prometheus.tell)
+        assert not {"Ends", "Done", "Runs", "Images per second"} & unanswered(prometheus)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: prometheus.value(up()) == 1, 30, prometheus.tell)
+
         killed.send(signal.SIGKILL)  # its ranks die with it
         killed.wait()
         wait_until(lambda: "WorkerStalled" in prometheus.firing(), 60, prometheus.tell)
@@ -115,13 +132,25 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
-def unanswered(prometheus: Prometheus) -> set[str]:
-    """The panels of which a query gives nothing yet; fails where one is not valid."""
+def unanswered(prometheus: Prometheus, since: float | None = None) -> set[str]:
+    """The panels of which a query gives nothing, now or `since`; fails where one is not valid."""
     return {
         title
         for title, queries in dashboard_queries().items()
-        if not all(prometheus.query(query) for query in queries)
+        if not all(prometheus.query(query, since) for query in queries)
     }
+
+
+def up() -> str:
+    """The query that says whether a job answers."""
+    (query,) = dashboard_queries()["Up"]
+    return query
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes below one, and theirs."""
+    own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, own) for found in (child, *children_of(child))]
 
 
 def _two_ports() -> int:
