@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e fuzz bench lint lock clean
+.PHONY: demo test e2e kube fuzz bench lint lock clean
 
 demo: .venv/ready
 	$(BIN)/worker demo
@@ -14,6 +14,11 @@ test: .venv/ready
 e2e: .venv/ready
 	.ci/servers
 	$(BIN)/pytest -m 'e2e or heavy'
+
+# A real Kubernetes control plane with JobSet, Trainer and Kueue, built once into ~/.cache/worker-kube (about
+# 25 minutes on two cores), and the shipped files on it (about half an hour). As root, with Go and iproute2.
+kube: .venv/ready
+	$(BIN)/pytest -m kube tests/kube
 
 # A million cases of hostile and damaged input, in about an hour on two cores; `make test` runs a
 # thousandth of them.

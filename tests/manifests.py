@@ -82,6 +82,10 @@ def _job_violations(name: str, spec: Object) -> list[str]:
         found.append("podFailurePolicy needs podReplacementPolicy Failed")
     if not 0 < len(policy["rules"]) <= 20:
         found.append("podFailurePolicy has 1 to 20 rules")
+    if "backoffLimitPerIndex" in spec and "backoffLimit" in spec:
+        found.append("pods are counted either each or all together")
+    if "backoffLimitPerIndex" in spec and spec.get("completionMode") != "Indexed":
+        found.append("backoffLimitPerIndex needs completionMode Indexed")
     names = [c["name"] for c in [*pod["containers"], *pod.get("initContainers", [])]]
     for rule in policy["rules"]:
         found += _rule_violations(rule, names)

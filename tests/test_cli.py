@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ruamel.yaml import YAML
+from torchvision.models import get_model as build_model
 
 from tests.conftest import Run, keys
 from worker.store import open_store
@@ -68,6 +71,24 @@ def test_pack_and_plan(
     refused = run("plan", "--ranks", "5", write(job))
     assert refused.code == 78
     assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in refused.err
+
+
+def test_the_manifest_of_the_readme_draws_no_warning(
+    run: Run, write: Write, job: dict[str, Any], tmp_path: Path
+) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (manifest,) = re.findall(r"```yaml\n(version: 1\n.+?)```", text, re.DOTALL)
+    own = YAML(typ="safe", pure=True).load(manifest)
+    state = build_model("efficientnet_b0").state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    own |= {"output": job["output"], "data": job["data"]}
+    own["model"]["weights"] = f"{tmp_path}/weights.pth"
+    own["train"]["batch_size"] = 13
+    ended = run("plan", write(own))
+    assert ended.code == 0, ended.err
+    assert "look again" not in ended.out
+    groups = [line.split()[0] for line in ended.out.splitlines() if line.startswith("features.")]
+    assert {"features.1", "features.2+features.3"} <= set(groups)
 
 
 def test_put_uploads_a_file_and_makes_the_bucket(run: Run, tmp_path: Path) -> None:

@@ -117,6 +117,10 @@ def break_subdomain(spec: Object) -> None:
     spec["template"]["spec"]["subdomain"] = "rendezvous-2"
 
 
+def break_counts(spec: Object) -> None:
+    spec["backoffLimit"] = 6
+
+
 def break_nodes(spec: Object) -> None:
     spec["completions"] = spec["parallelism"] = 3
 
@@ -126,7 +130,8 @@ def break_root(spec: Object) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [break_restart, break_container, break_subdomain, break_nodes, break_root]
+    "harm",
+    [break_restart, break_container, break_subdomain, break_counts, break_nodes, break_root],
 )
 def test_the_rules_notice(harm: Callable[[Object], None]) -> None:
     objects = copy.deepcopy(render(ROOT / "k8s/examples/multi-node"))
@@ -141,8 +146,23 @@ def test_exit_codes_are_acted_on_as_documented(variant: list[Object]) -> None:
         assert (disrupted["action"], stopped["action"]) == ("Ignore", "Ignore")
         assert (fatal["action"], set(fatal["onExitCodes"]["values"])) == ("FailJob", FATAL)
         assert set(stopped["onExitCodes"]["values"]) == STOPPED
-        # The preflight may find something fatal, too.
-        assert "containerName" not in fatal["onExitCodes"]
+        # The preflight may find something fatal, or be stopped, too.
+        assert "containerName" not in fatal["onExitCodes"] | stopped["onExitCodes"]
+
+
+def test_of_several_pods_each_is_delayed_by_its_own_failures_alone() -> None:
+    """A limit for all together would delay all by every pod that ends, stops included."""
+    (job,) = of_kind(render(ROOT / "k8s/examples/multi-node"), "Job")
+    assert (job["spec"]["backoffLimitPerIndex"], job["spec"]["maxFailedIndexes"]) == (6, 0)
+    assert "backoffLimit" not in job["spec"]
+
+
+def test_what_is_finished_is_removed() -> None:
+    for name in ("one-pod", "multi-node", "jobset", "trainjob"):
+        objects = render(ROOT / f"k8s/examples/{name}")
+        specs = [o["spec"] for o in objects if o["kind"] in ("Job", "JobSet")]
+        specs += [o["spec"]["template"]["spec"] for o in of_kind(objects, "TrainingRuntime")]
+        assert [spec["ttlSecondsAfterFinished"] for spec in specs] == [86400], name
 
 
 def test_a_job_set_fails_for_good_where_its_job_does() -> None:

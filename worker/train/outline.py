@@ -122,6 +122,9 @@ def _ranks_here(ranks: int) -> int:
     return min(ranks, torch.cuda.device_count() or ranks)
 
 
+_STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 noticeably
+
+
 def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
     """What is allowed and seldom meant, the costliest first."""
     train, groups = job.manifest.train, job.groups
@@ -149,7 +152,7 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
     decayed = sum(
         len(layout.undecayed & set(group.parameters))
         for group in groups
-        if group.weight_decay and group.release is not None
+        if group.weight_decay >= _STRONG_DECAY and group.release is not None
     )
     if decayed:
         found.append(

@@ -1,0 +1,1 @@
+"""The shipped Kubernetes files on a real control plane: `make kube`."""
