@@ -219,6 +219,6 @@ def pause_in_export(at: int) -> None:
         count = 0
         return real(*arguments)
 
-    for method in ("get", "put_stream", "put_if_absent", "list", "delete"):
+    for method in ("get", "put_stream", "put_if_absent", "replace", "list", "delete"):
         counted(method)
     setattr(finish, "_write", write)

@@ -36,9 +36,9 @@ POINTS = {
     "after commit": ("worker.train.durable", "publish_commit", "after"),
     "retention": ("worker.checkpoint.commit", "delete_parts", "any"),
     "staged result": ("worker.store.local", "LocalStore.put_stream", "records/ within"),
-    "published": ("worker.checkpoint.publication", "settle", "any"),
-    "final copy": ("worker.store.local", "LocalStore.put_stream", "final/ within"),
-    "before done": ("worker.checkpoint.publication", "_remove_staged", "any"),
+    "published": ("worker.checkpoint.result", "settle", "any"),
+    "final copy": ("worker.store.local", "LocalStore.replace", "final/ within"),
+    "before done": ("worker.checkpoint.result", "_remove_staged", "any"),
 }
 # What all ranks come by; only rank 0 comes by the others.
 SHARED = {"start", "first batch", "mid-epoch"}
@@ -89,9 +89,9 @@ def sabotage(point: str, victim: str, last_rank: bool) -> None:
         if when.startswith("step") and (arguments[1] != int(when.split()[1]) or not is_here()):
             return real(*arguments, **named)
         if when.endswith("within"):
-            _, key, size, pieces = arguments
+            _, key, size, pieces, *rest = arguments
             if key.startswith(when.split()[0]) and key.endswith("/model.safetensors"):
-                return real(arguments[0], key, size, cut_off(pieces))
+                return real(arguments[0], key, size, cut_off(pieces), *rest)
             return real(*arguments, **named)
         if when == "after":
             real(*arguments, **named)
