@@ -61,7 +61,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["ranks"][0] == "FAIL"
     assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in table["ranks"][1]
     assert table["data.val"][0] == "FAIL"
-    assert "no such bucket; create it" in table["data.val"][1]
+    assert "no such bucket; correct the name" in table["data.val"][1]
     assert table["data.train"][0] == "ok"
     assert table["model"] == ("-", "not looked at: the data cannot be read")
     assert table["scratch"][0] == "warn"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_index
-from worker.data.keys import sample_name
+from worker.data.keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
@@ -170,7 +170,7 @@ def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path
     image[0] = 200
     (row,) = gather_worst([Mistake(1.5, number, 0, 1, 0.9, image)], str)
     assert row["sample"] == str(number)
-    named = sample_name(open_store(f"{dataset}/val"), index, number)
+    named = SampleNames(open_store(f"{dataset}/val"), index)(number)
     assert re.fullmatch(rf"{index.shards[1].name}: sample 1 \(\w+/\w+\)", named)
     picture = Image.open(io.BytesIO(base64.b64decode(row["jpeg"])))
     assert picture.size == (128, 128)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from tests.conftest import Run
 from tests.proxy import proxy
@@ -174,6 +175,17 @@ def dripping(env: Environment, endpoint: str) -> tuple[int, str]:
         return given(env, AWS_ENDPOINT_URL=server.endpoint, WORKER_STORE_DEADLINE_SECONDS="1")
 
 
+def unset_endpoint(env: Environment) -> tuple[int, str]:
+    """AWS by way of a proxy that is not there, as tests reach no network."""
+    env.setattr("worker.store.s3.s3_client", _Unreachable)
+    return given(env, AWS_ENDPOINT_URL=None)
+
+
+class _Unreachable:
+    def get_object(self, **_: object) -> None:
+        raise EndpointConnectionError(endpoint_url="https://s3", error="Failed to resolve")
+
+
 def skewed(env: Environment) -> tuple[int, str]:
     later = formatdate(time.time() + 3600, usegmt=True)
     return answered(env, 403, error_body("RequestTimeTooSkewed"), Date=later)
@@ -195,6 +207,13 @@ STORE: dict[str, Fault] = {
         env, AWS_ENDPOINT_URL="http://minio:9000\n"
     ),
     "the port of a web console": lambda env: answered(
+        env,
+        400,
+        b"<Error><Code>InvalidArgument</Code>"
+        b"<Message>S3 API Requests must be made to API port.</Message></Error>",
+    ),
+    "`AWS_ENDPOINT_URL` is not set": unset_endpoint,
+    "something that is not S3 at all": lambda env: answered(
         env, 200, b"<!doctype html>", **{"Content-Type": "text/html", "Transfer-Encoding": "x"}
     ),
     "an endpoint that redirects": redirected,
@@ -202,7 +221,9 @@ STORE: dict[str, Fault] = {
         env, 400, b"Client sent an HTTP request to an HTTPS server.\n"
     ),
     "`https://` where no TLS is spoken": tls_without,
-    "`AWS_CA_BUNDLE` names no file": lambda env: given(env, AWS_CA_BUNDLE="/nowhere/ca.pem"),
+    "`AWS_CA_BUNDLE` names no file": lambda env: given(
+        env, AWS_CA_BUNDLE="/nowhere/ca.pem", AWS_ENDPOINT_URL="https://127.0.0.1:9"
+    ),
     "a proxy that is not there": lambda env: by_proxy(env, free_port()),
     "a proxy that wants a login": by_locked_proxy,
     "no credentials": lambda env: given(

@@ -1,5 +1,6 @@
 """Log lines for people or machines, and the live line of a terminal."""
 
+import contextlib
 import json
 import logging
 import os
@@ -59,7 +60,8 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
     """Replaces the live line, which the next update draws again."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream.write(_CLEAR_LINE)
+        with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+            self.stream.write(_CLEAR_LINE)
         super().emit(record)
 
 
@@ -112,14 +114,19 @@ def is_live(style: str) -> bool:
 
 def show_live(text: str) -> None:
     """Draw the live line, cut to the terminal's width."""
-    sys.stderr.write(_CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
-    sys.stderr.flush()
+    _draw(_CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
 
 
 def end_live() -> None:
     """Remove the live line."""
-    sys.stderr.write(_CLEAR_LINE)
-    sys.stderr.flush()
+    _draw(_CLEAR_LINE)
+
+
+def _draw(text: str) -> None:
+    """Write to the terminal, which may be gone: what is trained is committed all the same."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def count(number: int, noun: str) -> str:

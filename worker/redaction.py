@@ -4,14 +4,16 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "[hidden]"
 _SHORTEST = 6
 _SECRET_NAME = re.compile(
-    r"SECRET|TOKEN|PASS|PWD|CREDENTIAL|PRIVATE|KEY|AUTH(?!OR)|SIGNATURE|COOKIE|DSN|WEBHOOK|"
-    r"CONN(ECTION)?_STR|(^|_)PAT($|_)",
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|SIGNATURE|COOKIE|WEBHOOK|CONN(ECTION)?_STR|"
+    r"(API|ACCESS|PRIVATE|ACCOUNT|ENCRYPTION|SIGNING|LICENSE|SSH|AUTH)_?KEY|"
+    r"(^|_)(PASS|PWD|KEY|AUTH|AUTHORIZATION|PRIVATE|DSN|PAT)($|_)|[a-z](PWD|PASS)$",
     re.IGNORECASE,
 )
 _PLACE_NAME = re.compile(
@@ -20,7 +22,7 @@ _PLACE_NAME = re.compile(
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
-_FOLDERS = ("PWD", "OLDPWD")
+_MAX_PATH = 4096
 _QUERY = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
 _EQUALS = re.compile(r"=|%3D", re.IGNORECASE)
 _WORD = re.compile(r"[\w-]*")
@@ -89,6 +91,14 @@ def redacted_data(value: Any) -> Any:
     return [redacted_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _is_path(value: str) -> bool:
+    """Whether a value is the path of something that exists, such as `$PWD`."""
+    try:
+        return value.startswith("/") and len(value) < _MAX_PATH and Path(value).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _forms(secret: str) -> set[str]:
     """How a secret may stand in a text."""
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
@@ -99,7 +109,7 @@ def _secrets() -> list[str]:
     """The values of variables named like a secret that are no place of one; passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        if name not in _FOLDERS and _SECRET_NAME.search(name) and not _PLACE_NAME.search(name):
+        if _SECRET_NAME.search(name) and not _PLACE_NAME.search(name) and not _is_path(value):
             found.add(value)
         login = _PASSWORD.search(value)
         if login:

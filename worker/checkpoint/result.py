@@ -13,7 +13,7 @@ result of a newer one.
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -132,20 +132,35 @@ class _Copier:
         def counts() -> bool:
             return self._foremost()[0] == number
 
-        for record in publication.parts:
-            part = Part(record.name, record.bytes, record.sha256)
-            try:
-                if not self._copy(publication.attempt, part, counts):
-                    return None
-            except (ObjectMissing, ValueError) as error:
-                log.warning("the result of attempt %d is not whole: %s", publication.attempt, error)
+        parts = [Part(part.name, part.bytes, part.sha256) for part in publication.parts]
+        try:
+            self._require_whole(publication.attempt, parts)
+            if not all(self._copy(publication.attempt, part, counts) for part in parts):
                 return None
+        except (ObjectMissing, ValueError) as error:
+            log.warning("the result of attempt %d is not whole: %s", publication.attempt, error)
+            return None
         data = json.dumps(publication.done, indent=1).encode()
         done = Part(DONE_NAME, len(data), sha256(data).hexdigest())
         if not self._write(done, lambda: (data,), counts):
             return None
         _remove_staged(self._store, publication)
         return publication.result
+
+    def _require_whole(self, attempt: int, parts: Sequence[Part]) -> None:
+        """Raise `ObjectMissing` or `ValueError` unless all parts can be read, here or there.
+
+        Before the first is copied: a result with one part lost must not harm the one before it.
+        """
+        for part in parts:
+            try:
+                self._read(staged_name(attempt, part.name), part)
+            except ObjectMissing:
+                self._read(part.name, part)
+
+    def _read(self, key: str, part: Part) -> None:
+        for _ in self._verified(key, part):
+            pass
 
     def _copy(self, attempt: int, part: Part, counts: Callable[[], bool]) -> bool:
         """Copy a staged part to its place; see `_write`.
@@ -183,8 +198,7 @@ class _Copier:
     def _holds(self, part: Part) -> bool:
         """Whether a part is in its place."""
         try:
-            for _ in self._verified(part.name, part):
-                pass
+            self._read(part.name, part)
         except (ObjectMissing, ValueError):
             return False
         return True

@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 
-from worker.data.index import Index, decode_sidecar
+from worker.data.index import Index, Sidecar, decode_sidecar
 from worker.errors import WorkerError
 from worker.store import Store
 
@@ -22,15 +22,32 @@ def key_in(head: bytes) -> str | None:
     return None
 
 
-def sample_name(store: Store, index: Index, sample_id: int) -> str:
-    """Return the shard, the number in it and, if it can be read, the key of a sample."""
-    starts = np.cumsum([0, *index.counts])
-    number = int(np.searchsorted(starts, sample_id, side="right")) - 1
-    shard, place = index.shards[number], int(sample_id - starts[number])
-    text = f"{shard.name}: sample {place}"
-    with contextlib.suppress(WorkerError, ValueError):
-        row = decode_sidecar(store.get(shard.sidecar), shard, None)[place]
-        start, length = int(row["offset"]), min(int(row["length"]), _HEAD_BYTES)
-        key = key_in(store.get(shard.name, start, start + length))
+class SampleNames:
+    """Names of the samples of a data set, for people: shard, number and, if it can be read, key."""
+
+    def __init__(self, store: Store, index: Index) -> None:
+        self._store = store
+        self._index = index
+        self._starts = np.cumsum([0, *index.counts])
+        self._sidecars: dict[int, Sidecar] = {}
+        self._reads = True
+
+    def __call__(self, sample_id: int) -> str:
+        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        place = int(sample_id - self._starts[number])
+        key = self._key(number, place) if self._reads else None
+        text = f"{self._index.shards[number].name}: sample {place}"
         return f"{text} ({key})" if key else text
-    return text
+
+    def _key(self, number: int, place: int) -> str | None:
+        shard = self._index.shards[number]
+        try:
+            if number not in self._sidecars:
+                data = self._store.get(shard.sidecar)
+                self._sidecars[number] = decode_sidecar(data, shard, None)
+            row = self._sidecars[number][place]
+            start, length = int(row["offset"]), min(int(row["length"]), _HEAD_BYTES)
+            return key_in(self._store.get(shard.name, start, start + length))
+        except (WorkerError, ValueError):
+            self._reads = False  # a store that fails is not asked for every one of them
+            return None

@@ -1,5 +1,6 @@
 """The edge where an exception becomes an exit code, for the command and for every rank."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -40,7 +41,8 @@ def leave(code: int) -> NoReturn:
 
     Python would wait for threads that still upload, and crash the one that is in native code.
     """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)

@@ -21,6 +21,7 @@ from worker.store.faults import (
 )
 from worker.store.limits import TooSlow
 from worker.store.settings import endpoint_in, proxy_in
+from worker.text import printable
 
 _CREDENTIAL_ERRORS = (
     boto_errors.NoCredentialsError,
@@ -28,10 +29,12 @@ _CREDENTIAL_ERRORS = (
     boto_errors.CredentialRetrievalError,
     boto_errors.TokenRetrievalError,
 )
+_CONSOLE = "must be made to API port"  # MinIO's
+_MAX_WORDS = 200
 NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
 _REFUSALS = {
-    "NoSuchBucket": f"{NO_BUCKET}; create it (worker put --create-bucket) or correct the name",
+    "NoSuchBucket": (f"{NO_BUCKET}; correct the name, or create it (worker put --create-bucket)"),
     "InvalidAccessKeyId": (
         "access denied (InvalidAccessKeyId); the store knows no such AWS_ACCESS_KEY_ID"
     ),
@@ -44,7 +47,7 @@ _REFUSALS = {
 
 def endpoint() -> str:
     """The endpoint's address without the credentials that it may hold."""
-    return endpoint_in(os.environ) or "the S3 endpoint"
+    return endpoint_in(os.environ) or "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
 
 
 def translate(error: Exception, uri: str) -> Exception:
@@ -106,11 +109,22 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
         return InfrastructureError(f"{uri}: the store answers {status} {code}")
     if status == 404 and code != "NoSuchBucket":
         return ObjectMissing(f"{uri}: no such object")
-    return ConfigurationError(f"{uri}: {_refusal(code, status)}")
+    return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
 
 
-def _refusal(code: str, status: int) -> str:
+def _words(error: boto_errors.ClientError) -> str:
+    """What the store says itself, in one line."""
+    text = str(error.response.get("Error", {}).get("Message", ""))
+    return printable(" ".join(text.split()))[:_MAX_WORDS]
+
+
+def _refusal(code: str, status: int, words: str) -> str:
     """What the store will not do, whoever asks again."""
+    if _CONSOLE in words:
+        return (
+            f"{endpoint()} is the port of a web console, not that of S3; check the port in "
+            "AWS_ENDPOINT_URL"
+        )
     if code in _REFUSALS:
         return _REFUSALS[code]
     if status in {401, 403} or code == "InvalidToken":
@@ -120,7 +134,7 @@ def _refusal(code: str, status: int) -> str:
             f"{endpoint()} answers {status}, and not as S3 does; check the port in "
             "AWS_ENDPOINT_URL, and whether it wants https://"
         )
-    return f"the store refuses the request ({status} {code})"
+    return f"the store refuses the request ({status} {code}{f': {words}' if words else ''})"
 
 
 def _skew(error: boto_errors.ClientError) -> str:

@@ -63,6 +63,8 @@ class LocalStore:
                     with _locked(path.parent):
                         if version != (_version(path.stat()) if path.exists() else ""):
                             return False
+                        if not temporary.exists():  # removed by an attempt that cleans up
+                            return False
                         os.replace(temporary, path)
                         moved.size = size
                 finally:

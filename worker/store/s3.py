@@ -41,6 +41,7 @@ _PART = 16 << 20
 _MAX_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
+_NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
 _LEAST_SECONDS = 1.0
 _MAX_OBJECT = 5 << 30  # bytes of one answer that are given time for
 
@@ -114,7 +115,12 @@ class S3Store:
             return self._call("put", key, lambda: self._under(condition, put), size)
         upload = self._call("upload", key, lambda: self._begun(key))
         try:
-            parts = self._send_parts(key, upload, cut(pieces, part))
+            try:
+                parts = self._send_parts(key, upload, cut(pieces, part))
+            except ObjectMissing:
+                if condition and self._is_gone(key, upload):
+                    return False
+                raise
             return self._complete(key, upload, parts, size, condition)
         except BaseException:
             with contextlib.suppress(Exception):  # what ends the upload is the error to tell
@@ -162,8 +168,9 @@ class S3Store:
             try:
                 _stored(self._s3.complete_multipart_upload(**name, **condition))
             except boto_errors.ClientError as error:
-                # The answer to an earlier try was lost, and the upload is complete since.
-                if status_of(error) != 404 or not self._is_there(key, size):
+                # The answer to an earlier try was lost, and the upload is complete since. What is
+                # there may be another's, too, if a condition was given: the caller looks.
+                if status_of(error) != 404 or condition or not self._is_there(key, size):
                     raise
 
         completed = self._call("upload", key, lambda: self._under(condition, complete))
@@ -186,7 +193,7 @@ class S3Store:
             if status_of(error) == _NOT_IMPLEMENTED:
                 self._warn_unfenced()
                 write({})
-            elif status_of(error) in LOST_RACE or code_of(error) == "NoSuchKey":
+            elif status_of(error) in LOST_RACE or code_of(error) in _NOTHING_THERE:
                 return False
             else:
                 raise
@@ -198,6 +205,14 @@ class S3Store:
         if not upload:
             raise NotS3
         return str(upload)
+
+    def _is_gone(self, key: str, upload: str) -> bool:
+        """Whether an upload in parts was removed, as by an older attempt that cleans up."""
+        try:
+            self._s3.list_parts(**self._name(key), UploadId=upload, MaxParts=1)
+        except boto_errors.ClientError as error:
+            return status_of(error) == 404
+        return False
 
     def _is_there(self, key: str, size: int) -> bool:
         try:

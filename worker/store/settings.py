@@ -10,21 +10,32 @@ from worker.errors import ConfigurationError
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
-_FILES = ("AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+_CERTIFICATES = ("AWS_CA_BUNDLE",)
+_IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+"""Files that are read if the pair of keys is not given."""
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
 def check_settings(env: Mapping[str, str]) -> None:
     """Raise `ConfigurationError` for a variable that no request can be made with, naming it."""
-    for name in (*_PAIR, "AWS_SESSION_TOKEN", *_REGIONS, *ENDPOINTS, *_FILES, "AWS_PROFILE"):
+    for name in (
+        *_PAIR,
+        "AWS_SESSION_TOKEN",
+        *_REGIONS,
+        *ENDPOINTS,
+        *_CERTIFICATES,
+        *_IDENTITIES,
+        "AWS_PROFILE",
+    ):
         _require_plain(name, env.get(name, ""))
     for name in _REGIONS:
         if env.get(name) and not _REGION.fullmatch(env[name]):
             raise ConfigurationError(f"{name}: {env[name][:60]!r} is not the name of a region")
-    for name, other in (_PAIR, _PAIR[::-1]):
-        if env.get(name) and not env.get(other):
-            raise ConfigurationError(f"{other}: not set, though {name} is")
-    for name in _FILES:
+    if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
+        raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is")
+    tls = not endpoint_in(env).startswith("http://")
+    used = [*(_CERTIFICATES if tls else ()), *(() if env.get(_PAIR[0]) else _IDENTITIES)]
+    for name in used:
         if env.get(name) and not Path(env[name]).expanduser().exists():
             raise ConfigurationError(f"{name}: {env[name]} does not exist")
     for name in ENDPOINTS:
@@ -70,10 +81,11 @@ def _check_endpoint(name: str, url: str) -> None:
         host = where.partition("://")[2] or where
         raise ConfigurationError(f"{name}: {where!r} {how}; give http://{host} or https://{host}")
     host = rest.partition("/")[0].rpartition("@")[2]
-    if host.count(":") > 1 and not host.startswith("["):
+    if host.count(":") > 1 and not host.startswith("[") and "@" not in url:
         address, _, port = host.rpartition(":")
+        plain = f"[{address}]:{port}" if host.count("::") == 1 and port.isdecimal() else f"[{host}]"
         raise ConfigurationError(
-            f"{name}: an IPv6 address stands in brackets, as in {scheme}://[{address}]:{port}"
+            f"{name}: an IPv6 address stands in brackets, as in {scheme}://{plain}"
         )
     try:
         valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0

@@ -1,5 +1,6 @@
 """The wish to stop: a signal handler that sets a flag and returns, and how much time is left."""
 
+import contextlib
 import logging
 import math
 import os
@@ -66,7 +67,8 @@ class StopFlag:
         elif not self.has_begun:
             # Not by an exception: it may come up in the midst of an import, and crash that.
             log.info("stopped on request before anything was begun; start again")
-            sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+                sys.stderr.flush()
             os._exit(ExitCode.STOPPED)
 
     def _acknowledge(self, number: int) -> None:

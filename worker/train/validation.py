@@ -1,11 +1,10 @@
 """The validation set during training."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from worker.data.keys import sample_name
+from worker.data.keys import SampleNames
 from worker.data.loader import Bad, Batch
 from worker.data.plan import split
 from worker.data.work import Request
@@ -61,8 +60,8 @@ class Validation:
         if result is None:
             return None
         evaluation, confusion, mistakes = result
-        name_of = functools.partial(sample_name, self._val.store, self._val.index)
-        return evaluation, confusion, gather_worst(mistakes, name_of)
+        names = SampleNames(self._val.store, self._val.index)
+        return evaluation, confusion, gather_worst(mistakes, names)
 
     def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
         """The batches; what was left out of them is added to `bad`."""
