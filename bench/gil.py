@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_tars(Path(folder, "tars"), list(photos(500)))
-        index_tars(find_tars(f"{folder}/tars"), None, "label", 0.0, 2, False, lambda done: None)
+        index_tars(find_tars(f"{folder}/tars"), None, "label", 0.0, 2, None, lambda done: None)
         _simulate_decoding()
         alone = _measure(None, options.seconds)[0]
         print(f"{'decoders':<22} launch pace   decoded/s   lock per image")

@@ -32,7 +32,7 @@ from worker.checkpoint.result import publish, settle
 from worker.checkpoint.retention import abandoned, expendable
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensors import stream_bytes, stream_tensors
-from worker.errors import Superseded
+from worker.errors import InfrastructureError, Superseded
 from worker.model.groups import RateGroup
 from worker.model.learner import Learner, build_learner
 from worker.store import Store, open_store
@@ -366,6 +366,22 @@ def test_a_copy_of_a_result_that_was_cut_short_is_completed(store: Store) -> Non
     done = settle(store, 1)
     assert done and done.attempt == 2
     assert store.get("final/model.json") == b"new"
+
+
+def test_a_result_that_lost_a_part_does_not_harm_the_one_before_it(store: Store) -> None:
+    assert published(store, 1, epochs=2)
+    parts = [
+        stage_part(store, 2, name, stream_bytes(b"new"))
+        for name in ("final/model.safetensors", "final/model.json")
+    ]
+    store.put("records/000002/result/final/model.json", b"cut")
+    result = {"epochs": 3, "step": 9, "weights": {"step": 9, "accuracy": None}}
+    with pytest.raises(InfrastructureError, match="not read back"):
+        publish(store, 2, parts, result, lambda: None)
+    assert store.get("final/model.json") == b'{"by": 1}'
+    assert "final/model.safetensors" not in keys(store)
+    done = settle(store, 1)
+    assert done and done.attempt == 1
 
 
 def test_the_owner_is_known_though_its_first_record_is_damaged(store: Store) -> None:

@@ -103,8 +103,12 @@ def test_put_uploads_a_file_and_makes_the_bucket(run: Run, tmp_path: Path) -> No
     assert "s3://put-bucket/jobs/job.yaml: 11 bytes" in ended.out
     assert run("put", f"{tmp_path}/job.yaml", f"{tmp_path}/there/other.yaml").code == 0
     assert (tmp_path / "there" / "other.yaml").read_text() == "version: 1\n"
-    for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is no file")):
+    for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is a folder")):
         assert complaint in run("put", str(path), "s3://put-bucket/").err
+    for address in ("s3://put-bucket", str(tmp_path)):
+        assert "end it with a slash to put job.yaml there" in (
+            run("put", f"{tmp_path}/job.yaml", address).err
+        )
 
 
 def test_the_schema_is_json(run: Run) -> None:

@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import fractions
+import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -26,6 +28,8 @@ from tests.learners import (
 from worker.errors import ConfigurationError
 from worker.manifest import Schedule, Span
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
+from worker.model.card import Card
+from worker.model.foreign import CONVERT
 from worker.model.groups import assign
 from worker.model.optimizer import build_optimizer, freeze_at, set_rates
 from worker.model.schedule import factor_at, peaks
@@ -90,8 +94,9 @@ def files_of_others() -> dict[str, dict[str, object]]:
     state = imagenet_state()
     other = {name: tensor + 1 for name, tensor in state.items()}
     trained = {"optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 3}
-    args = argparse.Namespace(lr=0.1, data_path="/data", betas=(0.9, 0.999))
+    args = argparse.Namespace(lr=0.1, data_path=Path("/data"), best=np.float64(0.9))
     lightning = {f"model.{name}": tensor for name, tensor in state.items()}
+    lightning["criterion.weight"] = torch.ones(2)
     compiled = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
     average = {"n_averaged": torch.tensor(3)} | imagenet_state("module.")
     return {
@@ -112,6 +117,32 @@ def test_weights_load_from_what_training_scripts_save(name: str, tmp_path: Path)
     load_pretrained(backbone, f"{tmp_path}/{name}")
     expected = imagenet_state()["layer1.0.conv1.weight"]
     assert torch.equal(backbone.model.state_dict()["layer1.0.conv1.weight"], expected)
+
+
+def test_the_line_that_converts_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state, strange = imagenet_state(), fractions.Fraction(1, 2)
+    model = build(classes=1000, seed=5).model
+    for found in ({"model": state, "x": strange}, {"model": model, "x": strange}, model):
+        torch.save(found, "FILE")
+        with pytest.raises(ConfigurationError, match="where you trust the file") as caught:
+            load_pretrained(build(), "./FILE")
+        assert CONVERT in str(caught.value)
+        exec(CONVERT, {})
+        assert load_pretrained(build(), "./plain.pth") == 120
+
+
+def test_a_model_of_ours_is_compared_with_its_card(tmp_path: Path) -> None:
+    safetensors.torch.save_file(imagenet_state(), tmp_path / "model.safetensors")
+    data = (tmp_path / "model.safetensors").read_bytes()
+    backbone = build()
+    card = Card("resnet18", "fc", ("a", "b"), preprocessing_of("resnet18"), "0" * 64, {})
+    (tmp_path / "model.json").write_bytes(card.encode())
+    with pytest.raises(ConfigurationError, match="is not what the model.json beside it describes"):
+        load_pretrained(backbone, f"{tmp_path}/model.safetensors")
+    right = dataclasses.replace(card, sha256=hashlib.sha256(data).hexdigest())
+    (tmp_path / "model.json").write_bytes(right.encode())
+    assert load_pretrained(backbone, f"{tmp_path}/model.safetensors") == 120
 
 
 def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:

@@ -121,9 +121,16 @@ def test_every_image_is_decoded_and_all_bad_ones_are_listed(run: Run, tmp_path: 
 def test_bad_images_are_left_out_within_a_budget(run: Run, tmp_path: Path) -> None:
     make_bad(tmp_path / "photos")
     arguments = ("pack", f"{tmp_path}/photos", f"{tmp_path}/set", "--bad", "skip")
+    assert run(*arguments[:-2], "--error-budget", "0.2").code == 2
     ended = run(*arguments, "--error-budget", "0.2")
     assert ended.code == 65
     assert "2 files cannot be decoded; more than --error-budget 0.2 allows" in ended.err
+    bad = tmp_path / "photos" / "red" / "cut.jpg"
+    cut = bad.read_bytes()
+    bad.unlink()
+    one = run("pack", f"{tmp_path}/photos", f"{tmp_path}/one", "--bad", "skip")
+    assert one.code == 0, "one may always be left out"
+    bad.write_bytes(cut)
     ended = run(*arguments, "--error-budget", "0.25")
     assert ended.code == 0, ended.err
     assert ended.err.count("left out: ") == 2

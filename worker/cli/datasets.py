@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,7 +10,12 @@ from worker.cli.group import main, progress_bar
 from worker.errors import DataError
 from worker.logs import count
 
+if TYPE_CHECKING:  # they take seconds to import
+    from worker.data.folder import Split
+    from worker.data.index import Index
+
 _MIB = 1 << 20
+_BUDGET = 0.01
 
 
 @main.command()
@@ -36,9 +42,16 @@ _MIB = 1 << 20
 @click.option(
     "--error-budget",
     type=click.FloatRange(min=0, max=1, max_open=True),
-    default=0.01,
+    default=None,
+    help="Share of the files of a split that --bad skip may leave out; at least one file. Default: "
+    "0.01.",
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=100_000_000,
     show_default=True,
-    help="Share of the files of a split that --bad skip may leave out.",
+    help="Larger images are bad; see data.max_pixels.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket of DEST if it is not there.")
@@ -49,7 +62,8 @@ def pack(
     seed: int,
     threads: int | None,
     bad: str,
-    error_budget: float,
+    error_budget: float | None,
+    max_pixels: int,
     overwrite: bool,
     create_bucket: bool,
 ) -> None:
@@ -66,6 +80,8 @@ def pack(
     from worker.store import open_store
     from worker.store.buckets import create_bucket as create
 
+    if error_budget is not None and bad == "fail":
+        raise click.UsageError("--error-budget says how much --bad skip may leave out; give both")
     splits = find_splits(folder)
     if create_bucket:
         create(dest)
@@ -75,8 +91,9 @@ def pack(
             require_no_index(store, "choose another place")
     threads = threads or len(os.sched_getaffinity(0))
     with progress_bar(sum(len(split.files) for split in splits), "decoding") as bar:
-        found = [find_bad(split, threads, lambda: bar.update(1)) for split in splits]
-    splits = without_bad(splits, found, error_budget if bad == "skip" else None)
+        found = [find_bad(split, threads, max_pixels, lambda: bar.update(1)) for split in splits]
+    budget = _BUDGET if error_budget is None else error_budget
+    splits = without_bad(splits, found, budget if bad == "skip" else None)
     for file, reason in ((f, reason) for part in found for f, reason in part.items()):
         click.echo(f"left out: {file.path}: {reason}", err=True)
     depth = None
@@ -92,18 +109,23 @@ def pack(
                 depth,
             )
         depth = depth or index.depth
-        if index.depth:
-            click.echo(f"images of 16 bits are taken to use {index.depth} of them", err=True)
-        click.echo(
-            f"{store.uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
-            f"in {count(len(index.shards), 'shard')}"
-        )
-        for kind, number in sorted(split.passed_over.items()):
-            click.echo(f"left out: {count(number, kind)}", err=True)
-        if any(kind.startswith(".") and kind.endswith(" image") for kind in split.passed_over):
-            click.echo("convert those images to JPEG, PNG or WebP to have them packed", err=True)
-        if split.nested:
-            click.echo(f"in folders below that of their class: {count(split.nested, 'image')}")
+        _tell(split, index, store.uri)
+
+
+def _tell(split: "Split", index: "Index", uri: str) -> None:
+    """Say what was packed, and what was not."""
+    if index.depth:
+        click.echo(f"images of 16 bits are taken to use {index.depth} of them", err=True)
+    click.echo(
+        f"{uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
+        f"in {count(len(index.shards), 'shard')}"
+    )
+    for kind, number in sorted(split.passed_over.items()):
+        click.echo(f"left out: {count(number, kind)}", err=True)
+    if any(kind.startswith(".") and kind.endswith(" image") for kind in split.passed_over):
+        click.echo("convert those images to JPEG, PNG or WebP to have them packed", err=True)
+    if split.nested:
+        click.echo(f"in folders below that of their class: {count(split.nested, 'image')}")
 
 
 @main.command()
@@ -121,6 +143,13 @@ def pack(
 )
 @click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--decode", is_flag=True, help="Decode every image; one that cannot be is malformed.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=100_000_000,
+    show_default=True,
+    help="With --decode, larger images are malformed; see data.max_pixels.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
 def index(
@@ -130,6 +159,7 @@ def index(
     error_budget: float,
     threads: int,
     decode: bool,
+    max_pixels: int,
     overwrite: bool,
     verify: bool,
 ) -> None:
@@ -163,7 +193,15 @@ def index(
     if not overwrite:
         require_no_index(tars.store, "index all of a folder's shards together")
     with progress_bar(sum(tar.size for tar in tars.tars), "indexing") as bar:
-        made = index_tars(tars, names, label_field, error_budget, threads, decode, bar.update)
+        made = index_tars(
+            tars,
+            names,
+            label_field,
+            error_budget,
+            threads,
+            max_pixels if decode else None,
+            bar.update,
+        )
     for line in made.left_out:
         click.echo(f"left out: {line}", err=True)
     for kind, number in sorted(made.passed_over.items()):

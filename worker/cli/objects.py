@@ -9,6 +9,7 @@ from worker.cli.group import main, progress_bar
 from worker.errors import ConfigurationError
 
 _PIECE = 1 << 20
+_SLASHES = 2  # of s3://BUCKET
 
 
 @main.command()
@@ -23,8 +24,13 @@ def put(file: Path, address: str, create_bucket: bool) -> None:
     from worker.store import open_store
     from worker.store.buckets import create_bucket as create
 
+    if file.is_dir():
+        raise ConfigurationError(f"{file}: is a folder; `worker pack` uploads image folders")
     if not file.is_file():
         raise ConfigurationError(f"{file}: {'is no file' if file.exists() else 'no such file'}")
+    is_bucket = address.startswith("s3://") and address.count("/") == _SLASHES
+    if is_bucket or (not address.endswith("/") and Path(address).is_dir()):
+        raise ConfigurationError(f"{address}: end it with a slash to put {file.name} there")
     target = f"{address}{file.name}" if address.endswith("/") else address
     folder, _, name = target.rpartition("/")
     store = open_store(f"{folder}/" if "/" in target else ".")

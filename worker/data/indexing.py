@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from worker.data.formats import is_image_name
-from worker.data.image import MAX_PIXELS, ImageSpec, decode
+from worker.data.image import ImageSpec, decode
 from worker.data.index import (
     Address,
     Index,
@@ -182,7 +182,7 @@ def index_tars(
     label_field: str,
     error_budget: float,
     threads: int,
-    decoded: bool,
+    max_pixels: int | None,
     advance: Callable[[int], None],
 ) -> Indexed:
     """Read every shard that no earlier run has, then write sidecars and index, and read them back.
@@ -193,7 +193,8 @@ def index_tars(
         label_field: The label in `.json` members.
         error_budget: Share of the samples that may have problems and are left out.
         threads: Shards that are read side by side.
-        decoded: Whether an image that cannot be decoded is a problem.
+        max_pixels: Bound on the pixels of an image; one that cannot be decoded is a problem then.
+            None to decode none.
         advance: Is told of bytes done, by one thread at a time.
 
     Raises:
@@ -202,7 +203,7 @@ def index_tars(
     """
 
     def scan(tar: Tar) -> Scan:
-        return _scan(source.store, tar, label_field, decoded, note)
+        return _scan(source.store, tar, label_field, max_pixels, note)
 
     def finish(tar: Tar) -> _Finished:
         """Read back what was staged, as all of it may be more than memory holds."""
@@ -295,23 +296,23 @@ def _require_budget(source: Source, lines: list[str], found: int, error_budget: 
         raise DataError(f"{source.store.uri}: holds no sound sample")
 
 
-def _look(image: bytes) -> None:
+def _look(max_pixels: int, image: bytes) -> None:
     """Decode an image as training would; raises `Unsound` if that fails."""
     try:
-        decode(memoryview(image), ImageSpec(MAX_PIXELS))
+        decode(memoryview(image), ImageSpec(max_pixels))
     except BadSample as error:
         raise Unsound(f"has an image that {error}") from None
 
 
 def _scan(
-    store: Store, tar: Tar, label_field: str, decoded: bool, note: Callable[[int], None]
+    store: Store, tar: Tar, label_field: str, max_pixels: int | None, note: Callable[[int], None]
 ) -> Scan:
     """What a shard holds, as staged by an earlier run or by reading it.
 
     A malformed one is not staged, so that it is read again when it may have been repaired.
     """
     try:
-        staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field, decoded)
+        staged = _decode_staged(store.get(_staged_name(tar)), tar, label_field, max_pixels)
     except WorkerError as error:
         if not isinstance(error, ObjectMissing):
             raise
@@ -327,9 +328,10 @@ def _scan(
         note(len(data))
         return data
 
-    scan = scan_shard(fetch, tar.size, label_field, _look if decoded else None)
+    look = functools.partial(_look, max_pixels) if max_pixels else None
+    scan = scan_shard(fetch, tar.size, label_field, look)
     if not scan.problems:
-        store.put(_staged_name(tar), _encode_staged(scan, tar, label_field, decoded))
+        store.put(_staged_name(tar), _encode_staged(scan, tar, label_field, max_pixels))
     return scan
 
 
@@ -362,14 +364,14 @@ def _staged_name(tar: Tar) -> str:
     return f"{tar.name}.scan.npz"
 
 
-def _encode_staged(scan: Scan, tar: Tar, label_field: str, decoded: bool) -> bytes:
+def _encode_staged(scan: Scan, tar: Tar, label_field: str, max_pixels: int | None) -> bytes:
     labels = sorted({row.label for row in scan.rows})
     numbers = {label: number for number, label in enumerate(labels)}
     rows = [(*row[:-1], numbers[row.label]) for row in scan.rows]
     facts = {
         "version": _STAGED_VERSION,
         "label_field": label_field,
-        "decoded": decoded,
+        "max_pixels": max_pixels,
         "tar": tar.version,
         "bytes": scan.bytes,
         "sha256": scan.sha256,
@@ -382,14 +384,14 @@ def _encode_staged(scan: Scan, tar: Tar, label_field: str, decoded: bool) -> byt
     return buffer.getvalue()
 
 
-def _decode_staged(data: bytes, tar: Tar, label_field: str, decoded: bool) -> Scan | None:
+def _decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | None) -> Scan | None:
     with np.load(io.BytesIO(data), allow_pickle=False) as staged:
         facts = json.loads(staged["facts"].item())
         rows = staged["rows"].tolist()
     expected = (_STAGED_VERSION, tar.size, tar.version, label_field)
     if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:
         return None
-    if decoded and not facts["decoded"]:
+    if max_pixels and facts["max_pixels"] != max_pixels:
         return None
     return Scan(
         facts["bytes"],

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from worker.data.budget import allowed
 from worker.data.folder import ImageFile, Split, require_every_class
-from worker.data.image import MAX_PIXELS, ImageSpec, decode
+from worker.data.image import ImageSpec, decode
 from worker.data.index import INDEX_NAME, Index, Shard, write_index, write_sidecar
 from worker.data.plan import keyed_hash
 from worker.data.reader import BadSample
@@ -22,19 +23,22 @@ from worker.logs import count
 from worker.store import Store
 
 
-def find_bad(split: Split, threads: int, advance: Callable[[], None]) -> dict[ImageFile, str]:
+def find_bad(
+    split: Split, threads: int, max_pixels: int, advance: Callable[[], None]
+) -> dict[ImageFile, str]:
     """Decode all images of a split as training would; return why those that cannot be are bad.
 
     Args:
         split: The images.
         threads: Images that are decoded side by side.
+        max_pixels: Larger images are bad.
         advance: Is told of every file done, by one thread at a time.
     """
     lock = threading.Lock()
 
     def look(file: ImageFile) -> str | None:
         try:
-            decode(memoryview(_read(file.path)), ImageSpec(MAX_PIXELS))
+            decode(memoryview(_read(file.path)), ImageSpec(max_pixels))
         except BadSample as error:
             return str(error)
         finally:
@@ -63,7 +67,7 @@ def without_bad(
     """
     lines = [f"{file.path}: {reason}" for found in bad for file, reason in found.items()]
     excess = any(
-        len(found) > (error_budget or 0) * len(split.files)
+        len(found) > allowed(error_budget or 0, len(split.files))
         for split, found in zip(splits, bad, strict=True)
     )
     if excess:

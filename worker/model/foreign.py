@@ -5,10 +5,12 @@ Nothing is ever unpickled but tensors and plain data: `torch.load(weights_only=T
 
 import argparse
 import io
+import pathlib
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -21,10 +23,27 @@ _INSIDE = (
     "state_dict",  # timm, Lightning, PyTorch's examples
     "model",  # torchvision's references
     "model_state_dict",
+    "net",
 )
 """Where training scripts keep a state dict; averages first, as timm loads them."""
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+CONVERT = (
+    "import torch; f = torch.load('FILE', map_location='cpu', weights_only=False); "
+    f"f = next((f[k] for k in {_INSIDE!r} if k in f), f) if isinstance(f, dict) else f; "
+    "torch.save(f.state_dict() if hasattr(f, 'state_dict') else f, 'plain.pth')"
+)
+"""Python that makes a plain state dict of a file that only pickle can read."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
 """DistributedDataParallel, torch.compile, LightningModules and the like."""
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # up to NumPy 1
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "bool")),
+]
+"""What training scripts put beside the tensors: arguments, paths, numbers. They run no code."""
 _COUNTER = "n_averaged"  # of torch's AveragedModel
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _MAX_SHOWN = 8
@@ -60,21 +79,26 @@ def unwrapped(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, 
         state: Tensors by name.
         known: Names of the model itself.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
+    beside: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        while name not in known and name.startswith(_WRAPPERS):
-            name = name.partition(".")[2]
-        if name != _COUNTER:
-            found[name] = tensor
-    return found
+        bare = name
+        while bare not in known and bare.startswith(_WRAPPERS):
+            bare = bare.partition(".")[2]
+        kept = beside if bare == name and name not in known else found
+        kept[bare] = tensor
+    # Of a LightningModule, say, whose model is one of its parts: the others are its losses and
+    # metrics. Where nothing is wrapped, what is unknown is a misfit, which the caller names.
+    beside.pop(_COUNTER, None)
+    wrapped = any(name.startswith(_WRAPPERS) for name in state)
+    return found if wrapped and found.keys() & set(known) else {**found, **beside}
 
 
 def _decoded(data: bytes, uri: str) -> Any:
     try:
         if _is_safetensors(data):
             return safetensors.torch.load(data)
-        # What torchvision's and timm's scripts put beside the tensors; it holds plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_PLAIN):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise almost anything
         foreign = _GLOBAL.search(str(error))
@@ -82,8 +106,7 @@ def _decoded(data: bytes, uri: str) -> Any:
             raise ConfigurationError(
                 f"model.weights: {uri}: holds {foreign[1]} beside the tensors, and only tensors "
                 "and plain data are read; where you trust the file, convert it: python -c "
-                "\"import torch; f = torch.load('FILE', weights_only=False); "
-                "torch.save(f['state_dict'], 'plain.pth')\""
+                f'"{CONVERT}"'
             ) from None
         raise ConfigurationError(
             f"model.weights: {uri}: neither safetensors nor a state dict ({type(error).__name__})"

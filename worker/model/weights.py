@@ -1,5 +1,6 @@
 """Pretrained weights from storage or torchvision, into a backbone with a new head."""
 
+import hashlib
 import logging
 import math
 import re
@@ -14,9 +15,10 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.logs import count
 from worker.model.backbone import Backbone
+from worker.model.card import CARD_NAME, WEIGHTS_NAME, read_card
 from worker.model.foreign import read_state, unwrapped
 from worker.model.skeleton import is_auxiliary
-from worker.store import ObjectMissing, read_uri
+from worker.store import ObjectMissing, open_store, read_uri
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,13 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     inside = ""
     if "/" in weights or "." in weights:  # as no name of torchvision's has
         try:
-            state, inside = read_state(read_uri(weights), weights)
+            data = read_uri(weights)
         except ObjectMissing as error:
             raise ConfigurationError(f"model.weights: {error}; check the address") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"model.weights: {error}") from None
+        _require_described(data, weights)
+        state, inside = read_state(data, weights)
     else:
         state = _from_torchvision(backbone.name, weights)
     heads = tuple(f"{head}." for head in backbone.heads)
@@ -70,6 +76,22 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
         log.info("%s: what it holds as %s is taken", weights, inside)
     load_tensors(backbone.model, {**own, **given})
     return len(given)
+
+
+def _require_described(data: bytes, weights: str) -> None:
+    """Raise `ConfigurationError` if a model of ours is not the one that the card beside it says."""
+    folder, _, name = weights.rpartition("/")
+    if name != WEIGHTS_NAME or not folder:
+        return
+    try:
+        card = read_card(open_store(folder))
+    except ConfigurationError:  # which `preset_beside` has told, if it is one of ours
+        return
+    if hashlib.sha256(data).hexdigest() != card.sha256:
+        raise ConfigurationError(
+            f"model.weights: {weights} is not what the {CARD_NAME} beside it describes; copy the "
+            "folder again"
+        )
 
 
 def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:

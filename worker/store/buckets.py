@@ -1,12 +1,12 @@
 """Buckets, which are made on request only."""
 
+from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
 
-from worker.store.causes import translate
-from worker.store.client import s3_client
-from worker.store.faults import code_of
+from worker.store.faults import code_of, status_of
+from worker.store.s3 import S3Store
 
 _OWN = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _DEFAULT_REGION = "us-east-1"
@@ -20,18 +20,23 @@ def create_bucket(uri: str) -> bool:
     parts = urlsplit(uri)
     if parts.scheme != "s3":
         return False
-    client = s3_client()
-    region = client.meta.region_name
-    where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None
-    more = {"CreateBucketConfiguration": where} if where else {}
+    return S3Store(parts.netloc, "").request("create", lambda s3: _create(s3, parts.netloc))
+
+
+def _create(s3: Any, name: str) -> bool:
     try:
-        try:
-            client.head_bucket(Bucket=parts.netloc)
-            return False
-        except boto_errors.ClientError:
-            client.create_bucket(Bucket=parts.netloc, **more)
-    except (boto_errors.BotoCoreError, boto_errors.ClientError) as error:
-        if code_of(error) in _OWN:
-            return False
-        raise translate(error, f"s3://{parts.netloc}") from error
+        s3.head_bucket(Bucket=name)
+        return False
+    except boto_errors.ClientError as error:
+        if status_of(error) != 404:  # without the right to look, the bucket is taken to be there
+            if status_of(error) == 403:
+                return False
+            raise
+    region = s3.meta.region_name
+    where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None
+    try:
+        s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": where} if where else {}))
+    except boto_errors.ClientError as error:
+        if code_of(error) not in _OWN:
+            raise
     return True

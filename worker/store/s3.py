@@ -99,7 +99,9 @@ class S3Store:
         self._write(key, size, pieces, {})
 
     def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
-        condition = {"IfMatch": version.split(" ")[0]} if version else {"IfNoneMatch": "*"}
+        # Without its quotes, which RGW does not take off and others do.
+        etag = version.split(" ")[0].strip('"')
+        condition = {"IfMatch": etag} if version else {"IfNoneMatch": "*"}
         return self._write(key, size, pieces, condition)
 
     def _write(self, key: str, size: int, pieces: Iterable[Piece], condition: Condition) -> bool:
@@ -308,6 +310,10 @@ class S3Store:
 
     def _name(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
+
+    def request(self, operation: str, ask: Callable[[Any], T]) -> T:
+        """Ask the store by a client, under the same deadline and retries as all requests."""
+        return self._call(operation, "", lambda: ask(self._s3))
 
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:
         """Run one request, body included, with full-jitter retries up to the deadline."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import torch.distributed as dist
 
+from worker.data.budget import allowed
 from worker.data.loader import Bad
 from worker.metrics.registry import Metrics
 from worker.store import Store
@@ -24,8 +25,7 @@ class Quarantine:
         self._field = field
         self._samples = dataset.index.samples
         self._budget = budget
-        # One bad image of a few hundred ends no job, unless it is to.
-        self._allowed = max(1, int(budget * self._samples)) if budget else 0
+        self._allowed = allowed(budget, self._samples)
         self._listed: dict[int, Bad] = {}
 
     @property

@@ -1,0 +1,9 @@
+"""How many bad samples an error budget allows."""
+
+
+def allowed(budget: float, samples: int) -> int:
+    """Return the number of samples that may be bad: at least one, unless the budget is 0.
+
+    One bad image of a few hundred ends nothing that way.
+    """
+    return max(1, int(budget * samples)) if budget else 0
