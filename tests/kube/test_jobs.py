@@ -141,15 +141,10 @@ kind: Job
 metadata: {name: train}
 spec: {template: {spec: {volumes: [{name: credentials, secret: {secretName: not-there}}]}}}"""
     apply(overlay("secret", patches=[patch]))
-    row = wait_for(
-        "a pod in its init container",
-        lambda: kubectl(
-            "-n", kube.NAMESPACE, "get", "pods", "-l", "job-name=train-secret", check=False
-        ),
-    )
-    time.sleep(5)
-    row = kubectl("-n", kube.NAMESPACE, "get", "pods", "-l", "job-name=train-secret")
-    assert "Init:0/1" in row
+    listing = ("-n", kube.NAMESPACE, "get", "pods", "-l", "job-name=train-secret")
+    wait_for("a pod that waits for its Secret", lambda: "Init:0/1" in kubectl(*listing), 60)
+    time.sleep(10)
+    assert "Init:0/1" in kubectl(*listing), "it waits on"
 
 
 @pytest.mark.parametrize("how", ["delete", "evict"])

@@ -109,13 +109,17 @@ def _decoded(data: bytes, uri: str) -> Any:
                 f'"{CONVERT}"'
             ) from None
         raise ConfigurationError(
-            f"model.weights: {uri}: neither safetensors nor a state dict ({type(error).__name__})"
+            f"model.weights: {uri}: neither safetensors nor a state dict, or cut short "
+            f"({type(error).__name__}); copy the file again"
         ) from None
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Whether data begins as safetensors do: with the size of a header, and the header."""
-    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8
+    """Return whether data begins as safetensors do: with 8 bytes of a size, and JSON.
+
+    What `torch.save` writes is a zip file or begins with a byte that is no JSON.
+    """
+    return data[8:9] == b"{"
 
 
 def _is_state(found: object) -> bool:

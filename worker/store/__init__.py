@@ -10,7 +10,16 @@ from worker.store.base import ObjectInfo, ObjectMissing, Piece, Store
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 
-__all__ = ["ObjectInfo", "ObjectMissing", "Piece", "Store", "open_store", "read_uri", "write_uri"]
+__all__ = [
+    "LocalStore",
+    "ObjectInfo",
+    "ObjectMissing",
+    "Piece",
+    "Store",
+    "open_store",
+    "read_uri",
+    "write_uri",
+]
 
 
 def open_store(uri: str) -> Store:

@@ -210,10 +210,11 @@ class S3Store:
 
     def _is_gone(self, key: str, upload: str) -> bool:
         """Whether an upload in parts was removed, as by an older attempt that cleans up."""
+        name = {**self._name(key), "UploadId": upload, "MaxParts": 1}
         try:
-            self._s3.list_parts(**self._name(key), UploadId=upload, MaxParts=1)
-        except boto_errors.ClientError as error:
-            return status_of(error) == 404
+            self._call("list", key, lambda: self._s3.list_parts(**name))
+        except ObjectMissing:
+            return True
         return False
 
     def _is_there(self, key: str, size: int) -> bool:

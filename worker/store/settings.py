@@ -16,6 +16,9 @@ _IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
 def check_settings(env: Mapping[str, str]) -> None:
     """Raise `ConfigurationError` for a variable that no request can be made with, naming it."""
     for name in (
@@ -26,6 +29,7 @@ def check_settings(env: Mapping[str, str]) -> None:
         *_CERTIFICATES,
         *_IDENTITIES,
         "AWS_PROFILE",
+        *_PROXIES,
     ):
         _require_plain(name, env.get(name, ""))
     for name in _REGIONS:
@@ -53,8 +57,8 @@ def endpoint_in(env: Mapping[str, str]) -> str:
 def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
     """Return the variable that gives the proxy to the endpoint, and its value without a login."""
     scheme = "http" if endpoint_in(env).startswith("http://") else "https"
-    for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"):
-        if env.get(name):
+    for name in _PROXIES:
+        if name.lower() in (f"{scheme}_proxy", "all_proxy") and env.get(name):
             return name, env[name].rpartition("@")[2]
     return f"{scheme.upper()}_PROXY", ""
 
