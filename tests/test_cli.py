@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,30 @@ def test_ctrl_c_is_acknowledged(write: Write, job: dict[str, Any]) -> None:
     code, output = on_a_terminal(["train", write(job)], interrupted_at="epoch 1/200")
     assert code == 75, output
     assert output.index("Ctrl-C again exits at once") < output.index("stopped on request after")
+
+
+def test_a_terminal_that_is_lost_stops_with_everything_committed(
+    write: Write, job: dict[str, Any]
+) -> None:
+    """The live line has nowhere to go then, and neither has the log."""
+    job["train"]["epochs"] = 200
+    manifest = write(job)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-m", "worker", "train", manifest])
+    store = open_store(job["output"])
+    deadline = time.monotonic() + 120
+    while not any(key.startswith("commits/") for key in keys(store)):
+        assert time.monotonic() < deadline
+        select.select([terminal], [], [], 0.1)
+        os.read(terminal, 65536)
+    os.close(terminal)  # the kernel sends SIGHUP
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+    newest = max(key for key in keys(store) if key.startswith("commits/"))
+    progress = json.loads(store.get("records/000001/progress.json"))
+    assert progress["end"]["code"] == 75
+    assert int(newest.split("/")[1].split("-")[0]) == progress["step"]
 
 
 def test_plain_lines_elsewhere(write: Write, job: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
         codes.append(ended.code)
         assert ended.code == 75, ended.err
         assert "start again to go on" in ended.events[-1]["message"]
-        told = f"{number.name}: stopping after this step, and committing"
+        told = f"{number.name}: stopping after this step"
         assert [event["message"] for event in ended.events].count(told) == 1
         assert "Traceback" not in ended.err
     train(run, write, job, *nproc)

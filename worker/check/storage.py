@@ -73,16 +73,18 @@ def _put_and_get(store: Store, key: str) -> str:
 
 
 def _put_if_absent(store: Store, key: str) -> str:
-    """Whether the second of two writers is refused, on which fencing rests."""
+    """Check that the second of two writers is refused, on which fencing rests."""
     first = f"{key}-1"
     try:
         store.put_if_absent(first, uuid.uuid4().bytes)
-        refused = not store.put_if_absent(first, uuid.uuid4().bytes)
+        taken = store.put_if_absent(first, uuid.uuid4().bytes)
+        replaced = store.replace(first, 1, [b"x"], "another version")
     finally:
         _remove(store, first)
-    if refused and store.fences:
+    if not taken and not replaced and store.fences:
         return "the second of two is refused"
-    how = "ignores If-None-Match" if store.fences else "has no conditional PUT (501)"
+    how = f"ignores {'If-None-Match' if taken else 'If-Match'}"
+    how = how if store.fences else "has no conditional PUT (501)"
     raise Caution(f"the store {how}: fencing is off, so start no job twice at a time")
 
 

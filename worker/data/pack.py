@@ -41,6 +41,8 @@ def find_bad(
             decode(memoryview(_read(file.path)), ImageSpec(max_pixels))
         except BadSample as error:
             return str(error)
+        except ConfigurationError:
+            return "cannot be read; check its rights"
         finally:
             with lock:
                 advance()

@@ -57,7 +57,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, live: bool) -> 
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
     board, own = Board(), os.getpid()
-    leads = place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
+    leads = _leads(place)
 
     def say_last(code: int) -> None:
         # A rank that was forked leaves it to its parent, which outlives it.
@@ -85,8 +85,9 @@ def _train(
     job = open_job(manifest)
     require_same_experiment(job)
     if job.done:
-        # It may have been replaced by one of more epochs that was cut short while it was copied.
-        settle(job.output, job.done.epochs)
+        if _leads(place):
+            # It may be in replacement by one of more epochs that was cut short.
+            settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
         if job.changes:
             changes = "; ".join(map(str, job.changes))
@@ -102,6 +103,11 @@ def _train(
         stop.has_begun = True
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
+
+
+def _leads(place: Rank | Spawn) -> bool:
+    """Whether rank 0 is, or will be, on this side."""
+    return place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
 
 
 def find_rates(

@@ -16,6 +16,7 @@ from worker.store.base import ObjectInfo, ObjectMissing, Piece
 from worker.store.traffic import measured
 
 _TEMPORARY = ".tmp-"
+_LOCK = f"{_TEMPORARY}lock"  # not listed, as no temporary file is
 _MAX_NAME = 200  # of an object's name in that of its temporary file
 # Faults of the disk or the network below it, which another try may not meet.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
@@ -151,13 +152,14 @@ def _version(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which every `replace` in it takes."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """Hold a folder's lock, which every `replace` in it takes, on any node if it is shared (NFS).
+
+    Where a file system has no locks, nothing is held.
+    """
+    with (folder / _LOCK).open("ab") as file:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -75,11 +75,11 @@ class StopFlag:
         name = signal.Signals(number).name
         if number == signal.SIGINT and sys.stderr.isatty():
             log.info(
-                "stopping after this step, and committing; Ctrl-C again exits at once and loses "
-                "what was done since the last checkpoint"
+                "stopping after this step; Ctrl-C again exits at once and loses what was done "
+                "since the last checkpoint"
             )
         else:
-            log.info("%s: stopping after this step, and committing", name)
+            log.info("%s: stopping after this step", name)
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
