@@ -167,5 +167,5 @@ def test_a_stop_before_training_begins_ends_at_once(
         running.send(signal.SIGTERM)
         ended = running.wait()
     assert ended.code == 75, ended.err
-    assert "stopped on request before anything was begun" in ended.err
+    assert "stopped on request before anything started" in ended.err
     assert time.monotonic() - began < 10

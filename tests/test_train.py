@@ -450,7 +450,7 @@ def test_a_finished_job_trains_on_where_more_epochs_are_asked_for(
     train(run, write, job)
     store = open_store(job["output"])
     first = store.get("final/model.safetensors")
-    told = "was done by attempt 1: 2 epochs, 10 steps; nothing to do; to train on, raise"
+    told = "was done by attempt 1: 2 epochs, 10 steps; nothing to do; to continue training, raise"
     assert told in run("plan", "--resume", write(job)).out
     assert told in run("train", write(job)).err
     job["train"]["epochs"] = 3
@@ -475,7 +475,7 @@ def test_a_finished_job_without_its_checkpoint_says_how_to_train_on(
     job["train"]["epochs"] = 3
     store.put("checkpoints/00000005-000001/model.safetensors", b"")
     store.put("checkpoints/00000010-000001/model.safetensors", b"")
-    text = "train.epochs: 2 are done, and of them there is no whole checkpoint to train on from"
+    text = "train.epochs: 2 are done, but no intact checkpoint of them is left to resume from"
     ended = run("train", write(job))
     assert ended.code == 78
     assert text in ended.err

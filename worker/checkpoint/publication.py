@@ -65,7 +65,7 @@ class Publication(Record):
 
     @property
     def result(self) -> Done:
-        """What `done.json` will say, as a schema."""
+        """The result that `done.json` will state."""
         return Done.model_validate(self.done)
 
 

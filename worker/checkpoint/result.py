@@ -196,7 +196,7 @@ class _Copier:
         raise InfrastructureError(f"{self._store.uri}{key}: others keep writing it")
 
     def _holds(self, part: Part) -> bool:
-        """Whether a part is in its place."""
+        """Return whether a part is in its place."""
         try:
             self._read(part.name, part)
         except (ObjectMissing, ValueError):

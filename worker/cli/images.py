@@ -1,4 +1,4 @@
-"""Which images a command line means."""
+"""The images that a command line names."""
 
 from worker.data.formats import IMAGE_SUFFIXES, is_image_name
 from worker.errors import ConfigurationError

@@ -155,8 +155,8 @@ def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> int
     """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
 
     Every IMAGE is an address or a path of a JPEG, PNG or WebP, or of a folder of them (a prefix
-    ends in a slash). One that cannot be read is told of, the others are classified all the same,
-    and the exit code is 65, or 78 where there is no such object.
+    ends in a slash). One that cannot be read is reported and the others are still classified; the
+    exit code is then 65, or 78 if there is no such object.
     """
     from worker.cli.images import find_images
 

@@ -1,4 +1,4 @@
-"""How many bad samples an error budget allows."""
+"""The number of bad samples that an error budget allows."""
 
 
 def allowed(budget: float, samples: int) -> int:

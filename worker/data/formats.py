@@ -1,4 +1,4 @@
-"""How image files are known by name and by their first bytes; nothing here needs torch."""
+"""Image formats by suffix and by first bytes, and compressions; without torch."""
 
 from collections.abc import Mapping
 

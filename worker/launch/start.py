@@ -86,7 +86,7 @@ def _train(
     require_same_experiment(job)
     if job.done:
         if _leads(place):
-            # It may be in replacement by one of more epochs that was cut short.
+            # A result of more epochs may have been cut short while it was copied over it.
             settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
         if job.changes:

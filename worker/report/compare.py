@@ -74,7 +74,7 @@ def _cut(text: str) -> str:
 def differing(runs: Sequence[Run]) -> list[str]:
     """The manifest fields that are not the same in all runs.
 
-    A field that only some have, and these with its default, makes no difference.
+    A field that only some runs have, all of them with its default, makes no difference.
     """
     fields = dict.fromkeys(field for run in runs for field in run.settings)
     return [

@@ -1,4 +1,4 @@
-"""What heads the page of a run: when it ran, on what, on how much data."""
+"""Facts at the head of a run's page: when it ran, on what, on how much data."""
 
 import itertools
 import time

@@ -36,7 +36,7 @@ _PROXY_LOGIN = 407
 _REFUSALS = {
     "NoSuchBucket": (f"{NO_BUCKET}; correct the name, or create it (worker put --create-bucket)"),
     "InvalidAccessKeyId": (
-        "access denied (InvalidAccessKeyId); the store knows no such AWS_ACCESS_KEY_ID"
+        "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
     ),
     "SignatureDoesNotMatch": (
         "access denied (SignatureDoesNotMatch); AWS_SECRET_ACCESS_KEY is not that of "
@@ -64,8 +64,8 @@ def translate(error: Exception, uri: str) -> Exception:
         return InfrastructureError(f"{uri}: {_lost_connection(error)}")
     if isinstance(error, boto_errors.HTTPClientError):
         return ConfigurationError(
-            f"{uri}: the credentials or the region hold what no request can; set them anew, "
-            "without a line break at the end"
+            f"{uri}: the credentials or the region contain characters that no request can "
+            "carry; set them again, without a line break at the end"
         )
     if isinstance(error, boto_errors.ParamValidationError):
         return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
@@ -77,7 +77,7 @@ def _lost_connection(error: Exception) -> str:
     if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
         return (
             f"{endpoint()} answers, but not as S3 does; check the port in AWS_ENDPOINT_URL (a web "
-            "console has another one than S3) and proxies"
+            "console has a different one) and proxies"
         )
     if isinstance(error, boto_errors.ProxyConnectionError):
         name, proxy = proxy_in(os.environ)

@@ -67,13 +67,13 @@ def _require_plain(name: str, value: str) -> None:
     """Raise `ConfigurationError` for what a header cannot hold; never shows the value."""
     if value == value.strip() and value.isascii() and value.isprintable():
         return
-    what = "holds characters that it cannot hold"
+    what = "holds characters that are not allowed there"
     if value.strip().isprintable() and value.isascii():
         where = "ends" if value == value.lstrip() else "begins"
         what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'blank'}"
     raise ConfigurationError(
-        f"{name}: {what}; set it anew without (a file or Secret that was made with `echo` ends "
-        "with a line break: use `printf %s`)"
+        f"{name}: {what}; set it again without (a file or Secret made with `echo` ends with a line "
+        "break: use `printf %s`)"
     )
 
 
@@ -89,7 +89,7 @@ def _check_endpoint(name: str, url: str) -> None:
         address, _, port = host.rpartition(":")
         plain = f"[{address}]:{port}" if host.count("::") == 1 and port.isdecimal() else f"[{host}]"
         raise ConfigurationError(
-            f"{name}: an IPv6 address stands in brackets, as in {scheme}://{plain}"
+            f"{name}: put an IPv6 address in brackets, as in {scheme}://{plain}"
         )
     try:
         valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0

@@ -256,8 +256,8 @@ def require_no_result(job: Job, result: Done | None) -> None:
     """Raise `ConfigurationError` if training would start anew where a result is."""
     if result:
         raise ConfigurationError(
-            f"train.epochs: {result.epochs} are done, and of them there is no whole checkpoint to "
-            f"train on from; give a new output, and model.weights: {job.output.uri}final/"
+            f"train.epochs: {result.epochs} are done, but no intact checkpoint of them is left to "
+            f"resume from; use a new output with model.weights: {job.output.uri}final/"
             "model.safetensors"
         )
 

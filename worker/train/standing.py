@@ -82,7 +82,7 @@ def describe_done(job: Job, done: Done) -> str:
     return (
         f"job {job.manifest.job} was done by attempt {done.attempt}: "
         f"{count(done.epochs, 'epoch')}, {count(done.step, 'step')}; nothing to do; "
-        "to train on, raise train.epochs"
+        "to continue training, raise train.epochs"
     )
 
 

@@ -66,7 +66,7 @@ class StopFlag:
             self.listener(number)
         elif not self.has_begun:
             # Not by an exception: it may come up in the midst of an import, and crash that.
-            log.info("stopped on request before anything was begun; start again")
+            log.info("stopped on request before anything started; run it again")
             with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
                 sys.stderr.flush()
             os._exit(ExitCode.STOPPED)
