@@ -71,8 +71,9 @@ def pack(
 
     FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or the
     other usual names, in any case), which become DEST/train/, DEST/val/ and DEST/test/. Links are
-    followed; whatever is not packed is counted by kind. Every image is decoded first, and
-    those that cannot be are all listed, with the reasons. The same files and seed always give the same shards.
+    followed; whatever is not packed is counted by kind. Every image is decoded first, and those
+    that cannot be are all listed, with the reasons. The same files and seed always give the same
+    shards.
     """
     from worker.data.folder import find_splits
     from worker.data.index import require_no_index
