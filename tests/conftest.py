@@ -224,6 +224,7 @@ def _run_command(
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.clear()
     os.environ |= env
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored, if tests run under it
     from worker.cli import main
 
     if sabotage:

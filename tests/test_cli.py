@@ -171,6 +171,7 @@ def test_a_terminal_that_is_lost_stops_with_everything_committed(
     manifest = write(job)
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored
         os.execv(sys.executable, [sys.executable, "-m", "worker", "train", manifest])
     store = open_store(job["output"])
     deadline = time.monotonic() + 120

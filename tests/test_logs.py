@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,23 @@ def test_the_current_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PWD", "/home/somebody/data")
     monkeypatch.setenv("OLDPWD", "/home/somebody")
     assert redacted("file:///home/somebody/data/x") == "file:///home/somebody/data/x"
+
+
+@pytest.mark.parametrize("name", ["SSH_AUTH_SOCK", "API_KEY", "MONKEY", "KEYRING_HOME", "PASSAGE"])
+def test_a_path_that_exists_is_no_secret(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path))
+    assert redacted(f"file://{tmp_path}/x") == f"file://{tmp_path}/x"
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "DB_PASSWORD", "HF_TOKEN", "MYSQL_PWD", "X_SECRET_1"])
+def test_what_is_named_like_a_secret_is_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "hunter2hunter2")
+    assert redacted("x hunter2hunter2 y") == "x [hidden] y"
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("MONKEY_AUTHOR", "hunter2hunter2")
+    assert redacted("x hunter2hunter2 y") == "x hunter2hunter2 y"
 
 
 def test_redaction_takes_linear_time() -> None:

@@ -205,11 +205,13 @@ def test_runs_are_compared(run: Run, write: Write, job: Job, tmp_path: Any) -> N
     rows = {line.split("  ")[0]: line.split() for line in ended.out.splitlines() if line}
     assert rows["optimizer.lr"][-2:] == ["0.001", "0.003"]
     assert rows["state"][-2:] == ["done", "done"]
-    assert [float(cell) for cell in rows["best accuracy"][-2:]] >= [0.5, 0.5]
+    shares = [cell for cell in rows["best accuracy"] if cell.endswith("%")]
+    assert [float(cell.rstrip("%")) for cell in shares] >= [50, 50]
     assert "data.train" not in ended.out
     full = json.loads(run("compare", "--json", *outputs).out)
     assert full[0]["result"]["steps"] == 10
-    nothing = run("compare", str(tmp_path))
+    assert run("compare", outputs[0]).code == 2
+    nothing = run("compare", str(tmp_path), outputs[0])
     assert nothing.code == 78
     assert "holds no run" in nothing.err
 

@@ -21,6 +21,7 @@ from tests.conftest import Run, Start, contents, unfinish
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
+from worker.forks import STOP_SIGNALS
 from worker.metrics.owner import Owner
 from worker.metrics.textfile import textfile
 from worker.store import open_store
@@ -380,6 +381,21 @@ def test_another_experiment_that_was_quicker_is_noticed(run: Run, write: Write, 
     assert ended.code == 78, ended.err
     assert "train.seed: 0 here, but 77 in the job whose output it is" in ended.err
     assert not list_commits(open_store(job["output"]))
+
+
+def test_a_hangup_stays_ignored_under_nohup() -> None:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        StopFlag().install()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        stop = StopFlag()
+        stop.install()
+        assert signal.getsignal(signal.SIGHUP) == stop._handle
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_later_signal_may_shorten_the_time_for_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:

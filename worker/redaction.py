@@ -22,6 +22,7 @@ _PLACE_NAME = re.compile(
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
+_FOLDERS = ("PWD", "OLDPWD")
 _MAX_PATH = 4096
 _QUERY = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
 _EQUALS = re.compile(r"=|%3D", re.IGNORECASE)
@@ -91,8 +92,14 @@ def redacted_data(value: Any) -> Any:
     return [redacted_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _is_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret, and not the place of one."""
+    place = name in _FOLDERS or _PLACE_NAME.search(name)
+    return bool(_SECRET_NAME.search(name)) and not place
+
+
 def _is_path(value: str) -> bool:
-    """Whether a value is the path of something that exists, such as `$PWD`."""
+    """Whether a value is the path of something that exists, such as a socket's."""
     try:
         return value.startswith("/") and len(value) < _MAX_PATH and Path(value).exists()
     except (OSError, ValueError):
@@ -109,7 +116,7 @@ def _secrets() -> list[str]:
     """The values of variables named like a secret that are no place of one; passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and not _PLACE_NAME.search(name) and not _is_path(value):
+        if _is_secret(name) and not _is_path(value):
             found.add(value)
         login = _PASSWORD.search(value)
         if login:

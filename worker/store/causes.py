@@ -181,6 +181,8 @@ def _missing_credentials() -> str:
     file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
     if file and not Path(file).exists():
         return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
+    if os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        return "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACCESS_KEY is"
     return (
         "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
         "a profile or a workload identity"
