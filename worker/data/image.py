@@ -19,13 +19,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from worker.data.depth import deep_pixels, is_deep
+from worker.data.jpeg import count_scans, read_header
 from worker.data.reader import BadSample
 from worker.errors import first_line
 
 Pixels = npt.NDArray[np.uint8]
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_START, _SCAN = b"\xff\xd8", b"\xff\xda"
+_START = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; most have ten
 _MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
@@ -95,7 +96,7 @@ def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -
 
 def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
     """A small JPEG can hold thousands of scans, and take minutes."""
-    scans = bytes(data).count(_SCAN)
+    scans = count_scans(data)
     if scans > _MAX_SCANS or (scans > 15 and scans * pixels > _MAX_WORK * max_pixels):
         raise BadSample("too_large", f"{scans} scans of {pixels} pixels take too long to decode")
 
@@ -144,7 +145,8 @@ def _webp_size(data: memoryview) -> tuple[int, int]:
 
 def orientation(data: memoryview) -> int:
     """Return the orientation of a JPEG, 1 to 8, as Pillow's `exif_transpose` finds it."""
-    if not _TELLS_ORIENTATION.search(data):
+    header = read_header(data)
+    if not _TELLS_ORIENTATION.search(data[: header.size] if header else data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:

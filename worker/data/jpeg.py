@@ -1,0 +1,47 @@
+"""The segments of a JPEG before its first scan (ITU-T T.81, annex B)."""
+
+from dataclasses import dataclass
+
+_APPLICATION, _COMMENT = range(0xE0, 0xF0), 0xFE
+_TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantization, restart interval
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_PROGRESSIVE, _SCAN_HEADER = 0xC2, 0xDA
+_SCAN = b"\xff\xda"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What comes before the pixels of an ordinary JPEG."""
+
+    size: int
+    """Bytes up to the first scan."""
+    one_scan: bool
+    """Whether that scan holds all pixels, so that libjpeg decodes no other."""
+
+
+def read_header(data: memoryview) -> Header | None:
+    """Return the header of a JPEG; None where it is anything out of the ordinary.
+
+    Costs microseconds, where a search through the whole image costs a good part of its decoding.
+    """
+    at, frame, components = 2, 0, 0
+    while at + 5 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        length = data[at + 2] << 8 | data[at + 3]
+        if marker == _SCAN_HEADER:
+            whole = frame not in (0, _PROGRESSIVE) and data[at + 4] == components
+            return Header(at, whole) if frame else None
+        if marker in _FRAMES and length > 7 and not frame and at + 9 < len(data):
+            frame, components = marker, data[at + 9]
+        elif marker not in _APPLICATION and marker not in _TABLES and marker != _COMMENT:
+            return None
+        if length < 2:
+            return None
+        at += 2 + length
+    return None
+
+
+def count_scans(data: memoryview) -> int:
+    """Return how many scans libjpeg may decode, at most."""
+    header = read_header(data)
+    return 1 if header and header.one_scan else bytes(data).count(_SCAN)
