@@ -50,6 +50,13 @@ def weights_of(engine: Engine) -> dict[str, Tensor]:
     }
 
 
+def require_alike(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Of few images, BatchNorm makes much of the last bits, so tensors are compared by norm."""
+    for name, tensor in expected.items():
+        difference = (tensor - found[name]).double().norm()
+        assert difference <= 0.02 * tensor.double().norm(), name
+
+
 @pytest.fixture
 def exact() -> Iterator[None]:
     """Without TF32, so that the devices can be compared."""
@@ -63,29 +70,30 @@ def exact() -> Iterator[None]:
 @pytest.mark.parametrize("images", [FULL, 9, 3, 1], ids=lambda n: f"{n} images")
 def test_a_step_is_that_of_the_cpu(images: int, exact: None) -> None:
     """Of a full batch, and of the last ones of an epoch, too small for statistics of their own."""
-    found = {}
+    steps, sums = [], []
     for device in (CPU, GPU):
         engine = engine_on(device, FP32, name="sgd", lr=0.01)
+        before = weights_of(engine)
         outcome = engine.step(0, batch_of(images, SIDE, CLASSES), images)
-        found[device] = weights_of(engine), outcome
-    for name, tensor in found[CPU][0].items():
-        assert torch.allclose(tensor, found[GPU][0][name], rtol=1e-3, atol=2e-5), name
-    assert torch.allclose(found[CPU][1].sums, found[GPU][1].sums, rtol=1e-4)
-    assert found[CPU][1].finite
+        assert outcome.finite
+        steps.append({name: after - before[name] for name, after in weights_of(engine).items()})
+        sums.append(outcome.sums)
+    require_alike(*steps)
+    assert torch.allclose(*sums, rtol=1e-4)
 
 
 def test_bad_samples_count_as_none(exact: None) -> None:
-    found = []
+    steps = []
     for device in (CPU, GPU):
         engine = engine_on(device, FP32, name="sgd", lr=0.01)
+        before = weights_of(engine)
         engine.expects_holes = True
         batch = batch_of(FULL, SIDE, CLASSES)
         valid = torch.arange(FULL) % 4 != 1
         batch = Batch(batch.images, batch.labels, batch.ids, valid)
         assert engine.step(0, batch, FULL).sums[2] == 12
-        found.append(weights_of(engine))
-    for name, tensor in found[0].items():
-        assert torch.allclose(tensor, found[1][name], rtol=1e-3, atol=2e-5), name
+        steps.append({name: after - before[name] for name, after in weights_of(engine).items()})
+    require_alike(*steps)
 
 
 @pytest.mark.parametrize("train", [{}, {"ema": 0.9}, FP32], ids=repr)
