@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e kube fuzz bench lint lock clean
+.PHONY: demo test e2e kube gpu fuzz bench lint lock clean
 
 demo: .venv/ready
 	$(BIN)/worker demo
@@ -19,6 +19,11 @@ e2e: .venv/ready
 # 25 minutes on two cores), and the shipped files on it (about half an hour). As root, with Go and iproute2.
 kube: .venv/ready
 	$(BIN)/pytest -m kube tests/kube
+
+# What only a GPU can show: the tests for one, and what the product does there next to what it could.
+gpu: .venv/ready
+	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/python -m bench.gpu
 
 # A million cases of hostile and damaged input, in about an hour on two cores; `make test` runs a
 # thousandth of them.

@@ -6,6 +6,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import open_index
 from worker.cli import main
-from worker.data.image import ImageSpec, decode
+from worker.data.image import ImageSpec, decode, orientation
+from worker.data.jpeg import count_scans, read_header
 from worker.data.reader import BadSample
 
 LIMIT = ImageSpec(100_000_000)
@@ -244,6 +246,57 @@ def test_orientation_is_found_behind_other_segments(segment: bytes) -> None:
     exif[0x0112] = 6
     data = bytes(encoded(gradient(), "JPEG", exif=exif.tobytes()))
     assert turned_like_pillow(inserted(data, segment))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"subsampling": 0, "quality": 95},
+        {"optimize": True},
+        {
+            "exif": b"Exif\0\0MM\0*" + bytes(500),
+            "icc_profile": bytes(70_000),
+            "comment": b"\xff\xda",
+        },
+    ],
+    ids=["plain", "4:4:4", "optimized", "segments"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_ordinary_jpeg_is_searched_in_its_header_alone(mode: str, options: Any) -> None:
+    """To go through all of it costs half as much as to decode it."""
+    data = encoded(gradient(400, 400).convert(mode), "JPEG", **options)
+    header = read_header(data)
+    assert header
+    assert header.one_scan
+    assert bytes(data).count(b"\xff\xda", header.size) == 1
+    assert count_scans(data) == 1
+
+
+def test_the_scans_of_a_progressive_jpeg_are_counted() -> None:
+    data = encoded(gradient(400, 400), "JPEG", progressive=True)
+    header = read_header(data)
+    assert header
+    assert not header.one_scan
+    assert count_scans(data) == bytes(data).count(b"\xff\xda") > 5
+
+
+@given(st.binary(max_size=80), st.integers(0, 700), st.integers(0, 255), st.booleans())
+def test_orientation_is_what_pillow_finds_whatever_the_segments(
+    segment: bytes, place: int, value: int, turned: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif.tobytes()} if turned else {"xmp": xmp(8)}
+    data = bytearray(inserted(bytes(encoded(gradient(), "JPEG", **options)), segment))
+    data[place % len(data)] = value
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            expected = image.getexif().get(0x0112)
+    except Exception:
+        expected = 1
+    valid = isinstance(expected, int) and 1 <= expected <= 8
+    assert orientation(memoryview(data)) == (expected if valid else 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

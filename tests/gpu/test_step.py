@@ -79,7 +79,7 @@ def test_a_step_is_that_of_the_cpu(images: int, exact: None) -> None:
         steps.append({name: after - before[name] for name, after in weights_of(engine).items()})
         sums.append(outcome.sums)
     require_alike(*steps)
-    assert torch.allclose(*sums, rtol=1e-4)
+    assert torch.allclose(sums[0], sums[1], rtol=1e-4)
 
 
 def test_bad_samples_count_as_none(exact: None) -> None:
