@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,15 +72,23 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert "2 of 18 fail, 2 to know of" in ended.out
 
 
-def test_a_bad_manifest_still_shows_the_place(run: Run, tmp_path: Path) -> None:
+def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("version: 1\njob: x\nfast: true\n")
-    ended = run("check", str(tmp_path / "job.yaml"))
-    assert ended.code == 78
-    table = rows(ended.out)
-    assert table["manifest"][0] == "FAIL"
-    assert "fast" in table["manifest"][1]
-    assert table["shared memory"][0] in ("ok", "warn")
-    assert table["data, model, output"][0] == "-"
+    code = (
+        "import sys; from worker.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "check", str(tmp_path / "job.yaml")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 78
+    *lines, last = ended.stdout.splitlines()
+    assert last == "False"
+    assert lines[0].startswith("FAIL  manifest")
+    mistakes = [line.split(":")[0].strip() for line in lines[1:6]]
+    assert mistakes == ["output", "data", "model", "optimizer", "train"]
+    assert lines[-3].strip().startswith("fast: unknown key")
+    assert lines[-2] == "-     all else  not looked at: the manifest cannot be read"
 
 
 def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict[str, Any]) -> None:

@@ -49,6 +49,36 @@ def test_the_operator_gets_the_same_rules() -> None:
     assert custom["spec"] == plain
 
 
+def test_panels_show_the_newest_pod_of_a_job(tmp_path: Path) -> None:
+    """A pod that comes again has another address, and what the one before said last is kept."""
+    values = {
+        "worker_last_step_timestamp_seconds": ("0+60x10 _x50", "_x30 1800+60x30"),
+        "worker_images_per_second": ("900x10 _x50", "_x30 500x30"),
+        "worker_expected_end_timestamp_seconds": ("9000x10 _x50", "_x30 4000x30"),
+        "worker_end_timestamp_seconds": ("_x10 600 _x49", "_x60 3600"),
+        "worker_exit_code": ("_x10 75 _x49", "_x60 0"),
+    }
+    series = [
+        {"series": f'{name}{{job="ants",run="a",instance="{pod}"}}', "values": shape}
+        for name, shapes in values.items()
+        for pod, shape in enumerate(shapes)
+    ]
+    queries = dashboard_queries()
+    expected = {"Images per second": 500, "Ends": 4_000_000, "Exit code": 0}
+    exprs = [
+        {
+            "expr": queries[title][0],
+            "eval_time": "60m",
+            "exp_samples": [{"labels": '{job="ants", run="a"}', "value": value}],
+        }
+        for title, value in expected.items()
+    ]
+    one = {"interval": "1m", "input_series": series, "promql_expr_test": exprs}
+    path = tmp_path / "panels.yaml"
+    YAML(typ="safe", pure=True).dump({"tests": [one]}, path)
+    promtool("test", "rules", path)
+
+
 def test_a_run_is_seen_from_far_away(
     start: Start,
     job: dict[str, Any],

@@ -354,7 +354,7 @@ def test_an_average_that_comes_later_does_not_hide_the_best_weights(
     ended = run("train", write(job), sabotage=sabotage.worse_and_worse)
     assert ended.code == 0, ended.err
     # Its evaluation counts as 1.0 again, and of equals the first one stays.
-    assert "the model of step 5, validation accuracy 1.0000" in ended.err
+    assert "the model of step 5, validation accuracy 100.00%" in ended.err
     expected = open_store(short["output"]).get("final/model.safetensors")
     assert store.get("final/model.safetensors") == expected
 

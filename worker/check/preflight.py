@@ -2,8 +2,6 @@
 
 import functools
 import os
-import sys
-from urllib.parse import urlsplit
 
 import torch
 
@@ -15,57 +13,50 @@ from worker.check.place import (
     probe_scratch,
     probe_shared_memory,
 )
-from worker.check.storage import look_at_output, probe_credentials
-from worker.check.table import CREDENTIALS, NO_STORAGE, Table
+from worker.check.storage import look_at_output
+from worker.check.table import NO_STORAGE, Table
 from worker.data.plan import default_lanes
 from worker.launch.start import check_place
 from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import count
-from worker.manifest import Manifest, load_manifest
+from worker.manifest import Manifest
 from worker.model.weights import load_pretrained
 from worker.store import open_store
 from worker.train.job import open_dataset, open_job, require_same_experiment
 from worker.train.rank import Rank
 
-_PATIENCE_SECONDS = "10"
 
+def look_at_place(
+    table: Table, manifest: Manifest | None, ranks: int | None, nproc: int | None
+) -> None:
+    """Add rows for all that a start of the job would need beside its manifest.
 
-def check(manifest_uri: str, ranks: int | None, nproc: int | None) -> Table:
-    """Look at all that a start of the job would need.
+    Writes nothing but objects below `check/` in the output, and removes those.
 
-    `ranks` is given where the ranks are not to start in this process: a batch script, a pod
-    without the GPUs. Writes nothing but objects below `check/` in the output, and removes those.
+    Args:
+        table: Where the rows are added.
+        manifest: The job's manifest; None if storage cannot be used to read it.
+        ranks: The number of ranks, where they are not to start in this process: a batch script, a
+            pod without the GPUs.
+        nproc: The number of ranks that were asked for on this node.
     """
-    if sys.stdout.isatty():  # a person is waiting; a job would rather sit out an outage
-        os.environ.setdefault("WORKER_STORE_DEADLINE_SECONDS", _PATIENCE_SECONDS)
-    preflight = _Preflight(manifest_uri, ranks, nproc)
-    preflight.look()
-    return preflight.table
+    _Preflight(table, manifest, ranks, nproc).look()
 
 
 class _Preflight:
     """What has been found so far, on which later probes build."""
 
-    def __init__(self, manifest_uri: str, ranks: int | None, nproc: int | None) -> None:
-        self.table = Table()
-        self._uri, self._ranks, self._nproc = manifest_uri, ranks, nproc
+    def __init__(
+        self, table: Table, manifest: Manifest | None, ranks: int | None, nproc: int | None
+    ) -> None:
+        self.table = table
+        self._manifest, self._ranks, self._nproc = manifest, ranks, nproc
         self._gpus = torch.cuda.device_count()
-        self._manifest: Manifest | None = None
         self._place: Rank | Spawn | None = None
 
     def look(self) -> None:
         """Add all rows."""
-        table = self.table
-        remote = urlsplit(self._uri).scheme == "s3"
-        if remote:
-            table.look(CREDENTIALS, probe_credentials)
-        if table.storage_fails:
-            table.skip("manifest", NO_STORAGE)
-        else:
-            table.look("manifest", self._load)
-        manifest = self._manifest
-        if manifest and not remote and "s3://" in manifest.model_dump_json():
-            table.look(CREDENTIALS, probe_credentials)
+        table, manifest = self.table, self._manifest
         table.look("devices", self._devices)
         table.look("ranks", self._topology)
         table.look("processors", self._processors)
@@ -77,10 +68,6 @@ class _Preflight:
             _look_at_storage(table, manifest)
         else:
             table.skip("data, model, output", "the manifest cannot be read")
-
-    def _load(self) -> str:
-        self._manifest = load_manifest(self._uri)
-        return f"job {self._manifest.job}"
 
     def _devices(self) -> str:
         found = probe_devices()

@@ -14,6 +14,9 @@ class Caution(Exception):
     """A probe found something that does not keep the job from running; its text says what."""
 
 
+_BREAK = "\n  "  # between the lines of an error that has several
+
+
 @dataclass(frozen=True)
 class Row:
     """One probe; `code` is the exit code that its finding asks for."""
@@ -38,8 +41,7 @@ class Table:
         except Caution as caution:
             self.rows.append(Row(name, "warn", str(caution)))
         except WorkerError as error:
-            text = str(error).replace(":\n  ", ": ").replace("\n  ", "; ")
-            self.rows.append(Row(name, "FAIL", text, error.code))
+            self.rows.append(Row(name, "FAIL", str(error), error.code))
             return False
         except Exception as error:  # its text may hold what a variable holds, a password too
             text = f"ended with {type(error).__name__}, please report it"
@@ -67,7 +69,11 @@ class Table:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{row.state:<4}  {row.name:<{width}}  {row.text}" for row in self.rows]
+        indent = "\n" + " " * (width + len("FAIL    "))  # of a text that has several lines
+        lines = [
+            f"{row.state:<4}  {row.name:<{width}}  {row.text.replace(_BREAK, indent)}"
+            for row in self.rows
+        ]
         failed = sum(row.state == "FAIL" for row in self.rows)
         warned = sum(row.state == "warn" for row in self.rows)
         end = f"{failed} of {len(lines)} fail" if failed else "nothing stands in the way"

@@ -172,11 +172,11 @@ def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> int
             chances = classifier.predict(read_uri(image))[:top]
         except BadSample as error:
             codes.append(ExitCode.DATA)
-            click.echo(f"{redacted(image)}: {error}", err=True)
+            click.echo(f"error: {redacted(image)}: {error}", err=True)
             continue
         except ObjectMissing as error:
             codes.append(ExitCode.CONFIGURATION)
-            click.echo(redacted(str(error)), err=True)
+            click.echo(f"error: {redacted(str(error))}", err=True)
             continue
         if as_json:
             click.echo(json.dumps({"image": image, "classes": dict(chances)}))

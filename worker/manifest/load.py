@@ -18,6 +18,25 @@ from worker.text import printable, read_text
 _MAX_SHOWN = 60
 _MAX_COMPLAINTS = 20
 _ALIKE = 0.7
+_ELSEWHERE = {
+    "arch": "model.backbone",
+    "architecture": "model.backbone",
+    "model_name": "model.backbone",
+    "num_epochs": "train.epochs",
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "dataset": "data.train",
+    "train_data": "data.train",
+    "train_prefix": "data.train",
+    "val_data": "data.val",
+    "val_prefix": "data.val",
+    "num_classes": "",
+    "num_workers": "",
+    "gpus": "",
+    "device": "",
+}
+"""What other tools call our settings; those without a path are no setting here."""
+_NO_SETTING = "remove it, as it is read from the data or set by the environment (see the README)"
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -130,6 +149,9 @@ def _complaint(detail: ErrorDetails) -> str:
 
 def _remedy(key: str, section: list[Any]) -> str:
     """What to write in place of an unknown key: one like it, here or where it belongs."""
+    if key.lower() in _ELSEWHERE:
+        path = _ELSEWHERE[key.lower()]
+        return f"did you mean {path}?" if path else _NO_SETTING
     known = _known_keys(section)
     elsewhere = dict(_paths(Manifest))
     near = _nearest(key, known)

@@ -45,7 +45,7 @@ def _when(run: Run) -> str:
         return ""
     first, last = time.localtime(min(times)), time.localtime(max(times))
     form = "%H:%M" if time.strftime(_DAY, first) == time.strftime(_DAY, last) else f"{_DAY} %H:%M"
-    return f"{time.strftime(f'{_DAY} %H:%M', first)} to {time.strftime(form, last)}"
+    return f"{time.strftime(f'{_DAY} %H:%M', first)} to {time.strftime(f'{form} %Z', last)}"
 
 
 def _model(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> str:

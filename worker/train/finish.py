@@ -47,7 +47,7 @@ def _write(attempt: Attempt) -> None:
     if not publish(job.output, durable.attempt, parts, result, durable.ensure_newest, beat):
         raise Superseded("another attempt has done the job meanwhile")
     attempt.metrics.last_success().set(time.time())
-    accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.4f}"
+    accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.2%}"
     log.info(
         "done: %d steps; the model of step %d, validation accuracy %s, is at %sfinal/",
         state.step,

@@ -64,7 +64,7 @@ def describe(step: Step) -> str:
     ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]
     return (
         f"step {step.step}/{step.total_steps}  epoch {step.epoch}  loss {step.loss:.3f}  "
-        f"acc {step.accuracy:.3f}  {step.images_per_second:.0f} img/s  "
+        f"acc {step.accuracy:.1%}  {step.images_per_second:.0f} img/s  "
         f"left {duration(step.remaining_seconds)}  lr {' to '.join(ends)}"
     )
 

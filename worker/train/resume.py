@@ -137,7 +137,7 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
         )
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:
-            log.warning("changed since the last attempt: %s", "; ".join(noted))
+            log.info("changed since the last attempt: %s", "; ".join(noted))
         vain = [str(change) for change in job.changes if change.kind == "vain"]
         if vain:
             log.warning(

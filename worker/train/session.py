@@ -269,11 +269,11 @@ class Session:
         )
         if self._rank.rank == 0:
             log.info(
-                "epoch %d/%d  validation accuracy %.4f  loss %.4f  best %.4f",
+                "epoch %d/%d  validation accuracy %.2f%%  loss %.4f  best %.2f%%",
                 epoch,
                 self._job.manifest.train.epochs,
-                result.accuracy,
+                100 * result.accuracy,
                 loss,
-                state.best_accuracy,
+                100 * (state.best_accuracy or 0.0),
                 extra={"fields": {"event": "evaluation", "epoch": epoch, **asdict(result)}},
             )

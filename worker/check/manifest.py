@@ -1,0 +1,30 @@
+"""The first row of a preflight, for which nothing slow is imported: most mistakes are in it."""
+
+from urllib.parse import urlsplit
+
+from worker.check.storage import probe_credentials
+from worker.check.table import CREDENTIALS, NO_STORAGE, Table
+from worker.manifest import Manifest, load_manifest
+
+
+def look_at_manifest(table: Table, uri: str) -> Manifest | None:
+    """Add the rows of the manifest and of the credentials that it needs; None if it has mistakes.
+
+    Also None if storage cannot be used, in which case it was not looked at.
+    """
+    found: list[Manifest] = []
+
+    def load() -> str:
+        found.append(load_manifest(uri))
+        return f"job {found[0].job}"
+
+    remote = urlsplit(uri).scheme == "s3"
+    if remote:
+        table.look(CREDENTIALS, probe_credentials)
+    if table.storage_fails:
+        table.skip("manifest", NO_STORAGE)
+    else:
+        table.look("manifest", load)
+    if found and not remote and "s3://" in found[0].model_dump_json():
+        table.look(CREDENTIALS, probe_credentials)
+    return next(iter(found), None)
