@@ -256,4 +256,5 @@ def _environment(run: Run) -> list[tuple[str, str]]:
             shown_value = shown_setting(value) if value != {} else _NOTHING
             if rows.setdefault(name, [])[-1:] != [shown_value]:
                 rows[name].append(shown_value)
-    return [(name, " → ".join(values)) for name, values in rows.items()]
+    absent = [[shown_setting(None)], [_NOTHING]]
+    return [(name, " → ".join(values)) for name, values in rows.items() if values not in absent]
