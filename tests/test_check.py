@@ -161,7 +161,8 @@ def test_a_store_that_does_not_answer_is_no_mistake_of_the_user(
     ended = run("check", write(remote))
     assert ended.code == 69
     table = rows(ended.out)
-    assert "cannot be reached" in table["model"][1]
+    assert "cannot be reached" in table["output: list"][1]
+    assert table["model"] == ("-", "not looked at: the output cannot be read")
     assert table["output: delete"] == ("-", "not looked at: storage cannot be used, see above")
 
 

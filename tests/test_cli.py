@@ -147,9 +147,7 @@ def on_a_terminal(arguments: list[str], interrupted_at: str | None = None) -> tu
 def test_a_terminal_shows_a_live_line(write: Write, job: dict[str, Any]) -> None:
     code, output = on_a_terminal(["train", write(job)])
     assert code == 0, output
-    line = (
-        r"\r\x1b\[K[█░]{10} step \d+/10  epoch \d  loss [\d.]+  acc [\d.]+%  \d+ img/s  left \d:\d\d"
-    )
+    line = r"\r\x1b\[K[█░]{10} step \d+/10  epoch \d  loss [\d.]+  acc [\d.]+%  \d+ img/s  left \d:\d\d"
     assert re.search(line, output)
     lines = re.split(r"\r?\n", output.replace("\r\x1b[K", ""))
     assert any("validation accuracy" in line for line in lines)

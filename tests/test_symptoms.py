@@ -1,6 +1,7 @@
 """Every row of docs/troubleshooting.md: the fault is made, and the message is the one promised."""
 
 import contextlib
+import datetime
 import http.server
 import re
 import socket
@@ -16,6 +17,9 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.conftest import Run
 from tests.proxy import proxy
@@ -112,6 +116,28 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shell=True,
         check=True,
         capture_output=True,
+    )
+    return path
+
+
+@pytest.fixture
+def expired(tmp_path: Path) -> Path:
+    """A certificate for `localhost` of years ago, and its key beside it."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1)
+    builder = builder.not_valid_before(datetime.datetime(2020, 1, 1))
+    builder = builder.not_valid_after(datetime.datetime(2021, 1, 1))
+    alternative = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    signed = builder.add_extension(alternative, critical=False).sign(key, hashes.SHA256())
+    path = tmp_path / "expired.pem"
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    path.with_suffix(".key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
     )
     return path
 
@@ -245,6 +271,7 @@ STORE: dict[str, Fault] = {
     ),
     "a clock that is wrong": skewed,
     "a bucket that is not there": lambda env: given(env),
+    "a gateway that loses the store": lambda env: answered(env, 522),
     "a store that is full": lambda env: answered(env, 507, error_body("XMinioStorageFull")),
 }
 
@@ -279,6 +306,8 @@ PLACES: dict[str, Callable[[], tuple[int, str]]] = {
 ELSEWHERE = {
     "a certificate of an unknown authority",
     "a certificate of another name",
+    "a certificate that has expired",
+    "a CA file that holds no certificate",
     "answers that never end",
     "two writers are not kept apart",
     "a node that never comes",
@@ -312,7 +341,9 @@ def test_a_symptom_of_a_place(symptom: str) -> None:
     require(symptom, *PLACES[symptom]())
 
 
-def test_symptoms_of_certificates(monkeypatch: pytest.MonkeyPatch, certificate: Path) -> None:
+def test_symptoms_of_certificates(
+    monkeypatch: pytest.MonkeyPatch, certificate: Path, expired: Path
+) -> None:
     require(
         "a certificate of an unknown authority",
         *by_tls(monkeypatch, certificate, "localhost", None),
@@ -320,6 +351,14 @@ def test_symptoms_of_certificates(monkeypatch: pytest.MonkeyPatch, certificate: 
     require(
         "a certificate of another name",
         *by_tls(monkeypatch, certificate, "127.0.0.1", str(certificate)),
+    )
+    require(
+        "a certificate that has expired",
+        *by_tls(monkeypatch, expired, "localhost", str(expired)),
+    )
+    require(
+        "a CA file that holds no certificate",
+        *by_tls(monkeypatch, certificate, "localhost", str(certificate.with_suffix(".key"))),
     )
 
 

@@ -101,12 +101,13 @@ def _look_at_storage(table: Table, manifest: Manifest) -> None:
             table.skip(field, NO_STORAGE)
         elif uri:
             whole &= table.look(field, functools.partial(_probe_data, field, uri))
-    if whole and not table.storage_fails:
-        table.look("model", lambda: _probe_model(manifest))
-    else:
-        table.skip("model", "the data cannot be read")
     if table.look("output", lambda: open_store(manifest.output).uri):
         look_at_output(table, open_store(manifest.output))
+    output = all(row.state != "FAIL" for row in table.rows if row.name.startswith("output"))
+    if whole and output and not table.storage_fails:
+        table.look("model", lambda: _probe_model(manifest))
+    else:
+        table.skip("model", f"the {'output' if whole else 'data'} cannot be read")
 
 
 def _probe_data(field: str, uri: str) -> str:

@@ -110,6 +110,8 @@ def _buffer(size: int) -> bytearray:
 
 
 def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
+    if not data:
+        raise BadSample("undecodable", "is empty")
     if bytes(data[:4]) == b"RIFF":  # Pillow unpacks the canvas of a WebP before it tells its size
         _require_size(*_webp_size(data), spec.max_pixels)
     try:

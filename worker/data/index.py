@@ -9,6 +9,7 @@ the shard is.
 import codecs
 import hashlib
 import io
+import itertools
 import json
 import math
 import re
@@ -30,6 +31,7 @@ INDEX_NAME = "index.json"
 _MAX_SHARDS = 1_000_000
 _MAX_BYTES = 1 << 50  # of a shard
 _MAX_SAMPLES = 1 << 40
+_MAX_LOOKED_AT = 1000  # objects, for an index in another place
 _MAX_INDEX_BYTES = 1 << 30
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\..*)?")
@@ -165,6 +167,11 @@ def read_index(address: Address) -> Index:
         data = address.store.get(INDEX_NAME, 0, _MAX_INDEX_BYTES)
         index = Index.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except ObjectMissing:
+        below = _index_below(address.store)
+        if below:
+            raise ConfigurationError(
+                f"{uri}: no such object, but {below} is one; give {below.removesuffix(INDEX_NAME)}"
+            ) from None
         raise ConfigurationError(
             f"{uri}: no such object; `worker pack` makes shards and index, "
             "`worker index` an index of tars that are there"
@@ -184,6 +191,12 @@ def read_index(address: Address) -> Index:
     if not index.samples:
         raise ConfigurationError(f"{uri}: lists no samples; pack or index again")
     return index
+
+
+def _index_below(store: Store) -> str | None:
+    """Return the address of an index one folder below, if there is one among the first objects."""
+    found = (i.key for i in itertools.islice(store.list(), _MAX_LOOKED_AT))
+    return next((f"{store.uri}{key}" for key in found if key.partition("/")[2] == INDEX_NAME), None)
 
 
 def require_no_index(store: Store, remedy: str) -> None:
