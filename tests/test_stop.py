@@ -309,7 +309,7 @@ def test_an_export_without_its_package_is_refused_at_once(write: Write, job: Job
     job["final"] = {"onnx": True}
     ended = run("train", write(job), sabotage=sabotage.without_onnx)
     assert ended.code == 78
-    assert "final.onnx: needs the package onnx; pip install 'worker[onnx]'" in ended.err
+    assert "final.onnx: needs the package onnx; pip install onnx onnxscript" in ended.err
     assert not contents(open_store(job["output"]))
 
 

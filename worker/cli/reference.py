@@ -52,12 +52,12 @@ def schema() -> None:
 def demo(keep: Path | None) -> None:
     """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
 
-    Needs `pip install worker[demo]`, no network and no GPU; takes under two minutes on 2 cores.
+    Needs the packages moto[server] and scikit-learn, no network and no GPU; takes under two minutes on 2 cores.
     """
     try:
         from worker.demo import run_demo
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"the demo needs {error.name}; pip install 'worker[demo]'"
+            f"the demo needs {error.name}; pip install 'moto[server]' scikit-learn"
         ) from None
     run_demo(keep)

@@ -27,7 +27,7 @@ class Final(Section):
     weights: Literal["last", "best"] = "last"
     """Of the last step, or of the evaluation with the best accuracy (and, of equals, loss)."""
     onnx: bool = False
-    """Write `model.onnx`, too; needs `pip install worker[onnx]`."""
+    """Write `model.onnx`, too; needs the packages onnx and onnxscript."""
     torch_export: bool = False
     """Write `model.pt2`, the program that `torch.export` makes, too."""
 

@@ -32,7 +32,7 @@ def check_exports(wanted: Final) -> None:
     missing = [name for name in _ONNX_NEEDS if importlib.util.find_spec(name) is None]
     if wanted.onnx and missing:
         raise ConfigurationError(
-            f"final.onnx: needs the package {missing[0]}; pip install 'worker[onnx]'"
+            f"final.onnx: needs the package {missing[0]}; pip install {' '.join(_ONNX_NEEDS)}"
         )
 
 
