@@ -30,15 +30,15 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from bench.server import serve_sink
 from tests.learners import batch_of, engine_of, learner_of, manifest_of
 from tests.servers import free_port, start_minio, wait_for
-from worker.checkpoint.attempt import claim_attempt
+from worker.checkpoint.background_thread import Background
+from worker.checkpoint.claim import claim_attempt
 from worker.checkpoint.commit import CommitName, publish_commit
-from worker.checkpoint.saver import Saver
+from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import take_snapshot
 from worker.memory import settle_memory
 from worker.model.backbone import build_backbone
 from worker.model.learner import Learner
 from worker.store import Store, open_store
-from worker.train.background import Background
 
 BUCKET = "bench"
 _ENVIRONMENT = {
@@ -64,7 +64,7 @@ class Times:
 
 
 def ours(store: Store, saver: Saver, learner: Learner) -> Save:
-    """The calls of `train/durable.py`."""
+    """The calls of `train/durable_state.py`."""
     attempt, background = claim_attempt(store, {"job": "bench"}, {}, lambda: None), Background()
     background.submit(lambda: saver.host.prepare(torch.device("cpu"))).result()
 

@@ -66,7 +66,7 @@ def preprocessing() -> Any:
 def fast_image(data: bytes) -> Any:
     """Our decoder, crop law and resize, on Python's own random numbers."""
     from worker.data.augment import random_resized_crop
-    from worker.data.image import ImageSpec, decode
+    from worker.data.decode_image import ImageSpec, decode
 
     image = decode(memoryview(data), ImageSpec(10**8))
     numbers = iter([random.random() for _ in range(41)])

@@ -12,8 +12,8 @@ from PIL import Image
 from bench.contenders import preprocessing
 from bench.photos import photos
 from worker.data.augment import random_resized_crop
-from worker.data.image import ImageSpec, decode
-from worker.data.plan import keyed_uniform
+from worker.data.decode_image import ImageSpec, decode
+from worker.data.epoch_plan import keyed_uniform
 
 COUNT, SIDE = 250, 224
 

@@ -5,21 +5,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from worker.data.augment import Augmentation
-from worker.data.cache import Cache
-from worker.data.decoded import DecodedImages
-from worker.data.image import ImageSpec
+from worker.data.batch_requests import Request, Work
+from worker.data.decode_image import ImageSpec
+from worker.data.decode_processes import SLOTS, DecodeProcesses
+from worker.data.decoded_cache import DecodedImages
+from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.index import parse_address, read_index
 from worker.data.loader import Batch, Loader
-from worker.data.part import Part
-from worker.data.plan import EpochPlan, Ids
 from worker.data.preprocessing import Preprocessing
-from worker.data.processes import SLOTS, DecodeProcesses
+from worker.data.process_part import Part
+from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.data.scratch import Scratch
-from worker.data.slots import Slots
-from worker.data.work import Request, Work
+from worker.data.shared_slots import Slots
+from worker.job.decoding import fetches_for, processes_for
 from worker.manifest import Augment
-from worker.train.supply import fetches_for, processes_for
 
 _LANES = 32
 _READ_MEMORY = 512 << 20

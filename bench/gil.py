@@ -23,12 +23,12 @@ from bench.decoding import Decoding
 from bench.photos import photos, write_tars
 from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
-from worker.data.cache import Cache
-from worker.data.image import ImageSpec
+from worker.data.decode_image import ImageSpec
+from worker.data.epoch_plan import EpochPlan
 from worker.data.index import parse_address, read_index
-from worker.data.indexing import find_tars, index_tars
+from worker.data.index_tars import find_tars, index_tars
 from worker.data.loader import Batch, Loader
-from worker.data.plan import EpochPlan
+from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.manifest import Augment
 from worker.model.backbone import preprocessing_of

@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from tests.learners import ALONE
+from worker.record.sample_ledger import Recorder
 from worker.store import open_store
-from worker.train.record import Recorder
 
 STEPS, SAVE_EVERY = 2000, 500
 

@@ -18,16 +18,16 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from worker.metrics import export
-from worker.metrics.board import Board
-from worker.metrics.export import exported
-from worker.metrics.owner import Owner
+from worker.metrics import exporters as export
+from worker.metrics.exporters import exported
 from worker.metrics.registry import Metrics
+from worker.metrics.run_labels import Owner
+from worker.metrics.shared_outcome import Board
+from worker.record import journal as journals
+from worker.record.journal import Journal
+from worker.record.progress import Progress, Step
+from worker.record.telemetry import Report, Telemetry
 from worker.store import open_store
-from worker.train import journal as journals
-from worker.train.journal import Journal
-from worker.train.progress import Progress, Step
-from worker.train.telemetry import Report, Telemetry
 
 BLOCKS, STEPS = 60, 50
 REPORT_EVERY = 5

@@ -5,7 +5,7 @@ A full shuffle is the yardstick: 100 % is as many distinct classes per batch as 
 
 import numpy as np
 
-from worker.data.plan import EpochPlan
+from worker.data.epoch_plan import EpochPlan
 
 SHARDS, PER_SHARD, CLASSES, BATCH, SAMPLE_MB = 128, 1000, 100, 64, 0.08
 

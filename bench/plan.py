@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from worker.data.plan import EpochPlan
+from worker.data.epoch_plan import EpochPlan
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from moto.server import ThreadedMotoServer
 
 from bench.checkpoint import set_environment
 from tests.learners import CPU
-from worker.checkpoint.attempt import claim_attempt
-from worker.checkpoint.cleaning import clean
+from worker.checkpoint.claim import claim_attempt
+from worker.checkpoint.cleanup import clean
 from worker.checkpoint.commit import (
     CommitName,
     list_commits,
@@ -31,19 +31,19 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
-from worker.checkpoint.host import HostCopy
-from worker.checkpoint.result import settle
+from worker.checkpoint.host_copy import HostCopy
+from worker.checkpoint.publish import settle
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
-from worker.data.cache import Cache
+from worker.data.epoch_plan import EpochPlan
 from worker.data.index import INDEX_NAME, Index, Shard
-from worker.data.plan import EpochPlan
+from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
+from worker.job.job import Job, open_job, require_own_output
 from worker.manifest import Manifest, parse_manifest
 from worker.model.learner import Learner, build_learner
+from worker.record.sample_ledger import ranks_that_write
 from worker.store import Store, open_store
-from worker.store.traffic import listen
-from worker.train.job import Job, open_job, require_own_output
-from worker.train.record import ranks_that_write
+from worker.store.traffic_counts import listen
 
 _RANKS = (8, 64, 512, 4096)
 _PER_RANK, _PER_NODE = 32, 8

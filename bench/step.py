@@ -19,12 +19,12 @@ from torchvision.transforms import InterpolationMode
 
 from tests.learners import ALONE, CPU, Waits, batch_of, everything, manifest_of
 from worker.data.preprocessing import Preprocessing
+from worker.learn.loss import Criterion
+from worker.learn.training_step import Engine
 from worker.manifest import Manifest
 from worker.memory import settle_memory
 from worker.model.learner import build_learner
-from worker.train.agreement import Agreement, Signals
-from worker.train.criterion import Criterion
-from worker.train.engine import Engine
+from worker.ranks.agreement import Agreement, Signals
 
 _LAYERS, _WIDTH, _CLASSES, _SIDE = 53, 16, 100, 8
 _PREPROCESSING = Preprocessing(_SIDE, _SIDE, (0.5,) * 3, (0.2,) * 3, InterpolationMode.BILINEAR)

@@ -22,17 +22,17 @@ from ruamel.yaml import YAML
 from tests.docker import Docker, start_docker
 from tests.pictures import write_pictures
 from tests.servers import REAL
-from worker.data.cache import Cache
-from worker.data.folder import find_splits
+from worker.data.image_folder import find_splits
 from worker.data.index import Index, parse_address, read_index
-from worker.data.pack import write_split
+from worker.data.pack_images import write_split
+from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
 SHARED = Path(__file__).parents[2] / "shared"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.train.audit"])
+_CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.record.ledger_audit"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,17 +6,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker.checkpoint.host import HostCopy, room_for
+from worker.checkpoint.host_copy import HostCopy, room_for
 from worker.checkpoint.snapshot import take_snapshot
-from worker.checkpoint.tensors import Stream
+from worker.checkpoint.tensor_files import Stream
 from worker.data.loader import Batch
+from worker.learn.loss import Criterion
+from worker.learn.training_step import Engine
 from worker.manifest import Manifest, parse_manifest
 from worker.model.backbone import Backbone, preprocessing_of
-from worker.model.groups import RateGroup, assign
 from worker.model.learner import Learner, build_learner
-from worker.train.criterion import Criterion
-from worker.train.engine import Engine
-from worker.train.rank import Rank
+from worker.model.rate_groups import RateGroup, assign
+from worker.ranks.rank import Rank
 
 ALONE = Rank(0, 1, 0, 1, "localhost", 0)
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 
 def slow_steps(seconds: float) -> None:
     """Every training step takes so much longer."""
-    from worker.train.engine import Engine
+    from worker.learn.training_step import Engine
 
     real = Engine.launch
 
@@ -23,7 +23,7 @@ def slow_steps(seconds: float) -> None:
 
 def slow_uploads(seconds: float) -> None:
     """Every checkpoint takes so much longer to upload."""
-    from worker.checkpoint import saver
+    from worker.checkpoint import saver_process as saver
 
     real = getattr(saver, "write_parts")
 
@@ -36,7 +36,8 @@ def slow_uploads(seconds: float) -> None:
 
 def keep_small_images() -> None:
     """Scratch keeps decoded images of any size; the file $DECODED grows by a byte per decoding."""
-    from worker.data import decoded, loader
+    from worker.data import decoded_cache as decoded
+    from worker.data import loader
 
     setattr(decoded, "_SMALLEST", 0)
     real = getattr(loader, "decode")
@@ -51,7 +52,7 @@ def keep_small_images() -> None:
 
 def note_recomputing() -> None:
     """The file $RECOMPUTED is there once a block's activations are computed again."""
-    from worker.model import activations
+    from worker.model import activation_checkpointing as activations
 
     real = getattr(activations, "_contexts")
 
@@ -64,7 +65,7 @@ def note_recomputing() -> None:
 
 def two_ranks_per_piece() -> None:
     """The ledger is written by every second rank."""
-    from worker.train import record
+    from worker.record import sample_ledger as record
 
     setattr(record, "_RANKS_PER_PIECE", 2)
 
@@ -73,7 +74,7 @@ def stuck_in_a_step(number: int) -> None:
     """The last rank never gets through step `number`."""
     import torch.distributed as dist
 
-    from worker.train.engine import Engine
+    from worker.learn.training_step import Engine
 
     real = Engine.launch
 
@@ -89,7 +90,7 @@ def killed_while_others_are_in_native_code(number: int) -> None:
     """In step `number` the last rank is killed while the others wait as for a GPU."""
     import torch.distributed as dist
 
-    from worker.train.engine import Engine
+    from worker.learn.training_step import Engine
 
     real = Engine.launch
 
@@ -118,7 +119,7 @@ def crash_in_a_step(number: int) -> None:
     """The last rank dies of a segmentation fault in step `number`."""
     import torch.distributed as dist
 
-    from worker.train.engine import Engine
+    from worker.learn.training_step import Engine
 
     real = Engine.launch
 
@@ -161,7 +162,7 @@ def without_onnx() -> None:
 
 def another_experiment_first() -> None:
     """While the ranks meet, another experiment claims the same output."""
-    from worker.checkpoint.attempt import claim_attempt
+    from worker.checkpoint.claim import claim_attempt
     from worker.train import session
 
     real = getattr(session, "begin_attempt")
@@ -178,7 +179,7 @@ def unreadable_validation() -> None:
     import torch.distributed as dist
 
     from worker.errors import InfrastructureError
-    from worker.train.supply import Supply
+    from worker.train.loaders import Supply
 
     real = Supply.batches
 

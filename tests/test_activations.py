@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.conftest import Run
 from tests.sabotage import note_recomputing
-from worker.model.activations import _blocks, checkpoint_activations
+from worker.model.activation_checkpointing import _blocks, checkpoint_activations
 from worker.model.backbone import build_backbone, logits_of
 
 FAMILIES = {  # with the side of an image, and the share of activations that is kept at most

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import keys
 from tests.learners import ALONE
-from worker.data.plan import EpochPlan
+from worker.data.epoch_plan import EpochPlan
+from worker.record import sample_ledger as record
+from worker.record.ledger_audit import Piece, audit_epochs, read_ledger, surviving_rows
+from worker.record.sample_ledger import Recorder
 from worker.store import open_store
-from worker.train import record
-from worker.train.audit import Piece, audit_epochs, read_ledger, surviving_rows
-from worker.train.record import Recorder
 
 SAMPLES, BATCH = 50, 12
 STEPS = 5

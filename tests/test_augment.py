@@ -15,10 +15,10 @@ from torchvision.models import EfficientNet_B0_Weights, Swin_T_Weights
 from torchvision.transforms import v2
 
 from worker.data.augment import Augmentation, jitter, random_box, random_resized_crop
-from worker.data.image import ImageSpec, decode
-from worker.data.mix import Blend, draw_blend, partners_of
-from worker.data.plan import keyed_uniform
-from worker.data.policies import OPERATIONS, rand_augment, trivial_augment
+from worker.data.augment_policies import OPERATIONS, rand_augment, trivial_augment
+from worker.data.decode_image import ImageSpec, decode
+from worker.data.epoch_plan import keyed_uniform
+from worker.data.mixup import Blend, draw_blend, partners_of
 from worker.manifest import Augment, Jitter, RandAugment
 from worker.model.backbone import preprocessing_of
 

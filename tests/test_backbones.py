@@ -15,8 +15,8 @@ from worker.checkpoint.snapshot import restore_snapshot
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, layout_of, preprocessing_of
 from worker.model.learner import Learner
+from worker.model.pretrained_weights import load_pretrained
 from worker.model.skeleton import find_blocks, find_heads, is_auxiliary, known_models, skeleton
-from worker.model.weights import load_pretrained
 
 # Above 40 million parameters; `make e2e` runs them.
 HEAVY = [

@@ -15,12 +15,12 @@ import torch
 from tests.conftest import Run, Start, contents, keys, open_index
 from tests.pictures import write_pictures
 from tests.servers import free_port
-from worker.data.folder import find_splits
+from worker.data.image_folder import find_splits
 from worker.data.index import decode_sidecar
-from worker.data.pack import write_split
+from worker.data.pack_images import write_split
+from worker.learn.confusion import by_class
+from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store
-from worker.train.audit import read_ledger, surviving_rows
-from worker.train.confusion import by_class
 
 Write = Callable[[dict[str, Any]], str]
 Job = dict[str, Any]

@@ -16,8 +16,8 @@ from torch import nn
 from tests.conftest import keys
 from tests.learners import CPU, everything, manifest_of, rate_group, snapshot_of
 from worker.checkpoint import retention
-from worker.checkpoint.attempt import attempt_numbers, claim_attempt, ensure_newest
-from worker.checkpoint.cleaning import clean
+from worker.checkpoint.claim import attempt_numbers, claim_attempt, ensure_newest
+from worker.checkpoint.cleanup import clean
 from worker.checkpoint.commit import (
     CommitName,
     delete_commit,
@@ -26,17 +26,17 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
-from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import read_done, stage_part
-from worker.checkpoint.result import publish, settle
+from worker.checkpoint.output_owner import owner_of
+from worker.checkpoint.publication_record import read_done, stage_part
+from worker.checkpoint.publish import publish, settle
 from worker.checkpoint.retention import abandoned, expendable
 from worker.checkpoint.snapshot import restore_snapshot
-from worker.checkpoint.tensors import stream_bytes, stream_tensors
+from worker.checkpoint.tensor_files import stream_bytes, stream_tensors
+from worker.checkpoint.training_state import State
 from worker.errors import InfrastructureError, Superseded
-from worker.model.groups import RateGroup
 from worker.model.learner import Learner, build_learner
+from worker.model.rate_groups import RateGroup
 from worker.store import Store, open_store
-from worker.train.state import State
 
 PARTS = {
     "model.safetensors": b"weights",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.train import cores
-from worker.train.cores import cgroup_cores, cores_per_rank
-from worker.train.rank import Rank
+from worker.ranks import cpu_cores as cores
+from worker.ranks.cpu_cores import cgroup_cores, cores_per_rank
+from worker.ranks.rank import Rank
 
 
 @pytest.fixture

@@ -28,17 +28,17 @@ PATIENCE_SECONDS = 20.0
 POINTS = {
     "start": ("worker.train.session", "begin_attempt", "any"),
     "claimed": ("worker.train.resume", "list_commits", "any"),
-    "first batch": ("worker.train.engine", "Engine.launch", "step 0"),
-    "mid-epoch": ("worker.train.engine", "Engine.launch", "step 3"),
-    "snapshot": ("worker.checkpoint.host", "HostCopy.take", "any"),
+    "first batch": ("worker.learn.training_step", "Engine.launch", "step 0"),
+    "mid-epoch": ("worker.learn.training_step", "Engine.launch", "step 3"),
+    "snapshot": ("worker.checkpoint.host_copy", "HostCopy.take", "any"),
     "mid-upload": ("worker.store.local", "LocalStore.put_stream", "checkpoints/ within"),
-    "between parts and commit": ("worker.train.durable", "publish_commit", "any"),
-    "after commit": ("worker.train.durable", "publish_commit", "after"),
+    "between parts and commit": ("worker.train.durable_state", "publish_commit", "any"),
+    "after commit": ("worker.train.durable_state", "publish_commit", "after"),
     "retention": ("worker.checkpoint.commit", "delete_parts", "any"),
     "staged result": ("worker.store.local", "LocalStore.put_stream", "records/ within"),
-    "published": ("worker.checkpoint.result", "settle", "any"),
+    "published": ("worker.checkpoint.publish", "settle", "any"),
     "final copy": ("worker.store.local", "LocalStore.replace", "final/ within"),
-    "before done": ("worker.checkpoint.result", "_remove_staged", "any"),
+    "before done": ("worker.checkpoint.publish", "_remove_staged", "any"),
 }
 # What all ranks come by; only rank 0 comes by the others.
 SHARED = {"start", "first batch", "mid-epoch"}

@@ -14,11 +14,11 @@ from tests.conftest import Run, open_index
 from tests.sabotage import keep_small_images
 from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
-from worker.data.cache import Cache
-from worker.data.decoded import DecodedImages
-from worker.data.image import ImageSpec
+from worker.data.decode_image import ImageSpec
+from worker.data.decoded_cache import DecodedImages
+from worker.data.epoch_plan import EpochPlan
 from worker.data.loader import Batch, Loader
-from worker.data.plan import EpochPlan
+from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.data.scratch import Scratch
 from worker.manifest import Augment
@@ -75,7 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pictures here are kept, too."""
-    monkeypatch.setattr("worker.data.decoded._SMALLEST", 0)
+    monkeypatch.setattr("worker.data.decoded_cache._SMALLEST", 0)
 
 
 def size_of(folder: Path) -> int:
@@ -158,7 +158,7 @@ def test_a_slow_disk_does_not_slow_decoding(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    monkeypatch.setattr("worker.data.decoded._WAITING", 2 * (24 + image.numel()))
+    monkeypatch.setattr("worker.data.decoded_cache._WAITING", 2 * (24 + image.numel()))
     release = threading.Event()
     real = Scratch.put_spare
 
@@ -182,7 +182,7 @@ def test_a_slow_disk_does_not_slow_decoding(
 def test_small_images_are_not_kept(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.data.decoded._SMALLEST", 1 << 16)
+    monkeypatch.setattr("worker.data.decoded_cache._SMALLEST", 1 << 16)
     Decoding(f"{dataset}/train", tmp_path).epoch(0)
     assert not files(tmp_path)
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.conftest import Run, Start, in_fresh_process, keys
 from tests.test_train import global_batches
-from worker.data.indexing import find_tars, index_tars
-from worker.data.plan import EpochPlan, Ids
+from worker.data.epoch_plan import EpochPlan, Ids
+from worker.data.index_tars import find_tars, index_tars
 from worker.store import Store, open_store
 
 IMAGES, EPOCHS, BATCH = 4000, 3, 48

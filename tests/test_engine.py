@@ -16,26 +16,26 @@ from torchvision.transforms import InterpolationMode
 from tests.conftest import in_fresh_process
 from tests.learners import ALONE, Waits, manifest_of, rate_group, snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
+from worker.data.epoch_plan import split
 from worker.data.loader import Batch
-from worker.data.mix import Blend
-from worker.data.plan import split
+from worker.data.mixup import Blend
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
+from worker.learn import evaluation as evaluation_module
+from worker.learn import training_step as engine_module
+from worker.learn.evaluation import evaluate
+from worker.learn.loss import Criterion, class_weights
+from worker.learn.step_inputs import Inputs
+from worker.learn.step_result import Outcome
+from worker.learn.training_step import Engine
 from worker.manifest import Manifest
 from worker.model.learner import Learner, build_learner, precision_on
-from worker.train import engine as engine_module
-from worker.train import evaluation as evaluation_module
-from worker.train.criterion import Criterion, class_weights
-from worker.train.device import Mark
-from worker.train.distributed import process_group
-from worker.train.engine import Engine
-from worker.train.evaluation import evaluate
-from worker.train.inputs import Inputs
-from worker.train.outcome import Outcome
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.ranks.device_transfer import Mark
+from worker.ranks.process_group import process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 
 PREPROCESSING = Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), InterpolationMode.BILINEAR)
 SIZES = [12, 7, 3, 1]  # one with three ranks: parts of 1, 0 and 0

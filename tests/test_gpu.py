@@ -13,11 +13,11 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from tests.conftest import open_reader
-from worker.data import gpu
-from worker.data.image import ImageSpec
-from worker.data.indexing import find_tars, index_tars
+from worker.data import decode_on_gpu as gpu
+from worker.data.decode_image import ImageSpec
+from worker.data.epoch_plan import Ids
+from worker.data.index_tars import find_tars, index_tars
 from worker.data.loader import Batch, Loader, Prepare
-from worker.data.plan import Ids
 from worker.errors import ConfigurationError
 from worker.model.backbone import preprocessing_of
 

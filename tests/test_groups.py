@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worker.errors import ConfigurationError
 from worker.manifest import Freeze, Geometric, Group, Optimizer
 from worker.model.backbone import Backbone, build_backbone
-from worker.model.groups import Block, Layout, RateGroup, assign
+from worker.model.rate_groups import Block, Layout, RateGroup, assign
 
 
 def optimizer(*groups: Group, lr: float = 1e-3) -> Optimizer:

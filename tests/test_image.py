@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import open_index
 from worker.cli import main
-from worker.data.image import ImageSpec, decode, orientation
-from worker.data.jpeg import count_scans, read_header
+from worker.data.decode_image import ImageSpec, decode, orientation
+from worker.data.jpeg_header import count_scans, read_header
 from worker.data.reader import BadSample
 
 LIMIT = ImageSpec(100_000_000)

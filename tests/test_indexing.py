@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, contents, keys, labels_of, open_index, open_reader
-from worker.data import shard as shard_module
-from worker.data import tar as tar_module
-from worker.data.shard import scan_shard
+from worker.data import shard_scan as shard_module
+from worker.data import tar_members as tar_module
+from worker.data.shard_scan import scan_shard
 from worker.store import open_store
 
 Members = list[tuple[str, bytes]]
@@ -260,7 +260,7 @@ class Interrupted(BaseException):
 def test_an_interrupted_run_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker.data.indexing import find_tars, index_tars
+    from worker.data.index_tars import find_tars, index_tars
 
     put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), c=tar(labelled(3, 6)))
     source = find_tars(str(tmp_path))
@@ -572,7 +572,7 @@ def test_corrected_labels_of_the_same_size_are_read(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though an interrupted run has staged what it learned of the shard before."""
-    from worker.data import indexing
+    from worker.data import index_tars as indexing
 
     put(str(tmp_path), a=tar(labelled(3, label=lambda n: "0")))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):

@@ -22,8 +22,8 @@ from worker.errors import (
 from worker.forks import STOP_SIGNALS
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, first_host, require_divisible
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 
 TORCHRUN = {
     "RANK": "5",

@@ -13,19 +13,19 @@ from torch import nn
 
 from tests.conftest import in_fresh_process
 from tests.learners import ALONE, everything, manifest_of
+from worker.data.epoch_plan import split
 from worker.data.loader import Batch
-from worker.data.plan import split
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
+from worker.learn.loss import Criterion
+from worker.learn.micro_batches import Passes
+from worker.learn.training_step import Engine
 from worker.model.backbone import build_backbone, preprocessing_of
+from worker.model.batch_norm import BatchStatistics
 from worker.model.learner import build_learner
-from worker.model.statistics import BatchStatistics
-from worker.train.criterion import Criterion
-from worker.train.distributed import process_group
-from worker.train.engine import Engine
-from worker.train.passes import Passes
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.ranks.process_group import process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 
 FULL, SIDE, FULL_STEPS = 12, 32, 3
 PREPROCESSING = preprocessing_of("resnet18").at(SIDE)

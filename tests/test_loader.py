@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tests.conftest import open_index, open_reader
 from worker.data.augment import Augmentation
-from worker.data.image import ImageSpec
+from worker.data.decode_image import ImageSpec
+from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.loader import Batch, Loader, Prepare
-from worker.data.plan import EpochPlan, Ids
 from worker.data.reader import BadSample, SampleReader
 from worker.errors import InfrastructureError
 from worker.manifest import Augment

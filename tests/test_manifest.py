@@ -210,7 +210,7 @@ def test_a_manifest_is_read_without_torch() -> None:
     """Which takes seconds to import, and a mistake should be told at once."""
     code = (
         "import sys; from worker.manifest import load_manifest; "
-        "from worker.train.stop import StopFlag; import worker.cli; "
+        "from worker.ranks.stop_signal import StopFlag; import worker.cli; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

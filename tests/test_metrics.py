@@ -21,16 +21,16 @@ from prometheus_client import CollectorRegistry
 
 from tests.servers import free_port
 from worker.errors import ExitCode
-from worker.metrics.board import Board
-from worker.metrics.export import announce, exported
-from worker.metrics.gateway import Gateway
-from worker.metrics.owner import Owner
+from worker.metrics.docs_table import describe_metrics
+from worker.metrics.exporters import announce, exported
+from worker.metrics.pushgateway import Gateway
 from worker.metrics.registry import Metrics
-from worker.metrics.scraping import Port, expected
-from worker.metrics.table import describe_metrics
+from worker.metrics.run_labels import Owner
+from worker.metrics.scrape_port import Port, expected
+from worker.metrics.shared_outcome import Board
 from worker.metrics.textfile import textfile
 from worker.store import open_store
-from worker.store.traffic import listen
+from worker.store.traffic_counts import listen
 
 RUN = Owner("ants", "s3://bucket/run/")
 GROUP = f"/metrics/job/ants/run@base64/{base64.urlsafe_b64encode(RUN.run.encode()).decode()}"
@@ -237,7 +237,7 @@ def test_files_of_ranks_go_and_that_of_the_outcome_stays(
 def test_no_way_out_can_fail_training_and_each_fault_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("worker.metrics.export._INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("worker.metrics.exporters._INTERVAL_SECONDS", 0.05)
     monkeypatch.setenv("WORKER_METRICS_TEXTFILE", "/nowhere/at/all")
     metrics = metrics_of()
     with socket.create_server(("127.0.0.1", 0)) as strange:

@@ -28,12 +28,12 @@ from tests.learners import (
 from worker.errors import ConfigurationError
 from worker.manifest import Schedule, Span
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of
-from worker.model.card import Card
-from worker.model.foreign import CONVERT
-from worker.model.groups import assign
+from worker.model.foreign_weights import CONVERT
+from worker.model.model_card import Card
 from worker.model.optimizer import build_optimizer, freeze_at, set_rates
+from worker.model.pretrained_weights import load_pretrained
+from worker.model.rate_groups import assign
 from worker.model.schedule import factor_at, peaks
-from worker.model.weights import load_pretrained
 from worker.store import open_store
 
 ALL = manifest_of([{"match": "*"}])

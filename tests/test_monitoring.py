@@ -24,7 +24,7 @@ from tests.monitoring import (
 )
 from tests.servers import free_port, wait_until
 from worker.checkpoint.commit import list_commits
-from worker.metrics.outcome import Outcome
+from worker.metrics.run_outcome import Outcome
 from worker.store import open_store
 
 pytestmark = pytest.mark.e2e

@@ -21,12 +21,14 @@ from tests.sabotage import killed_while_others_are_in_native_code, killed_while_
 from worker.errors import ConfigurationError, DataError, InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
-from worker.train import cuda, distributed, interface
-from worker.train.distributed import meaningful_errors, process_group
-from worker.train.interface import interface_to, is_loopback, own_address
-from worker.train.liveness import Liveness
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.ranks import gpu_faults as cuda
+from worker.ranks import network_interface as interface
+from worker.ranks import process_group as distributed
+from worker.ranks.network_interface import interface_to, is_loopback, own_address
+from worker.ranks.peer_liveness import Liveness
+from worker.ranks.process_group import meaningful_errors, process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.conftest import Run, contents, keys, labels_of, open_index
 from tests.pictures import write_pictures
-from worker.data.folder import ImageFile, find_splits
-from worker.data.pack import plan_shards, write_split
+from worker.data.image_folder import ImageFile, find_splits
+from worker.data.pack_images import plan_shards, write_split
 from worker.errors import ConfigurationError
 from worker.store import Store, open_store
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.data.plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_uniform, split
+from worker.data.epoch_plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_uniform, split
 
 
 @st.composite

@@ -15,20 +15,20 @@ import torch
 
 from tests.conftest import Run, Start, in_fresh_process, open_index, open_reader
 from worker.data.augment import Augmentation
-from worker.data.image import ImageSpec
-from worker.data.in_process import InProcess
+from worker.data.batch_requests import Request, Work
+from worker.data.decode_image import ImageSpec
+from worker.data.decode_processes import SLOTS, DecodeProcesses
+from worker.data.epoch_plan import EpochPlan, Ids
+from worker.data.in_process_loader import InProcess
 from worker.data.loader import Batch, Loader, Prepare
-from worker.data.part import Part
-from worker.data.plan import EpochPlan, Ids
-from worker.data.processes import SLOTS, DecodeProcesses
+from worker.data.process_part import Part
 from worker.data.reader import BadSample, SampleReader
-from worker.data.slots import Slots
-from worker.data.work import Request, Work
+from worker.data.shared_slots import Slots
 from worker.errors import InfrastructureError
+from worker.job.decoding import processes_for
 from worker.manifest import Augment
 from worker.model.backbone import preprocessing_of
-from worker.store import traffic
-from worker.train.supply import processes_for
+from worker.store import traffic_counts as traffic
 
 PREPROCESSING = preprocessing_of("resnet18").at(24)
 BATCH = 12

@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from tests.conftest import in_fresh_process, open_index, open_reader
-from worker.data.cache import Cache
+from worker.data.epoch_plan import EpochPlan
 from worker.data.index import (
     SIDECAR_DTYPE,
     Index,
@@ -24,7 +24,7 @@ from worker.data.index import (
     parse_address,
     read_index,
 )
-from worker.data.plan import EpochPlan
+from worker.data.read_cache import Cache
 from worker.data.reader import BadSample, SampleReader
 from worker.data.scratch import Scratch
 from worker.errors import ConfigurationError, InfrastructureError

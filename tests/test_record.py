@@ -21,25 +21,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_index
-from worker.data.keys import SampleNames
+from worker.data.sample_keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
+from worker.learn.worst_images import MOST, Mistake, Worst, gather_worst
 from worker.plots import Chart, Line, draw
+from worker.ranks.process_group import process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+from worker.record import journal as journals
+from worker.record.journal import Journal, progress_name
+from worker.record.progress import Step
+from worker.record.telemetry import Report, merged
 from worker.report.compare import compare
 from worker.report.history import read_history
-from worker.report.page import compare_page, run_page
-from worker.report.run import read_run
+from worker.report.html_page import compare_page, run_page
+from worker.report.read_run import read_run
 from worker.report.status import read_status
 from worker.store import Store, open_store
-from worker.train import journal as journals
-from worker.train.distributed import process_group
-from worker.train.journal import Journal, progress_name
-from worker.train.mistakes import MOST, Mistake, Worst, gather_worst
-from worker.train.progress import Step
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
-from worker.train.telemetry import Report, merged
 
 Job = dict[str, Any]
 Write = Callable[[Job], str]

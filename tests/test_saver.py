@@ -12,13 +12,14 @@ import torch
 from tests.conftest import in_fresh_process
 from tests.learners import CPU, batch_of, engine_of, learner_of, manifest_of
 from worker.checkpoint.commit import CommitName, publish_commit, read_commit
-from worker.checkpoint.host import HostCopy
-from worker.checkpoint.saver import Saver
+from worker.checkpoint.host_copy import HostCopy
+from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import restore_snapshot, room_for_training, take_snapshot
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.model.backbone import build_backbone
 from worker.model.learner import Learner
-from worker.store import open_store, traffic
+from worker.store import open_store
+from worker.store import traffic_counts as traffic
 
 NAME = CommitName(3, 1)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.search import Actor, Objects, Program, Replayed, Search, Violation, World
-from worker.checkpoint import attempt
-from worker.checkpoint.attempt import (
+from worker.checkpoint import claim as attempt
+from worker.checkpoint.claim import (
     Identity,
     claim_attempt,
     ensure_newest,
@@ -25,10 +25,10 @@ from worker.checkpoint.commit import (
     publish_commit,
     read_commit_record,
 )
-from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import stage_part
-from worker.checkpoint.result import publish, settle
-from worker.checkpoint.tensors import stream_bytes
+from worker.checkpoint.output_owner import owner_of
+from worker.checkpoint.publication_record import stage_part
+from worker.checkpoint.publish import publish, settle
+from worker.checkpoint.tensor_files import stream_bytes
 from worker.errors import ConfigurationError, Superseded
 
 RESULT = ("final/model.json",)

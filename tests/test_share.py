@@ -18,15 +18,15 @@ from tests.learners import everything, manifest_of, snapshot_of
 from tests.sabotage import slow_steps
 from worker.checkpoint import commit
 from worker.checkpoint.commit import CommitName, publish_commit, read_commit, write_parts
-from worker.checkpoint.tensors import read_tensors, stream_bytes, stream_tensors
+from worker.checkpoint.tensor_files import read_tensors, stream_bytes, stream_tensors
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
 from worker.model.learner import Learner, build_learner
+from worker.ranks.process_group import process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 from worker.store import open_store
-from worker.train.distributed import process_group
-from worker.train.rank import Rank
-from worker.train.share import share_learner
-from worker.train.stop import StopFlag
+from worker.train.broadcast_state import share_learner
 
 Write = Callable[[dict[str, Any]], str]
 

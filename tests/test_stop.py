@@ -22,10 +22,10 @@ from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
 from worker.forks import STOP_SIGNALS
-from worker.metrics.owner import Owner
+from worker.metrics.run_labels import Owner
 from worker.metrics.textfile import textfile
+from worker.ranks.stop_signal import StopFlag, budget
 from worker.store import open_store
-from worker.train.stop import StopFlag, budget
 
 Job = dict[str, Any]
 Write = Callable[[Job], str]

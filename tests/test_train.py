@@ -23,15 +23,15 @@ import torch
 
 from tests.conftest import Ended, Run, Start, keys, open_index, open_reader, unfinish
 from tests.sabotage import two_ranks_per_piece
-from worker.data.folder import find_splits
-from worker.data.image import ImageSpec, decode
-from worker.data.pack import write_split
-from worker.metrics.owner import Owner
+from worker.data.decode_image import ImageSpec, decode
+from worker.data.image_folder import find_splits
+from worker.data.pack_images import write_split
+from worker.learn.confusion import by_class
+from worker.metrics.run_labels import Owner
 from worker.metrics.textfile import textfile
 from worker.model.backbone import build_backbone, preprocessing_of
+from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store
-from worker.train.audit import read_ledger, surviving_rows
-from worker.train.confusion import by_class
 
 Job = dict[str, Any]
 Write = Callable[[Job], str]

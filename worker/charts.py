@@ -24,3 +24,16 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def bar(done: float, width: int = 10) -> str:
+    """A bar of `width` characters, filled by the share `done`."""
+    full = round(min(1.0, max(0.0, done)) * width)
+    return "█" * full + "░" * (width - full)
+
+
+def duration(seconds: float) -> str:
+    """`3:07`, or `1:02:03` beyond an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

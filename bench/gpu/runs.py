@@ -94,7 +94,7 @@ def _train(
     if scratch:
         os.environ["WORKER_SCRATCH"] = str(manifest.parent / "scratch")
     from worker.cli import main
-    from worker.train.steps import Steps
+    from worker.train.epoch_steps import Steps
 
     finish = Steps._finish
 

@@ -26,10 +26,10 @@ from bench.gpu.tools import (
     seconds_per,
 )
 from worker.data.loader import Batch
-from worker.train.agreement import Agreement, Signals
-from worker.train.distributed import total
-from worker.train.engine import Engine
-from worker.train.evaluation import evaluate
+from worker.learn.evaluation import evaluate
+from worker.learn.training_step import Engine
+from worker.ranks.agreement import Agreement, Signals
+from worker.ranks.process_group import total
 
 
 def machine(setting: Setting) -> Result:

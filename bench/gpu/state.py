@@ -5,13 +5,13 @@ import time
 from bench.gpu.section import Result, Setting
 from bench.gpu.tools import ahead, alone, engine_of, noise, plans_of, seconds_per, wait_for
 from tests.learners import manifest_of
+from worker.checkpoint.background_thread import Background
 from worker.checkpoint.commit import CommitName
-from worker.checkpoint.saver import Saver
+from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.model.backbone import build_backbone
-from worker.model.groups import assign
+from worker.model.rate_groups import assign
 from worker.store import open_store
-from worker.train.background import Background
 
 _ADAMW = manifest_of([{"match": "*"}], name="adamw")
 

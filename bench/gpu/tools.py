@@ -13,11 +13,11 @@ import torch.distributed as dist
 from bench.gpu.section import Setting
 from tests.learners import ALONE, manifest_of
 from worker.data.loader import Batch
+from worker.learn.loss import Criterion
+from worker.learn.training_step import Engine
 from worker.model.backbone import build_backbone, preprocessing_of
-from worker.model.groups import assign
 from worker.model.learner import build_learner
-from worker.train.criterion import Criterion
-from worker.train.engine import Engine
+from worker.model.rate_groups import assign
 
 CLASSES = 1000
 

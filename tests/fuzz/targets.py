@@ -25,7 +25,7 @@ from torch import nn
 from tests.fuzz.memory import MemoryStore
 from tests.fuzz.mutation import damaged, damaged_json, text_of
 from tests.learners import CPU, everything, manifest_of, snapshot_of
-from worker.checkpoint.attempt import claim_attempt, ensure_newest
+from worker.checkpoint.claim import claim_attempt, ensure_newest
 from worker.checkpoint.commit import (
     CommitName,
     list_commits,
@@ -33,12 +33,13 @@ from worker.checkpoint.commit import (
     read_commit,
     write_parts,
 )
-from worker.checkpoint.owner import owner_of
-from worker.checkpoint.publication import stage_part
-from worker.checkpoint.result import publish, settle
+from worker.checkpoint.output_owner import owner_of
+from worker.checkpoint.publication_record import stage_part
+from worker.checkpoint.publish import publish, settle
 from worker.checkpoint.snapshot import restore_snapshot
-from worker.checkpoint.tensors import stream_bytes
-from worker.data.image import ImageSpec, decode
+from worker.checkpoint.tensor_files import stream_bytes
+from worker.checkpoint.training_state import State
+from worker.data.decode_image import ImageSpec, decode
 from worker.data.index import (
     SIDECAR_DTYPE,
     Address,
@@ -49,22 +50,21 @@ from worker.data.index import (
     read_index,
 )
 from worker.data.reader import BadSample
-from worker.data.shard import scan_shard
+from worker.data.shard_scan import scan_shard
 from worker.environment import check_environment
 from worker.errors import ConfigurationError, WorkerError
 from worker.launch.topology import detect
 from worker.manifest import load_manifest
-from worker.model.foreign import read_state
+from worker.model.foreign_weights import read_state
 from worker.model.learner import build_learner
-from worker.model.weights import _require_sound
+from worker.model.pretrained_weights import _require_sound
+from worker.ranks.rank import Rank
 from worker.redaction import redacted
 from worker.report.compare import compare
-from worker.report.page import run_page
-from worker.report.run import read_run
+from worker.report.html_page import run_page
+from worker.report.read_run import read_run
 from worker.report.status import describe_status, read_status
 from worker.store import open_store, read_uri
-from worker.train.rank import Rank
-from worker.train.state import State
 
 TAKEN, BAD_SAMPLE = "taken", "bad sample"
 _MAX_LINES = 22  # a head, and at most 20 mistakes and more

@@ -151,7 +151,7 @@ def tiny_memory() -> None:
 
 
 def _limit(mebibytes: int) -> None:
-    from worker.train import cuda
+    from worker.ranks import gpu_faults as cuda
 
     start_cuda = cuda.start_cuda
 
@@ -160,7 +160,7 @@ def _limit(mebibytes: int) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(mebibytes * _MIB / total, device)
 
-    from worker.train import distributed
+    from worker.ranks import process_group as distributed
 
     setattr(distributed, "start_cuda", start)
 

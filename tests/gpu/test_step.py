@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tests.learners import ALONE, CPU, batch_of, everything, manifest_of, snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.data.loader import Batch
+from worker.learn.loss import Criterion
+from worker.learn.training_step import Engine
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.model.learner import build_learner
-from worker.train.criterion import Criterion
-from worker.train.cuda import start_cuda
-from worker.train.engine import Engine
+from worker.ranks.gpu_faults import start_cuda
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)

@@ -1,1 +1,1 @@
-"""The preflight: all that a job needs of its place, looked at in seconds and without a GPU."""
+"""The preflight of `worker check`, one row per probe."""

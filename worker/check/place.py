@@ -12,14 +12,14 @@ import torch
 from worker.check.table import Caution
 from worker.environment import metrics_port, number, rendezvous_seconds
 from worker.errors import ConfigurationError
+from worker.job.decoding import SCRATCH_GIB, decoding_of
 from worker.launch.topology import Spawn, first_host
 from worker.logs import count
-from worker.metrics.gateway import Gateway
-from worker.train.cores import cores_of_node
-from worker.train.cuda import start_cuda
-from worker.train.interface import interface_to, is_loopback
-from worker.train.rank import Rank
-from worker.train.supply import SCRATCH_GIB, decoding_of
+from worker.metrics.pushgateway import Gateway
+from worker.ranks.cpu_cores import cores_of_node
+from worker.ranks.gpu_faults import start_cuda
+from worker.ranks.network_interface import interface_to, is_loopback
+from worker.ranks.rank import Rank
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _NCCL_BYTES = 1 << 30

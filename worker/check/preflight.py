@@ -15,15 +15,15 @@ from worker.check.place import (
 )
 from worker.check.storage import look_at_output
 from worker.check.table import NO_STORAGE, Table
-from worker.data.plan import default_lanes
+from worker.data.epoch_plan import default_lanes
+from worker.job.job import open_dataset, open_job, require_same_experiment
 from worker.launch.start import check_place
 from worker.launch.topology import Spawn, detect, require_divisible
 from worker.logs import count
 from worker.manifest import Manifest
-from worker.model.weights import load_pretrained
+from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.rank import Rank
 from worker.store import open_store
-from worker.train.job import open_dataset, open_job, require_same_experiment
-from worker.train.rank import Rank
 
 
 def look_at_place(

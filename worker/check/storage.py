@@ -13,8 +13,8 @@ from worker.check.table import NO_STORAGE, Caution, Table
 from worker.errors import ConfigurationError, first_line
 from worker.logs import count
 from worker.store import ObjectMissing, Store
-from worker.store.causes import NO_BUCKET, translate
-from worker.store.settings import check_settings
+from worker.store.aws_settings import check_settings
+from worker.store.error_messages import NO_BUCKET, translate
 
 _MULTIPART = 32 << 20  # more than the store sends in one piece
 

@@ -1,1 +1,1 @@
-"""Durable state: immutable parts, commits, attempts."""
+"""Checkpoints, commits, attempts and results: what is durable."""

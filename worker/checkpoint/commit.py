@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from worker.checkpoint.attempt import ensure_newest
+from worker.checkpoint.claim import ensure_newest
 from worker.errors import Superseded
-from worker.records import Record, complaint, read_record
 from worker.store import ObjectMissing, Piece, Store
+from worker.store.json_records import Record, complaint, read_record
 
 if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need not wait for
-    from worker.checkpoint.tensors import Stream
+    from worker.checkpoint.tensor_files import Stream
 
 log = logging.getLogger(__name__)
 

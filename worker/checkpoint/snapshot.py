@@ -14,13 +14,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from worker.checkpoint.commit import STATE_PART
-from worker.checkpoint.host import HostCopy, Place, room_for
-from worker.checkpoint.tensors import Stream, read_tensors, stream_bytes, stream_tensors
+from worker.checkpoint.host_copy import HostCopy, Place, room_for
+from worker.checkpoint.tensor_files import Stream, read_tensors, stream_bytes, stream_tensors
 from worker.manifest import Manifest
-from worker.model.groups import RateGroup
 from worker.model.learner import Learner
-from worker.model.weights import load_tensors
-from worker.records import Record
+from worker.model.pretrained_weights import load_tensors
+from worker.model.rate_groups import RateGroup
+from worker.store.json_records import Record
 
 _MODEL, _AVERAGE, _OPTIMIZER = "model", "average", "optimizer"
 _SUFFIX = ".safetensors"

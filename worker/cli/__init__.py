@@ -1,7 +1,4 @@
-"""The command line; the only place that turns errors into exit codes.
-
-Commands import what they need when they run: neither `--help` nor a stop signal waits for torch.
-"""
+"""The command line, and the edge where errors become exit codes."""
 
 from worker.cli import datasets, objects, reference, runs, training
 from worker.cli.group import main

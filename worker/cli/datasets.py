@@ -11,7 +11,7 @@ from worker.errors import DataError
 from worker.logs import count
 
 if TYPE_CHECKING:  # they take seconds to import
-    from worker.data.folder import Split
+    from worker.data.image_folder import Split
     from worker.data.index import Index
 
 _MIB = 1 << 20
@@ -75,9 +75,9 @@ def pack(
     that cannot be are all listed, with the reasons. The same files and seed always give the same
     shards.
     """
-    from worker.data.folder import find_splits
+    from worker.data.image_folder import find_splits
     from worker.data.index import require_no_index
-    from worker.data.pack import find_bad, without_bad, write_split
+    from worker.data.pack_images import find_bad, without_bad, write_split
     from worker.store import open_store
     from worker.store.buckets import create_bucket as create
 
@@ -174,8 +174,8 @@ def index(
     Interrupted, it goes on where it was.
     """
     from worker.data.index import parse_address, read_index, require_no_index
-    from worker.data.indexing import find_tars, index_tars, read_classes
-    from worker.data.verify import verify_shards
+    from worker.data.index_tars import find_tars, index_tars, read_classes
+    from worker.data.verify_shards import verify_shards
 
     if verify and overwrite:
         raise click.UsageError("--verify compares and writes nothing; leave --overwrite out")

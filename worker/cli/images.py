@@ -1,6 +1,6 @@
 """The images that a command line names."""
 
-from worker.data.formats import IMAGE_SUFFIXES, is_image_name
+from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
 from worker.errors import ConfigurationError
 from worker.store import LocalStore, open_store
 

@@ -20,7 +20,7 @@ def models(pattern: str, as_json: bool) -> None:
     """
     from fnmatch import fnmatchcase
 
-    from worker.model.catalogue import catalogue, describe_catalogue
+    from worker.model.catalog import catalogue, describe_catalogue
     from worker.model.skeleton import known_models
 
     names = [name for name in known_models() if fnmatchcase(name, pattern)]
@@ -34,7 +34,7 @@ def models(pattern: str, as_json: bool) -> None:
 @main.command()
 def metrics() -> None:
     """Print the table of all metrics, in Markdown."""
-    from worker.metrics.table import describe_metrics
+    from worker.metrics.docs_table import describe_metrics
 
     click.echo(describe_metrics())
 
@@ -52,10 +52,11 @@ def schema() -> None:
 def demo(keep: Path | None) -> None:
     """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
 
-    Needs the packages moto[server] and scikit-learn, no network and no GPU; takes under two minutes on 2 cores.
+    Needs the packages moto[server] and scikit-learn, but no network and no GPU; takes less than two
+    minutes on 2 cores.
     """
     try:
-        from worker.demo import run_demo
+        from worker.cli.demo import run_demo
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the demo needs {error.name}; pip install 'moto[server]' scikit-learn"

@@ -58,8 +58,8 @@ def report(run: str, out: str) -> None:
 
     RUN is the output of a job, finished or not. The page is one file that needs no network.
     """
-    from worker.report.page import run_page
-    from worker.report.run import read_run
+    from worker.report.html_page import run_page
+    from worker.report.read_run import read_run
     from worker.store import open_store, write_uri
 
     page = run_page(read_run(open_store(run)))
@@ -82,8 +82,8 @@ def compare(runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     if len(runs) == 1:
         raise click.UsageError("compares two or more runs; for one alone, see `worker report`")
     from worker.report.compare import compare, results_of
-    from worker.report.page import compare_page
-    from worker.report.run import read_run
+    from worker.report.html_page import compare_page
+    from worker.report.read_run import read_run
     from worker.store import open_store, write_uri
 
     found = [read_run(open_store(run)) for run in runs]
@@ -115,11 +115,10 @@ def audit(run: str) -> None:
     sample was lost or repeated; those left out as bad within the job's budget are listed.
     """
     from worker.checkpoint.commit import list_commits, read_commit_record
+    from worker.data.epoch_plan import steps_per_epoch
     from worker.data.index import parse_address, read_index
-    from worker.data.plan import steps_per_epoch
     from worker.manifest import check_manifest
-    from worker.store import open_store
-    from worker.train.audit import (
+    from worker.record.ledger_audit import (
         audit_epochs,
         describe_audit,
         read_last_attempt,
@@ -128,6 +127,7 @@ def audit(run: str) -> None:
         require_same_data,
         surviving_rows,
     )
+    from worker.store import open_store
 
     store = open_store(run)
     attempt = read_last_attempt(store)

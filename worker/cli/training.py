@@ -28,7 +28,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     the same command resumes from there, on this or any other machine and number of ranks.
     """
     from worker.manifest import load_manifest
-    from worker.train.stop import StopFlag
+    from worker.ranks.stop_signal import StopFlag
 
     stop = StopFlag()
     stop.install()
@@ -54,12 +54,12 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     from worker.manifest import load_manifest
 
     loaded = load_manifest(manifest)
+    from worker.job.job import open_job, require_same_experiment
+    from worker.job.outline import outline_job
+    from worker.job.outline_text import describe_outline
+    from worker.job.resume_preview import describe_standing, find_standing
     from worker.launch.topology import require_divisible
-    from worker.model.weights import load_pretrained
-    from worker.train.describe import describe_outline
-    from worker.train.job import open_job, require_same_experiment
-    from worker.train.outline import outline_job
-    from worker.train.standing import describe_standing, find_standing
+    from worker.model.pretrained_weights import load_pretrained
 
     require_divisible(loaded.train.batch_size, ranks)
     job = open_job(loaded)
@@ -95,7 +95,7 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
     fails. Exits with 0, with 78 for what has to be put right, or with 69 where storage does not
     answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
     """
-    from worker.train.stop import StopFlag
+    from worker.ranks.stop_signal import StopFlag
 
     StopFlag().install()  # a pod that is evicted while it checks has not failed
     from worker.check.manifest import look_at_manifest
@@ -131,16 +131,16 @@ def find_rates(
     takes part. Nothing is kept but find-rates/chart.svg and find-rates/sweep.json below the output.
     """
     from worker.manifest import load_manifest
-    from worker.train.stop import StopFlag
+    from worker.ranks.stop_signal import StopFlag
 
     stop = StopFlag()
     stop.install()
     loaded = load_manifest(manifest)
     _settle_torch()
     from worker.launch.start import find_rates
-    from worker.report.sweep import draw_sweep
+    from worker.learn.rate_sweep import describe_sweep
+    from worker.report.sweep_chart import draw_sweep
     from worker.store import open_store
-    from worker.train.find_rates import describe_sweep
 
     with progress_bar(steps, "sweeping") as bar:
         job, sweep = find_rates(loaded, steps, low, high, stop, bar.update)

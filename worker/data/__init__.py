@@ -1,1 +1,1 @@
-"""Data plane: index, plan, reader, decoding, packing."""
+"""From tars in the store to batches: index, plan, reader, decoding, packing."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from worker.data.augment_policies import Policy, rand_augment, trivial_augment
+from worker.data.epoch_plan import Ids, keyed_uniform
 from worker.data.loader import Prepare
-from worker.data.plan import Ids, keyed_uniform
-from worker.data.policies import Policy, rand_augment, trivial_augment
 from worker.data.preprocessing import Preprocessing
 from worker.manifest import Augment, Jitter
 

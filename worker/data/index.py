@@ -23,7 +23,7 @@ import xxhash
 from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from worker.data.shard import Row, Scan
+from worker.data.shard_scan import Row, Scan
 from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store import ObjectMissing, Store, open_store, require_no_query
 

@@ -2,7 +2,7 @@
 
 Decoding releases the interpreter lock, though not for all of an image: on an H100 with 16 cores one
 process decoded 1,600 images a second with 4 threads and 2,400 with 16. So a rank has several
-processes (`worker.data.processes`) with a few threads each.
+processes (`worker.data.decode_processes`) with a few threads each.
 """
 
 import itertools
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.data.decoded import DecodedImages
-from worker.data.image import ImageSpec, decode
-from worker.data.plan import Ids
+from worker.data.decode_image import ImageSpec, decode
+from worker.data.decoded_cache import DecodedImages
+from worker.data.epoch_plan import Ids
 from worker.data.reader import BadSample, SampleReader
 
 DECODE_AHEAD = 2

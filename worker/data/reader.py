@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from worker.data.cache import Cache
 from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar
-from worker.data.keys import key_in
+from worker.data.read_cache import Cache
+from worker.data.sample_keys import key_in
 from worker.data.scratch import Scratch
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store

@@ -1,1 +1,1 @@
-"""Where ranks come from, and the process that starts them."""
+"""From a manifest to running ranks: topology, processes, exit codes."""

@@ -17,8 +17,8 @@ from worker.errors import InfrastructureError, exit_code_of, most_fatal
 from worker.forks import STOP_SIGNALS, cause_of, die_with
 from worker.launch.guard import exit_code, leave
 from worker.launch.topology import Spawn
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
 
 log = logging.getLogger(__name__)
 

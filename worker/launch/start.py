@@ -12,33 +12,35 @@ from pathlib import Path
 
 import torch
 
-from worker.checkpoint.result import settle
-from worker.checkpoint.saver import Saver
+from worker.checkpoint.publish import settle
+from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training
 from worker.environment import check_environment
 from worker.errors import ConfigurationError, WorkerError
+from worker.job.decoding import check_supply
+from worker.job.job import Job, open_job, require_same_experiment
+from worker.job.resume_preview import describe_done
 from worker.launch.guard import exit_code
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, detect, require_divisible
+from worker.learn.rate_sweep import Sweep
 from worker.logs import bind
 from worker.manifest import Manifest
 from worker.memory import settle_memory
-from worker.metrics.board import Board
-from worker.metrics.export import announce, exported
-from worker.metrics.owner import Owner
+from worker.metrics.exporters import announce, exported
+from worker.metrics.run_labels import Owner
+from worker.metrics.shared_outcome import Board
 from worker.model.export import check_exports
-from worker.model.weights import load_pretrained
+from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.process_group import device_of, process_group
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+from worker.record.progress import Progress
 from worker.store import open_store
-from worker.store.traffic import listen
-from worker.train.distributed import device_of, process_group
-from worker.train.find_rates import Sweep, sweep_rates
-from worker.train.job import Job, open_job, require_same_experiment
-from worker.train.progress import Progress
-from worker.train.rank import Rank
+from worker.store.traffic_counts import listen
+from worker.train.find_rates import sweep_rates
+from worker.train.loaders import Supply
 from worker.train.session import Session
-from worker.train.standing import describe_done
-from worker.train.stop import StopFlag
-from worker.train.supply import Supply, check_supply
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from worker.environment import LAST_PORT, whole_number
 from worker.errors import ConfigurationError
-from worker.train.rank import Rank
+from worker.ranks.rank import Rank
 
 _PORT = 29400
 _WHOLE = re.compile(r"[0-9]{1,9}")

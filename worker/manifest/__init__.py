@@ -1,9 +1,4 @@
-"""The job manifest: what is trained on what, and how; plain data that all parts may read.
-
-Strict: unknown keys and wrong types are refused, and every complaint names the field's path and
-the remedy. What depends on the place (endpoint, credentials, ranks, scratch) is environment and
-has no key here.
-"""
+"""The job manifest: sections, defaults and what is wrong with one."""
 
 from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle
 from worker.manifest.job import Checkpoint, Final, Manifest, Record

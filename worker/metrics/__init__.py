@@ -1,1 +1,1 @@
-"""Prometheus metrics and the ways out of the process."""
+"""Prometheus metrics and their exporters."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, write_to_textfile
 
-from worker.metrics.owner import Owner
+from worker.metrics.run_labels import Owner
 
 
 def write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) -> None:

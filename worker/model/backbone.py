@@ -8,7 +8,7 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from worker.data.preprocessing import Preprocessing
-from worker.model.groups import Block, Layout
+from worker.model.rate_groups import Block, Layout
 from worker.model.skeleton import (
     IMAGENET_CLASSES,
     construct,

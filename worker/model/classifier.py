@@ -6,11 +6,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from worker.data.image import MAX_PIXELS, ImageSpec, decode
+from worker.data.decode_image import MAX_PIXELS, ImageSpec, decode
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, logits_of
-from worker.model.card import WEIGHTS_NAME, Card, read_card
-from worker.model.weights import load_tensors
+from worker.model.model_card import WEIGHTS_NAME, Card, read_card
+from worker.model.pretrained_weights import load_tensors
 from worker.store import ObjectMissing, open_store
 
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.amp import GradScaler
 
 from worker.manifest import Manifest
-from worker.model.average import MovingAverage
-from worker.model.groups import RateGroup
+from worker.model.moving_average import MovingAverage
 from worker.model.optimizer import build_optimizer
+from worker.model.rate_groups import RateGroup
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from worker.manifest import Optimizer
-from worker.model.groups import RateGroup
+from worker.model.rate_groups import RateGroup
 from worker.model.schedule import Factor
 
 _MOMENTUM = 0.9

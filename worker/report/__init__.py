@@ -1,1 +1,1 @@
-"""What a run has left in its store, made readable; nothing here writes to a run."""
+"""Readers of what a run has left in its store: status, pages, comparisons."""

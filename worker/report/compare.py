@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from worker.charts import table
+from worker.charts import duration, table
 from worker.manifest.defaults import is_default
-from worker.report.run import Run
-from worker.train.progress import duration
+from worker.report.read_run import Run
 
 _NAMES = ("job", "output")
 _NOTHING = "-"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from worker.report.reading import read_history_lines
+from worker.report.read_records import read_history_lines
 from worker.store import Store
 
 _PIECE = re.compile(r"records/(\d+)/history/.*\.jsonl")

@@ -5,16 +5,16 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import AttemptRecord, attempt_name, attempt_numbers, read_attempt
+from worker.charts import bar, duration
+from worker.checkpoint.claim import AttemptRecord, attempt_name, attempt_numbers, read_attempt
 from worker.checkpoint.commit import COMMITS, list_commits, read_commit_record
-from worker.checkpoint.publication import Done, read_done
+from worker.checkpoint.publication_record import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
 from worker.logs import count
-from worker.records import read_record
-from worker.report.schemas import End, ProgressRecord
+from worker.record.journal import PROGRESS_SECONDS, progress_name
+from worker.report.record_schemas import End, ProgressRecord
 from worker.store import ObjectMissing, Store
-from worker.train.journal import PROGRESS_SECONDS, progress_name
-from worker.train.progress import bar, duration
+from worker.store.json_records import read_record
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS
 _SILENCE = "no sign of life: it was killed, or is cut off from its storage"

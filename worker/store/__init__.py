@@ -1,4 +1,4 @@
-"""Object storage behind one small interface: S3 and a local directory."""
+"""Object storage behind one small interface: S3 and a local folder."""
 
 import unicodedata
 from pathlib import Path
@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 from worker.errors import ConfigurationError
 from worker.redaction import is_signed
-from worker.store.base import ObjectInfo, ObjectMissing, Piece, Store
+from worker.store.interface import ObjectInfo, ObjectMissing, Piece, Store
 from worker.store.local import LocalStore
 from worker.store.s3 import S3Store
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
 
-from worker.store.faults import code_of, status_of
+from worker.store.error_kinds import code_of, status_of
 from worker.store.s3 import S3Store
 
 _OWN = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}

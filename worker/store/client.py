@@ -12,9 +12,9 @@ from botocore.config import Config
 
 from worker.environment import store_deadline
 from worker.errors import ConfigurationError
-from worker.store.faults import refuse_redirect
-from worker.store.limits import WatchedHTTPConnection, WatchedHTTPSConnection
-from worker.store.settings import ENDPOINTS, check_settings
+from worker.store.aws_settings import ENDPOINTS, check_settings
+from worker.store.error_kinds import refuse_redirect
+from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
 
 _lock = threading.Lock()
 AWSHTTPConnectionPool.ConnectionCls = WatchedHTTPConnection

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.errors import ConfigurationError, InfrastructureError
-from worker.store.base import ObjectInfo, ObjectMissing, Piece
-from worker.store.traffic import measured
+from worker.store.interface import ObjectInfo, ObjectMissing, Piece
+from worker.store.traffic_counts import measured
 
 _TEMPORARY = ".tmp-"
 _LOCK = f"{_TEMPORARY}lock"  # not listed, as no temporary file is

@@ -17,11 +17,8 @@ import urllib3.exceptions
 
 from worker.environment import store_deadline
 from worker.errors import WorkerError
-from worker.store.base import ObjectInfo, ObjectMissing, Piece
-from worker.store.causes import translate
 from worker.store.client import renew_client, s3_client
-from worker.store.cut import cut
-from worker.store.faults import (
+from worker.store.error_kinds import (
     LOST_RACE,
     NotS3,
     code_of,
@@ -29,8 +26,11 @@ from worker.store.faults import (
     needs_renewal,
     status_of,
 )
-from worker.store.limits import allow, limited
-from worker.store.traffic import listener, measured
+from worker.store.error_messages import translate
+from worker.store.interface import ObjectInfo, ObjectMissing, Piece
+from worker.store.part_cutter import cut
+from worker.store.request_deadline import allow, limited
+from worker.store.traffic_counts import listener, measured
 
 T = TypeVar("T")
 Condition = dict[str, str]

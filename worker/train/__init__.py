@@ -1,1 +1,1 @@
-"""One rank of a training job, and what surrounds it."""
+"""The life of one rank: resume, train, evaluate, commit, finish."""

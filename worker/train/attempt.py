@@ -4,20 +4,20 @@ import dataclasses
 from dataclasses import dataclass
 from typing import NoReturn
 
+from worker.checkpoint.training_state import State
 from worker.data.loader import Bad
 from worker.errors import DataError, StopRequested
+from worker.job.job import Job
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
-from worker.train.agreement import agree
-from worker.train.durable import DurableState
-from worker.train.job import Job
-from worker.train.journal import Journal
-from worker.train.quarantine import Quarantine
-from worker.train.rank import Rank
-from worker.train.record import Recorder
-from worker.train.state import State
-from worker.train.stop import StopFlag
-from worker.train.watchdog import Watchdog
+from worker.ranks.agreement import agree
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+from worker.ranks.watchdog import Watchdog
+from worker.record.journal import Journal
+from worker.record.sample_ledger import Recorder
+from worker.train.bad_samples import Quarantine
+from worker.train.durable_state import DurableState
 
 
 @dataclass(frozen=True)

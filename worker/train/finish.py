@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 from worker.checkpoint.commit import list_commits, read_commit
-from worker.checkpoint.owner import IDENTITY
-from worker.checkpoint.result import publish, settle
+from worker.checkpoint.output_owner import IDENTITY
+from worker.checkpoint.publish import publish, settle
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
+from worker.job.job import manifest_digest
+from worker.ranks.process_group import total
 from worker.train.attempt import Attempt
-from worker.train.distributed import total
-from worker.train.job import manifest_digest
-from worker.train.result import stage_result
+from worker.train.final_model import stage_result
 
 log = logging.getLogger(__name__)
 

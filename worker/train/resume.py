@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.checkpoint.attempt import claim_attempt
+from worker.checkpoint.claim import claim_attempt
 from worker.checkpoint.commit import (
     STATE_PART,
     CommitName,
@@ -16,21 +16,21 @@ from worker.checkpoint.commit import (
     read_commit,
     read_commit_record,
 )
-from worker.checkpoint.publication import read_done
-from worker.checkpoint.result import settle
+from worker.checkpoint.publication_record import read_done
+from worker.checkpoint.publish import settle
 from worker.checkpoint.snapshot import restore_snapshot
+from worker.checkpoint.training_state import State
+from worker.job.job import Job, require_no_result, require_own_output
+from worker.job.outline import outline_job
 from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
-from worker.model.weights import load_pretrained
-from worker.records import complaint
-from worker.train.distributed import total
-from worker.train.job import Job, require_no_result, require_own_output
-from worker.train.outline import outline_job
-from worker.train.rank import Rank
-from worker.train.share import share_learner, shared, wait_for_rank_0
-from worker.train.state import State
-from worker.train.surroundings import show_surroundings, surroundings
+from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.process_group import total
+from worker.ranks.rank import Rank
+from worker.record.environment_record import show_surroundings, surroundings
+from worker.store.json_records import complaint
+from worker.train.broadcast_state import share_learner, shared, wait_for_rank_0
 
 log = logging.getLogger(__name__)
 

@@ -10,37 +10,37 @@ from typing import NoReturn
 
 import torch
 
-from worker.checkpoint.saver import Saver
+from worker.checkpoint.saver_process import Saver
+from worker.data.batch_requests import Request
+from worker.data.epoch_plan import split
 from worker.data.loader import Bad
-from worker.data.plan import split
-from worker.data.work import Request
 from worker.environment import collective_seconds, stall_seconds
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError, error_of
+from worker.job.job import Job
+from worker.learn.evaluation import Evaluation
+from worker.learn.training_step import Engine
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
-from worker.train.agreement import Signals, agree
+from worker.ranks.agreement import Signals, agree
+from worker.ranks.cpu_cores import cores_per_rank
+from worker.ranks.peer_liveness import Liveness
+from worker.ranks.process_group import device_of, meaningful_errors, total
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+from worker.ranks.watchdog import Watchdog, end_after
+from worker.record.journal import Journal, kept
+from worker.record.progress import Progress
+from worker.record.sample_ledger import Recorder
+from worker.record.telemetry import Telemetry
 from worker.train.attempt import Attempt
-from worker.train.cores import cores_per_rank
-from worker.train.distributed import device_of, meaningful_errors, total
-from worker.train.durable import DurableState
-from worker.train.engine import Engine
-from worker.train.evaluation import Evaluation
-from worker.train.feed import TRAIN
+from worker.train.bad_samples import Quarantine
+from worker.train.batches import TRAIN
+from worker.train.durable_state import DurableState
+from worker.train.epoch_steps import Steps
 from worker.train.finish import finish
-from worker.train.job import Job
-from worker.train.journal import Journal, kept
-from worker.train.liveness import Liveness
-from worker.train.progress import Progress
-from worker.train.quarantine import Quarantine
-from worker.train.rank import Rank
-from worker.train.record import Recorder
+from worker.train.loaders import Supply
 from worker.train.resume import Resumed, begin_attempt
-from worker.train.steps import Steps
-from worker.train.stop import StopFlag
-from worker.train.supply import Supply
-from worker.train.telemetry import Telemetry
 from worker.train.validation import Validation
-from worker.train.watchdog import Watchdog, end_after
 
 log = logging.getLogger(__name__)
 

@@ -4,21 +4,21 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from worker.data.keys import SampleNames
+from worker.data.batch_requests import Request
+from worker.data.epoch_plan import split
 from worker.data.loader import Bad, Batch
-from worker.data.plan import split
-from worker.data.work import Request
+from worker.data.sample_keys import SampleNames
 from worker.errors import WorkerError
+from worker.job.job import Dataset, Job
+from worker.learn.confusion import Rows
+from worker.learn.evaluation import Evaluation, evaluate
+from worker.learn.worst_images import gather_worst
 from worker.model.learner import Learner
-from worker.train.confusion import Rows
-from worker.train.evaluation import Evaluation, evaluate
-from worker.train.feed import VAL
-from worker.train.job import Dataset, Job
-from worker.train.mistakes import gather_worst
-from worker.train.quarantine import Quarantine
-from worker.train.rank import Rank
-from worker.train.stop import StopFlag
-from worker.train.supply import Supply
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+from worker.train.bad_samples import Quarantine
+from worker.train.batches import VAL
+from worker.train.loaders import Supply
 
 
 class Validation:

@@ -1,0 +1,129 @@
+"""Attempts: one numbered object per start of a job; the number is the fencing token.
+
+The first attempt gives the output its identity. A start compares itself with it before each try to
+claim a number, and claims by a conditional PUT, so that one that is refused leaves nothing.
+"""
+
+import datetime
+import json
+import os
+import re
+import socket
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue
+
+from worker.errors import ConfigurationError, InfrastructureError, Superseded
+from worker.store import ObjectMissing, Store
+from worker.store.json_records import Record, read_record
+
+ATTEMPTS = "attempts/"
+_NAME = re.compile(r"attempts/([0-9]{6,9})\.json")
+_MAX_TRIES = 100
+
+Identity = Mapping[str, str]
+"""What all attempts of one job have in common, by manifest field."""
+
+
+class AttemptRecord(Record):
+    """The record by which an attempt claims its number; `manifest` is the resolved one."""
+
+    identity: Annotated[dict[str, str], Field(min_length=1)]
+    manifest: dict[str, JsonValue] = Field(default_factory=dict)
+    started: str | None = None
+
+
+def attempt_name(number: int) -> str:
+    """Return the name of the object that claims a number."""
+    return f"{ATTEMPTS}{number:06d}.json"
+
+
+def attempt_numbers(store: Store) -> list[int]:
+    """Return the numbers of all attempts, in order."""
+    matches = (_NAME.fullmatch(info.key) for info in store.list(ATTEMPTS))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_attempt(store: Store, number: int) -> AttemptRecord | None:
+    """Return the record of an attempt, or None if it is missing or damaged."""
+    try:
+        return read_record(store, attempt_name(number), AttemptRecord)
+    except ObjectMissing:
+        return None
+
+
+def first_whole(store: Store, numbers: Sequence[int]) -> AttemptRecord | None:
+    """Return the first record, in this order, that is neither missing nor damaged."""
+    return next(filter(None, (read_attempt(store, number) for number in numbers)), None)
+
+
+def next_number(numbers: Sequence[int], is_whole: Callable[[int], object]) -> int:
+    """Return the first free number beyond all objects that are whole.
+
+    Others may have any name, and no number is left beyond the highest.
+    """
+    number = next(filter(is_whole, sorted(numbers, reverse=True)), 0) + 1
+    taken = set(numbers)
+    while number in taken:
+        number += 1
+    return number
+
+
+def claim_attempt(
+    store: Store,
+    identity: Identity,
+    manifest: Mapping[str, Any],
+    require_own: Callable[[], None],
+) -> int:
+    """Register a new attempt and return its number, greater than every other.
+
+    Args:
+        store: The output of the job.
+        identity: That of the job.
+        manifest: Its resolved manifest, as JSON data.
+        require_own: Raises `ConfigurationError` if the output holds another job by now; nothing is
+            left of this attempt then.
+
+    Raises:
+        InfrastructureError: If others keep claiming first.
+    """
+    record = {"identity": dict(identity), "manifest": dict(manifest), **_origin()}
+    data = json.dumps(record).encode()
+    for _ in range(_MAX_TRIES):
+        numbers = attempt_numbers(store)
+        require_own()
+        number = next_number(numbers, lambda number: read_attempt(store, number))
+        if store.put_if_absent(attempt_name(number), data):
+            break
+    else:
+        where = f"{store.uri}{ATTEMPTS}"
+        raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
+    try:
+        # Where there is no conditional PUT, another job may have claimed the output meanwhile.
+        require_own()
+    except ConfigurationError:
+        if store.get(attempt_name(number)) == data:
+            store.delete(attempt_name(number))
+        raise
+    return number
+
+
+def _origin() -> dict[str, Any]:
+    """Return what tells this start from every other."""
+    return {
+        "id": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def ensure_newest(store: Store, attempt: int) -> None:
+    """Raise `Superseded` if a newer attempt exists; called before anything is committed."""
+    for newer in reversed(attempt_numbers(store)):
+        if newer <= attempt:
+            return
+        if read_attempt(store, newer):  # and not just an object that is named like one
+            raise Superseded(f"attempt {newer} of this job has started, attempt {attempt} ends")

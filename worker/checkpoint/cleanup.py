@@ -1,0 +1,51 @@
+"""Removes what is no longer needed of a job's checkpoints, and what dead attempts have left."""
+
+import contextlib
+import logging
+from collections.abc import Collection
+
+from worker.checkpoint.claim import ensure_newest
+from worker.checkpoint.commit import (
+    CHECKPOINTS,
+    COMMITS,
+    PART_NAMES,
+    CommitName,
+    delete_commit,
+    delete_parts,
+    list_commits,
+)
+from worker.checkpoint.retention import abandoned, expendable
+from worker.errors import WorkerError
+from worker.logs import count
+from worker.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def clean(
+    store: Store,
+    own: CommitName,
+    trusted: Collection[CommitName],
+    keep: int,
+    best_step: int | None,
+) -> None:
+    """Right after the commit `own`: delete old checkpoints, and parts that were never committed."""
+    ensure_newest(store, own.attempt)  # what a newer attempt needs is not known here
+    for name in expendable(list_commits(store), trusted, keep, best_step):
+        delete_commit(store, name)
+    written: dict[CommitName, float] = {}
+    for info in store.list(CHECKPOINTS):
+        found = CommitName.parse(info.key.removeprefix(CHECKPOINTS).split("/")[0])
+        if found:
+            written[found] = max(written.get(found, 0.0), info.modified)
+    # The store's own clock: this machine's may be wrong.
+    now = max((info.modified for info in store.list(f"{COMMITS}{own}")), default=0.0)
+    dead = abandoned(written, list_commits(store), own.attempt, now)
+    for name in dead:
+        for part in PART_NAMES:
+            # Some stores do not let uploads be listed.
+            with contextlib.suppress(WorkerError):
+                store.abort_uploads(f"{CHECKPOINTS}{name}/{part}")
+        delete_parts(store, name)
+    if dead:
+        log.info("%s of dead attempts removed", count(len(dead), "unfinished checkpoint"))

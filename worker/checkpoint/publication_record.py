@@ -1,0 +1,115 @@
+"""Records of a job's result: what an attempt has published, and what users see as done."""
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from worker.checkpoint.commit import MAX_STEPS, Part, digested
+from worker.store import ObjectMissing, Store
+from worker.store.json_records import Record, read_record
+
+if TYPE_CHECKING:  # torch takes seconds to import, which `worker status` need not wait for
+    from worker.checkpoint.tensor_files import Stream
+
+DONE_NAME = "done.json"
+PUBLICATIONS = "publications/"
+_PATTERN = re.compile(r"publications/([0-9]{6,9})\.json")
+
+Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+
+
+class Weights(Record):
+    """The step whose weights were published, and their validation accuracy, if it was measured."""
+
+    step: Count
+    accuracy: float | None = None
+
+
+class Done(Record):
+    """The result of a job: which attempt, after how many steps, with which weights."""
+
+    attempt: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=MAX_STEPS)]
+    """What `train.epochs` asked for; training may have ended earlier."""
+    step: Count
+    weights: Weights
+    identity: dict[str, str] = Field(default_factory=dict)
+
+
+class PublishedPart(Record):
+    name: Literal[
+        "final/model.json",
+        "final/model.safetensors",
+        "final/model.onnx",
+        "final/model.pt2",
+        "manifest.json",
+    ]
+    bytes: Annotated[int, Field(ge=0, le=1 << 45)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Publication(Record):
+    """The result of an attempt: what `done.json` will say, and the parts that it has written."""
+
+    attempt: Annotated[int, Field(ge=1)]
+    done: dict[str, JsonValue]
+    parts: Annotated[tuple[PublishedPart, ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Publication":
+        if self.result.attempt != self.attempt:
+            raise ValueError("done is of another attempt")
+        return self
+
+    @property
+    def result(self) -> Done:
+        """The result that `done.json` will state."""
+        return Done.model_validate(self.done)
+
+
+def read_done(store: Store) -> Done | None:
+    """Return the result of a job as users see it, if there is any."""
+    try:
+        return read_record(store, DONE_NAME, Done)
+    except ObjectMissing:
+        return None
+
+
+def stage_part(store: Store, attempt: int, name: str, stream: "Stream") -> Part:
+    """Write a part of a result under the name of its attempt; it counts for nothing yet.
+
+    Args:
+        store: The output of the job.
+        attempt: The attempt that writes it.
+        name: Where the part is to be once it is published, such as `final/model.json`.
+        stream: Its contents.
+    """
+    digest = hashlib.sha256()
+    store.put_stream(staged_name(attempt, name), stream.size, digested(stream.pieces(), digest))
+    return Part(name, stream.size, digest.hexdigest())
+
+
+def read_publication(store: Store, number: int) -> Publication | None:
+    """Return a publication, or None if it is missing or damaged."""
+    try:
+        return read_record(store, publication_name(number), Publication)
+    except ObjectMissing:
+        return None
+
+
+def publication_numbers(store: Store) -> list[int]:
+    """Return the numbers of all publications, in order."""
+    matches = (_PATTERN.fullmatch(info.key) for info in store.list(PUBLICATIONS))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def publication_name(number: int) -> str:
+    """Return the name of the object that holds a publication."""
+    return f"{PUBLICATIONS}{number:06d}.json"
+
+
+def staged_name(attempt: int, name: str) -> str:
+    """Return where an attempt stages a part of its result."""
+    return f"records/{attempt:06d}/result/{name}"

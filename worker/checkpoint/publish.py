@@ -1,0 +1,232 @@
+"""The one publisher of a job's result.
+
+An attempt writes its result under its own name, and a conditional PUT of a publication, which names
+the parts and their digests, makes it the job's. Only then are the parts copied to where users look
+for them, by whoever comes by, and `done.json` is written last.
+
+A result of more epochs replaces one of fewer; of several of as many epochs, the first counts.
+Whoever copies looks at an object, then at the publications, and then writes on condition that the
+object is still the same. So an attempt that was paused can write nothing, when it wakes, over the
+result of a newer one.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from worker.checkpoint.claim import attempt_numbers, next_number
+from worker.checkpoint.commit import Part
+from worker.checkpoint.publication_record import (
+    DONE_NAME,
+    PUBLICATIONS,
+    Done,
+    Publication,
+    publication_name,
+    publication_numbers,
+    read_done,
+    read_publication,
+    staged_name,
+)
+from worker.errors import InfrastructureError, WorkerError
+from worker.store import ObjectMissing, Piece, Store
+
+log = logging.getLogger(__name__)
+
+_READ = 16 << 20
+_MAX_TRIES = 100
+
+
+def publish(
+    store: Store,
+    attempt: int,
+    parts: list[Part],
+    result: Mapping[str, Any],
+    check: Callable[[], None],
+    beat: Callable[[], None] = lambda: None,
+) -> bool:
+    """Make what an attempt has staged the result of the job; false if another was first.
+
+    Args:
+        store: The output of the job.
+        attempt: The attempt that has staged the parts.
+        parts: All of them.
+        result: The result, as JSON data.
+        check: Called right before each try; may raise.
+        beat: Called for every few megabytes that are copied.
+
+    Raises:
+        InfrastructureError: What was published cannot be read back.
+    """
+    fields = [{"name": p.name, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
+    told = {"attempt": attempt, **result, "parts": fields}
+    data = json.dumps({"attempt": attempt, "done": told, "parts": fields}).encode()
+    for _ in range(_MAX_TRIES):
+        # Not just the first: what is there may be damaged. The first that is whole counts.
+        number = next_number(publication_numbers(store), lambda n: read_publication(store, n))
+        name = publication_name(number)
+        if store.put_if_absent(name, data, check):
+            done = settle(store, result["epochs"], beat)
+            if done is None:
+                raise InfrastructureError(
+                    f"{store.uri}{name}: its parts are not read back as they were written"
+                )
+            return done.attempt == attempt
+    raise InfrastructureError(f"{store.uri}{PUBLICATIONS}: others keep publishing first")
+
+
+def settle(store: Store, epochs: int, beat: Callable[[], None] = lambda: None) -> Done | None:
+    """Return the result of the job, brought to where users look for it; None if none is published.
+
+    A publication that was cut short is completed, whoever made it.
+
+    Args:
+        store: The output of the job.
+        epochs: The epochs that a result must be of at least; another is brought there, too.
+        beat: Called for every few megabytes that are copied.
+    """
+    return _Copier(store, beat).settle(epochs)
+
+
+class _Copier:
+    """Brings what was published to where users look for it."""
+
+    def __init__(self, store: Store, beat: Callable[[], None]) -> None:
+        self._store = store
+        self._beat = beat
+        self._known: dict[int, Publication | None] = {}
+        self._lost: set[int] = set()
+        """The publications whose parts are lost, or that no longer count."""
+
+    def settle(self, epochs: int) -> Done | None:
+        """See `settle`."""
+        while True:
+            number, publication = self._foremost()
+            done = read_done(self._store)
+            if publication and done != publication.result:
+                done = self._complete(number, publication)
+                if done is None:
+                    self._lost.add(number)
+                    continue
+            return done if done and done.epochs >= epochs else None
+
+    def _foremost(self) -> tuple[int, Publication | None]:
+        """Return the publication that counts, and its number."""
+        found: list[tuple[int, Publication]] = []
+        for number in publication_numbers(self._store):
+            if number not in self._known:  # they never change
+                self._known[number] = read_publication(self._store, number)
+            publication = self._known[number]
+            if publication and number not in self._lost:
+                found.append((number, publication))
+        return min(found, key=lambda pair: (-pair[1].result.epochs, pair[0]), default=(0, None))
+
+    def _complete(self, number: int, publication: Publication) -> Done | None:
+        """Copy the parts to their places, then write `done.json`.
+
+        Returns None if a part is lost, or if another publication counts by now.
+        """
+
+        def counts() -> bool:
+            return self._foremost()[0] == number
+
+        parts = [Part(part.name, part.bytes, part.sha256) for part in publication.parts]
+        try:
+            self._require_whole(publication.attempt, parts)
+            if not all(self._copy(publication.attempt, part, counts) for part in parts):
+                return None
+        except (ObjectMissing, ValueError) as error:
+            log.warning("the result of attempt %d is not whole: %s", publication.attempt, error)
+            return None
+        data = json.dumps(publication.done, indent=1).encode()
+        done = Part(DONE_NAME, len(data), sha256(data).hexdigest())
+        if not self._write(done, lambda: (data,), counts):
+            return None
+        _remove_staged(self._store, publication)
+        return publication.result
+
+    def _require_whole(self, attempt: int, parts: Sequence[Part]) -> None:
+        """Raise `ObjectMissing` or `ValueError` unless all parts can be read, here or there.
+
+        Before the first is copied: a result with one part lost must not harm the one before it.
+        """
+        for part in parts:
+            try:
+                self._read(staged_name(attempt, part.name), part)
+            except ObjectMissing:
+                self._read(part.name, part)
+
+    def _read(self, key: str, part: Part) -> None:
+        for _ in self._verified(key, part):
+            pass
+
+    def _copy(self, attempt: int, part: Part, counts: Callable[[], bool]) -> bool:
+        """Copy a staged part to its place; see `_write`.
+
+        Raises `ObjectMissing` or `ValueError` if what was staged is lost or altered.
+        """
+        source = staged_name(attempt, part.name)
+        try:
+            return self._write(part, lambda: self._verified(source, part), counts)
+        except ObjectMissing:
+            if self._holds(part):  # another has copied it meanwhile and removed what was staged
+                return True
+            raise
+
+    def _write(
+        self,
+        part: Part,
+        pieces: Callable[[], Iterable[Piece]],
+        counts: Callable[[], bool],
+    ) -> bool:
+        """Write an object unless it is there; false if its publication no longer counts."""
+        key = part.name
+        for _ in range(_MAX_TRIES):
+            # First what would be replaced, then whether it may be: nothing in between is missed.
+            found = next((info for info in self._store.list(key) if info.key == key), None)
+            if not counts():
+                return False
+            if found and found.size == part.bytes and self._holds(part):
+                return True
+            version = found.version if found else ""
+            if self._store.replace(key, part.bytes, pieces(), version):
+                return True
+        raise InfrastructureError(f"{self._store.uri}{key}: others keep writing it")
+
+    def _holds(self, part: Part) -> bool:
+        """Return whether a part is in its place."""
+        try:
+            self._read(part.name, part)
+        except (ObjectMissing, ValueError):
+            return False
+        return True
+
+    def _verified(self, key: str, part: Part) -> Iterator[Piece]:
+        """Yield a part piece by piece; raises `ValueError` at the end if it was altered."""
+        digest = sha256()
+        for start in range(0, part.bytes, _READ):
+            self._beat()
+            piece = self._store.get(key, start, min(start + _READ, part.bytes))
+            digest.update(piece)
+            yield piece
+        if digest.hexdigest() != part.sha256:
+            raise ValueError(f"{self._store.uri}{key} was altered")
+
+
+def _remove_staged(store: Store, publication: Publication) -> None:
+    """Remove what attempts up to the published one have staged, and uploads cut short.
+
+    A later one may be about to publish. What is left over costs space and no more, so nothing of
+    it stops a job.
+    """
+    with contextlib.suppress(WorkerError):
+        numbers = [n for n in attempt_numbers(store) if n <= publication.attempt]
+        for number in numbers:
+            for info in list(store.list(staged_name(number, ""))):
+                store.delete(info.key)
+        for name in (part.name for part in publication.parts):
+            store.abort_uploads(name)
+            for number in numbers:
+                store.abort_uploads(staged_name(number, name))

@@ -1,0 +1,102 @@
+"""Checkpoints written by a process of its own, beside the one that trains.
+
+Digests, signatures and requests would take the interpreter lock from the thread that launches
+kernels, and cores from the training on CPUs.
+"""
+
+import functools
+import gc
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from worker.checkpoint.commit import CommitName, Part, write_parts
+from worker.checkpoint.host_copy import HostCopy
+from worker.checkpoint.snapshot import Snapshot
+from worker.errors import WorkerError
+from worker.forks import Child
+from worker.store import Store
+from worker.store.traffic_counts import listen, replay
+
+
+class Saver:
+    """Forks the process; to be made before this process starts CUDA or any thread.
+
+    Args:
+        output: The output of the job.
+        size: Room for a training state, in bytes.
+    """
+
+    def __init__(self, output: Store, size: int) -> None:
+        self.host = HostCopy(size)
+        serve = functools.partial(_serve, output=output, host=self.host)
+        self._child = Child("save", "the process that saves", serve)
+
+    def write(self, name: CommitName, snapshot: Snapshot) -> list[Part]:
+        """Upload the parts of a checkpoint, which `self.host` holds, and return what they are.
+
+        Raises what `Store` raises, and `InfrastructureError` if the process was killed.
+        """
+        self._child.send((name, snapshot))
+        while True:
+            message = self._child.receive()
+            if isinstance(message, list):
+                return message
+            replay([message])
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        self._child.hang_up()
+        self._child.end(time.monotonic())
+
+
+class _Teller:
+    """Tells the parent of each request at once; several threads may."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def request(self, operation: str, seconds: float, size: int) -> None:
+        """See `Listener`."""
+        self._tell("request", operation, seconds, size)
+
+    def retry(self, operation: str) -> None:
+        """See `Listener`."""
+        self._tell("retry", operation)
+
+    def failure(self, operation: str) -> None:
+        """See `Listener`."""
+        self._tell("failure", operation)
+
+    def _tell(self, method: str, *arguments: object) -> None:
+        with self._lock:
+            self._connection.send((method, arguments))
+
+
+def _serve(connection: Connection, output: Store, host: HostCopy) -> None:
+    """Write snapshots until the parent closes its end of the connection."""
+    torch.set_num_threads(1)
+    gc.freeze()  # what came with the fork stays shared with the parent
+    listen(_Teller(connection))
+    while True:
+        try:
+            name, snapshot = connection.recv()
+            connection.send(_written(output, host, name, snapshot))
+        except (EOFError, OSError):  # the rank has hung up
+            return
+
+
+def _written(
+    output: Store, host: HostCopy, name: CommitName, snapshot: Snapshot
+) -> list[Part] | Exception:
+    """The parts of a checkpoint once they are written, or the error that came between."""
+    try:
+        return write_parts(output, name, snapshot.parts(host))
+    except WorkerError as error:
+        return error
+    except Exception:
+        return RuntimeError(f"in the process that saves: {traceback.format_exc()}")

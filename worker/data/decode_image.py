@@ -1,0 +1,176 @@
+"""Encoded images as upright RGB pixels.
+
+libjpeg-turbo by way of simplejpeg for ordinary JPEGs, which keep the cores busy; Pillow for all
+the rest: PNG, WebP, CMYK, palettes, alpha, and JPEGs that libjpeg complains about.
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from worker.data.deep_png import deep_pixels, is_deep
+from worker.data.jpeg_header import count_scans, read_header
+from worker.data.reader import BadSample
+from worker.errors import first_line
+
+Pixels = npt.NDArray[np.uint8]
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_START = b"\xff\xd8"
+_ORIENTATION = 0x0112
+_MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; most have ten
+_MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
+_TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
+MAX_PIXELS = 100_000_000
+"""What `data.max_pixels` is by default, for commands without a manifest."""
+FAST_COLORS = ("YCbCr", "RGB", "Gray")
+
+# Our own bound is exact, is checked before any pixel is decoded, and holds for every format.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module="PIL")  # of EXIF and palettes: once per picture, and vain
+
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images are decoded.
+
+    Args:
+        max_pixels: Images that would unpack into more are bad samples.
+        depth: Bits that the samples of 16-bit images use, unless the image says so itself.
+    """
+
+    max_pixels: int
+    depth: int = 16
+
+
+def decode(data: memoryview, spec: ImageSpec) -> Tensor:
+    """Return the image as uint8 RGB [3, H, W], channels last, upright as its EXIF orientation says.
+
+    The tensor may be overwritten by this thread's next call. Alpha is dropped; of deeper images the
+    upper 8 bits in use are kept. Raises `BadSample` where the bytes are no whole image or would
+    take too much memory or time to unpack.
+    """
+    if bytes(data[:2]) == _START:
+        try:
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            require_bounds(data, width, height, spec.max_pixels)
+            if colors in FAST_COLORS:
+                pixels = simplejpeg.decode_jpeg(data, buffer=_buffer(height * width * 3))
+                return _tensor(_upright(pixels, orientation(data)))
+        except BadSample:
+            raise
+        except Exception:  # noqa: S110 -- of what it cannot decode, Pillow tells the reason
+            pass
+    return _tensor(_decode_any(data, spec))
+
+
+def _tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _require_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadSample(
+            "too_large",
+            f"{width} x {height} pixels are more than data.max_pixels, {max_pixels}, allows",
+        )
+
+
+def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -> None:
+    """Raise `BadSample` for a JPEG that would take too much memory or time to decode."""
+    _require_size(width, height, max_pixels)
+    _require_few_scans(data, width * height, max_pixels)
+
+
+def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
+    """A small JPEG can hold thousands of scans, and take minutes."""
+    scans = count_scans(data)
+    if scans > _MAX_SCANS or (scans > 15 and scans * pixels > _MAX_WORK * max_pixels):
+        raise BadSample("too_large", f"{scans} scans of {pixels} pixels take too long to decode")
+
+
+def _buffer(size: int) -> bytearray:
+    """Memory of this thread that is there already: fresh pages would cost a tenth of a decode."""
+    buffer: bytearray = getattr(_local, "buffer", bytearray())
+    if len(buffer) < size:
+        buffer = _local.buffer = bytearray(size)
+    return buffer
+
+
+def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
+    if not data:
+        raise BadSample("undecodable", "is empty")
+    if bytes(data[:4]) == b"RIFF":  # Pillow unpacks the canvas of a WebP before it tells its size
+        _require_size(*_webp_size(data), spec.max_pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _require_size(*image.size, spec.max_pixels)
+            if image.format == "JPEG":
+                _require_few_scans(data, image.width * image.height, spec.max_pixels)
+            image.load()
+            turn = _valid(image.getexif)
+            if is_deep(data):  # of which Pillow keeps the upper 8 bits, in use or not
+                return _upright(deep_pixels(image, data, spec.depth), turn)
+            return _upright(np.array(image.convert("RGB")), turn)
+    except BadSample:
+        raise
+    except UnidentifiedImageError:
+        raise BadSample("undecodable", "is not a JPEG, PNG or WebP image") from None
+    except Exception as error:  # of hostile bytes, Pillow raises whatever its parsers meet
+        reason = first_line(error)
+        raise BadSample("undecodable", f"cannot be decoded ({reason})") from None
+
+
+def _webp_size(data: memoryview) -> tuple[int, int]:
+    """Width and height from the first chunk (RFC 9649); 0 where there is none of the known ones."""
+    head = bytes(data[12:30]).ljust(18, b"\0")
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    size = int.from_bytes(head[14:18], "little")
+    return (size & 0x3FFF, size >> 16 & 0x3FFF) if head[:4] == b"VP8 " else (0, 0)
+
+
+def orientation(data: memoryview) -> int:
+    """Return the orientation of a JPEG, 1 to 8, as Pillow's `exif_transpose` finds it."""
+    header = read_header(data)
+    if not _TELLS_ORIENTATION.search(data[: header.size] if header else data):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return _valid(image.getexif)
+    except Exception:  # of hostile bytes, Pillow raises whatever its parsers meet
+        return 1
+
+
+def _valid(read: Callable[[], Image.Exif]) -> int:
+    """The orientation that EXIF tells; 1 where it is broken, which harms no pixel."""
+    try:
+        value = read().get(_ORIENTATION)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,93 @@
+"""JPEGs decoded by nvJPEG, and cropped and augmented where they lie.
+
+What it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken files) goes by
+way of the CPU.
+"""
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from worker.data.decode_image import FAST_COLORS, ImageSpec, decode, orientation, require_bounds
+from worker.data.loader import Batch, Prepare
+from worker.data.reader import BadSample, SampleReader
+from worker.errors import ConfigurationError, first_line
+
+_END = b"\xff\xd9"
+
+
+def require_nvjpeg(device: torch.device) -> None:
+    """Raise `ConfigurationError` where this build or device cannot decode."""
+    picture = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
+    try:
+        decode_jpeg([torch.frombuffer(bytearray(picture), dtype=torch.uint8)], device=device)
+    except RuntimeError as error:
+        reason = first_line(error)
+        raise ConfigurationError(
+            f"data.decoder: nvJPEG cannot be used on {device} ({reason}); decode on the cpu"
+        ) from None
+
+
+class GpuDecoder:
+    """Fills batches on a CUDA device, from one thread, on a stream of its own."""
+
+    def __init__(self, device: torch.device, spec: ImageSpec) -> None:
+        self.device = device
+        self._spec = spec
+        self._stream = torch.cuda.Stream(device)
+
+    def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
+        """Read, decode and prepare every sample of `batch`; returns when the device is done."""
+        images: dict[int, memoryview] = {}
+        for place, number in enumerate(batch.ids.tolist()):
+            try:
+                sample = reader.read(number)
+                batch.labels[place] = sample.label
+                images[place] = sample.image
+            except BadSample as problem:
+                batch.leave_out(place, problem, reader.name(number))
+        with torch.cuda.stream(self._stream):
+            # Made here, so that the allocator knows which stream writes and which one reads.
+            out = torch.zeros_like(batch.images, device=self.device)
+            out.record_stream(torch.cuda.default_stream(self.device))
+            batch.images = out
+            places = [place for place, image in images.items() if self._takes(image)]
+            decoded = dict(zip(places, self._decode([images[p] for p in places]), strict=False))
+            for place, image in images.items():
+                try:
+                    if place not in decoded:
+                        decoded[place] = decode(image, self._spec).to(self.device)
+                    prepare(place, decoded.pop(place), out[place])
+                except BadSample as problem:
+                    batch.leave_out(place, problem, reader.name(int(batch.ids[place])))
+        self._stream.synchronize()
+
+    def _takes(self, image: memoryview) -> bool:
+        if bytes(image[-2:]) != _END:  # cut short, or with something behind: the CPU is strict
+            return False
+        try:
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
+        except Exception:  # whatever it is, the next decoder has its own say
+            return False
+        try:
+            require_bounds(image, width, height, self._spec.max_pixels)
+        except BadSample:
+            return False
+        return colors in FAST_COLORS and orientation(image) == 1
+
+    def _decode(self, images: list[memoryview]) -> list[Tensor]:
+        """uint8 [3, H, W] each; none at all where one is broken, for the CPU to say which."""
+        if not images:
+            return []
+        data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
+        try:
+            return list(decode_jpeg(data, ImageReadMode.RGB, device=self.device))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever it is, the next decoder has its own say
+            if self.device.type == "cuda":
+                # Those that it had begun are still being written, on a stream of its own.
+                torch.cuda.synchronize(self.device)
+            return []

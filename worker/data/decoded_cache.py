@@ -1,0 +1,115 @@
+"""Decoded images on scratch disk, so that each is decoded once."""
+
+import importlib.metadata
+import queue
+import struct
+import threading
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from worker.data.decode_image import ImageSpec
+from worker.data.epoch_plan import Ids
+from worker.data.reader import SampleReader
+from worker.data.scratch import Scratch
+
+_HEADER = struct.Struct("<QIIq")  # digest of all that follows, height, width, label
+_DIGEST_BYTES = 8
+_SMALLEST = 64 << 10  # bytes of an image; below, a file costs more than decoding
+_WAITING = 32 << 20  # bytes that may wait to be written; beyond, images are not kept
+_DECODERS = " ".join(importlib.metadata.version(name) for name in ("simplejpeg", "pillow"))
+_FORMAT = 1
+
+_local = threading.local()
+
+
+class _Bytes:
+    """A bounded count of the bytes that wait to be written, for all data sets of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def add(self, count: int) -> bool:
+        """Add to the count; return false, and add nothing, if it would exceed the bound."""
+        with self._lock:
+            fits = self._count + count <= _WAITING
+            self._count += count if fits else 0
+            return fits
+
+
+_bytes_waiting = _Bytes()
+
+
+class DecodedImages:
+    """The images of a data set as they were decoded, byte for byte, where scratch has room.
+
+    Each is in a file of its own, with a digest: what was altered is decoded again.
+
+    Args:
+        scratch: Where to keep them.
+        reader: Names the samples.
+        spec: How they were decoded.
+    """
+
+    def __init__(self, scratch: Scratch, reader: SampleReader, spec: ImageSpec) -> None:
+        self._scratch = scratch
+        self._reader = reader
+        self._kind = f"decoded {_FORMAT} {_DECODERS} {spec}"
+        self._largest = _HEADER.size + 3 * spec.max_pixels
+        self._waiting: queue.Queue[tuple[str, bytearray]] = queue.Queue()
+        threading.Thread(target=self._write, name="decoded", daemon=True).start()
+
+    def missing(self, ids: Ids) -> Ids:
+        """Return the samples whose images are not kept."""
+        kept = [self._scratch.has_spare(self._name(number)) for number in ids.tolist()]
+        missing: Ids = ids[~np.array(kept, dtype=bool)]
+        return missing
+
+    def get(self, sample_id: int) -> tuple[Tensor, int] | None:
+        """Return the image of a sample, uint8 [3, H, W], channels last, and its label, if kept.
+
+        The tensor may be overwritten by this thread's next call.
+        """
+        buffer: bytearray = getattr(_local, "buffer", bytearray())
+        name = self._name(sample_id)
+        size = self._scratch.read_spare(name, buffer)
+        if len(buffer) < size <= self._largest:
+            buffer = _local.buffer = bytearray(size)
+            size = self._scratch.read_spare(name, buffer)
+        if not _HEADER.size <= size <= len(buffer):
+            return None
+        digest, height, width, label = _HEADER.unpack_from(buffer)
+        data = memoryview(buffer)[_DIGEST_BYTES:size]
+        whole = size == _HEADER.size + height * width * 3
+        if not whole or xxhash.xxh3_64_intdigest(data) != digest:
+            return None
+        pixels = np.frombuffer(buffer, np.uint8, height * width * 3, _HEADER.size)
+        image = torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)
+        return image, label
+
+    def put(self, sample_id: int, image: Tensor, label: int) -> None:
+        """Keep an image, unless too much is waiting to be written already."""
+        size = _HEADER.size + image.numel()
+        if size < _SMALLEST or not self._scratch.may_take(size) or not _bytes_waiting.add(size):
+            return
+        _, height, width = image.shape
+        data = bytearray(size)
+        _HEADER.pack_into(data, 0, 0, height, width, label)
+        pixels = np.frombuffer(data, np.uint8, offset=_HEADER.size).reshape(height, width, 3)
+        pixels[:] = image.permute(1, 2, 0).numpy()
+        digest = xxhash.xxh3_64_intdigest(memoryview(data)[_DIGEST_BYTES:])
+        data[:_DIGEST_BYTES] = digest.to_bytes(_DIGEST_BYTES, "little")
+        self._waiting.put((self._name(sample_id), data))
+
+    def _write(self) -> None:
+        while True:
+            name, data = self._waiting.get()
+            self._scratch.put_spare(name, data)
+            _bytes_waiting.add(-len(data))
+            self._waiting.task_done()
+
+    def _name(self, sample_id: int) -> str:
+        return f"{self._kind} {self._reader.identity(sample_id)}"

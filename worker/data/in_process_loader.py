@@ -1,0 +1,28 @@
+"""Batches for one rank, decoded in its own process: by the caller, or on its GPU."""
+
+from collections.abc import Callable, Generator, Mapping
+
+from worker.data.batch_requests import Request, Work
+from worker.data.loader import Batch, Loader
+
+
+class InProcess:
+    """Loaders by data set; `resolve` says what a request means, `size` is a side in pixels."""
+
+    def __init__(
+        self, loaders: Mapping[str, Loader], resolve: Callable[[Request], Work], size: int
+    ) -> None:
+        self._loaders = loaders
+        self._resolve = resolve
+        self._size = size
+
+    def batches(self, request: Request) -> Generator[Batch]:
+        """See `Batches`."""
+        work = self._resolve(request)
+        loader = self._loaders[request.dataset]
+        return loader.batches(work.batches, work.prepare_for, self._size)
+
+    def close(self) -> None:
+        """End the threads."""
+        for loader in self._loaders.values():
+            loader.close()

@@ -1,0 +1,65 @@
+"""MixUp and CutMix: each image of a global batch blended with the one before it.
+
+"mixup: Beyond empirical risk minimization" (Zhang et al., 2017), "CutMix" (Yun et al., 2019). What
+is drawn is keyed by (seed, step) and alike on all ranks; the partner is the sample before in the
+global batch, the first one's the last, so that any number of ranks blends the same pairs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.data.epoch_plan import keyed_hash
+
+
+def partners_of(valid: Tensor) -> Tensor:
+    """Which image each is blended with, int64 [N - 1], in a batch led by the sample before it.
+
+    `valid` is bool [N]. An image whose partner was left out is blended with itself.
+    """
+    places = torch.arange(1, len(valid))
+    return torch.where(valid[:-1], places - 1, places)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How a batch is blended: `own` is the share of the label that an image keeps.
+
+    `box` (top, left, height, width) is what CutMix takes from the partner, None for MixUp.
+    """
+
+    own: float
+    box: tuple[int, int, int, int] | None
+
+    def apply(self, images: Tensor, partners: Tensor) -> Tensor:
+        """Blend float [N, 3, S, S] with as many partners."""
+        if self.box is None:
+            return images * self.own + partners * (1 - self.own)
+        top, left, height, width = self.box
+        blended = images.clone()
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        blended[:, :, rows, columns] = partners[:, :, rows, columns]
+        return blended
+
+
+def draw_blend(mixup: float, cutmix: float, side: int, seed: int, step: int) -> Blend:
+    """The blend of global batch `step`; `mixup` and `cutmix` are the alpha of Beta(alpha, alpha).
+
+    Where both are given, each batch takes one of them with equal chance.
+    """
+    # The legacy generator: its streams are promised to stay as they are.
+    words = keyed_hash(seed, step, np.arange(8)) & np.uint64(0xFFFFFFFF)
+    random = np.random.RandomState(words.astype(np.uint32))
+    use_cutmix = bool(cutmix) and (not mixup or random.random_sample() < 0.5)
+    own = float(random.beta(cutmix or 1, cutmix or 1) if use_cutmix else random.beta(mixup, mixup))
+    if not use_cutmix:
+        return Blend(own, None)
+    half = math.sqrt(1 - own) / 2 * side
+    x, y = (int(random.randint(side)) for _ in range(2))
+    top, bottom = max(0, int(y - half)), min(side, int(y + half))
+    left, right = max(0, int(x - half)), min(side, int(x + half))
+    height, width = bottom - top, right - left
+    return Blend(1 - height * width / side**2, (top, left, height, width))

@@ -1,0 +1,139 @@
+"""The part of a rank's batches that one of its processes reads and decodes."""
+
+import enum
+import gc
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from worker.data.batch_requests import Request, Work
+from worker.data.epoch_plan import Ids
+from worker.data.loader import Batch, Loader
+from worker.data.reader import SampleReader
+from worker.data.shared_slots import Slots
+from worker.errors import WorkerError
+from worker.store.traffic_counts import Relay, listen
+
+
+class Word(enum.Enum):
+    """Messages between a rank and its processes besides requests and batches."""
+
+    GO_ON = "a slot is free again"
+    STOP = "the rest of the request is not wanted"
+    ENDED = "nothing more will be said of the request"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Process `index` of `count`: its readers and loaders by data set, and where batches lie.
+
+    `size` is the side of the images in pixels.
+    """
+
+    index: int
+    count: int
+    readers: Mapping[str, SampleReader]
+    loaders: Mapping[str, Loader]
+    resolve: Callable[[Request], Work]
+    slots: Slots
+    size: int
+
+    def batches(self, request: Request, wait_for_slot: Callable[[int], None]) -> Generator[Batch]:
+        """Fill this part of every batch of a request; `wait_for_slot` is told its index first."""
+        work = self.resolve(request)
+        reader = self.readers[request.dataset]
+        index = 0
+
+        def allocate(ids: Ids) -> Batch:
+            nonlocal index
+            wait_for_slot(index)
+            index += 1
+            return self.slots.batch(index - 1, ids)
+
+        return self.loaders[request.dataset].batches(
+            work.batches,
+            work.prepare_for,
+            self.size,
+            allocate,
+            lambda ids: work.places(ids, self.index, self.count, reader),
+        )
+
+
+def serve(connection: Connection, open_part: Callable[[], Part]) -> None:
+    """Answer requests until the rank closes its end of the connection."""
+    torch.set_num_threads(1)
+    gc.freeze()  # what came with the fork stays shared with the parent
+    server = _Server(connection, open_part)
+    try:
+        while True:
+            message = server.receive()
+            if isinstance(message, Request):
+                server.answer(message)
+    except _RankGone:
+        pass
+
+
+class _Stopped(Exception):
+    """The rank does not want the rest of a request."""
+
+
+class _RankGone(Exception):
+    """The rank has closed its end of the connection."""
+
+
+class _Server:
+    def __init__(self, connection: Connection, open_part: Callable[[], Part]) -> None:
+        self._connection = connection
+        self._traffic = Relay()
+        listen(self._traffic)
+        self._part = open_part()
+        self._free = 0
+
+    def receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            raise _RankGone from None
+
+    def answer(self, request: Request) -> None:
+        """Fill the batches of a request and say so one by one, then that it has ended."""
+        self._free = self._part.slots.count
+        try:
+            with closing(self._part.batches(request, self._wait_for_slot)) as batches:
+                for batch in batches:
+                    self._send((batch.bad, self._traffic.take()))
+                    while self._connection.poll():
+                        self._listen()
+        except _Stopped:
+            pass
+        except _RankGone:
+            raise
+        except WorkerError as error:
+            self._send(error)
+        except Exception:
+            text = f"in a process that decodes images: {traceback.format_exc()}"
+            self._send(RuntimeError(text))
+        # What was broken off may still write into slots that the next request gets.
+        self._part.loaders[request.dataset].drain()
+        self._send(Word.ENDED)
+
+    def _wait_for_slot(self, index: int) -> None:
+        while index >= self._free:
+            self._listen()
+
+    def _listen(self) -> None:
+        word = self.receive()
+        if word is Word.STOP:
+            raise _Stopped
+        self._free += word is Word.GO_ON
+
+    def _send(self, message: object) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise _RankGone from None

@@ -1,0 +1,287 @@
+"""One tar shard, read once from front to back: where its samples lie, and what is wrong with it."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+from worker.data.deep_png import highest_sample, is_deep
+from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, SIGNATURES
+from worker.data.tar_members import Fetch, Malformed, Member, Stream, read_members
+from worker.text import printable, read_name, read_text
+
+_HEAD_BYTES = 32
+_MAX_DEEP_BYTES = 1 << 28
+_LABELS: tuple[str, ...] = ("cls", "json")
+_MAX_LABEL_BYTES = 1 << 20
+_MAX_LABEL_CHARACTERS = 500
+_MAX_SAMPLE_BYTES = (1 << 32) - 1
+Look = Callable[[bytes], None]
+
+# Directory and name up to the first dot are the key, the rest is the suffix, as in webdataset.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+_METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
+
+
+class Row(NamedTuple):
+    """One sample: its tar members and its image within the shard, in bytes, and its label's text.
+
+    `digest` is the xxh3-64 of [offset, offset + length).
+    """
+
+    offset: int
+    length: int
+    digest: int
+    image_offset: int
+    image_length: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a shard, and at which byte."""
+
+    offset: int
+    text: str
+
+
+@dataclass
+class Scan:
+    """What one pass over a shard found; `problems` have no row.
+
+    `passed_over` counts members that belong to no sample, by kind.
+    """
+
+    bytes: int = 0
+    sha256: str = ""
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    highest: int = 0
+    """The highest value in images of 16 bits that do not declare how many of them are in use."""
+
+    @property
+    def depth(self) -> int | None:
+        """The bits that it takes, None without such images."""
+        return depth_for(self.highest)
+
+
+def depth_for(highest: int) -> int | None:
+    """Return the bits in use where this is the highest value of a set; None for 0, of no image."""
+    return max(8, highest.bit_length()) if highest else None
+
+
+class Unsound(Exception):
+    """Why a sample cannot be used."""
+
+
+class _Sample:
+    """The members of one key that lie together, and what is needed of their bytes.
+
+    Of images, that is all of them if they are wanted `whole`.
+    """
+
+    def __init__(self, key: str, offset: int, whole: bool = False) -> None:
+        self.key = key
+        self._whole = whole
+        self.offset = self.end = offset
+        self.members: dict[str, Member] = {}
+        self.twice: str | None = None
+        self.heads: dict[str, bytes] = {}
+        self.digest = xxhash.xxh3_64()
+        self._ahead = xxhash.xxh3_64()
+
+    def add(self, suffix: str, member: Member, stream: Stream) -> None:
+        """Take in a member, and all between it and the last one."""
+        self.twice = suffix if suffix in self.members else self.twice
+        self.members[suffix] = member
+        self._read(member, stream, suffix)
+        self.digest, self.end = self._ahead.copy(), member.end
+
+    def highest(self) -> int:
+        """See `Scan.highest`; 0 where the image cannot be decoded, as training will tell."""
+        try:
+            return highest_sample(self.image())
+        except Exception:  # of hostile bytes, the decoder raises whatever it meets
+            return 0
+
+    def image(self) -> bytes:
+        """The bytes of the image, or its first if it is larger than is kept."""
+        return self.heads[next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)]
+
+    def look_at(self, member: Member, stream: Stream) -> None:
+        """Read over a member of no sample, which lies within this one if more of it follows."""
+        self._read(member, stream, None)
+
+    def _read(self, member: Member, stream: Stream, suffix: str | None) -> None:
+        kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
+        if wanted and self._whole:
+            wanted = _MAX_DEEP_BYTES
+        if suffix in _LABELS:
+            wanted = _MAX_LABEL_BYTES
+        at = member.offset
+        for chunk in stream.passed(member.offset, member.end):
+            self._ahead.update(chunk)
+            piece = chunk[max(0, member.data_offset - at) :]
+            if wanted == _HEAD_BYTES and is_deep(kept + piece[:_HEAD_BYTES]):
+                wanted = _MAX_DEEP_BYTES
+            kept += piece[: max(0, wanted - len(kept))]
+            at += len(chunk)
+        if at < member.end:
+            text = f"member {member.name!r} is cut short: it ends at byte {member.end}"
+            raise Malformed(self.offset, text)
+        if suffix:
+            self.heads[suffix] = bytes(kept[: member.size])
+
+
+def scan_shard(
+    fetch: Fetch, size: int, label_field: str = "label", look: Look | None = None
+) -> Scan:
+    """Read a shard once, in chunks; memory does not grow with it or its members.
+
+    Problems are listed, never raised.
+
+    Args:
+        fetch: Reads from the shard.
+        size: Its bytes.
+        label_field: The label in the `.json` member of a sample that has no `.cls`.
+        look: Is given each image, and raises `Unsound` for what is wrong with it; images are held
+            in memory for it, one at a time.
+    """
+    stream = Stream(fetch, size)
+    scan = Scan(bytes=size)
+    seen: set[int] = set()
+    for sample in _samples(stream, scan, look is not None):
+        try:
+            digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
+            if digest in seen:
+                raise Unsound(
+                    "is there already, further up in the shard; the members of a sample must lie "
+                    "together (tar --sort=name)"
+                )
+            seen.add(digest)
+            row = _row(sample, label_field)
+            if look:
+                look(sample.image())
+            scan.rows.append(row)
+            scan.highest = max(scan.highest, sample.highest())
+        except Unsound as problem:
+            scan.problems.append(Problem(sample.offset, f"sample {sample.key!r} {problem}"))
+    if not scan.rows and not scan.problems:
+        scan.problems.append(Problem(0, "holds no samples"))
+    scan.sha256 = stream.sha256()
+    return scan
+
+
+def _samples(stream: Stream, scan: Scan, whole: bool) -> Iterator[_Sample]:
+    """The samples: neighbors with the same key. Notes a malformed archive."""
+    sample: _Sample | None = None
+    try:
+        for member in read_members(stream):
+            match = _MEMBER.fullmatch(member.name)
+            kind = _passed_over(member, match)
+            if kind or not match:
+                scan.passed_over[kind] += kind != "folder"
+                if sample:
+                    sample.look_at(member, stream)
+                else:
+                    stream.forget(member.end)
+                continue
+            if sample and sample.key != match[1]:
+                done, sample = sample, None
+                yield done
+            sample = sample or _Sample(match[1], member.offset, whole)
+            sample.add(match[2].lower(), member, stream)
+    except Malformed as problem:
+        # What is cut within the sample is no sample.
+        if sample and problem.offset != sample.offset:
+            yield sample
+        scan.problems.append(Problem(problem.offset, str(problem)))
+        return
+    if sample:
+        yield sample
+
+
+def _passed_over(member: Member, match: re.Match[str] | None) -> str:
+    """Why a member belongs to no sample, nothing if it does."""
+    if member.folder:
+        return "folder"
+    if not member.regular:
+        return "link or device"
+    if _METADATA.match(member.name):
+        return "metadata file (__name__)"
+    if match is None:
+        hidden = member.name.rpartition("/")[2].startswith(".")
+        return "hidden file" if hidden else "file without a suffix"
+    return ""
+
+
+def _row(sample: _Sample, label_field: str) -> Row:
+    members = sample.members
+    if sample.twice:
+        raise Unsound(f"has two members .{printable(sample.twice)}")
+    for member in members.values():
+        if member.sparse:
+            raise Unsound(f"has {member.name!r}, a sparse file; write it whole")
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), None)
+    if suffix is None:
+        raise Unsound(_without_image(sorted(members)))
+    image, length = members[suffix], sample.end - sample.offset
+    if length > _MAX_SAMPLE_BYTES:
+        raise Unsound("is larger than 4 GiB")
+    label = _label(sample, label_field)
+    if not image.size or not sample.heads[suffix].startswith(SIGNATURES):
+        raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
+    first = image.data_offset - sample.offset
+    return Row(sample.offset, length, sample.digest.intdigest(), first, image.size, label)
+
+
+def _without_image(suffixes: list[str]) -> str:
+    """What a sample has in place of an image, and what to do about it."""
+    found = ", ".join(f".{printable(suffix)}" for suffix in suffixes[:4])
+    text = f"has no .jpg, .jpeg, .png or .webp, only {found}"
+    if any(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in suffixes):
+        return f"{text}: the first dot of a name ends the key; rename the members"
+    if any(suffix in OTHER_IMAGES for suffix in suffixes):
+        return f"{text}; convert it to JPEG or PNG"
+    return text
+
+
+def _label(sample: _Sample, label_field: str) -> str:
+    kind = next((kind for kind in _LABELS if kind in sample.members), None)
+    if kind is None:
+        raise Unsound(
+            "has no label: neither .cls nor .json beside it; if it lies elsewhere in the shard, "
+            "sort that (tar --sort=name)"
+        )
+    if sample.members[kind].size > _MAX_LABEL_BYTES:
+        raise Unsound(f"has a .{kind} of {sample.members[kind].size} bytes")
+    try:
+        text = read_text(sample.heads[kind])
+    except ValueError as error:
+        raise Unsound(f"has a .{kind} that {error}") from None
+    text = text if kind == "cls" else _field(text, label_field)
+    try:
+        label = read_name(text)
+    except ValueError as error:
+        raise Unsound(f"has a label that {error}") from None
+    if not label:
+        raise Unsound(f"has an empty {'.cls' if kind == 'cls' else label_field}")
+    if len(label) > _MAX_LABEL_CHARACTERS:
+        raise Unsound(f"has a label of {len(label)} characters")
+    return label
+
+
+def _field(text: str, label_field: str) -> str:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Unsound("has a .json that is not JSON") from None
+    value = fields.get(label_field) if isinstance(fields, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Unsound(f"has a .json without a text or whole number {label_field!r}")
+    return str(value)

@@ -1,0 +1,47 @@
+"""Memory for batches that the processes of a rank share."""
+
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from worker.data.epoch_plan import Ids
+from worker.data.loader import Batch
+from worker.memory import lock_pages
+
+
+class Slots:
+    """Room for `count` batches of up to `images` images of `size` pixels a side.
+
+    Anonymous memory, made before the processes are forked: it has no name that could be left
+    behind, is not bounded by /dev/shm, and takes up only what has been written to.
+    """
+
+    def __init__(self, count: int, images: int, size: int) -> None:
+        self.count = count
+        self._images = _shared((count, images, size, size, 3), torch.uint8)
+        self._labels = _shared((count, images), torch.int64)
+        self._valid = _shared((count, images), torch.bool)
+
+    def batch(self, index: int, ids: Ids) -> Batch:
+        """The batch of these samples that lies in slot `index`, as it is there."""
+        slot, length = index % self.count, len(ids)
+        images = self._images[slot, :length].permute(0, 3, 1, 2)
+        return Batch(images, self._labels[slot, :length], ids, self._valid[slot, :length])
+
+    def lock_pages(self) -> None:
+        """Page-lock the memory for the GPU of this process, which then copies beside it.
+
+        Raises `RuntimeError` if the system does not allow it.
+        """
+        lock_pages(self._images)
+        lock_pages(self._labels)
+
+
+def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    size = torch.empty(0, dtype=dtype).element_size()
+    for length in shape:
+        size *= length
+    memory = mmap.mmap(-1, max(1, size))
+    return torch.frombuffer(memory, dtype=torch.uint8)[:size].view(dtype).view(*shape)

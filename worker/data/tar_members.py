@@ -1,0 +1,200 @@
+"""The members of a tar, in one pass from front to back, whatever its bytes are.
+
+Tar readers take whatever is no header for the end of the archive, so a shard that was cut or
+overwritten reads as a shorter one without an error. Here the end must be the end-of-archive mark
+(POSIX.1-2017, pax, "ustar Interchange Format": two blocks of zeros).
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
+
+from worker.data.image_formats import compression_of
+from worker.errors import WorkerError, first_line
+
+CHUNK_BYTES = 1 << 24
+
+_BLOCK = 512
+_MAX_EXTENDED_BYTES = 1 << 18  # of a pax header or a long name, which tarfile reads whole
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+Fetch = Callable[[int, int], bytes]
+"""(start, stop) -> those bytes of the shard; fewer where it ends before."""
+
+
+class Member(NamedTuple):
+    """One member of a tar: its header lies at `offset`, its data at `data_offset`.
+
+    `end` is where the next header lies. `regular` says that it is a file, and no link or folder.
+    """
+
+    name: str
+    offset: int
+    data_offset: int
+    size: int
+    end: int
+    regular: bool
+    folder: bool
+    sparse: bool
+
+
+class Malformed(Exception):
+    """Why an archive cannot be read on, and from which byte."""
+
+    def __init__(self, offset: int, text: str) -> None:
+        super().__init__(text)
+        self.offset = offset
+
+
+class Stream(io.RawIOBase):
+    """A shard as a file that fetches its chunks in order and keeps what is not yet forgotten."""
+
+    def __init__(self, fetch: Fetch, size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._kept = bytearray()
+        self._first = self._position = self._wanted_from = 0
+        self._hash = hashlib.sha256()
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.span(self._position, self._position + size)
+        self._position += len(data)
+        return data
+
+    def span(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), none of which may be forgotten; fewer at the shard's end."""
+        while self.size < stop and self._fill():
+            pass
+        return bytes(self._kept[start - self._first : stop - self._first])
+
+    def passed(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield bytes [start, stop) in chunks, and forget them; fewer at the shard's end."""
+        while start < stop:
+            chunk = self.span(start, min(start + CHUNK_BYTES, stop))
+            if not chunk:
+                return
+            start += len(chunk)
+            self.forget(start)
+            yield chunk
+
+    @property
+    def size(self) -> int:
+        """Bytes seen so far, those forgotten included."""
+        return self._first + len(self._kept)
+
+    def forget(self, stop: int) -> None:
+        """Let go of all before `stop`, read or not, but for the byte that tarfile looks at."""
+        self._wanted_from = max(self._wanted_from, stop - 1)
+        self._drop()
+
+    def sha256(self) -> str:
+        """Of the whole shard, the rest of which is read for it."""
+        self.forget(self._size + 1)
+        while self._fill():
+            pass
+        return self._hash.hexdigest()
+
+    def _drop(self) -> None:
+        done = max(0, min(self._wanted_from - self._first, len(self._kept)))
+        del self._kept[:done]
+        self._first += done
+
+    def _fill(self) -> bool:
+        end = self.size
+        if end >= self._size:
+            return False
+        chunk = self._fetch(end, min(end + CHUNK_BYTES, self._size))
+        self._hash.update(chunk)
+        self._kept += chunk
+        self._drop()
+        return bool(chunk)
+
+
+def read_members(stream: Stream) -> Iterator[Member]:
+    """Yield the members in order; whoever takes one may forget the bytes before its end.
+
+    Raises `Malformed` for an archive that does not end as it must.
+    """
+    end = 0
+    head = stream.span(0, _BLOCK)
+    compression = compression_of(head)
+    if compression and head[257:262] != b"ustar":  # a name may begin like that, too
+        raise Malformed(0, f"is compressed ({compression}); unpack it to a plain .tar first")
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it keeps them all
+                if info.size < 0 or tar.offset <= info.offset:
+                    raise Malformed(end, "no tar header: its size is negative")
+                end = tar.offset
+                yield Member(
+                    info.name,
+                    info.offset,
+                    info.offset_data,
+                    info.size,
+                    end,
+                    info.isreg(),
+                    info.isdir(),
+                    info.issparse(),
+                )
+            end = tar.offset
+    except (WorkerError, Malformed):
+        raise
+    except Exception as error:  # of bytes by chance, tarfile raises whatever its parsers meet
+        raise Malformed(end, f"no tar header: {first_line(error)}") from None
+    _require_end(stream, end)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is believed only as far as it can be read in bounded time and memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0:
+            raise tarfile.InvalidHeaderError("its size is negative")  # type: ignore[attr-defined]
+        if info.type in _EXTENDED and info.size > _MAX_EXTENDED_BYTES:
+            raise tarfile.InvalidHeaderError(  # type: ignore[attr-defined]
+                f"an extended header of {info.size} bytes"
+            )
+        return info
+
+    def _proc_gnusparse_10(self, following: Any, pax_headers: Any, tar: Any) -> None:
+        """Only mark the member as sparse: tarfile would search for the map beyond the end."""
+        following.sparse = [(0, 0)]
+
+
+def _require_end(stream: Stream, end: int) -> None:
+    """Raise `Malformed` unless a block of zeros comes next, and after it nothing but zeros."""
+    mark = stream.span(end, end + _BLOCK)
+    if mark.strip(b"\0"):
+        text = "no tar header" if len(mark) == _BLOCK else "a tar header cut short"
+        raise Malformed(end, text)
+    if len(mark) < _BLOCK:
+        raise Malformed(end, "no end-of-archive mark: cut between two samples, or never closed")
+    at = end
+    while rest := stream.span(at, at + CHUNK_BYTES):
+        data = rest.lstrip(b"\0")
+        at += len(rest)
+        stream.forget(at)
+        if data:
+            text = "data after the end-of-archive mark, which no reader sees"
+            raise Malformed(at - len(data), text)

@@ -1,0 +1,72 @@
+"""Whether the shards in the store are still those that were indexed: `worker index --verify`."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import xxhash
+
+from worker.data.index import Index, Shard, decode_sidecar
+from worker.data.tar_members import Stream
+from worker.logs import count
+from worker.store import ObjectMissing, Store
+
+
+def verify_shards(
+    store: Store, index: Index, threads: int, advance: Callable[[int], None]
+) -> list[str]:
+    """Read every shard whole and compare it with the index; a line for each that differs.
+
+    `advance` is told of bytes read, by one thread at a time.
+    """
+    lock = threading.Lock()
+
+    def note(done: int) -> None:
+        with lock:
+            advance(done)
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(
+            lambda shard: _verify(store, shard, len(index.classes), note), index.shards
+        )
+        return [line for lines in found for line in lines]
+
+
+def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], None]) -> list[str]:
+    where = f"{store.uri}{shard.name}"
+    try:
+        sidecar = decode_sidecar(store.get(shard.sidecar), shard, classes)
+    except ObjectMissing as error:
+        return [str(error)]
+    except ValueError as error:
+        return [f"{store.uri}{shard.sidecar}: {error}"]
+
+    def fetch(start: int, stop: int) -> bytes:
+        data = store.get(shard.name, start, stop)
+        advance(len(data))
+        return data
+
+    # One byte more than was indexed, so that a longer shard shows.
+    stream = Stream(fetch, shard.bytes + 1)
+    bad = []
+    try:
+        for row in sidecar:
+            start, stop = int(row["offset"]), int(row["offset"]) + int(row["length"])
+            if xxhash.xxh3_64_intdigest(stream.span(start, stop)) != row["digest"]:
+                bad.append(start)
+            stream.forget(stop)
+        if stream.sha256() == shard.sha256:
+            return []
+    except ObjectMissing as error:
+        return [str(error)]
+    size = stream.size
+    if size != shard.bytes:
+        length = "longer" if size > shard.bytes else f"{size} bytes long"
+        return [f"{where}: {length} where {shard.bytes} bytes were indexed; {_samples(bad)}"]
+    return [f"{where}: sha256 differs from the indexed one; {_samples(bad)}"]
+
+
+def _samples(bad: list[int]) -> str:
+    if not bad:
+        return "no sample is touched"
+    return f"{count(len(bad), 'sample')} altered or missing, the first at byte {bad[0]}"

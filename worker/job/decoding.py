@@ -1,0 +1,89 @@
+"""How a rank reads and decodes, as the environment says and this machine allows.
+
+Environment: `WORKER_LOADER_THREADS`, `WORKER_READ_MEMORY_MIB`, `WORKER_SCRATCH` and
+`WORKER_SCRATCH_GIB`.
+"""
+
+import os
+from dataclasses import dataclass
+
+from worker.environment import number
+from worker.errors import ConfigurationError
+from worker.logs import count
+from worker.manifest import Data
+from worker.ranks.cpu_cores import cores_per_rank
+from worker.ranks.rank import Rank
+
+SCRATCH_GIB = 10
+_THREADS_PER_PROCESS = 2
+"""Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
+_MIN_SHARE_EVEN = 0.6  # of the processes wished for
+_FETCHES = 32
+"""Reads of a rank at a time, in all its processes; each has two at least. As many as there are
+lanes by default, so that the first batch from a store far away takes few round trips."""
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """Sizes in bytes; `threads` is None for one per core."""
+
+    threads: int | None
+    memory: int
+    scratch: str
+    scratch_limit: int
+
+
+def check_supply(data: Data, gpus: int) -> None:
+    """Raise `ConfigurationError` where the environment or the machine cannot be as `data` needs."""
+    read_settings()
+    if data.decoder == "cuda" and not gpus:
+        raise ConfigurationError("data.decoder: cuda needs a GPU, and there is none here")
+
+
+def processes_for(threads: int, lanes: int) -> int:
+    """How many processes decode with that many threads together, for a rank that reads `lanes`.
+
+    Two processes that share a lane both fetch what lies in it: so no more than there are lanes, and
+    if few less divide the lanes evenly, those.
+    """
+    wished = max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
+    even = max(count for count in range(1, wished + 1) if lanes % count == 0)
+    return even if even >= _MIN_SHARE_EVEN * wished else wished
+
+
+def fetches_for(processes: int) -> int:
+    """How many reads each of a rank's processes has under way at most."""
+    return max(2, _FETCHES // processes)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a rank decodes here: all its `threads`, in how many processes of its own."""
+
+    threads: int
+    processes: int
+
+    def __str__(self) -> str:
+        if not self.threads:
+            return "the training thread itself"
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{count(self.threads, 'thread')} in {processes}"
+
+
+def decoding_of(rank: Rank, lanes: int) -> Decoding:
+    """How this rank of a job with so many lanes would decode on this machine."""
+    chosen = read_settings().threads
+    threads = cores_per_rank(rank) if chosen is None else chosen
+    own = -(-lanes // rank.world_size)
+    return Decoding(threads, processes_for(threads, own) if threads else 0)
+
+
+def read_settings() -> LoaderSettings:
+    """Return the settings of the environment; raises `ConfigurationError` for a malformed one."""
+    threads = os.environ.get("WORKER_LOADER_THREADS")
+    return LoaderSettings(
+        None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
+        number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
+        os.environ.get("WORKER_SCRATCH", ""),
+        number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1) << 30,
+    )

@@ -1,0 +1,229 @@
+"""What a job would do, as plain data for people and machines: `worker plan`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from worker.job.decoding import decoding_of
+from worker.job.job import Dataset, Job
+from worker.model.rate_groups import Layout, RateGroup
+from worker.ranks.rank import Rank
+
+_POINTS = 60
+_TINY_SHARE = 1e-4
+_MOST_OF_THE_START = 0.1
+_FEWEST_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class GroupOutline:
+    """One rate group; `release_step` is 0 for what is trained at once and None for never."""
+
+    name: str
+    match: tuple[str, ...]
+    rate_now: float
+    rate_peak: float
+    weight_decay: float
+    tensors: int
+    parameters: int
+    share: float
+    release_step: int | None
+    batch_norm: str
+    rates: list[float]
+    """At the steps that the outline lists."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A job on some number of ranks, at the step `step` that it would go on from."""
+
+    job: str
+    output: str
+    done: bool
+    step: int
+    backbone: str
+    head: str
+    weights: str
+    image_size: int
+    classes: tuple[str, ...]
+    train: dict[str, Any]
+    val: dict[str, Any] | None
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    last_batch: int
+    lanes: int
+    window: int
+    ranks: int
+    shards_per_rank: list[int]
+    decoding: str
+    """How each rank would decode on this machine."""
+    settings: dict[str, Any]
+    """Optimiser and training settings besides the groups, as in the manifest."""
+    steps: list[int]
+    groups: list[GroupOutline]
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return asdict(self)
+
+
+def outline_job(job: Job, ranks: int) -> Outline:
+    """The outline of `job` on `ranks` ranks."""
+    manifest, plan = job.manifest, job.plan(0)
+    step = job.commits[0].step if job.commits else 0
+    last = job.total_steps - 1
+    steps = sorted({round(last * i / (_POINTS - 1)) for i in range(_POINTS)})
+    rates = [job.rates(at) for at in steps]
+    now = job.rates(min(step, last))
+    layout = job.backbone.layout
+    return Outline(
+        job=manifest.job,
+        output=job.output.uri,
+        done=bool(job.done),
+        step=step,
+        backbone=job.backbone.name,
+        head=job.backbone.head,
+        weights=manifest.model.weights,
+        image_size=job.preprocessing.crop_size,
+        classes=job.train.index.classes,
+        train=_outline_data(job.train),
+        val=_outline_data(job.val) if job.val else None,
+        epochs=manifest.train.epochs,
+        steps_per_epoch=plan.steps,
+        total_steps=job.total_steps,
+        batch_size=manifest.train.batch_size,
+        last_batch=job.last_batch,
+        lanes=job.lanes,
+        window=manifest.data.shuffle.window,
+        ranks=ranks,
+        shards_per_rank=[plan.shards(rank, ranks) for rank in range(ranks)],
+        decoding=str(decoding_of(Rank(0, ranks, 0, _ranks_here(ranks), "", 0), job.lanes)),
+        settings={
+            "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
+            "train": manifest.train.model_dump(mode="json"),
+        },
+        steps=steps,
+        groups=[
+            _outline_group(
+                group, layout, now[group.name], job.peak(group), [at[group.name] for at in rates]
+            )
+            for group in job.groups
+        ],
+        warnings=suspicions(job, layout, ranks),
+    )
+
+
+def _ranks_here(ranks: int) -> int:
+    """How many of the ranks this machine would get: one per GPU, or all on the CPU."""
+    return min(ranks, torch.cuda.device_count() or ranks)
+
+
+_STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 noticeably
+
+
+def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
+    """What is allowed and seldom meant, the costliest first."""
+    train, groups = job.manifest.train, job.groups
+    found = _slow_head(job, layout)
+    if train.ema and train.ema**job.total_steps > _MOST_OF_THE_START:
+        found.append(
+            f"train.ema: after {job.total_steps} steps {train.ema**job.total_steps:.0%} of the "
+            "average are still the weights of the start; take a smaller decay"
+        )
+    warmup = job.manifest.optimizer.schedule.warmup
+    if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
+        found.append("the warm-up takes the whole run, so the full rates are never reached")
+    share = -(-job.full_batch // ranks)
+    if min(share, train.micro_batch or share) < _FEWEST_IMAGES:
+        found.append(
+            "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "
+            "train.batch_size or train.micro_batch"
+        )
+    found += _tiny(groups, layout)
+    found += [
+        f"{group.name} is released at step {group.release}, but there are {job.total_steps}"
+        for group in groups
+        if group.release is not None and group.release >= job.total_steps
+    ]
+    decayed = sum(
+        len(layout.undecayed & set(group.parameters))
+        for group in groups
+        if group.weight_decay >= _STRONG_DECAY and group.release is not None
+    )
+    if decayed:
+        found.append(
+            f"weight decay reaches {decayed} norms and biases; "
+            "optimizer.decay_norms_and_biases: false keeps them out"
+        )
+    return found
+
+
+def _slow_head(job: Job, layout: Layout) -> list[str]:
+    """Whether what starts from nothing learns last, or least."""
+    groups = job.groups
+    found = []
+    heads = [group for group in groups if layout.head & set(group.parameters)]
+    slowest = min(heads, key=lambda group: group.lr)
+    fastest = max(groups, key=lambda group: group.lr)
+    others = [group for group in groups if group not in heads]
+    if not job.manifest.model.pretrained and any(g.lr < slowest.lr or g.release for g in others):
+        found.append(
+            "model.weights: none, so the backbone starts at random, and yet is frozen or slower "
+            "than the head"
+        )
+    if slowest.lr < fastest.lr:
+        found.append(
+            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
+            f"({fastest.lr:g}), though it alone starts from nothing"
+        )
+    if any(group.release for group in heads) and any(g.release == 0 for g in others):
+        found.append("the head is frozen at first, while the backbone is trained against it")
+    return found
+
+
+def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
+    """What the manifest's patterns take almost nothing with, in all groups made of them."""
+    everything = sum(layout.sizes.values())
+    sizes: dict[tuple[str, ...], int] = {}
+    for group in groups:
+        size = sum(layout.sizes[name] for name in group.parameters)
+        sizes[group.match] = sizes.get(group.match, 0) + size
+    heads = {group.match for group in groups if layout.head & set(group.parameters)}
+    return [
+        f"{'+'.join(match)} holds only {size:,} parameters, {size / everything:.3%}"
+        for match, size in sizes.items()
+        if match not in heads and size <= _TINY_SHARE * everything
+    ]
+
+
+def _outline_data(dataset: Dataset) -> dict[str, Any]:
+    index = dataset.index
+    return {
+        "address": dataset.store.uri,
+        "images": index.samples,
+        "shards": len(index.shards),
+        "bytes": sum(shard.bytes for shard in index.shards),
+    }
+
+
+def _outline_group(
+    group: RateGroup, layout: Layout, now: float, peak: float, rates: list[float]
+) -> GroupOutline:
+    size = sum(layout.sizes[name] for name in group.parameters)
+    return GroupOutline(
+        name=group.name,
+        match=group.match,
+        rate_now=now,
+        rate_peak=peak,
+        weight_decay=group.weight_decay,
+        tensors=len(group.parameters),
+        parameters=size,
+        share=size / sum(layout.sizes.values()),
+        release_step=group.release,
+        batch_norm="train" if group.batch_norm else "frozen",
+        rates=rates,
+    )

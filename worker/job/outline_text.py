@@ -1,0 +1,120 @@
+"""A job's outline as text."""
+
+from typing import Any
+
+from worker.charts import sparkline, table
+from worker.job.outline import GroupOutline, Outline
+from worker.logs import count
+
+_SILENT = (None, False, 0, 0.0)
+_OWN_ROWS = ("epochs", "batch_size", "seed", "name", "lr", "schedule", "weight_decay")
+
+
+def describe_outline(plan: Outline) -> str:
+    """Data, steps, groups and rates of a job."""
+    val = _describe_data(plan.val) if plan.val else "none, accuracy is not measured"
+    shards = ", ".join(map(str, plan.shards_per_rank))
+    rows = {
+        "job": plan.job,
+        "output": plan.output + _standing(plan),
+        "backbone": f"{plan.backbone}, head {plan.head}, weights {plan.weights}",
+        "images": f"{plan.image_size} pixels square",
+        "classes": f"{len(plan.classes)}: {', '.join(plan.classes)}",
+        "train": _describe_data(plan.train),
+        "val": val,
+        "steps": f"{count(plan.epochs, 'epoch')} of {plan.steps_per_epoch} = {plan.total_steps}, "
+        f"{plan.batch_size} images each, {plan.last_batch} in the last of an epoch",
+        "mixing": f"{plan.lanes} lanes, windows of {plan.window} images",
+        "ranks": f"{plan.ranks}, {plan.batch_size // plan.ranks} images each; "
+        f"shards read per epoch: {shards}",
+        "decoding": f"{plan.decoding} of each rank, if ranks run on this machine",
+        "optimizer": _describe_optimizer(plan.settings),
+        "settings": _describe_settings(plan.settings),
+    }
+    lines = [f"{name:<10} {text}" for name, text in rows.items() if text]
+    lines += ["", *_describe_groups(plan), "", *_chart(plan)]
+    lines += ["", *(f"look again: {text}" for text in plan.warnings)] if plan.warnings else []
+    return "\n".join(lines)
+
+
+def _standing(plan: Outline) -> str:
+    if plan.done:
+        return ", finished there already"
+    return f", resumes after step {plan.step}" if plan.step else ""
+
+
+def _describe_data(data: dict[str, Any]) -> str:
+    images, shards = count(data["images"], "image"), count(data["shards"], "shard")
+    return f"{data['address']}: {images} in {shards}, {data['bytes'] / 1e6:.1f} MB"
+
+
+def _describe_optimizer(settings: dict[str, Any]) -> str:
+    optimizer = settings["optimizer"]
+    schedule = optimizer["schedule"]
+    parts = [f"{optimizer['name']}, base rate {optimizer['lr']:g}, {schedule['name']}"]
+    for key in ("warmup", "every"):
+        if schedule[key]:
+            parts.append(f"{key} {_span(schedule[key])}")
+    parts += [f"{key} {schedule[key]:g}" for key in ("final", "factor") if schedule[key]]
+    return ", ".join(parts)
+
+
+def _span(span: dict[str, Any]) -> str:
+    number, unit = (span["epochs"], "epoch") if span["epochs"] else (span["steps"], "step")
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+def _describe_settings(settings: dict[str, Any]) -> str:
+    given = {**settings["train"], **settings["optimizer"]}
+    shown = {
+        key: value
+        for key, value in given.items()
+        if key not in _OWN_ROWS and value not in _SILENT and value not in ("auto", "fail")
+    }
+    shown.pop("decay_norms_and_biases", None)
+    return ", ".join(f"{key} {_short(value)}" for key, value in shown.items())
+
+
+def _short(value: Any) -> str:
+    if value is True:
+        return "on"
+    if isinstance(value, dict):
+        return " ".join(f"{key} {item:g}" for key, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _describe_groups(plan: Outline) -> list[str]:
+    head = ("group", "match", "rate now", "peak", "decay", "tensors", "parameters", "share")
+    return table([(*head, "frozen"), *(_row(group, plan) for group in plan.groups)], left=2)
+
+
+def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
+    frozen = "no"
+    if group.release_step is None:
+        frozen = "always"
+    elif group.release_step > plan.step:
+        epoch = group.release_step / plan.steps_per_epoch
+        frozen = f"to step {group.release_step} (epoch {epoch:.3g})"
+    if group.batch_norm == "frozen" and group.release_step is not None:
+        frozen += ", statistics always"
+    return (
+        group.name,
+        " ".join(group.match),
+        f"{group.rate_now:.3g}",
+        f"{group.rate_peak:.3g}",
+        f"{group.weight_decay:g}",
+        str(group.tensors),
+        f"{group.parameters:,}",
+        f"{group.share:.2%}",
+        frozen,
+    )
+
+
+def _chart(plan: Outline) -> list[str]:
+    """A line per group, each relative to its own peak; a dot where it is frozen."""
+    width = max(len(group.name) for group in plan.groups)
+    lines = [f"{'rates':<{width}}  step 0 to {plan.total_steps}, each relative to its peak"]
+    for group in plan.groups:
+        peak = group.rate_peak or 1.0
+        lines.append(f"{group.name:<{width}}  {sparkline(group.rates, peak)}")
+    return lines

@@ -1,0 +1,109 @@
+"""Where a job stands in its output, as a start would find it: `worker plan --resume`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.charts import table
+from worker.checkpoint.claim import attempt_numbers, next_number, read_attempt
+from worker.checkpoint.commit import list_commits, read_commit, read_commit_record
+from worker.checkpoint.publication_record import Done
+from worker.job.job import Job
+from worker.job.manifest_changes import Change
+from worker.logs import count
+
+_MEANING = {
+    "silent": "taken silently",
+    "noted": "taken and logged",
+    "vain": "without effect, as training resumes from a checkpoint",
+    "refused": "refused with exit code 78",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a start would do: its attempt, the step and commit that it would resume from.
+
+    `done` says that there is nothing to do, and why, if that is so.
+    """
+
+    done: str | None
+    attempt: int
+    step: int
+    total_steps: int
+    commit: str | None
+    bytes: int
+    passed_over: list[str]
+    steps_lost: int
+    changes: list[Change]
+
+    @property
+    def refused(self) -> list[Change]:
+        """The changes that make another experiment."""
+        return [change for change in self.changes if change.kind == "refused"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return asdict(self)
+
+
+def find_standing(job: Job) -> Standing:
+    """Read and verify checkpoints as a start would; writes nothing."""
+    commits = [
+        name
+        for name in list_commits(job.output)
+        if name.step <= job.total_steps and read_commit_record(job.output, name)
+    ]
+    passed_over: list[str] = []
+    found, size = None, 0
+    for name in commits:
+        parts = read_commit(job.output, name)
+        if parts is not None:
+            found, size = name, sum(map(len, parts.values()))
+            break
+        passed_over.append(str(name))
+    step = found.step if found else 0
+    return Standing(
+        done=describe_done(job, job.done) if job.done else None,
+        attempt=next_number(
+            attempt_numbers(job.output), lambda number: read_attempt(job.output, number)
+        ),
+        step=step,
+        total_steps=job.total_steps,
+        commit=str(found) if found else None,
+        bytes=size,
+        passed_over=passed_over,
+        steps_lost=commits[0].step - step if commits else 0,
+        changes=job.changes,
+    )
+
+
+def describe_done(job: Job, done: Done) -> str:
+    """Say that a job is finished, and how to train on."""
+    return (
+        f"job {job.manifest.job} was done by attempt {done.attempt}: "
+        f"{count(done.epochs, 'epoch')}, {count(done.step, 'step')}; nothing to do; "
+        "to continue training, raise train.epochs"
+    )
+
+
+def describe_standing(standing: Standing) -> str:
+    """The standing as text."""
+    where = "would start at step 0"
+    size = f"{standing.bytes / 1e6:.1f} MB, verified"
+    if standing.commit:
+        where = f"would resume after step {standing.step}: checkpoint {standing.commit}, {size}"
+    lines = [f"resume     attempt {standing.attempt} {where}; steps: {standing.total_steps}"]
+    if standing.done:
+        lines = [f"resume     {standing.done}"]
+        if standing.commit:
+            lines.append(f"           newest checkpoint: {standing.commit}, {size}")
+    if standing.passed_over:
+        names = ", ".join(standing.passed_over)
+        lines.append(f"damaged    {names}; {standing.steps_lost} steps would be done again")
+    if standing.changes:
+        rows = [("changed", "before", "now", "is")]
+        rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in standing.changes]
+        lines += ["", *table(rows, left=4)]
+    else:
+        lines.append("changed    nothing")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Exact evaluation: each image once, over all ranks."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worker.data.loader import Batch
+from worker.data.preprocessing import Preprocessing
+from worker.learn.confusion import Pairs, Rows, by_class, gather_rows
+from worker.learn.training_step import autocast
+from worker.learn.worst_images import Mistake, Worst
+from worker.model.backbone import logits_of
+from worker.model.learner import Learner
+from worker.ranks.device_transfer import Mark, Uploader
+from worker.ranks.process_group import total
+
+_TOP = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result over the sound samples of the validation set.
+
+    `loss` is None where it is not finite. `per_class` is the accuracy within each true class (None
+    for one without samples);
+    `top5_accuracy` is None for five classes or fewer.
+    """
+
+    loss: float | None
+    accuracy: float
+    top5_accuracy: float | None
+    per_class: list[float | None]
+
+
+def evaluate(
+    learner: Learner,
+    batches: Iterable[Batch],
+    preprocessing: Preprocessing,
+    classes: int,
+    stopped: Callable[[], bool],
+) -> tuple[Evaluation, Rows, list[Mistake]] | None:
+    """Evaluate what the learner would write; None for all ranks if any of them was `stopped`.
+
+    The rows are those of the confusion matrix (see `worker.learn.confusion`), of all ranks on rank
+    0; the mistakes are those of this rank. Leaves the model in evaluation mode.
+
+    Args:
+        learner: What has been trained.
+        batches: This rank's share of the images.
+        preprocessing: How images are normalized.
+        classes: Number of classes.
+        stopped: Whether to break off.
+    """
+    model = learner.result
+    device = next(model.parameters()).device
+    _share_buffers(model)
+    upload = Uploader(device)
+    pairs = Pairs(classes)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    worst = Worst()
+    model.eval()
+    before: Mark | None = None
+    logits = _Logits(model)
+    with torch.inference_mode(), autocast(learner, device):
+        for batch in batches:
+            if stopped():
+                break
+            images, labels, ids = _sound(batch, upload)
+            outputs = logits(preprocessing.normalise(images))
+            best = outputs.topk(min(_TOP, classes)).indices
+            losses = F.cross_entropy(outputs, labels, reduction="none")
+            sums[0] += losses.sum()
+            sums[1] += (best == labels[:, None]).sum()
+            pairs.add(labels, best[:, 0])
+            worst.add(losses, ids, outputs, labels, images)
+            # The device stays at work on this batch while the host waits for the one before it.
+            if before:
+                before.wait()
+            before = Mark(device)
+    rows = pairs.rows()
+    counts = torch.from_numpy(by_class(rows, classes))
+    dist.all_reduce(counts)
+    interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
+    if interrupted:
+        return None
+    return _evaluation(counts, loss, top5), gather_rows(rows), worst.found()
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give all ranks the BatchNorm statistics of rank 0, which are those that are saved."""
+    if dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (uint8), labels and sample ids of what is sound of a batch, on the device."""
+    images, labels = upload(batch.images), upload(batch.labels)
+    ids = upload.index(torch.from_numpy(batch.ids))
+    if batch.valid.all():
+        return images, labels, ids
+    kept = upload.index(batch.valid.nonzero().flatten())
+    return images[kept], labels[kept], ids[kept]
+
+
+class _Logits:
+    """The predictions of a model, in parts of the largest size that the GPU's memory has held."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._size: int | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits of images, [N, classes]; raises `OutOfMemoryError` if one is too many."""
+        while True:
+            size = max(1, min(self._size or len(images), len(images)))
+            try:
+                parts = [logits_of(self._model(part))[0] for part in images.split(size)]
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            self._size = -(-size // 2)
+            torch.cuda.empty_cache()
+
+
+def _evaluation(counts: Tensor, loss: float, top5: float) -> Evaluation:
+    count = max(1, int(counts[0].sum()))
+    of_class, right = counts.tolist()
+    return Evaluation(
+        loss=loss / count if math.isfinite(loss) else None,
+        accuracy=sum(right) / count,
+        top5_accuracy=top5 / count if len(right) > _TOP else None,
+        per_class=[r / n if n else None for r, n in zip(right, of_class, strict=True)],
+    )

@@ -1,0 +1,79 @@
+"""The loss of each image."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from worker.data.labels import Labels
+from worker.errors import ConfigurationError
+from worker.learn.step_inputs import Inputs
+from worker.manifest import Train
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Cross-entropy with what the manifest adds to it."""
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    auxiliary_weight: float = 0.0
+
+    def losses(self, logits: Tensor, auxiliary: Sequence[Tensor], inputs: Inputs) -> Tensor:
+        """The loss of each image, [N]; 0 for one that only fills up."""
+        losses = self._blended(logits, inputs)
+        for other in auxiliary:
+            losses = losses + self.auxiliary_weight * self._blended(other, inputs)
+        return losses * inputs.weights
+
+    def _blended(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        losses = self._plain(logits, inputs.labels)
+        if inputs.own < 1:
+            others = self._plain(logits, inputs.partners)
+            losses = losses * inputs.own + others * (1 - inputs.own)
+        return losses
+
+    def _plain(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = self.class_weights
+        weight = None if weights is None else _on_device(weights, logits.device)
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=weight,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+
+
+@functools.cache
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept there: to put them there for each loss would stop the host in mid-forward."""
+    return torch.tensor(weights, device=device)
+
+
+def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:
+    """The weight of each class, by number; `labels` reads those of all training samples.
+
+    `balanced` is samples / (classes x samples of the class), whose mean over the samples is 1;
+    classes without samples do not count.
+    Raises `ConfigurationError` for a class that does not exist.
+    """
+    wanted = train.class_weights
+    if wanted is None:
+        return None
+    if isinstance(wanted, Mapping):
+        unknown = [name for name in wanted if name not in classes]
+        if unknown:
+            raise ConfigurationError(
+                f"train.class_weights: no class {unknown[0]!r}; there are {', '.join(classes[:9])}"
+            )
+        if not any(wanted.get(name, 1.0) for name in classes):
+            raise ConfigurationError("train.class_weights: all are 0; leave a class to learn")
+        return tuple(wanted.get(name, 1.0) for name in classes)
+    counts = np.bincount(labels(), minlength=len(classes))
+    weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return tuple(weights.tolist())

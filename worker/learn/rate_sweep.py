@@ -1,0 +1,89 @@
+"""The results of a learning-rate range test (Smith, 2017), and the rate they suggest. Pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.charts import sparkline
+from worker.errors import ConfigurationError
+
+_SMOOTHING = 0.9
+_FEWEST = 10
+_LEAST_FALL = 0.1
+_COLUMNS = 60
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Loss, smoothed, at each base rate; `suggestion` is a base rate, None without a clear fall."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float | None
+    diverged: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, as JSON data."""
+        return asdict(self)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """The moving average of losses, without a bias to the first."""
+    average, smoothed = 0.0, []
+    for number, loss in enumerate(losses, start=1):
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        smoothed.append(average / (1 - _SMOOTHING**number))
+    return smoothed
+
+
+def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
+    """The rate in the middle of the longest fall of the loss (fastai's "valley").
+
+    None where the loss falls by less than a tenth of itself: that may be noise.
+    """
+    lengths = [1] * len(smoothed)
+    starts = list(range(len(smoothed)))
+    for end in range(1, len(smoothed)):
+        for start in range(end):
+            if smoothed[start] > smoothed[end] and lengths[start] + 1 > lengths[end]:
+                lengths[end], starts[end] = lengths[start] + 1, starts[start]
+    end = max(range(len(smoothed)), key=lambda i: lengths[i])
+    start = starts[end]
+    if smoothed[end] > (1 - _LEAST_FALL) * smoothed[start]:
+        return None
+    return rates[(start + end) // 2]
+
+
+def make_sweep(rates: list[float], losses: list[float], diverged: bool) -> Sweep:
+    finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
+    rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
+    if len(rates) < _FEWEST:
+        raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
+    smoothed = smooth(losses)
+    return Sweep(tuple(rates), tuple(smoothed), suggest(rates, smoothed), diverged)
+
+
+def describe_sweep(sweep: Sweep, base: float) -> str:
+    """The loss over the rates in a line, and what to do."""
+    losses, low = clipped(sweep), min(sweep.losses)
+    places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
+    bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
+    best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
+    lines = [
+        f"loss {sweep.losses[0]:.3f} {bars} {sweep.losses[-1]:.3f}",
+        f"base rate {sweep.rates[0]:.2g} to {sweep.rates[-1]:.2g}"
+        + (", where it diverges" if sweep.diverged else ""),
+        f"least loss at {best:.2g}",
+        "no suggestion: the loss nowhere falls clearly; sweep another range with --low and --high"
+        if sweep.suggestion is None
+        else f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
+        "times that of the manifest; exact rates of groups by the same factor)",
+    ]
+    return "\n".join(lines)
+
+
+def clipped(sweep: Sweep) -> list[float]:
+    """The losses, cut off a little above the first one: how far it diverges would hide the fall."""
+    first, low = sweep.losses[0], min(sweep.losses)
+    return [min(loss, first + (first - low) / 2) for loss in sweep.losses]

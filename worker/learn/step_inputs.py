@@ -1,0 +1,65 @@
+"""What a step computes on: sound images on the device, with the labels that they count for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.data.loader import Batch
+from worker.data.mixup import Blend, partners_of
+from worker.data.preprocessing import Preprocessing
+from worker.ranks.device_transfer import Uploader
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images, float32 [N, 3, S, S], and per image, [N]: label, partner's label, weight.
+
+    The label of an image counts `own`, that of its partner the rest. Where there is no image at
+    all, one of weight 0 takes its place, as all ranks must compute something.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partners: Tensor
+    weights: Tensor
+    own: float
+    count: int
+    """Images that count."""
+
+    def split(self, parts: int) -> Iterator["Inputs"]:
+        """Yield this many parts of about equal size."""
+        columns = (self.images, self.labels, self.partners, self.weights)
+        split = zip(*(column.tensor_split(parts) for column in columns), strict=True)
+        for images, labels, partners, weights in split:
+            yield _filled(images, labels, partners, weights, self.own)
+
+
+def prepare(
+    batch: Batch, blend: Blend | None, preprocessing: Preprocessing, upload: Uploader
+) -> Inputs:
+    """The sound images of a batch, blended where each has a partner, the one before it."""
+    images = preprocessing.normalise(upload(batch.images))
+    labels = partners = upload(batch.labels)
+    valid = batch.valid
+    if blend and len(valid):
+        others = upload.index(partners_of(valid))
+        images = blend.apply(images[1:], images[others])
+        labels, partners, valid = labels[1:], labels[others], valid[1:]
+    if not valid.all():
+        kept = upload.index(valid.nonzero().flatten())
+        images, labels, partners = images[kept], labels[kept], partners[kept]
+    weights = torch.ones(len(labels), device=upload.device)
+    return _filled(images, labels, partners, weights, blend.own if blend else 1.0)
+
+
+def _filled(
+    images: Tensor, labels: Tensor, partners: Tensor, weights: Tensor, own: float
+) -> Inputs:
+    """As they are, or with an image of weight 0 where there is none."""
+    count = int(weights.numel())
+    if not count:
+        images = images.new_zeros(1, *images.shape[1:])
+        labels, partners, weights = (x.new_zeros(1) for x in (labels, partners, weights))
+    return Inputs(images, labels, partners, weights, own, count)

@@ -1,0 +1,81 @@
+"""The results of a training step, on their way from the device to the host."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.ranks.device_transfer import Readout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of a step.
+
+    `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
+    CPU. If the gradient was not `finite`, on any rank, nothing was changed on all of them.
+    `norms` are those of the gradient by group, before clipping. `seconds` says how long its phases
+    took the host; on a GPU, which works behind it, forward and backward include the wait for it.
+    """
+
+    sums: Tensor
+    finite: bool
+    norms: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of a step: of this rank's images the first three, of all ranks the others."""
+
+    loss: float
+    right: float
+    count: float
+    norm: float
+    norms: Sequence[float]
+    scale: float
+    """Factor by which the loss was scaled for fp16; 1 in any other precision."""
+
+
+class Pending:
+    """A step whose numbers are still on the device or on their way.
+
+    Args:
+        sums: Sum of losses, right answers and images of this rank, float64 [3].
+        norm: Norm of the whole gradient, [].
+        norms: Norm of the gradient by name of the group, [] each.
+        scale: The loss scale, [], or None in precisions that need none.
+    """
+
+    def __init__(
+        self, sums: Tensor, norm: Tensor, norms: Mapping[str, Tensor], scale: Tensor | None
+    ) -> None:
+        self.norm = norm
+        self._names = list(norms)
+        numbers = [sums, norm, *norms.values(), *([] if scale is None else [scale])]
+        # Before the scale is updated, which happens in place.
+        self._readout = Readout(torch.cat([part.double().view(-1) for part in numbers]))
+        self._seconds = dict.fromkeys(("host_to_device", "forward_backward", "optimizer"), 0.0)
+
+    def spend(self, phase: str, seconds: float) -> None:
+        """Add to the time that a phase took."""
+        self._seconds[phase] += seconds
+
+    def read(self) -> Numbers:
+        """Wait for the numbers."""
+        loss, right, count, norm, *rest = self._readout.read()
+        groups = len(self._names)
+        scale = rest[groups] if len(rest) > groups else 1.0
+        return Numbers(loss, right, count, norm, rest[:groups], scale)
+
+    def outcome(self, numbers: Numbers, finite: bool) -> Outcome:
+        """The outcome of a step that was `finite` or not; what is not finite is not summed."""
+        sums = torch.tensor([numbers.loss, numbers.right, numbers.count], dtype=torch.float64)
+        counts = finite and bool(sums.isfinite().all())
+        return Outcome(
+            sums if counts else torch.zeros_like(sums),
+            finite,
+            dict(zip(self._names, numbers.norms, strict=True)),
+            self._seconds,
+        )

@@ -1,0 +1,283 @@
+"""One optimizer step over a global batch, on this rank's share of it."""
+
+import contextlib
+import dataclasses
+import math
+import time
+
+import torch
+from torch import Tensor, nn
+
+from worker.data.epoch_plan import keyed_hash
+from worker.data.loader import Batch
+from worker.data.mixup import Blend
+from worker.data.preprocessing import Preprocessing
+from worker.learn.loss import Criterion
+from worker.learn.micro_batch_trial import largest_that_fits
+from worker.learn.micro_batches import Passes
+from worker.learn.step_inputs import Inputs, prepare
+from worker.learn.step_result import Outcome, Pending
+from worker.manifest import Train
+from worker.model.activation_checkpointing import checkpoint_activations
+from worker.model.backbone import logits_of
+from worker.model.batch_norm import BatchStatistics, RunningStatistics
+from worker.model.learner import Learner
+from worker.model.optimizer import freeze_at, start_momentum
+from worker.ranks.data_parallel import in_parallel, without_exchange
+from worker.ranks.device_transfer import Uploader
+from worker.ranks.process_group import total
+from worker.ranks.rank import Rank
+
+_PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
+
+
+class Engine:
+    """The learner under DistributedDataParallel; every method is called by all ranks together.
+
+    A step has three stages, so that the device never runs out of work while the host looks at what
+    it did: `launch` queues forward and backward of a step, `settle` then waits for the step
+    before it, `update` queues the change of the weights. All that depends on a step being finite is
+    decided on the device, but for what `settle` does with a step that was launched and not updated.
+
+    Args:
+        learner: What is trained.
+        preprocessing: How images are normalized.
+        criterion: The loss.
+        train: The manifest's section.
+        clip_norm: The norm beyond which the gradient is scaled down.
+        rank: This rank.
+        full_batch: Images of a global batch that is full.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        preprocessing: Preprocessing,
+        criterion: Criterion,
+        train: Train,
+        clip_norm: float | None,
+        rank: Rank,
+        full_batch: int,
+    ) -> None:
+        self.learner = learner
+        self._preprocessing = preprocessing
+        self._criterion = criterion
+        self._seed = train.seed
+        self._clip_norm = clip_norm
+        self._rank = rank
+        self.device = next(learner.model.parameters()).device
+        self._upload = Uploader(self.device)
+        self._full_batch = full_batch
+        self._share = -(-full_batch // rank.world_size)
+        self._passes = Passes(full_batch, rank.world_size, train.micro_batch, train.sync_batch_norm)
+        self._planned = self._passes  # as all ranks have them, whatever fits into their memory
+        self.expects_holes = False
+        """Whether samples have been bad before, on any rank: a pass may have fewer than planned."""
+        # With it, a trial by one rank alone would wait for the statistics of the others.
+        self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
+        self._phase: tuple[bool, ...] = ()
+        self._parameters = list(learner.model.parameters())
+        self._statistics = RunningStatistics(learner.model)
+        self._batch_statistics = BatchStatistics(learner.model)
+        self._updated: Pending | None = None
+        self._decides_on_device = self.device.type == "cuda"
+        self._compiled = train.compile
+        if train.activation_checkpointing:
+            checkpoint_activations(learner.model)
+        if train.compile:
+            learner.model.compile()
+            if learner.average:
+                learner.average.module.compile()
+
+    def step(
+        self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
+    ) -> Outcome:
+        """All stages of a step in a row; see `launch`."""
+        self.launch(step, batch, global_count, blend)
+        self.update()
+        return self._finish(self._launched)
+
+    def launch(
+        self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
+    ) -> None:
+        """Begin to train on this rank's part of global batch `step`, of `global_count` images.
+
+        The loss is the sum over the global batch by the number of images of a full one, so that
+        each image moves the weights alike: a last batch of one image is no step of its own size,
+        and a sample that was left out counts as none. With a `blend`, the batch is led by the
+        sample before its first.
+        """
+        began = time.monotonic()
+        self.enter(step)
+        inputs = prepare(batch, blend, self._preprocessing, self._upload)
+        if self._probes and self._tries_memory:
+            self._probes -= len(inputs.labels) >= self._share
+            self._fit_into_memory(inputs)
+        # Keyed by step, so that dropout needs no state in a checkpoint.
+        self._seed_generators(int(keyed_hash(self._seed, step, self._rank.rank)[0]) >> 1)
+        moved = time.monotonic()
+        sums = self._accumulate(inputs, global_count)
+        norm, norms = self._gradient_norms()
+        scaler = self.learner.scaler
+        # Not get_scale(), which waits for the device.
+        scale = scaler._scale if scaler.is_enabled() else None
+        self._launched = Pending(sums, norm, norms, scale)
+        self._launched.spend("host_to_device", moved - began)
+        self._launched.spend("forward_backward", time.monotonic() - moved)
+
+    def update(self) -> None:
+        """Apply the gradients of the step that was launched, equal on all ranks, if finite."""
+        step, learner = self._launched, self.learner
+        began = time.monotonic()
+        usable = step.norm.isfinite()
+        if self._clip_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, step.norm)
+        self._apply(usable)
+        learner.scaler.update()
+        learner.optimizer.zero_grad(set_to_none=True)
+        # What is not finite has gone through BatchNorm's statistics too.
+        self._statistics.settle(usable)
+        step.spend("optimizer", time.monotonic() - began)
+        self._updated = step
+
+    def settle(self) -> Outcome | None:
+        """Return the outcome of the step that was last updated, once; None if it was returned."""
+        return self._finish(self._updated) if self._updated else None
+
+    def _finish(self, step: Pending) -> Outcome:
+        """Wait for a step's numbers, and do what depends on them.
+
+        An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
+        exhausted, or if a rank's loss is not finite by itself.
+        """
+        self._updated = None
+        began = time.monotonic()
+        numbers = step.read()
+        waited = time.monotonic()
+        usable = math.isfinite(numbers.norm)
+        if usable and self.learner.average:
+            self.learner.average.update(self._parameters, self._statistics.sound)
+        step.spend("forward_backward", waited - began)
+        step.spend("optimizer", time.monotonic() - waited)
+        overflow = not usable and self.learner.scaler.is_enabled() and numbers.scale > 1
+        overflow = overflow and math.isfinite(total(numbers.loss)[0])
+        return step.outcome(numbers, usable or overflow)
+
+    def abandon(self) -> None:
+        """Undo what was launched and not updated."""
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        self._statistics.restore()
+
+    def enter(self, step: int) -> None:
+        """Freeze and release what is frozen and released at this step."""
+        phase = tuple(group.trains_at(step) for group in self.learner.groups)
+        if phase == self._phase and self.learner.model.training:
+            return
+        freeze_at(self.learner.model, self.learner.groups, step)
+        if phase == self._phase:  # back from an evaluation
+            return
+        self._phase = phase
+        self._probes = _PROBES
+        if self._decides_on_device:
+            start_momentum(self.learner.optimizer)
+        if self._compiled:
+            torch._dynamo.reset()  # else the phases add up to its limit of compilations
+        # A new one, as it waits for the gradients of what was trainable when it was made.
+        self._parallel = in_parallel(self.learner.model, self._rank)
+
+    def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
+        """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        short = self.expects_holes or self._planned.is_short(global_count)
+        if self._rank.world_size > 1 and short:
+            # Each rank has statistics of its own, and a resume gives all those of rank 0.
+            self._statistics.share()
+        parts = list(inputs.split(self._passes.count(inputs.count, global_count)))
+        for index, part in enumerate(parts, start=1):
+            last = index == len(parts)
+            suffice = self._passes.give_statistics(part.count, global_count)
+            with contextlib.nullcontext() if last else without_exchange(self._parallel):
+                sums += self._backward(self._parallel, part, suffice)
+        return sums
+
+    def _backward(self, model: nn.Module, inputs: Inputs, suffice: bool) -> Tensor:
+        with self._batch_statistics.withheld(inputs.images, suffice):
+            with autocast(self.learner, self.device):
+                outputs = model(inputs.images)
+            logits, auxiliary = logits_of(outputs)
+            losses = self._criterion.losses(logits, auxiliary, inputs)
+            # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
+            loss = losses.sum() * self._rank.world_size / self._full_batch
+            self.learner.scaler.scale(loss).backward()
+        right = ((logits.argmax(1) == inputs.labels) * inputs.weights).sum()
+        counts = right.double(), inputs.weights.sum().double()
+        return torch.stack([losses.detach().sum().double(), *counts])
+
+    def _seed_generators(self, seed: int) -> None:
+        """Seed what a step draws from; `torch.manual_seed` seeds more, in up to a millisecond."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+
+    def _gradient_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The norm of the whole gradient, and those of the groups that have one, on the device."""
+        learner = self.learner
+        learner.scaler.unscale_(learner.optimizer)
+        norms = {}
+        for group in learner.optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                parts = torch._foreach_norm(gradients)
+                norms[group["name"]] = torch.linalg.vector_norm(torch.stack(parts))
+        return torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms
+
+    def _apply(self, usable: Tensor) -> None:
+        """Take the optimizer's step if `usable`, as the device or, at once, the CPU decides."""
+        optimizer = self.learner.optimizer
+        if self._decides_on_device:
+            # The fused kernels leave everything as it is if this is not 0.
+            optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif usable:
+            optimizer.step()
+
+    def _fit_into_memory(self, inputs: Inputs) -> None:
+        """Find the micro-batch that fits into memory; leaves no trace.
+
+        By this rank alone, without the others: an exchange that one rank broke off would hang all.
+        """
+
+        def reset() -> None:
+            self.learner.optimizer.zero_grad(set_to_none=True)
+            self._statistics.restore()
+
+        size = self._passes.micro_batch or len(inputs.labels)
+        fitting = largest_that_fits(
+            inputs,
+            size,
+            self._try,
+            reset,
+            self._rank.rank,
+        )
+        if fitting < size:
+            self._passes = dataclasses.replace(self._passes, micro_batch=fitting)
+
+    def _try(self, inputs: Inputs) -> None:
+        """Forward and backward by this rank alone.
+
+        Uncompiled: a graph compiled here would be taken inside DistributedDataParallel, too, where
+        it gives out all gradients at once and leaves the all-reduce nothing to overlap with.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            self._backward(self.learner.model, inputs, suffice=True)
+
+
+def autocast(learner: Learner, device: torch.device) -> torch.autocast:
+    """The context in which the learner's model computes."""
+    return torch.autocast(device.type, learner.precision, enabled=learner.precision is not None)
+
+
+def _can_run_out(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -1,0 +1,186 @@
+"""Ways out for metrics: a port to scrape, a Pushgateway, a textfile for node exporters.
+
+All are places, hence environment: `WORKER_METRICS_PORT` (of local rank 0; the next rank has the
+next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a directory). Nothing here fails
+training, or holds up its end for longer than it may.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from worker.environment import metrics_port
+from worker.errors import ExitCode, WorkerError
+from worker.metrics import textfile
+from worker.metrics.pushgateway import TIMEOUT_SECONDS, Gateway
+from worker.metrics.registry import Metrics
+from worker.metrics.run_labels import Owner
+from worker.metrics.run_outcome import KEPT, Outcome
+from worker.metrics.scrape_port import Port, expected
+from worker.metrics.shared_outcome import Board
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS = 15.0
+_MOST_PATIENCE_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
+_SUPERSEDED = {"superseded": "true"}
+_SETTINGS = {
+    "port": "WORKER_METRICS_PORT",
+    "pushgateway": "WORKER_PUSHGATEWAY",
+    "textfile": "WORKER_METRICS_TEXTFILE",
+}
+
+Patience = Callable[[], float]
+"""Seconds that may be spent from now on."""
+
+
+@contextmanager
+def exported(
+    metrics: Metrics, owner: Owner, rank: int, local_rank: int, board: Board, patience: Patience
+) -> Iterator[None]:
+    """Hand out the metrics of a rank while inside.
+
+    Where there is a port they are not pushed as well: each series would stand twice in Prometheus.
+    """
+    ways = _Ways(metrics)
+    port = _open_port(ways, metrics.registry, local_rank)
+    stop = threading.Event()
+
+    def tell() -> None:
+        if rank == 0:
+            board.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
+
+    def send_regularly() -> None:
+        if local_rank == 0:
+            ways.try_out("textfile", lambda: textfile.remove(owner))
+        if rank == 0:
+            ways.to_gateway(lambda gateway: _forget(gateway, owner))
+        while True:
+            tell()
+            if rank == 0 and not port:
+                ways.to_gateway(lambda gateway: gateway.put(metrics.registry, owner))
+            ways.try_out("textfile", lambda: textfile.write(metrics.registry, owner, rank))
+            if stop.wait(_INTERVAL_SECONDS):
+                return
+
+    thread = threading.Thread(target=send_regularly, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        tell()
+        stop.set()
+        thread.join(_bounded(patience))
+        ways.try_out("textfile", lambda: textfile.remove(owner, rank))
+        if port:
+            port.close()
+
+
+def announce(owner: Owner, code: int, board: Board, patience: Patience) -> None:
+    """Replace the metrics of a run that has ended by its outcome, wherever they went.
+
+    Whoever has scraped regularly is waited for, as long as `patience` says and no longer than a
+    minute: a series that just ends looks like a run that was killed. A start that got no attempt
+    of its own adds its exit code to what is there.
+    """
+    said = board.read()
+    kept = said.get("kept", {})
+    superseded = code == ExitCode.SUPERSEDED
+    registry = Outcome(owner.job, owner.run).tell(code, {} if superseded else kept)
+    ways = _Ways()
+
+    def send() -> None:
+        if superseded:  # the newer attempt has the group of the run, and is not to lose it
+            ways.to_gateway(lambda gateway: gateway.put(registry, owner, **_SUPERSEDED))
+        elif "attempt" in kept:
+            ways.to_gateway(lambda gateway: gateway.put(registry, owner))
+        else:
+            ways.to_gateway(lambda gateway: gateway.add(registry, owner))
+        ways.try_out("textfile", lambda: textfile.remove(owner))
+        ways.try_out("textfile", lambda: textfile.write(registry, owner))
+
+    thread = threading.Thread(target=send, name="outcome", daemon=True)
+    thread.start()
+    _await_scrapes(ways, registry, expected(said.get("scrapes", {}), time.time()), patience)
+    thread.join(_bounded(patience))
+
+
+def _await_scrapes(
+    ways: "_Ways", registry: CollectorRegistry, clients: dict[str, float], patience: Patience
+) -> None:
+    """Serve the outcome until each of the `clients` has asked for it, or had its time."""
+    port = _open_port(ways, registry, 0) if clients else None
+    if not port:
+        return
+    wanted, began = min(max(clients.values()), _MOST_PATIENCE_SECONDS), time.monotonic()
+    log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
+    # No longer than is left afterwards: who is killed at the very end has the wrong exit code.
+    while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
+        wanted, patience()
+    ):
+        time.sleep(_LOOK_SECONDS)
+    time.sleep(_LOOK_SECONDS)  # the answer goes out
+    port.close()
+
+
+def _open_port(ways: "_Ways", registry: CollectorRegistry, local_rank: int) -> Port | None:
+    if not os.environ.get("WORKER_METRICS_PORT"):
+        return None
+    return ways.try_out("port", lambda: Port(metrics_port() + local_rank, registry))
+
+
+def _bounded(patience: Patience) -> float:
+    left = patience()
+    return TIMEOUT_SECONDS if math.isinf(left) else max(0.0, min(TIMEOUT_SECONDS, left))
+
+
+class _Ways:
+    """Tries ways out, counts what fails, and warns once of each."""
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics
+        self._warned: set[str] = set()
+
+    def try_out(self, way: str, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except Exception as error:  # whatever a strange gateway answers, training goes on
+            if self._metrics:
+                self._metrics.export_failures(way).inc()
+            if way not in self._warned:
+                self._warned.add(way)
+                log.warning("metrics: %s does not work: %s", _SETTINGS[way], _reason(error))
+            return None
+
+    def to_gateway(self, tell: Callable[[Gateway], None]) -> None:
+        def try_it() -> None:
+            gateway = Gateway.from_environment()
+            if gateway:
+                tell(gateway)
+
+        self.try_out("pushgateway", try_it)
+
+
+def _reason(error: Exception) -> str:
+    """Why, without the address, which can hold a password."""
+    if isinstance(error, WorkerError):
+        return str(error)
+    status = getattr(error, "code", None)
+    if status:
+        return f"the answer is {status}"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _forget(gateway: Gateway, owner: Owner) -> None:
+    """Take away what earlier attempts have left of the run."""
+    gateway.delete(owner)
+    gateway.delete(owner, **_SUPERSEDED)

@@ -1,0 +1,91 @@
+"""A Prometheus Pushgateway: one group per run, replaced as a whole by every push."""
+
+import base64
+import os
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from prometheus_client import (
+    CollectorRegistry,
+    delete_from_gateway,
+    push_to_gateway,
+    pushadd_to_gateway,
+)
+from prometheus_client.exposition import basic_auth_handler, default_handler
+
+from worker.errors import ConfigurationError
+from worker.metrics.run_labels import Owner
+
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """Where to push to, and as whom; the address is free of secrets."""
+
+    address: str
+    user: str = ""
+    password: str = ""
+
+    @staticmethod
+    def from_environment() -> "Gateway | None":
+        """That of WORKER_PUSHGATEWAY; raises `ConfigurationError` for what is no such address."""
+        text = os.environ.get("WORKER_PUSHGATEWAY")
+        if not text:
+            return None
+        try:
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+        except ValueError:  # of IPv6 addresses
+            parts = urlsplit("")
+        login, _, host = parts.netloc.rpartition("@")
+        if parts.scheme not in ("http", "https") or not host or parts.query:
+            raise ConfigurationError(
+                "WORKER_PUSHGATEWAY: must be http[s]://[USER:PASSWORD@]HOST[:PORT][/PATH]"
+            )
+        user, _, password = login.partition(":")
+        address = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+        return Gateway(address, unquote(user), unquote(password))
+
+    def put(self, registry: CollectorRegistry, owner: Owner, **more: str) -> None:
+        """Make these metrics all that the gateway holds of a run, or of a part with `more` labels.
+
+        Raises `OSError` where it does not answer within seconds, or refuses them.
+        """
+        self._send(push_to_gateway, owner, more, registry=registry)
+
+    def add(self, registry: CollectorRegistry, owner: Owner) -> None:
+        """Put these metrics beside what the gateway holds of a run, or in place of their like."""
+        self._send(pushadd_to_gateway, owner, {}, registry=registry)
+
+    def delete(self, owner: Owner, **more: str) -> None:
+        """Remove what the gateway holds of a run, or of a part of it."""
+        self._send(delete_from_gateway, owner, more)
+
+    def _send(
+        self, send: Callable[..., None], owner: Owner, more: Mapping[str, str], **what: Any
+    ) -> None:
+        def handle(url: str, method: str, timeout: float, headers: Any, data: bytes) -> Any:
+            request = (url, method, timeout, headers, data)
+            if not self.user:
+                return default_handler(*request)
+            return basic_auth_handler(*request, self.user, self.password)
+
+        send(
+            self.address,
+            job=owner.job,
+            grouping_key={"run": owner.run, **more},
+            timeout=TIMEOUT_SECONDS,
+            handler=handle,
+            **what,
+        )
+
+    def ask(self) -> None:
+        """Raise what keeps the gateway from answering that it is ready."""
+        request = urllib.request.Request(f"{self.address}/-/ready")  # noqa: S310
+        if self.user:
+            login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {login}")
+        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()  # noqa: S310

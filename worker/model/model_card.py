@@ -1,0 +1,97 @@
+"""`model.json`: all that it takes to use the weights beside it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
+from torchvision.transforms import InterpolationMode
+
+from worker.data.preprocessing import Preprocessing
+from worker.errors import ConfigurationError
+from worker.store import ObjectMissing, Store, open_store
+from worker.store.json_records import Record, complaint
+
+CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
+
+
+_MAX_BYTES = 1 << 26
+_Side = Annotated[int, Field(ge=8, le=4096)]
+_Triple = tuple[
+    Annotated[float, Field(ge=-10, le=10)],
+    Annotated[float, Field(ge=-10, le=10)],
+    Annotated[float, Field(ge=-10, le=10)],
+]
+
+
+class _PreprocessingRecord(Record):
+    crop_size: _Side
+    resize_size: Annotated[int, Field(ge=8, le=8192)]
+    mean: _Triple
+    std: _Triple
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
+    depth: Annotated[int, Field(ge=8, le=16)] = 16
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if min(value) <= 0:
+            raise ValueError("must be more than 0")
+        return value
+
+
+class _CardRecord(Record):
+    backbone: str
+    head: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    preprocessing: _PreprocessingRecord
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    metrics: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A written model; `sha256` is that of its weights, `metrics` JSON data."""
+
+    backbone: str
+    head: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    sha256: str
+    metrics: dict[str, Any]
+
+    def encode(self) -> bytes:
+        """The card as JSON."""
+        preprocessing = dataclasses.asdict(self.preprocessing)
+        preprocessing["interpolation"] = self.preprocessing.interpolation.value
+        fields = {**dataclasses.asdict(self), "preprocessing": preprocessing}
+        return json.dumps(fields, indent=1).encode()
+
+
+def read_card(store: Store) -> Card:
+    """The card in a `final/` folder.
+
+    Raises `ObjectMissing` where there is none, `ConfigurationError` for one that is not ours.
+    """
+    try:
+        kept = _CardRecord.model_validate_json(store.get(CARD_NAME, 0, _MAX_BYTES))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{store.uri}{CARD_NAME}: is not a model card of ours ({complaint(error)})"
+        ) from None
+    fields = kept.preprocessing.model_dump()
+    fields["interpolation"] = InterpolationMode(fields["interpolation"])
+    known = Preprocessing(**fields)
+    return Card(kept.backbone, kept.head, kept.classes, known, kept.sha256, dict(kept.metrics))
+
+
+def preset_beside(weights: str | None) -> Preprocessing | None:
+    """How a model of ours wants its images, where `weights` is the address of one."""
+    folder, _, name = (weights or "").rpartition("/")
+    if name != WEIGHTS_NAME or not folder:
+        return None
+    try:
+        return read_card(open_store(folder)).preprocessing
+    except ObjectMissing:
+        return None

@@ -1,0 +1,242 @@
+"""The process group of a job, and the few things that ranks agree on."""
+
+import datetime
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from worker.environment import collective_seconds, rendezvous_seconds
+from worker.errors import ConfigurationError, InfrastructureError, StopRequested, first_line
+from worker.ranks.gpu_faults import gpu_error, start_cuda
+from worker.ranks.network_interface import interface_to, is_loopback, own_address
+from worker.ranks.rank import Rank
+from worker.ranks.stop_signal import StopFlag
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
+_LEAVE_SECONDS = 10.0
+_HEAR_SECONDS = 1.0
+_CONNECT_SECONDS = 3
+_STOPPED_EARLY = "stopped on request before the ranks met; start again"
+_LOOPBACK = ("localhost", "127.0.0.1")
+_CONNECTED = 512
+"""The most ranks that are all connected from the start. With more, only its neighbors notice a rank
+that is lost before others have talked to it."""
+_CPU = torch.device("cpu")
+
+
+def device_of(rank: Rank) -> torch.device:
+    """The GPU of this rank, or the CPU; modulo, as Slurm may show a task just one."""
+    gpus = torch.cuda.device_count()
+    return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
+
+
+@contextmanager
+def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Iterator[None]:
+    """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.
+
+    Rank 0 serves the rendezvous, on `listener` where its parent has bound one. Raises
+    `InfrastructureError` when the others cannot be found, or when one of them is lost inside, and
+    `StopRequested` when a signal comes before they have met.
+    """
+    if rank.master_addr in _LOOPBACK:
+        # gloo else asks the resolver for this machine's name, which containers often lack
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if rank.world_size > _CONNECTED:
+        # Otherwise every rank connects to every other at the start: 8 million connections of 4,096.
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    device = device_of(rank)
+    if device.type == "cuda":
+        start_cuda(device)
+    try:
+        store = _open_rendezvous(rank, listener, stop)
+        _choose_interface(rank, store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank.rank,
+            world_size=rank.world_size,
+            timeout=datetime.timedelta(seconds=collective_seconds()),
+        )
+    except (dist.DistError, RuntimeError) as error:
+        # A rank that has heard the signal takes the store with it, before others have heard.
+        if _is_stopping(stop):
+            raise StopRequested(_STOPPED_EARLY) from None
+        raise InfrastructureError(
+            f"no rendezvous at {rank.master_addr}:{rank.master_port}: {first_line(error)}"
+        ) from None
+    clean = False
+    try:
+        with meaningful_errors():
+            yield
+        clean = True
+    finally:
+        # NCCL waits for the others in it: a rank that fails alone would hang and lose its code, and
+        # one whose peer dies at the very end would hang.
+        if clean or device.type != "cuda":
+            leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_SECONDS)
+
+
+@contextmanager
+def meaningful_errors() -> Iterator[None]:
+    """Raise `InfrastructureError` for a lost rank or a broken GPU, `ConfigurationError` for others.
+
+    Those are too little memory, and ranks that NCCL refuses.
+    """
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if isinstance(error, dist.DistBackendError) and "invalid usage" in str(error):
+            raise ConfigurationError(
+                f"NCCL refuses these ranks, as it does two on one GPU: {first_line(error)}"
+            ) from None
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InfrastructureError(f"lost another rank: {first_line(error)}") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ConfigurationError(
+                "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
+                "a smaller data.image_size or train.micro_batch"
+            ) from None
+        failure = gpu_error(error)
+        if failure:
+            raise failure from None
+        raise
+
+
+def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:
+    """The store through which all ranks have met; torchrun's agent serves it, else rank 0 does.
+
+    torch would wait for the others deaf to signals, so that is done here, in short looks.
+    """
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank.rank == 0 and not agent
+    looks = _looks(rank, stop)
+    store = None
+    while not store:
+        if serves or _is_served(rank):
+            store = _connect(rank, listener, serves)
+        if not store:
+            next(looks)
+    store.set_timeout(datetime.timedelta(seconds=rendezvous_seconds()))
+    # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
+    prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    met = shared.add("met", 1)
+    while met < rank.world_size:
+        try:
+            next(looks)
+        except StopRequested:
+            # Once all have met, others count on this rank and would wait for it, deaf to signals.
+            if shared.add("met", -1) < rank.world_size - 1:
+                raise
+            shared.add("met", 1)
+            return shared
+        met = shared.add("met", 0)
+    return shared
+
+
+def _connect(rank: Rank, listener: socket.socket | None, serves: bool) -> Any:
+    """The store; None if its server has gone meanwhile.
+
+    Briefly, as torch would go on trying, deaf to signals, for as long as it may.
+    """
+    seconds = rendezvous_seconds() if serves else min(_CONNECT_SECONDS, rendezvous_seconds())
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            rank.master_addr,
+            rank.master_port,
+            rank.world_size,
+            is_master=serves,
+            timeout=datetime.timedelta(seconds=seconds),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach() if listener else None,
+        )
+    except (dist.DistError, RuntimeError):
+        if serves:
+            raise
+        return None
+
+
+def _choose_interface(rank: Rank, store: Any) -> None:
+    """Have gloo listen where the other nodes can reach this one.
+
+    By the route to rank 0; a rank to which that name is this node itself takes the route to one
+    that sees it from outside, whose address is in the store.
+    """
+    if rank.world_size == rank.local_world_size:
+        return
+    address = own_address(rank.master_addr, rank.master_port) or ""
+    outside = bool(address) and not is_loopback(address)
+    store.set(f"address {rank.rank}", address if outside else "")
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    others = (store.get(f"address {other}").decode() for other in range(rank.world_size))
+    target = address if outside else next(filter(None, others), "")
+    interface = interface_to(target) if target else None
+    if interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
+    """Pauses between looks for the other ranks; raises once it is time to give up."""
+    began = time.monotonic()
+    said = False
+    while time.monotonic() < began + rendezvous_seconds():
+        if stop.requested:
+            raise StopRequested(_STOPPED_EARLY)
+        yield
+        time.sleep(_LOOK_SECONDS)
+        if not said and time.monotonic() > began + _QUIET_SECONDS:
+            said = True
+            where = f"{rank.master_addr}:{rank.master_port}"
+            log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
+    raise RuntimeError(f"the {rank.world_size} ranks did not meet in {rendezvous_seconds()} s")
+
+
+def _is_stopping(stop: StopFlag) -> bool:
+    """Return whether a stop was requested, or is within a moment."""
+    deadline = time.monotonic() + _HEAR_SECONDS
+    while not stop.requested and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    return stop.requested
+
+
+def _is_served(rank: Rank) -> bool:
+    """Whether rank 0 can be reached yet; the cluster's DNS can lag the start of its pod."""
+    try:
+        with socket.create_connection((rank.master_addr, rank.master_port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def total(*values: float, device: torch.device = _CPU) -> list[float]:
+    """Each value summed over all ranks, in float64.
+
+    On the CPU, where a lost rank is noticed at once; by the links between GPUs if that `device` is
+    given, which bears thousands of ranks, after all that is queued on it.
+    """
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    summed: list[float] = tensor.tolist()
+    return summed
+
+
+def highest(*values: float, device: torch.device = _CPU) -> list[float]:
+    """The highest that any rank has of each value; `device` as in `total`."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    found: list[float] = tensor.tolist()
+    return found

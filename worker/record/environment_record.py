@@ -1,0 +1,77 @@
+"""What an attempt runs on: for its record, its metrics and whoever wonders a year later."""
+
+import contextlib
+import os
+import platform
+from typing import Any
+
+import pynvml
+import torch
+import torchvision
+
+import worker
+from worker.metrics.registry import Metrics
+from worker.ranks.cpu_cores import cores_of_node
+from worker.ranks.rank import Rank
+
+_SCHEDULERS = {
+    "SLURM_JOB_ID": "slurm",
+    "KUBERNETES_SERVICE_HOST": "kubernetes",
+    "TORCHELASTIC_RUN_ID": "torchrun",
+}
+_SETTINGS = (
+    "WORKER_GRACE_SECONDS",
+    "WORKER_LOADER_THREADS",
+    "WORKER_READ_MEMORY_MIB",
+    "WORKER_SCRATCH_GIB",
+    "WORKER_STALL_SECONDS",
+    "WORKER_STORE_DEADLINE_SECONDS",
+)
+
+
+def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
+    """Versions, devices and topology, as JSON data; of the environment, nothing but settings."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "worker": worker.__version__,
+        "revision": os.environ.get("WORKER_REVISION") or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "platform": platform.platform(),
+        "scheduler": next((s for name, s in _SCHEDULERS.items() if name in os.environ), "none"),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        **_device_facts(on_gpu),
+        "backend": "nccl" if on_gpu else "gloo",
+        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "world_size": rank.world_size,
+        "nodes": -(-rank.world_size // rank.local_world_size),
+        "ranks_per_node": rank.local_world_size,
+        "cores_per_node": cores_of_node(),
+        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+    }
+
+
+def _device_facts(on_gpu: bool) -> dict[str, Any]:
+    """This rank's device: by its UUID an operator finds it when it turns out to be broken."""
+    if not on_gpu:
+        return {"device_bytes": None, "device_uuid": None, "driver": None}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = None
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+    return {
+        "device_bytes": properties.total_memory,
+        "device_uuid": f"GPU-{properties.uuid}",
+        "driver": driver,
+    }
+
+
+def show_surroundings(facts: dict[str, Any], metrics: Metrics) -> None:
+    """Put them into the metrics, as labels of a constant 1."""
+    build = ("worker", "revision", "python", "torch", "torchvision")
+    metrics.build(*(str(facts[name]) for name in build)).set(1)
+    place = ("scheduler", "device", "backend", "precision", "world_size", "nodes")
+    metrics.environment(*(str(facts[name]) for name in place)).set(1)

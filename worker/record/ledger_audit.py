@@ -1,0 +1,182 @@
+"""Proof from a run's ledger that each epoch held each sample exactly once."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.checkpoint.claim import AttemptRecord, attempt_numbers, first_whole
+from worker.data.epoch_plan import steps_per_epoch
+from worker.data.index import Index
+from worker.errors import ConfigurationError, DataError, WorkerError
+from worker.store import Store
+
+Rows = npt.NDArray[np.int64]
+
+_SHOWN = 10
+_LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What some ranks of an attempt trained on from step `first` on: rows (step, sample id)."""
+
+    attempt: int
+    first: int
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class EpochAudit:
+    """One epoch: samples trained on, ids never or more than once; `complete` if it was finished.
+
+    `left_out` are those that were planned and found bad.
+    """
+
+    epoch: int
+    trained: int
+    lost: tuple[int, ...]
+    repeated: tuple[int, ...]
+    complete: bool
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the epoch is finished and without fault."""
+        return self.complete and not self.faults and not self.left_out
+
+    @property
+    def faults(self) -> int:
+        """Samples lost or repeated."""
+        return len(self.lost) + len(self.repeated)
+
+
+def read_ledger(store: Store) -> list[Piece]:
+    """All pieces of a run's ledger; raises `ConfigurationError` where it kept none."""
+    pieces = []
+    for info in store.list("records/"):
+        match = _LEDGER.fullmatch(info.key)
+        if match:
+            rows = _read_rows(store, info.key)
+            attempt, first, _ = map(int, match.groups())
+            pieces.append(Piece(attempt, first, rows))
+    if not pieces:
+        raise ConfigurationError(
+            f"{store.uri}: holds no sample ledger; train with `record: {{samples: true}}`"
+        )
+    return pieces
+
+
+def _read_rows(store: Store, key: str) -> Rows:
+    """Return the rows of a piece, int64 [n, 2]; raises `DataError` if it is damaged."""
+    try:
+        rows: Rows = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+    except WorkerError:
+        raise
+    except Exception:  # of bytes by chance, numpy raises whatever its parsers meet
+        rows = np.empty(0, dtype=np.int64)
+    sound = isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 2
+    if not sound or rows.shape[1] != 2 or (rows[:, 0] < 0).any():
+        raise DataError(f"{store.uri}{key}: is damaged, so nothing can be proven")
+    return rows
+
+
+def read_last_attempt(store: Store) -> AttemptRecord:
+    """Return the newest whole record of an attempt; raises `ConfigurationError` without one."""
+    record = first_whole(store, attempt_numbers(store)[::-1])
+    if record is None:
+        raise ConfigurationError(
+            f"{store.uri}: holds no run; give the output of a job that was started"
+        )
+    return record
+
+
+def require_same_data(store: Store, index: Index, kept: str | None) -> None:
+    """Raise `ConfigurationError` unless the data is that of the run, whose identity is `kept`."""
+    if kept != index.identity:
+        raise ConfigurationError(
+            f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
+        )
+
+
+def require_bounds(rows: Rows, samples: int, steps: int, uri: str) -> None:
+    """Raise `DataError` for rows of samples or steps that the job does not have."""
+    ids = np.where(rows[:, 1] < 0, -1 - rows[:, 1], rows[:, 1])
+    if (ids >= samples).any() or (rows[:, 0] >= steps).any():
+        raise DataError(f"{uri}: its ledger tells of samples or steps that the job does not have")
+
+
+def surviving_rows(pieces: Iterable[Piece]) -> Rows:
+    """The rows that are in the final weights.
+
+    Where an attempt began, everything that earlier attempts did from that step on was thrown away.
+    """
+    kept = []
+    limit = np.iinfo(np.int64).max
+    by_attempt: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_attempt.setdefault(piece.attempt, []).append(piece)
+    for attempt in sorted(by_attempt, reverse=True):
+        rows = np.concatenate([piece.rows for piece in by_attempt[attempt]])
+        kept.append(rows[rows[:, 0] < limit])
+        limit = min(limit, *(piece.first for piece in by_attempt[attempt]))
+    return np.concatenate(kept)
+
+
+def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
+    """Count every sample of every epoch; in an unfinished epoch only repeats are faults.
+
+    `done` are the steps that the run has committed, all of which must be there.
+    """
+    steps = steps_per_epoch(samples, batch_size)
+    done = max(done, int(rows[:, 0].max()) + 1)
+    audits = []
+    for epoch in range(-(-done // steps)):
+        planned = rows[rows[:, 0] // steps == epoch, 1]
+        left_out = -1 - planned[planned < 0]
+        ids = planned[planned >= 0]
+        counts = np.bincount(np.concatenate([ids, left_out]), minlength=samples)
+        complete = done >= (epoch + 1) * steps
+        lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)
+        repeated = np.flatnonzero(counts > 1)
+        lists = [tuple(found.tolist()) for found in (lost, repeated, np.sort(left_out))]
+        audits.append(EpochAudit(epoch, len(ids), lists[0], lists[1], complete, lists[2]))
+    return audits
+
+
+def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
+    """A line per run of epochs that held every sample once, and one or more per other epoch."""
+    lines = []
+    samples = index.samples
+    for whole, group in itertools.groupby(audits, lambda audit: audit.whole):
+        epochs = list(group)
+        first, last = epochs[0].epoch + 1, epochs[-1].epoch + 1
+        if whole:
+            name = f"epoch {first}" if first == last else f"epochs {first} to {last}"
+            lines.append(f"{name}: {samples} of {samples} samples trained on, 0 lost, 0 repeated")
+            continue
+        for audit in epochs:
+            lines.append(
+                f"epoch {audit.epoch + 1}: {audit.trained} of {samples} samples trained on, "
+                f"{len(audit.lost)} lost, {len(audit.repeated)} repeated"
+                + (f", {len(audit.left_out)} left out as bad" if audit.left_out else "")
+                + ("" if audit.complete else "; not finished")
+            )
+            for kind in ("lost", "repeated", "left_out"):
+                ids = getattr(audit, kind)
+                if ids:
+                    names = [_name(number, index) for number in ids[:_SHOWN]]
+                    more = " …" if len(ids) > _SHOWN else ""
+                    lines.append(f"  {kind.replace('_', ' ')}: {', '.join(names)}{more}")
+    return lines
+
+
+def _name(number: int, index: Index) -> str:
+    ends = np.cumsum(index.counts)
+    shard = int(np.searchsorted(ends, number, side="right"))
+    first = int(ends[shard]) - index.shards[shard].samples
+    return f"{number} ({index.shards[shard].name}, sample {number - first})"

@@ -1,0 +1,175 @@
+"""The record that a run leaves in its store: which sample was trained on when, and evaluations.
+
+The ledger is written before each commit that it leads to, by one of every eight ranks. The last
+piece grows until it is large: an object per commit would be without end.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from worker.data.epoch_plan import Ids
+from worker.errors import WorkerError
+from worker.learn.confusion import Rows
+from worker.ranks.process_group import meaningful_errors
+from worker.ranks.rank import Rank
+from worker.store import Store
+
+_PIECE_BYTES = 1 << 20
+_RANKS_PER_PIECE = 8
+_NOTHING = -1  # in place of a step: this row holds nothing
+_NO_ROWS = np.empty((0, 2), np.int64)
+
+
+def ledger_name(attempt: int, first: int, rank: int) -> str:
+    """The object that holds what `rank` and those after it trained on from step `first` on."""
+    return f"records/{attempt:06d}/samples/{first:08d}-{rank:04d}.npy"
+
+
+def confusion_name(attempt: int, step: int) -> str:
+    """The object that holds the rows of an evaluation's confusion matrix."""
+    return f"records/{attempt:06d}/confusion/{step:08d}.npy"
+
+
+def mistakes_name(attempt: int, step: int) -> str:
+    """The object that holds the pictures that an evaluation got most wrong."""
+    return f"records/{attempt:06d}/mistakes/{step:08d}.json"
+
+
+def encode_array(array: npt.NDArray[np.int64]) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+class Recorder:
+    """Keeps what one rank trains on, and writes it with its neighbors' when asked.
+
+    The first of every eight ranks writes for them: at thousands of ranks, an object of each per
+    commit would be millions a day.
+
+    Args:
+        store: The output of the job.
+        attempt: The number of this attempt.
+        rank: This rank.
+        step: The step at which the attempt begins.
+        share: The most images of a global batch that a rank trains on.
+        samples: Whether the ledger is wanted.
+    """
+
+    def __init__(
+        self, store: Store, attempt: int, rank: Rank, step: int, share: int, samples: bool
+    ) -> None:
+        self._store = store
+        self._attempt = attempt
+        self._rank = rank
+        self._first = step
+        self._share = share
+        self._samples = samples
+        self._rows: list[Ids] = []
+        self._piece: tuple[int, Ids] | None = None
+        self._evaluations: list[int] = []
+
+    def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
+        """Note that these samples are in what step `step` (0-based) did to the weights.
+
+        One that was planned and left out as bad is written as -1 - id.
+        """
+        if self._samples:
+            rows = np.where(valid, ids, -1 - ids)
+            self._rows.append(np.stack([np.full_like(ids, step), rows], axis=1))
+
+    def evaluated(
+        self, step: int, rows: Rows, mistakes: list[dict[str, Any]], best_step: int | None
+    ) -> None:
+        """Keep what an evaluation found, in place of the one before unless that was the best.
+
+        Args:
+            step: The step after which it was.
+            rows: Its confusion matrix; see `worker.learn.confusion`.
+            mistakes: What was most wrong, as JSON data.
+            best_step: The step of the best evaluation before it.
+        """
+        if self._rank.rank:
+            return
+        self._store.put(confusion_name(self._attempt, step), encode_array(rows))
+        self._store.put(mistakes_name(self._attempt, step), json.dumps(mistakes).encode())
+        kept = {step, best_step}
+        gone = [old for old in self._evaluations if old not in kept]
+        self._evaluations = [old for old in self._evaluations if old in kept] + [step]
+        with contextlib.suppress(WorkerError):  # what is left over costs space and no more
+            for old in gone:
+                self._store.delete(confusion_name(self._attempt, old))
+                self._store.delete(mistakes_name(self._attempt, old))
+
+    def take(self, step: int) -> Callable[[], None]:
+        """Everything noted before `step`, as a call that writes it.
+
+        To be called by all ranks together; the calls may be made from other threads.
+        """
+        rows, first = self._rows, self._first
+        self._first, self._rows = step, []
+        if not self._samples or step <= first:
+            return lambda: None
+        leader = self._rank.rank // _RANKS_PER_PIECE * _RANKS_PER_PIECE
+        room = (step - first) * self._share
+        if self._rank.rank != leader:
+            return _send(rows, room, leader)
+        stop = min(leader + _RANKS_PER_PIECE, self._rank.world_size)
+        receive = _receive(range(leader + 1, stop), room)
+
+        def write() -> None:
+            begun, kept = self._piece or (first, _NO_ROWS)
+            found = np.concatenate([kept, *rows, *receive()])
+            if len(found) > len(kept):
+                self._store.put(ledger_name(self._attempt, begun, leader), encode_array(found))
+            self._piece = (begun, found) if found.nbytes < _PIECE_BYTES else None
+
+        return write
+
+
+def ranks_that_write(world_size: int) -> range:
+    """The ranks that write the ledger, each for itself and those after it up to the next."""
+    return range(0, world_size, _RANKS_PER_PIECE)
+
+
+def _send(rows: list[Ids], room: int, leader: int) -> Callable[[], None]:
+    """Begin to send rows, [n, 2] and `room` at most, to a rank; returns what waits for it."""
+    padded = torch.full((room, 2), _NOTHING, dtype=torch.int64)
+    if rows:
+        own = np.concatenate(rows)
+        padded[: len(own)] = torch.from_numpy(own)
+    work = dist.isend(padded, leader)
+
+    def wait() -> None:
+        if work:
+            with meaningful_errors():
+                work.wait()
+
+    return wait
+
+
+def _receive(ranks: range, room: int) -> Callable[[], list[Ids]]:
+    """Begin to receive what these ranks send; returns what waits for it, and gives the rows."""
+    coming = []
+    for rank in ranks:
+        padded = torch.empty((room, 2), dtype=torch.int64)
+        coming.append((padded, dist.irecv(padded, rank)))
+
+    def wait() -> list[Ids]:
+        with meaningful_errors():
+            for _, work in coming:
+                if work:
+                    work.wait()
+        pieces = [padded.numpy() for padded, _ in coming]
+        return [piece[piece[:, 0] != _NOTHING] for piece in pieces]
+
+    return wait

@@ -1,0 +1,100 @@
+"""What a rank tells of its steps: metrics of each, and reports to the history and to people."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from worker.metrics.gpu_usage import show_gpu
+from worker.metrics.registry import Metrics
+from worker.record.journal import Journal
+from worker.record.progress import Progress, Step
+
+_MOST_IN_HISTORY = 2000
+_PASSING = ("total_steps", "remaining_seconds")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A `step`, with the `images` and `seconds` of its speed and how many `counted` for its means.
+
+    Where none counted, as in steps that were left out, its loss and accuracy are not numbers.
+    """
+
+    step: Step
+    images: int
+    counted: float
+    seconds: float
+
+
+def merged(reports: Sequence[Report]) -> Step:
+    """Several reports in a row as one."""
+    sound = [report for report in reports if report.counted]
+    counted = sum(report.counted for report in sound) or math.nan
+    seconds = sum(report.seconds for report in reports)
+    return replace(
+        reports[-1].step,
+        loss=sum(report.step.loss * report.counted for report in sound) / counted,
+        accuracy=sum(report.step.accuracy * report.counted for report in sound) / counted,
+        images_per_second=sum(report.images for report in reports) / seconds,
+        wait_ratio=sum(report.step.wait_ratio * report.seconds for report in reports) / seconds,
+    )
+
+
+class Telemetry:
+    """One rank's; the history is thinned out so that it stays small however long a job is."""
+
+    def __init__(
+        self, metrics: Metrics, journal: Journal, progress: Progress, total_steps: int
+    ) -> None:
+        self._metrics = metrics
+        self._journal = journal
+        self._progress = progress
+        self._every = max(1, total_steps // _MOST_IN_HISTORY)
+        self._noted = 0
+        self._trained: set[str] = set()
+        self._reports: list[Report] = []
+
+    def step(
+        self, step: int, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
+    ) -> None:
+        """Count step number `step`, on `size` images of all ranks.
+
+        What `phases` leave of its `seconds` is the phase `other`.
+        """
+        metrics = self._metrics
+        metrics.step().set(step)
+        metrics.epoch().set(epochs)
+        metrics.samples().inc(size)
+        metrics.last_step().set(time.time())
+        metrics.step_seconds().observe(seconds)
+        for phase, part in phases.items():
+            metrics.phase_seconds(phase).observe(part)
+        metrics.phase_seconds("other").observe(max(0.0, seconds - sum(phases.values())))
+
+    def report(self, report: Report) -> None:
+        """Tell what the steps since the last report gave."""
+        step, metrics = report.step, self._metrics
+        for name, rate in step.rates.items():
+            metrics.rate(name).set(rate)
+        trained = {name for name, rate in step.rates.items() if rate}
+        if trained != self._trained:
+            self._trained = trained
+            metrics.phase_start().set(time.time())
+        for name, norm in step.gradient_norms.items():
+            if math.isfinite(norm):
+                metrics.gradient_norm(name).set(norm)
+        metrics.loss("train").set(step.loss)
+        metrics.accuracy("train").set(step.accuracy)
+        metrics.throughput().set(step.images_per_second)
+        metrics.wait_ratio().set(step.wait_ratio)
+        metrics.expected_end().set(time.time() + step.remaining_seconds)
+        show_gpu(metrics)
+        self._reports.append(report)
+        if step.step - self._noted >= self._every or step.step == step.total_steps:
+            told = asdict(merged(self._reports))
+            self._journal.event("step", **{k: v for k, v in told.items() if k not in _PASSING})
+            self._noted = step.step
+            self._reports = []
+        self._journal.stand(**asdict(step))
+        self._progress.show(step)

@@ -1,0 +1,260 @@
+"""Pages: one file each, with nothing to fetch."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import worker
+from worker.charts import duration
+from worker.learn.confusion import Rows, by_class
+from worker.logs import count
+from worker.manifest.defaults import is_default
+from worker.report.compare import compare, results_of, shown, shown_setting
+from worker.report.history import Part
+from worker.report.read_run import Run
+from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
+from worker.report.run_facts import describe_cost, facts_of
+
+_MAX_IN_MATRIX = 20
+_MAX_ROWS = 20
+_MAX_BAD = 100
+_TONES = {"done": "good", "running": "going", "stopped": "going"}
+_NOTHING = "-"
+_SILENT = "without a word: killed, or still running"
+_NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
+
+
+def run_page(run: Run) -> str:
+    """All about a run."""
+    status, results = run.status, results_of(run)
+    return _render(
+        "run.html",
+        title=status.job,
+        address=status.run,
+        state=status.state,
+        tone=_TONES.get(status.state, "bad"),
+        reason=status.text if status.state != "done" else "",
+        tiles=_tiles(run, results),
+        curves=_drawn(learning(run)) if run.history.of("step") else [],
+        rates=_drawn(rates(run)),
+        speed=_drawn(speed(run)),
+        timeline=_drawn(timeline(run)),
+        resumes=resumes(run),
+        groups=[_group_row(group) for group in run.plan.get("groups", [])],
+        attempts=_attempt_rows(run),
+        evaluated=run.evaluated,
+        **_classes(run.confusion, run.classes),
+        mistakes=[_picture(row, run.classes) for row in run.mistakes if run.classes],
+        bad_samples=[
+            (row["data"], str(row["id"]), row["reason"], row["text"])
+            for row in run.bad_samples[:_MAX_BAD]
+        ],
+        **_epochs(run.history.of("evaluation")),
+        facts=facts_of(run),
+        settings=[row for row, default in _settings(run) if not default],
+        defaults=[row for row, default in _settings(run) if default],
+        environment=_environment(run),
+    )
+
+
+def compare_page(runs: Sequence[Run]) -> str:
+    """Several runs side by side."""
+    comparison = compare(runs)
+    return _render(
+        "compare.html",
+        title=f"{len(runs)} runs compared",
+        names=comparison.titles,
+        results=[(name, *texts) for name, texts in comparison.results],
+        settings=[(name, *texts) for name, texts in comparison.settings],
+        curves=_drawn(compared(runs, comparison.titles)),
+        runs=[(title, run.status.run) for title, run in zip(comparison.titles, runs, strict=True)],
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("worker.report"),
+        autoescape=jinja2.select_autoescape(),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.tests["numeric"] = _is_numeric
+    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    generated = f"worker {worker.__version__}, {now}"
+    return environment.get_template(template).render(**values, generated=generated)
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    return all(_NUMERIC.fullmatch(text) for text in column)
+
+
+def _drawn(charts: Sequence[str]) -> list[Markup]:
+    """Charts as they are: matplotlib has escaped the names in them."""
+    return [Markup(chart) for chart in charts]  # noqa: S704
+
+
+def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    status, done = run.status, run.done
+    steps = f"of {status.total_steps}" if status.total_steps else ""
+    tiles = [
+        ("best accuracy", shown("accuracy", results["best accuracy"]), ""),
+        ("last accuracy", shown("accuracy", results["last accuracy"]), ""),
+        ("validation loss", shown("last loss", results["last loss"]), ""),
+        ("steps", str(results["steps"]), steps),
+        (
+            "trained for",
+            duration(results["time"]),
+            ", ".join(filter(None, [count(status.attempt, "attempt"), describe_cost(run)])),
+        ),
+        ("images/s", shown("images/s", results["images/s"]), "median"),
+        ("bad samples", str(results["bad samples"]), "left out"),
+    ]
+    if results["best accuracy"] is not None:
+        tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
+    if done and done.weights.accuracy is not None:
+        kept = done.weights
+        tiles[1] = ("accuracy of final/", f"{kept.accuracy:.2%}", f"of step {kept.step}")
+    return tiles
+
+
+def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
+    release = group["release_step"]
+    return (
+        group["name"],
+        " ".join(group["match"]),
+        f"{group['rate_peak']:.3g}",
+        f"{group['weight_decay']:g}",
+        f"{group['parameters']:,}",
+        f"{group['share']:.2%}",
+        "never" if release is None else str(release),
+    )
+
+
+def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
+    """A row per attempt, those included that were killed before they could tell anything."""
+    told = {part.attempt: _attempt_row(part) for part in run.history.parts}
+    silent = {
+        number: (str(number), (at or _NOTHING)[:19].replace("T", " "), *"-----", _SILENT)
+        for number, at in run.started.items()
+    }
+    return [row for _, row in sorted((silent | told).items())]
+
+
+def _attempt_row(part: Part) -> tuple[str, ...]:
+    end, began = part.end, part.events[0]["time"]
+    ended = _SILENT
+    if end:
+        ended = f"{end['code']}: {end['text']}" if end["text"] else str(end["code"])
+    return (
+        str(part.attempt),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
+        duration(part.seconds),
+        str(part.start["world_size"]),
+        str(part.start["step"]),
+        str(part.step),
+        str(sum(event["event"] == "commit" for event in part.events)),
+        ended,
+    )
+
+
+def _classes(rows: Rows | None, names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix, or for many classes what is worst in it."""
+    if rows is None or not names:
+        return {"classes": [], "matrix": [], "pairs": [], "names": []}
+    totals, right = by_class(rows, len(names))
+    wrong = rows[rows[:, 0] != rows[:, 1]]
+    wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")]
+    most = {label: (names[other], str(number)) for label, other, number in wrong[::-1].tolist()}
+    shares = np.divide(right, totals, out=np.ones(len(names)), where=totals > 0)
+    worst = np.argsort(shares, kind="stable")[:_MAX_ROWS].tolist()
+    small = len(names) <= _MAX_IN_MATRIX
+    return {
+        "classes": [
+            (
+                names[label],
+                str(totals[label]),
+                f"{shares[label]:.2%}" if totals[label] else _NOTHING,
+                *most.get(label, (_NOTHING, _NOTHING)),
+            )
+            for label in worst
+        ],
+        "matrix": _matrix(rows, names) if small else [],
+        "names": list(names) if small else [],
+        "pairs": []
+        if small
+        else [(names[i], names[j], str(n)) for i, j, n in wrong[:_MAX_ROWS].tolist()],
+    }
+
+
+def _matrix(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    confusion[rows[:, 0], rows[:, 1]] = rows[:, 2]
+    return [
+        {
+            "name": name,
+            "cells": [
+                {
+                    "count": int(count),
+                    "share": round(100 * count / max(1, confusion[label].sum())),
+                    "right": label == other,
+                }
+                for other, count in enumerate(confusion[label])
+            ],
+        }
+        for label, name in enumerate(names)
+    ]
+
+
+def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
+    return {
+        "jpeg": row["jpeg"],
+        "label": names[row["label"]],
+        "predicted": names[row["predicted"]],
+        "confidence": f"{row['confidence']:.2%}",
+        "sample": row["sample"],
+    }
+
+
+def _epochs(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row per evaluation, with the top-5 accuracy where there are classes enough for one."""
+    head = ["epoch", "step", "validation loss", "accuracy"]
+    rows = [
+        [
+            str(e["epoch"]),
+            str(e["step"]),
+            shown("loss", e["loss"]),
+            shown("accuracy", e["accuracy"]),
+        ]
+        for e in evaluations
+    ]
+    if any(event["top5_accuracy"] is not None for event in evaluations):
+        head.append("top 5")
+        for row, event in zip(rows, evaluations, strict=True):
+            row.append(shown("accuracy", event["top5_accuracy"]))
+    return {"epochs": rows, "epochs_head": head}
+
+
+def _settings(run: Run) -> list[tuple[tuple[str, str], bool]]:
+    """Each setting as shown, and whether it has its default."""
+    return [
+        ((name, shown_setting(value)), is_default(name, value))
+        for name, value in run.settings.items()
+        if value is not None
+    ]
+
+
+def _environment(run: Run) -> list[tuple[str, str]]:
+    """Of the last attempt; where attempts differ, those of all of them in order."""
+    rows: dict[str, list[str]] = {}
+    for facts in run.environments.values():
+        for name, value in facts.items():
+            shown_value = shown_setting(value) if value != {} else _NOTHING
+            if rows.setdefault(name, [])[-1:] != [shown_value]:
+                rows[name].append(shown_value)
+    absent = [[shown_setting(None)], [_NOTHING]]
+    return [(name, " → ".join(values)) for name, values in rows.items() if values not in absent]

@@ -1,0 +1,156 @@
+"""The shapes of a run's records, with bounds within which a page can be drawn of them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, RootModel
+
+from worker.checkpoint.commit import MAX_STEPS
+from worker.store.json_records import Record
+
+_MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still tell
+
+Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Time = Annotated[float, Field(ge=0, le=_MAX_TIME)]
+Real = Annotated[float, Field(ge=-1e30, le=1e30)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=100_000)]
+
+
+class _Event(Record):
+    time: Time
+
+
+class StartEvent(_Event):
+    event: Literal["start"]
+    step: Steps
+    world_size: Annotated[int, Field(ge=1)]
+
+
+class StepEvent(_Event):
+    """What the steps since the last event gave; None stands for what is not a number."""
+
+    event: Literal["step"]
+    step: Steps
+    epoch: Steps
+    loss: Real | None
+    accuracy: Share | None
+    images_per_second: Real
+    wait_ratio: Real
+    rates: dict[str, Real]
+    gradient_norms: dict[str, Real | None]
+
+
+class CommitEvent(_Event):
+    event: Literal["commit"]
+    step: Steps
+
+
+class SkippedEvent(_Event):
+    event: Literal["skipped"]
+    step: Steps
+
+
+class EvaluationEvent(_Event):
+    event: Literal["evaluation"]
+    epoch: Steps
+    step: Steps
+    loss: Real | None
+    accuracy: Share
+    top5_accuracy: Share | None
+
+
+class EndEvent(_Event):
+    event: Literal["end"]
+    code: int
+    text: Text
+
+
+class HistoryLine(RootModel[Any]):
+    """One line of a history."""
+
+    root: Annotated[
+        StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent,
+        Field(discriminator="event"),
+    ]
+
+
+class End(Record):
+    """How an attempt ended: exit code and reason."""
+
+    code: int
+    text: Text = ""
+
+
+class ProgressRecord(Record):
+    """Where an attempt stands; what is not known (yet) is None."""
+
+    time: Time | None = None
+    world_size: Annotated[int, Field(ge=1)] | None = None
+    step: Steps = 0
+    total_steps: Steps | None = None
+    epoch: Steps | None = None
+    loss: Real | None = None
+    validation_accuracy: Share | None = None
+    best_accuracy: Share | None = None
+    images_per_second: Real | None = None
+    remaining_seconds: Time | None = None
+    end: End | None = None
+
+
+class GroupRecord(Record):
+    """A rate group as it was planned."""
+
+    name: Text
+    match: tuple[Text, ...]
+    rate_peak: Real
+    weight_decay: Real
+    parameters: Annotated[int, Field(ge=0)]
+    share: Share
+    release_step: Steps | None
+
+
+class DataRecord(Record):
+    """A data set as it was planned."""
+
+    images: Annotated[int, Field(ge=0)]
+
+
+class PlanRecord(Record):
+    """What `worker plan` showed at the start of an attempt."""
+
+    classes: tuple[Text, ...] = ()
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    train: DataRecord | None = None
+    val: DataRecord | None = None
+    steps_per_epoch: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
+    groups: tuple[GroupRecord, ...] = ()
+
+
+class EnvironmentRecord(RootModel[dict[str, JsonValue]]):
+    """What an attempt ran on."""
+
+
+class MistakeRecord(Record):
+    """A picture that an evaluation got wrong."""
+
+    sample: Text
+    label: Annotated[int, Field(ge=0)]
+    predicted: Annotated[int, Field(ge=0)]
+    confidence: Share
+    jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=1 << 20)]
+
+
+class BadSampleRecord(Record):
+    """A sample that was left out."""
+
+    id: Annotated[int, Field(ge=0)]
+    reason: Text
+    text: Text
+
+
+class MistakeList(RootModel[tuple[MistakeRecord, ...]]):
+    """The most wrong pictures of an evaluation, most wrong first."""
+
+
+class BadSampleList(RootModel[tuple[BadSampleRecord, ...]]):
+    """All samples of one data set that were left out."""

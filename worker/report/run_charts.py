@@ -1,0 +1,146 @@
+"""The charts of a run, and of several."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from worker.plots import Chart, Line, draw
+from worker.report.read_run import Run
+
+_HOUR, _MINUTE = 3600.0, 60.0
+_WIDE = (12.4, 3.0)
+
+Events = Sequence[dict[str, Any]]
+
+
+def learning(run: Run) -> list[str]:
+    """Loss and accuracy over the steps."""
+    steps, evaluations = run.history.of("step"), run.history.of("evaluation")
+    charts = []
+    for name in ("loss", "accuracy"):
+        lines = [
+            _line("train", steps, [event[name] for event in steps]),
+            _line("validation", evaluations, [event[name] for event in evaluations], 1, dots=True),
+        ]
+        lines = [line for line in lines if line.x]
+        chart = Chart(name, "step", lines, rules=resumes(run), percent=name == "accuracy")
+        charts.append(draw(chart))
+    return charts
+
+
+def rates(run: Run) -> list[str]:
+    """Rate and gradient norm of each group, with the points at which groups are released."""
+    steps, groups = run.history.of("step"), run.plan.get("groups", [])
+    names = list(dict.fromkeys(name for event in steps for name in event["rates"]))
+    marks = [(g["release_step"], f"{g['name']} released") for g in groups if g["release_step"]]
+    charts = []
+    for title, field in (("learning rate", "rates"), ("gradient norm", "gradient_norms")):
+        lines = [
+            _line(name, steps, [event[field].get(name) or None for event in steps], number)
+            for number, name in enumerate(names)
+        ]
+        charts.append(
+            draw(Chart(title, "step", lines, marks=marks, rules=resumes(run), log_y=True))
+        )
+    return charts
+
+
+def speed(run: Run) -> list[str]:
+    """Throughput and the share of the time that is waited for data."""
+    steps = run.history.of("step")
+    images = [_line("images/s", steps, [event["images_per_second"] for event in steps])]
+    waits = [_line("wait", steps, [event["wait_ratio"] for event in steps], 1)]
+    return [
+        draw(Chart("images per second", "step", images, rules=resumes(run), y_range=(0, None))),
+        draw(
+            Chart(
+                "waiting for data",
+                "step",
+                waits,
+                rules=resumes(run),
+                y_range=(0, 1),
+                percent=True,
+            )
+        ),
+    ]
+
+
+def timeline(run: Run) -> list[str]:
+    """Steps over the time of day: a line per attempt, a dot per checkpoint."""
+    parts = run.history.parts
+    if not parts:
+        return []
+    began = parts[0].events[0]["time"]
+    total = parts[-1].events[-1]["time"] - began
+    units = {"hours": _HOUR, "minutes": _MINUTE, "seconds": 1.0}
+    unit, seconds = next((item for item in units.items() if total > 3 * item[1]), ("seconds", 1.0))
+    lines = []
+    for part in parts:
+        points = [event for event in part.events if event["event"] in ("start", "step", "end")]
+        step, xs, ys = part.start["step"], [], []
+        for event in points:
+            step = event.get("step", step)
+            xs.append((event["time"] - began) / seconds)
+            ys.append(step)
+        lines.append(Line(f"attempt {part.attempt}", xs, ys, part.attempt - 1))
+    chart = Chart(
+        "steps over time",
+        f"{unit} since the first attempt began",
+        lines,
+        dots=[
+            ((event["time"] - began) / seconds, event["step"])
+            for part in parts
+            for event in part.events
+            if event["event"] == "commit"
+        ],
+        whole=True,
+        size=_WIDE,
+    )
+    return [draw(chart)]
+
+
+def resumes(run: Run) -> list[float]:
+    """The steps from which training resumed."""
+    return [part.start["step"] for part in run.history.parts if part.start["step"]]
+
+
+def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
+    """Losses, accuracy and speed of several runs over their epochs."""
+    wanted = (
+        ("validation accuracy", "evaluation", "accuracy", True),
+        ("validation loss", "evaluation", "loss", False),
+        ("training loss", "step", "loss", False),
+        ("images per second", "step", "images_per_second", False),
+    )
+    charts = []
+    for title, kind, field, percent in wanted:
+        lines = [
+            _over_epochs(run, name, kind, field, number)
+            for number, (run, name) in enumerate(zip(runs, titles, strict=True))
+        ]
+        lines = [line for line in lines if line.x]
+        if lines:
+            low = 0.0 if field == "images_per_second" else None
+            charts.append(draw(Chart(title, "epoch", lines, percent=percent, y_range=(low, None))))
+    return charts
+
+
+def _over_epochs(run: Run, title: str, kind: str, field: str, colour: int) -> Line:
+    """A line over epochs, which runs of different batch sizes share where steps differ."""
+    per_epoch = run.plan.get("steps_per_epoch", 1)
+    events = run.history.of(kind)
+    xs = [event["step"] / per_epoch for event in events]
+    ys = [math.nan if event[field] is None else event[field] for event in events]
+    return Line(title, xs, ys, colour, dots=kind == "evaluation")
+
+
+def _line(
+    name: str,
+    events: Events,
+    values: Sequence[float | None],
+    colour: int = 0,
+    dots: bool = False,
+) -> Line:
+    """A line over steps, with a gap where there is no value."""
+    ys = [math.nan if value is None else value for value in values]
+    return Line(name, [event["step"] for event in events], ys, colour, dots=dots)

@@ -1,0 +1,78 @@
+"""Facts at the head of a run's page: when it ran, on what, on how much data."""
+
+import itertools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from worker.logs import count
+from worker.report.history import Part
+from worker.report.read_run import Run
+
+_HOUR = 3600.0
+_DAY = "%Y-%m-%d"
+
+
+def facts_of(run: Run) -> list[tuple[str, str]]:
+    """Return what is known of a run, by name."""
+    plan = run.plan
+    facts = {
+        "when": _when(run),
+        "model": _model(run.settings, plan),
+        "on": _devices(run),
+        "data": _data(plan),
+        "cost": describe_cost(run),
+    }
+    return [(name, text) for name, text in facts.items() if text]
+
+
+def describe_cost(run: Run) -> str:
+    """Return the time of all ranks together, in GPU-hours or, on CPUs, rank-hours."""
+    hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
+    if not hours:
+        return ""
+    on_gpus = any(facts.get("device", "cpu") != "cpu" for facts in run.environments.values())
+    return f"{hours:.1f} {'GPU' if on_gpus else 'CPU rank'}-hours"
+
+
+def _ranks(part: Part) -> int:
+    return int(part.start["world_size"])
+
+
+def _when(run: Run) -> str:
+    times = [event["time"] for part in run.history.parts for event in part.events]
+    if not times:
+        return ""
+    first, last = time.localtime(min(times)), time.localtime(max(times))
+    form = "%H:%M" if time.strftime(_DAY, first) == time.strftime(_DAY, last) else f"{_DAY} %H:%M"
+    return f"{time.strftime(f'{_DAY} %H:%M', first)} to {time.strftime(f'{form} %Z', last)}"
+
+
+def _model(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    backbone = settings.get("model.backbone")
+    size = plan.get("image_size")
+    return f"{backbone}{f' at {size} px' if size else ''}" if backbone else ""
+
+
+def _devices(run: Run) -> str:
+    """Ranks and devices of each attempt, in order."""
+    found = [
+        f"{count(facts['world_size'], 'rank')} on {_device(facts['device'])}"
+        for facts in run.environments.values()
+        if isinstance(facts.get("world_size"), int) and isinstance(facts.get("device"), str)
+    ]
+    return ", then ".join(text for text, _ in itertools.groupby(found))
+
+
+def _device(name: str) -> str:
+    return "CPU" if name == "cpu" else name
+
+
+def _data(plan: Mapping[str, Any]) -> str:
+    parts = [
+        f"{plan[split]['images']:,} {name}"
+        for split, name in (("train", "training"), ("val", "validation"))
+        if isinstance(plan.get(split), dict) and isinstance(plan[split].get("images"), int)
+    ]
+    classes = len(plan.get("classes", ()))
+    return f"{' and '.join(parts)} images of {classes:,} classes" if parts and classes else ""

@@ -1,0 +1,111 @@
+"""Faults of S3: which may heal, and which answers are not S3's."""
+
+import http.client
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.exceptions as boto_errors
+import botocore.parsers
+import urllib3.exceptions
+
+from worker.errors import ConfigurationError
+from worker.store.aws_settings import endpoint_in
+
+LOST_RACE = {409, 412}
+_CONNECTION_ERRORS = (
+    boto_errors.HTTPClientError,
+    boto_errors.ConnectionError,
+    boto_errors.IncompleteReadError,
+    boto_errors.ResponseStreamingError,
+    botocore.parsers.ResponseParserError,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+)
+# Short-lived credentials that are a moment late: whoever renews them is given the time.
+_RENEWED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+# Of the line to the store, though the status is one of the client's.
+_HICCUPS = {"RequestTimeout", "IncompleteBody", "BadDigest", "OperationAborted"}
+_PASSING = {408, 429}
+_NOT_IMPLEMENTED = 501
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+
+_TLS = {
+    "WRONG_VERSION_NUMBER": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
+    "record layer failure": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "cannot be verified: AWS_CA_BUNDLE holds no certificate",
+    "expired": "has a certificate that has expired, or this machine's clock is wrong",
+    "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
+    "match": "has a certificate of another name; use that name in AWS_ENDPOINT_URL",
+    "CERTIFICATE_VERIFY_FAILED": (
+        "has a certificate by an authority that is not known here; give the authority's own in "
+        "AWS_CA_BUNDLE"
+    ),
+}
+"""What a TLS error says, and what it means; the first that fits."""
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an answer; 0 where there was none."""
+    if isinstance(error, boto_errors.ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return 0
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, boto_errors.HTTPClientError):
+        # Of its kind alone, it is a fault that botocore does not know, as of a header's value.
+        inner = error.kwargs.get("error")
+        known = type(error) is not boto_errors.HTTPClientError
+        return known or isinstance(inner, OSError | urllib3.exceptions.HTTPError)
+    if isinstance(error, boto_errors.SSLError) and tls_fault(error):
+        return False
+    if isinstance(error, _CONNECTION_ERRORS):
+        return True
+    status = status_of(error)
+    passing = status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED)
+    return passing or code_of(error) in _RENEWED | _HICCUPS
+
+
+def tls_fault(error: boto_errors.SSLError) -> str | None:
+    """What a TLS error means that no other try heals; None for any other."""
+    return next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
+
+
+def needs_renewal(error: BaseException) -> bool:
+    """Whether the credentials were good once, and newer ones may be there by now."""
+    return code_of(error) in _RENEWED
+
+
+def code_of(error: BaseException) -> str:
+    """The code of an S3 error, such as `NoSuchKey`; empty for any other."""
+    if isinstance(error, boto_errors.ClientError):
+        return str(error.response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+class NotS3(ConnectionError):
+    """An answer that no S3 server gives, as of a proxy or a web console."""
+
+
+def refuse_redirect(response: Any = None, **_: Any) -> None:
+    """Raise `ConfigurationError` for a redirect, which botocore would follow round in circles.
+
+    But for those of AWS itself, which name the bucket's region.
+    """
+    answer = response[0] if response else None
+    if answer is None or answer.status_code not in _REDIRECTS:
+        return
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    if "x-amz-bucket-region" in headers:
+        return
+    target = urlsplit(str(headers.get("location", "")))
+    where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "nowhere"
+    raise ConfigurationError(
+        f"the endpoint {endpoint_in(os.environ) or 'of S3'} redirects to {where}; give that in "
+        "AWS_ENDPOINT_URL"
+    )

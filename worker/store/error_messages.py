@@ -1,0 +1,189 @@
+"""One clear line for each fault of S3: the cause as far as it is known, and the remedy."""
+
+import datetime
+import email.utils
+import os
+from pathlib import Path
+
+import botocore.exceptions as boto_errors
+import botocore.parsers
+import urllib3.exceptions
+
+from worker.errors import ConfigurationError, InfrastructureError, first_line
+from worker.store.aws_settings import endpoint_in, proxy_in
+from worker.store.error_kinds import (
+    NotS3,
+    code_of,
+    is_transient,
+    needs_renewal,
+    status_of,
+    tls_fault,
+)
+from worker.store.interface import ObjectMissing
+from worker.store.request_deadline import TooSlow
+from worker.text import printable
+
+_CREDENTIAL_ERRORS = (
+    boto_errors.NoCredentialsError,
+    boto_errors.PartialCredentialsError,
+    boto_errors.CredentialRetrievalError,
+    boto_errors.TokenRetrievalError,
+)
+_CONSOLE = "must be made to API port"  # MinIO's
+_MAX_WORDS = 200
+NO_BUCKET = "no such bucket"
+_PROXY_LOGIN = 407
+_REFUSALS = {
+    "NoSuchBucket": (f"{NO_BUCKET}; correct the name, or create it (worker put --create-bucket)"),
+    "InvalidAccessKeyId": (
+        "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
+    ),
+    "SignatureDoesNotMatch": (
+        "access denied (SignatureDoesNotMatch); AWS_SECRET_ACCESS_KEY is not that of "
+        "AWS_ACCESS_KEY_ID"
+    ),
+}
+
+
+def endpoint() -> str:
+    """The endpoint's address without the credentials that it may hold."""
+    return endpoint_in(os.environ) or "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
+
+
+def translate(error: Exception, uri: str) -> Exception:
+    """One clear line for whoever reads the log; never the response's or the request's headers."""
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return ConfigurationError(f"{uri}: {_missing_credentials()}")
+    if isinstance(error, boto_errors.ClientError):
+        return _translate_refusal(error, uri)
+    if isinstance(error, TooSlow):
+        return InfrastructureError(f"{uri}: {endpoint()} gives {error}; check the network")
+    if isinstance(error, boto_errors.SSLError) and tls_fault(error):
+        return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error)}")
+    if is_transient(error):
+        return InfrastructureError(f"{uri}: {_lost_connection(error)}")
+    if isinstance(error, boto_errors.HTTPClientError):
+        return ConfigurationError(
+            f"{uri}: the credentials or the region contain characters that no request can "
+            "carry; set them again, without a line break at the end"
+        )
+    if isinstance(error, boto_errors.ParamValidationError):
+        return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
+    return ConfigurationError(f"{uri}: {first_line(error)}")
+
+
+def _lost_connection(error: Exception) -> str:
+    """Why no answer of S3 came, and what to do about it."""
+    if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
+        return (
+            f"{endpoint()} answers, but not as S3 does; check the port in AWS_ENDPOINT_URL (a web "
+            "console has a different one) and proxies"
+        )
+    if isinstance(error, boto_errors.ProxyConnectionError):
+        name, proxy = proxy_in(os.environ)
+        return (
+            f"the proxy {proxy} cannot be reached ({_reason(error)}); correct {name}, or add the "
+            "endpoint's host to NO_PROXY"
+        )
+    return (
+        f"{endpoint()} cannot be reached ({_reason(error)}); check AWS_ENDPOINT_URL and the network"
+    )
+
+
+def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
+    """What the store has answered, in one line."""
+    code, status = code_of(error), status_of(error)
+    if needs_renewal(error):
+        return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
+    if code == "RequestTimeTooSkewed":
+        return InfrastructureError(f"{uri}: {_skew(error)}")
+    if code == "AuthorizationHeaderMalformed" or "region" in code.lower():
+        return ConfigurationError(f"{uri}: {_wrong_region(error)}")
+    if status == _PROXY_LOGIN:
+        name, proxy = proxy_in(os.environ)
+        return ConfigurationError(
+            f"{uri}: the proxy {proxy} asks for a login; give it in {name}, or add the endpoint's "
+            "host to NO_PROXY"
+        )
+    if is_transient(error):
+        return InfrastructureError(f"{uri}: the store answers {status} {code}")
+    if status == 404 and code != "NoSuchBucket":
+        return ObjectMissing(f"{uri}: no such object")
+    return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
+
+
+def _words(error: boto_errors.ClientError) -> str:
+    """What the store says itself, in one line."""
+    text = str(error.response.get("Error", {}).get("Message", ""))
+    return printable(" ".join(text.split()))[:_MAX_WORDS]
+
+
+def _refusal(code: str, status: int, words: str) -> str:
+    """What the store will not do, whoever asks again."""
+    if _CONSOLE in words:
+        return (
+            f"{endpoint()} is the port of a web console, not that of S3; check the port in "
+            "AWS_ENDPOINT_URL"
+        )
+    if code in _REFUSALS:
+        return _REFUSALS[code]
+    if status in {401, 403} or code == "InvalidToken":
+        return f"access denied ({code}); check the credentials, and that they have this right"
+    if code == str(status):  # a body that is not S3's
+        return (
+            f"{endpoint()} answers {status}, and not as S3 does; check the port in "
+            "AWS_ENDPOINT_URL, and whether it wants https://"
+        )
+    return f"the store refuses the request ({status} {code}{f': {words}' if words else ''})"
+
+
+def _skew(error: boto_errors.ClientError) -> str:
+    """The difference between the clocks here and at the store."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    text = "this machine's clock differs too much from the store's"
+    try:
+        there = email.utils.parsedate_to_datetime(headers["date"])
+        seconds = (datetime.datetime.now(datetime.UTC) - there).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return f"{text}; set it (NTP)"
+    side = "ahead" if seconds > 0 else "behind"
+    return f"{text}: it is {abs(seconds):.0f} s {side}; set it (NTP)"
+
+
+def _wrong_region(error: boto_errors.ClientError) -> str:
+    here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "not set"
+    there = error.response.get("Error", {}).get("Region")
+    wanted = f"it is {there}" if there else "the store has another one"
+    return f"wrong region: AWS_REGION is {here}, but {wanted}; correct AWS_REGION"
+
+
+def _reason(error: Exception) -> str:
+    """Why a host could not be reached, in the network's own words if it has any."""
+    inner: object = error
+    if isinstance(error, boto_errors.BotoCoreError):
+        inner = getattr(error, "kwargs", {}).get("error", error)
+    text = str(inner)
+    if "resolve" in text:
+        return "its name does not resolve"
+    for known in ("Connection refused", "No route to host", "Network is unreachable"):
+        if known in text:
+            return known.lower()
+    if "Tunnel connection failed" in text:
+        return first_line(ValueError(text.partition("Tunnel connection failed: ")[2].rstrip("')")))
+    if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError) or "timed out" in text:
+        return "no answer in time"
+    if isinstance(error, boto_errors.ConnectionClosedError):
+        return "the connection was closed"
+    return type(error).__name__
+
+
+def _missing_credentials() -> str:
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    if file and not Path(file).exists():
+        return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
+    if os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        return "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACCESS_KEY is"
+    return (
+        "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "a profile or a workload identity"
+    )

@@ -1,0 +1,224 @@
+"""The steps of an epoch, and all that happens beside and between them."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.data.epoch_plan import EpochPlan, Ids
+from worker.data.loader import Bad, Batch
+from worker.errors import ConfigurationError
+from worker.learn.training_step import Engine
+from worker.model.optimizer import set_rates
+from worker.ranks.agreement import Agreement, Signals
+from worker.ranks.process_group import highest, total
+from worker.record.progress import Step
+from worker.record.telemetry import Report, Telemetry
+from worker.train.attempt import Attempt
+from worker.train.bad_samples import Quarantine
+from worker.train.batches import Feed
+from worker.train.step_timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+_REPORTS_PER_EPOCH = 20
+_STEPS_PER_REPORT = 50
+_SECONDS_PER_REPORT = 0.5  # at least, on a GPU: a report is what lets it run out of work
+_MOST_NOTED = 100  # of them in the history
+_MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step that the device may still be at work on: what is to be noted of it."""
+
+    size: int
+    """Images of the global batch."""
+    ids: Ids
+    """Samples of this rank."""
+    valid: npt.NDArray[np.bool_]
+    """Which of them were trained on."""
+    waited: float
+    """Seconds until its batch was there."""
+
+
+class Steps:
+    """Trains on this rank's part of every batch; its methods are called by all ranks together."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        engine: Engine,
+        feed: Feed,
+        bad: Quarantine,
+        telemetry: Telemetry,
+    ) -> None:
+        job = attempt.job
+        self._attempt = attempt
+        self._telemetry = telemetry
+        self._engine = engine
+        self._feed = feed
+        self._bad = bad
+        self._agreement = Agreement(engine.device)
+        self._due = False
+        self._report_every = max(
+            1, min(_STEPS_PER_REPORT, job.steps_per_epoch // _REPORTS_PER_EPOCH)
+        )
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._norms: Mapping[str, float] = {}
+        self._reported = -math.inf
+        self._report_seconds = _SECONDS_PER_REPORT if engine.device.type == "cuda" else 0.0
+        self._images = 0
+
+    def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
+        """Train to the end of the epoch, from where the state stands.
+
+        The host looks at a step once the next one is queued, so that the device never waits for
+        it, and at once if there is something to do between the two. Raises `StopRequested` once a
+        stop was asked for, with everything committed.
+        """
+        attempt, state = self._attempt, self._attempt.state
+        self._watch = Stopwatch()
+        self._due = False  # the end of the last epoch has been saved
+        begun = state.step % attempt.job.steps_per_epoch
+        for at, step in enumerate(range(state.step, state.step + plan.steps - begun), begun):
+            fresh, agreed = self._step(step, plan.size(at), batches)
+            left = at + 1 < plan.steps
+            reports = (agreed.report and (step + 1) % self._report_every == 0) or not left
+            saves = self._is_due(agreed, step + 1) and left and not agreed.saving
+            if agreed.bad or reports or agreed.stop or saves:
+                self._finish()
+            if agreed.bad:
+                self.leave_out(fresh)
+            if reports:
+                self._report()
+            if agreed.stop:
+                attempt.end_on_request()
+            if saves:
+                self._due = False
+                attempt.begin_save()
+            attempt.watchdog.beat()
+
+    def leave_out(self, fresh: list[Bad]) -> None:
+        """List bad samples of the training set."""
+        self._attempt.list_bad(self._bad, fresh)
+        self._attempt.state.bad_samples = self._bad.ids
+        self._attempt.require_budget(self._bad)
+
+    def _step(self, step: int, size: int, batches: Iterator[Batch]) -> tuple[list[Bad], Signals]:
+        """Queue step `step` on a global batch of `size`, and finish the step before it.
+
+        Returns what is newly bad of the batch here, and what all ranks agree on.
+        """
+        attempt = self._attempt
+        began = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - began
+        self._watch.wait(waited)
+        fresh = self._bad.fresh(batch.bad)
+        self._agreement.propose(
+            dataclasses.replace(
+                attempt.durable.signals(),
+                bad=bool(fresh),
+                due=self._has_waited(),
+                report=time.monotonic() - self._reported >= self._report_seconds,
+            )
+        )
+        self._engine.expects_holes = bool(self._bad.ids)
+        self._engine.launch(step, batch, size, self._feed.blend(step))
+        # First of all on a CPU, where it is what notices a lost rank.
+        agreed = self._agreement.result()
+        attempt.durable.advance(agreed)
+        self._finish()
+        set_rates(attempt.learner.optimizer, attempt.job.factor(step))
+        self._engine.update()
+        trained = slice(self._feed.led, None)
+        self._queued = _Queued(
+            size, batch.ids[trained], batch.valid[trained].numpy().copy(), waited
+        )
+        return fresh, agreed
+
+    def _finish(self) -> None:
+        """Wait for the step that is queued, if there is one, and count it."""
+        outcome = self._engine.settle()
+        if not outcome:
+            return
+        attempt, state, queued = self._attempt, self._attempt.state, self._queued
+        self._sums += outcome.sums
+        self._norms = outcome.norms
+        if not outcome.finite:
+            self._skip()
+        state.skipped_in_a_row = 0 if outcome.finite else state.skipped_in_a_row + 1
+        attempt.recorder.trained(state.step, queued.ids, queued.valid)
+        state.step += 1
+        self._images += queued.size
+        epochs = state.step / attempt.job.steps_per_epoch
+        phases = {"wait": queued.waited, **outcome.seconds}
+        self._telemetry.step(state.step, epochs, queued.size, self._watch.lap(), phases)
+
+    def _has_waited(self) -> bool:
+        """Whether the time for a checkpoint has come by rank 0's clock."""
+        minutes = self._attempt.job.manifest.checkpoint.every_minutes
+        waited = self._attempt.durable.seconds_since_save()
+        return self._attempt.leads and minutes is not None and waited >= 60 * minutes
+
+    def _is_due(self, agreed: Signals, step: int) -> bool:
+        every = self._attempt.job.manifest.checkpoint.every_steps
+        self._due |= agreed.due or bool(every and step % every == 0)
+        return self._due
+
+    def _skip(self) -> None:
+        """Leave out a step whose loss is not finite, or commit and raise where that is wanted."""
+        attempt, state = self._attempt, self._attempt.state
+        wanted = attempt.job.manifest.train.non_finite == "skip"
+        if not wanted or state.skipped_in_a_row + 1 >= _MOST_SKIPPED:
+            self._engine.abandon()
+            attempt.commit()
+            again = f", {_MOST_SKIPPED} steps in a row" if wanted else ""
+            remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
+            raise ConfigurationError(
+                f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
+                f"lower the rates{remedy}"
+                if attempt.leads
+                else ""
+            )
+        state.skipped += 1
+        attempt.metrics.skipped_steps().inc()
+        if state.skipped <= _MOST_NOTED:
+            attempt.journal.event("skipped", step=state.step + 1)
+        if attempt.leads:
+            log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
+
+    def _report(self) -> None:
+        """Tell the record, the metrics and the user what the steps since the last report gave."""
+        job, done = self._attempt.job, self._attempt.state.step
+        self._reported = time.monotonic()
+        device = self._engine.device
+        loss, right, counted = total(*self._sums.tolist(), device=device)
+        self._sums.zero_()
+        images, self._images = self._images, 0
+        seconds, waited = self._watch.split()
+        (wait_ratio,) = highest(waited / seconds, device=device)
+        checkpoint = job.manifest.checkpoint
+        steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
+        interval = min(steps * self._watch.mean, 60 * (checkpoint.every_minutes or math.inf))
+        self._attempt.metrics.checkpoint_interval().set(interval)
+        step = Step(
+            step=done,
+            total_steps=job.total_steps,
+            epoch=-(-done // job.steps_per_epoch),
+            loss=loss / counted if counted else math.nan,
+            accuracy=right / counted if counted else math.nan,
+            images_per_second=images / seconds,
+            wait_ratio=wait_ratio,
+            remaining_seconds=self._watch.mean * (job.total_steps - done),
+            rates=job.rates(done - 1),
+            gradient_norms=self._norms,
+        )
+        self._telemetry.report(Report(step, images, counted, seconds))

@@ -1,0 +1,49 @@
+"""What a finished job leaves behind for others to use."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from worker.checkpoint.commit import Part
+from worker.checkpoint.publication_record import stage_part
+from worker.checkpoint.snapshot import stream_model
+from worker.checkpoint.tensor_files import Stream, stream_bytes
+from worker.job.job import Job
+from worker.model.export import exports
+from worker.model.model_card import CARD_NAME, WEIGHTS_NAME, Card
+
+
+def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, Any]) -> list[Part]:
+    """Write a model with all that it takes to use it under the name of its attempt.
+
+    Args:
+        job: The job that has trained it.
+        attempt: The attempt that has.
+        model: The model.
+        result: What came of it, as JSON data.
+    """
+    weights = stage_part(job.output, attempt, f"final/{WEIGHTS_NAME}", stream_model(model))
+    parts = [weights]
+    for name, stream in _beside(job, model, weights.sha256, result):
+        parts.append(stage_part(job.output, attempt, name, stream))
+    return parts
+
+
+def _beside(
+    job: Job, model: nn.Module, digest: str, result: Mapping[str, Any]
+) -> Iterator[tuple[str, Stream]]:
+    for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
+        yield f"final/{export}", stream_bytes(data)
+    card = Card(
+        job.backbone.name,
+        job.backbone.head,
+        job.train.index.classes,
+        job.preprocessing,
+        digest,
+        dict(result),
+    )
+    yield f"final/{CARD_NAME}", stream_bytes(card.encode())
+    manifest = json.dumps(job.manifest.model_dump(mode="json"), indent=1)
+    yield "manifest.json", stream_bytes(manifest.encode())
