@@ -3,34 +3,64 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test e2e kube gpu fuzz bench lint lock clean
+.PHONY: help demo quick fix test coverage e2e kube gpu fuzz bench lint lock clean
 
+help:
+	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
+
+#: make demo      the whole job on an embedded S3
 demo: .venv/ready
 	$(BIN)/worker demo
 
+#: make quick     lint, types and unit tests, in about a minute
+quick: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python .ci/style.py
+	$(BIN)/mypy
+	$(BIN)/pytest -m unit -n 2 --dist loadfile --hypothesis-profile dev -q
+
+#: make fix       format, and repair what ruff can
+fix: .venv/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+#: make test      everything on real processes, with an embedded S3
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist loadfile
 
+#: make coverage  the same, with the lines of worker/ that no test runs
+coverage: .venv/ready
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+#: make e2e       real servers, schedulers and engines; crashes; the largest backbones
 e2e: .venv/ready
 	.ci/servers
 	$(BIN)/pytest -m 'e2e or heavy'
 
 # A real Kubernetes control plane with JobSet, Trainer and Kueue, built once into ~/.cache/worker-kube (about
 # 25 minutes on two cores), and the shipped files on it (about half an hour). As root, with Go and iproute2.
+#: make kube      a real Kubernetes control plane
 kube: .venv/ready
 	$(BIN)/pytest -m kube tests/kube
 
 # What only a GPU can show: the tests for one, and what the product does there next to what it could.
+#: make gpu       tests and measurements on an NVIDIA GPU
 gpu: .venv/ready
 	$(BIN)/pytest -m gpu tests/gpu
 	$(BIN)/python -m bench.gpu
 
 # A million cases of hostile and damaged input, in about an hour on two cores; `make test` runs a
 # thousandth of them.
+#: make fuzz      a million damaged or hostile inputs
 fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz
 
 # The peers pin other versions of what we use, so they get an environment that only borrows torch.
+#: make bench     speed next to peers
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m bench.loader .venv-bench/data
 	.venv-bench/bin/python -m bench.loader .venv-bench/data --latency 20 100
@@ -46,9 +76,12 @@ bench: .venv-bench/ready
 	  $$SUDO apt-get update -q; $$SUDO apt-get install -qy nginx-light curl; }
 	touch $@
 
+#: make lint      ruff, mypy --strict, docs/style.md, spelling, hadolint
 lint: .venv/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python .ci/style.py
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
@@ -66,6 +99,7 @@ lint: .venv/ready
 	touch $@
 
 # The versions that the tests have passed with, for installs that repeat; and those of the image.
+#: make lock      pin what was installed
 lock: .venv/ready
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
 	$(BIN)/uv pip compile --quiet --extra onnx --constraints constraints.txt --generate-hashes \

@@ -1,4 +1,4 @@
-"""What activation checkpointing saves and costs: peak memory and time of a step, with and without.
+"""Activation checkpointing: peak memory and time of a step, with and without it.
 
 python -m bench.activations [--images 16] [--side 224]
 """

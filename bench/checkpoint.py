@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training: ResNet-50 with AdamW, about 300 MB, next to its peers.
+"""Saving beside training: ResNet-50 with AdamW, about 300 MB, next to its peers.
 
 python -m bench.checkpoint [--server moto|minio] [--saves 5]
 
@@ -190,7 +190,7 @@ def measure(made: dict[str, Callable[[Learner], Save]], saves: int) -> dict[str,
 
 
 def describe(times: dict[str, Times]) -> None:
-    """One line per contender, and how the worker compares."""
+    """Return a line per contender, with the worker's ratio to it."""
     alone = statistics.median(x for found in times.values() for x in found.alone)
     print(f"a step alone takes {alone * 1e3:.0f} ms")
     print(f"{'':<24}{'blocked':>9}{'range':>13}{'durable':>9}{'steps meanwhile':>17}")

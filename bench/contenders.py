@@ -1,7 +1,7 @@
-"""One contender in one process: reads shards, decodes, crops to 224 pixels, and says how fast.
+"""A contender in a process of its own: reads, decodes, crops to 224 pixels, reports.
 
 `python -m bench.contenders NAME WORKERS` prints one line of JSON. Stock contenders do what their
-tutorials do: PIL, float, normalised. `tuned` ones get our decoder and hand out uint8, as we do.
+tutorials do: PIL, float, normalized. `tuned` ones get our decoder and hand out uint8, as we do.
 """
 
 import functools
@@ -203,7 +203,7 @@ def ours(workers: int, position: float = 0.0, scratch: Path | None = None) -> It
 
 
 def second_epoch(workers: int) -> Iterable[Any]:
-    """From scratch disk, where the first has left decoded images."""
+    """Read from scratch, in which the first epoch has left decoded images."""
     with tempfile.TemporaryDirectory(dir=os.environ["BENCH_FOLDER"]) as folder:
         batches = ours(workers, scratch=Path(folder))
         for _ in range(shards() * PER_SHARD // BATCH):

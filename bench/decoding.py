@@ -63,7 +63,7 @@ class Decoding:
         self._running = DecodeProcesses(parts, self._work, self._slots)
 
     def batches(self, position: float = 0.0) -> Iterator[Batch]:
-        """All batches, without end, from a position (0 to 1) within the first epoch."""
+        """Yield batches without end, from a position (0 to 1) within the first epoch."""
         steps = EpochPlan(self._index.counts, self._batch_size, 0, 0).steps
         start = int(steps * position)
         for epoch in range(10**6):

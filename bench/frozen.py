@@ -1,4 +1,4 @@
-"""What a frozen backbone saves: a step of ResNet-50, full and with the head alone trained.
+"""Frozen backbones: a step of ResNet-50, in full and with only the head trained.
 
 python -m bench.frozen [--images 16] [--side 224]
 """

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _beside(kind: str, uri: str, count: int, seconds: float) -> tuple[float, float, float]:
-    """In a fork, as decode processes need one that has started no thread."""
+    """Run in a fork, as decode processes need a parent that has started no thread."""
     read, write = os.pipe()
     if os.fork() == 0:
         source = (

@@ -1,4 +1,4 @@
-"""What `record.samples` costs: the time to note and to write, against that of a step."""
+"""The cost of `record.samples`: the time to note and to write, against that of a step."""
 
 import tempfile
 import time

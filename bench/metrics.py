@@ -1,4 +1,4 @@
-"""What metrics and history cost a training loop of about 100 steps a second.
+"""The cost of metrics and history in a training loop of about 100 steps per second.
 
 Blocks of steps with and without them take turns, so that a noisy machine disturbs both alike. They
 are served, scraped, written to a file and kept in a history meanwhile, far more often than usual.

@@ -1,4 +1,4 @@
-"""How well batches are mixed by lanes and window on shards sorted by class, the worst case.
+"""Mixing by lanes and window on shards sorted by class, the worst case.
 
 A full shuffle is the yardstick: 100 % is as many distinct classes per batch as it has.
 """

@@ -25,7 +25,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all contenders train, on the data below `folder`."""
+    """Return what all contenders train, on the data below `folder`."""
 
     folder: Path
     backbone: str

@@ -3,7 +3,7 @@
     python -m bench.rates PHOTOS WEIGHTS FOLDER [--side worker|plain]
 
 PHOTOS is an image folder with train/ and val/, WEIGHTS a safetensors file of efficientnet_b0, and
-FOLDER keeps data, runs and results; started again, it goes on. Prints a table in Markdown of the
+FOLDER keeps data, runs and results; started again, it continues. Prints a table in Markdown of the
 validation accuracy after the last epoch.
 """
 

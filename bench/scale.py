@@ -1,9 +1,9 @@
-"""What 8 to 4,096 ranks ask of the store, by the real planner and the real protocol.
+"""Requests of 8 to 4,096 ranks to the store, by the real planner and the real protocol.
 
 python -m bench.scale
 
-The data set is as large as ImageNet-1k, 1,281,167 images of 110 kB in 1,282 shards, of which only
-the index is there; the model is a ResNet-50 with AdamW; batches are of 32 images per rank. Requests
+The data set is as large as ImageNet-1k, 1,281,167 images of 110 kB in 1,282 shards, and only the
+index exists; the model is a ResNet-50 with AdamW; batches are of 32 images per rank. Requests
 are those that an S3 server on loopback is asked.
 """
 
@@ -127,7 +127,7 @@ def _manifest(ranks: int, bucket: str) -> Manifest:
 
 
 def _counted(call: Callable[[], Any]) -> tuple[Any, tuple[int, int, float]]:
-    """What a call returns; and its requests, bytes and seconds."""
+    """Return what a call returns, and its requests, bytes and seconds."""
     counter = Counter()
     listen(counter)
     began = time.perf_counter()
@@ -161,7 +161,7 @@ def _reads(ranks: int, bucket: str) -> str:
 
 
 def _runs(plan: EpochPlan, reader: SampleReader, rank: int, ranks: int, steps: int) -> int:
-    """How many ranged reads the first steps of a rank take."""
+    """Return how many ranged reads the first steps of a rank take."""
     ids = np.concatenate([plan.batch(step, rank, ranks) for step in range(steps)])
     return len(np.unique(reader.runs(ids)))
 

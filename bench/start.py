@@ -1,4 +1,4 @@
-"""How long commands take from their start, next to `import torch, torchvision`.
+"""The time of commands from their start, next to `import torch, torchvision`.
 
 python -m bench.start [--rounds 5]
 """

@@ -1,4 +1,4 @@
-"""What a training step costs beside the model: the engine next to a bare loop, in turns.
+"""The cost of a training step beside the model: the engine next to a bare loop, in turns.
 
 python -m bench.step [--images 64] [--rounds 200]
 
@@ -83,7 +83,7 @@ def ours(images: int, manifest: Manifest) -> Callable[[int], None]:
 
 
 def waits(images: int, manifest: Manifest) -> int:
-    """How often queuing a step has the host wait for a GPU; `settle` waits once, for the last."""
+    """Count the waits for a GPU while a step is queued; `settle` waits once."""
     engine, batch = _engine(manifest), batch_of(images, _SIDE, _CLASSES)
     engine._decides_on_device = True
     for number in range(3):

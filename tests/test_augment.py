@@ -164,7 +164,7 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
     out = torch.empty(3, ours.crop_size, ours.crop_size, dtype=torch.uint8)
     ours.evaluated(decode(memoryview(buffer.getvalue()), ImageSpec(10**6)), out)
     theirs = weights.DEFAULT.transforms()(original)
-    assert torch.allclose(ours.normalise(out[None])[0], theirs, atol=0.02)  # a level of 255
+    assert torch.allclose(ours.normalize(out[None])[0], theirs, atol=0.02)  # a level of 255
 
 
 def test_a_crop_larger_than_the_resize_is_padded() -> None:

@@ -249,7 +249,7 @@ def test_auxiliary_classifiers_count_as_their_papers_say(alone: None) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     batch = batch_of(4, 64, 3)
-    outputs = learner.model.train()(preprocessing_of("googlenet").at(64).normalise(batch.images))
+    outputs = learner.model.train()(preprocessing_of("googlenet").at(64).normalize(batch.images))
     losses = [nn.functional.cross_entropy(one, batch.labels).item() for one in outputs]
     sums = engine.step(0, batch, 4).sums
     assert sums[0].item() / 4 == pytest.approx(losses[0] + 0.3 * (losses[1] + losses[2]), rel=1e-4)

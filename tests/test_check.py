@@ -47,7 +47,7 @@ def test_a_good_place_passes_and_nothing_is_left(
     assert table["data.train"][1].startswith("52 samples of 2 classes in")
     assert "head classifier.3" in table["model"][1]
     assert table["output: put if absent"][1] == "the second of two is refused"
-    assert ended.out.endswith("nothing stands in the way\n")
+    assert ended.out.endswith("all checks passed\n")
     assert keys(open_store(bucket)) == ["job.yaml"]
 
 
@@ -69,7 +69,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
-    assert "2 of 18 fail, 2 to know of" in ended.out
+    assert "2 of 18 fail, 2 warnings" in ended.out
 
 
 def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commits, attempts, retention, and optimiser state by name."""
+"""Commits, attempts, retention, and optimizer state by name."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -87,7 +87,7 @@ def test_the_manifest_of_the_readme_draws_no_warning(
     own["train"]["batch_size"] = 13
     ended = run("plan", write(own))
     assert ended.code == 0, ended.err
-    assert "look again" not in ended.out
+    assert "warning" not in ended.out
     groups = [line.split()[0] for line in ended.out.splitlines() if line.startswith("features.")]
     assert {"features.1", "features.2+features.3"} <= set(groups)
 

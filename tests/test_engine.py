@@ -1,4 +1,4 @@
-"""The optimiser step over ranks: the mean over the global batch, however it is divided."""
+"""The optimizer step over ranks: the mean over the global batch, however it is divided."""
 
 import socket
 from collections import Counter
@@ -145,7 +145,7 @@ def test_evaluation_counts_each_sound_image_once(tmp_path: Path) -> None:
     batches = [batch(step, 0, 1) for step in (0, 1)]
     images = torch.cat([part.images[part.valid] for part in batches])
     labels = torch.cat([part.labels[part.valid] for part in batches])
-    outputs = model(PREPROCESSING.normalise(images))
+    outputs = model(PREPROCESSING.normalize(images))
     right = outputs.argmax(1) == labels
     assert one["evaluation"]["accuracy"] == right.double().mean().item()
     top5 = (outputs.topk(5).indices == labels[:, None]).any(1).double().mean().item()
@@ -161,7 +161,7 @@ def test_a_blend_takes_pixels_and_label_from_the_image_before(tmp_path: Path) ->
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
     part = batch(0, 0, 1)
-    images, labels = PREPROCESSING.normalise(part.images), part.labels
+    images, labels = PREPROCESSING.normalize(part.images), part.labels
     before, labels_before = images.roll(1, 0), labels.roll(1, 0)
     before[6], labels_before[6] = images[6], labels[6]
     mixed = images.clone()
@@ -228,7 +228,7 @@ def test_clipping_and_micro_batches_are_plain_pytorchs(alone: None) -> None:
     engine_for(learner, ALONE, settings).step(0, batch(0, 0, 1), SIZES[0])
     assert model.seen == [4, 4, 3]
     part = batch(0, 0, 1)
-    outputs = plain(PREPROCESSING.normalise(part.images)[part.valid])
+    outputs = plain(PREPROCESSING.normalize(part.images)[part.valid])
     losses = nn.functional.cross_entropy(outputs, part.labels[part.valid], reduction="sum")
     (losses / SIZES[0]).backward()
     assert nn.utils.clip_grad_norm_(plain.parameters(), 0.01) > 0.1

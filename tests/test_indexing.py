@@ -45,7 +45,7 @@ def tar(members: Members, form: int = tarfile.USTAR_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
-def labelled(count: int, first: int = 0, label: Callable[[int], str] = str) -> Members:
+def labeled(count: int, first: int = 0, label: Callable[[int], str] = str) -> Members:
     return [
         member
         for n in range(first, first + count)
@@ -133,7 +133,7 @@ def flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-WHOLE = tar(labelled(4))
+WHOLE = tar(labeled(4))
 SIZE = scan(WHOLE).rows[0].length
 
 
@@ -190,8 +190,8 @@ def test_the_size_of_the_chunks_does_not_matter(chunk: int) -> None:
 
 
 def test_too_much_that_is_malformed_ends_with_65(run: Run, bucket: str) -> None:
-    bad = labelled(1)[1:] + labelled(8, first=1)
-    put(f"{bucket}/set", a=tar(labelled(9)), b=tar(bad))
+    bad = labeled(1)[1:] + labeled(8, first=1)
+    put(f"{bucket}/set", a=tar(labeled(9)), b=tar(bad))
     refused = run("index", f"{bucket}/set/")
     assert refused.code == 65
     assert "1 problem, more than --error-budget 0 allows; no index was written" in refused.err
@@ -205,7 +205,7 @@ def test_too_much_that_is_malformed_ends_with_65(run: Run, bucket: str) -> None:
 
 def test_images_are_decoded_if_asked_for(run: Run, bucket: str) -> None:
     cut = ("0003.jpg", image()[:-200])
-    members = labelled(9)
+    members = labeled(9)
     put(f"{bucket}/set", a=tar([cut if name == "0003.jpg" else (name, d) for name, d in members]))
     assert run("index", f"{bucket}/set/").code == 0
     refused = run("index", f"{bucket}/set/", "--decode", "--overwrite")
@@ -222,7 +222,7 @@ def test_images_are_decoded_if_asked_for(run: Run, bucket: str) -> None:
 def test_a_compressed_shard_is_named(
     data: Callable[[bytes], bytes], kind: str, run: Run, tmp_path: Path
 ) -> None:
-    put(str(tmp_path), a=data(tar(labelled(3))))
+    put(str(tmp_path), a=data(tar(labeled(3))))
     refused = run("index", str(tmp_path))
     assert refused.code == 65
     assert f"a.tar: byte 0: is compressed ({kind}); unpack it to a plain .tar first" in refused.err
@@ -262,7 +262,7 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     from worker.data.index_tars import find_tars, index_tars
 
-    put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), c=tar(labelled(3, 6)))
+    put(str(tmp_path), a=tar(labeled(3)), b=tar(labeled(3, 3)), c=tar(labeled(3, 6)))
     source = find_tars(str(tmp_path))
     read: list[str] = []
     get = source.store.get
@@ -288,8 +288,8 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_a_repaired_shard_is_read_again(run: Run, tmp_path: Path) -> None:
-    whole = tar(labelled(4))
-    put(str(tmp_path), a=whole.replace(b"0001.cls", b"0001.txt"), b=tar(labelled(4, 4)))
+    whole = tar(labeled(4))
+    put(str(tmp_path), a=whole.replace(b"0001.cls", b"0001.txt"), b=tar(labeled(4, 4)))
     assert run("index", str(tmp_path)).code == 65
     put(str(tmp_path), a=whole)
     assert run("index", str(tmp_path)).code == 0
@@ -304,25 +304,25 @@ def test_a_staged_file_that_is_broken_is_made_again(run: Run, tmp_path: Path) ->
 
 
 def test_a_refused_overwrite_harms_nothing(run: Run, tmp_path: Path) -> None:
-    put(str(tmp_path), a=WHOLE, b=tar(labelled(4, 4)))
+    put(str(tmp_path), a=WHOLE, b=tar(labeled(4, 4)))
     assert run("index", str(tmp_path)).code == 0
     (tmp_path / "names.txt").write_text("2\n1\n0\n")
     put(str(tmp_path), b=WHOLE[:3000])
     again = run("index", str(tmp_path), "--overwrite", "--classes", f"{tmp_path}/names.txt")
     assert again.code == 65
-    put(str(tmp_path), b=tar(labelled(4, 4)))
+    put(str(tmp_path), b=tar(labeled(4, 4)))
     assert run("index", str(tmp_path), "--verify").code == 0
     assert labels_of(str(tmp_path)) == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
 def test_a_key_that_comes_twice_is_reported() -> None:
-    found = scan(tar([*labelled(3), *labelled(1)]))
+    found = scan(tar([*labeled(3), *labeled(1)]))
     assert len(found.rows) == 3
     assert "sample '0000' is there already" in found.problems[0].text
 
 
 def test_classes_without_images_are_named(run: Run, tmp_path: Path) -> None:
-    put(str(tmp_path), a=tar(labelled(6, label=lambda n: str(n * 2))))
+    put(str(tmp_path), a=tar(labeled(6, label=lambda n: str(n * 2))))
     ended = run("index", str(tmp_path))
     assert ended.code == 0
     assert "classes without any image: 1, 3\n" in ended.err
@@ -335,14 +335,14 @@ def test_an_endless_pattern_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_numbers_and_names_do_not_mix(run: Run, tmp_path: Path) -> None:
-    put(str(tmp_path), a=tar(labelled(6, label=lambda n: str(n - 1))))
+    put(str(tmp_path), a=tar(labeled(6, label=lambda n: str(n - 1))))
     ended = run("index", str(tmp_path))
     assert ended.code == 65
     assert "the labels are class numbers (0) and others (-1)" in ended.err
 
 
 def test_what_is_no_sample_costs_no_memory() -> None:
-    big = tar([("README", bytes(40_000_000)), *labelled(2), ("big.bin", bytes(100))])
+    big = tar([("README", bytes(40_000_000)), *labeled(2), ("big.bin", bytes(100))])
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tar_module, "CHUNK_BYTES", 1 << 20)
@@ -369,7 +369,7 @@ def test_a_sparse_member_is_named() -> None:
 
 
 def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> None:
-    put(str(tmp_path), a=tar(labelled(3)), b=tar(labelled(3, 3)), unlisted=tar(labelled(3, 6)))
+    put(str(tmp_path), a=tar(labeled(3)), b=tar(labeled(3, 3)), unlisted=tar(labeled(3, 6)))
     entries: list[dict[str, Any]] = [
         {"url": f"{name}.tar", "nsamples": 3, "filesize": (tmp_path / f"{name}.tar").stat().st_size}
         for name in ("b", "a")
@@ -412,7 +412,7 @@ def test_a_place_without_tars_says_where_there_are_some(run: Run, tmp_path: Path
 def test_verify_names_what_differs(
     harm: Callable[[bytes], bytes] | None, complaint: str, run: Run, tmp_path: Path
 ) -> None:
-    put(str(tmp_path), a=WHOLE, b=tar(labelled(4, 4)))
+    put(str(tmp_path), a=WHOLE, b=tar(labeled(4, 4)))
     assert run("index", str(tmp_path)).code == 0
     sound = run("index", str(tmp_path), "--verify")
     assert (sound.code, sound.out) == (0, f"{tmp_path.as_uri()}/: 2 shards, all as indexed\n")
@@ -466,7 +466,7 @@ NEGATIVE = b"\xff" + ((1 << 88) - 512).to_bytes(11, "big")
     ],
 )
 def test_hostile_headers_end_in_a_problem_and_not_in_memory(block: bytes, complaint: str) -> None:
-    data = tar(labelled(1))[:SIZE] + block + bytes(1024)
+    data = tar(labeled(1))[:SIZE] + block + bytes(1024)
     tracemalloc.start()
     found = scan(data)
     _, peak = tracemalloc.get_traced_memory()
@@ -477,7 +477,7 @@ def test_hostile_headers_end_in_a_problem_and_not_in_memory(block: bytes, compla
 
 
 def test_large_members_of_a_sample_cost_no_memory() -> None:
-    members = [("a.cls", b"1"), ("a.mp4", bytes(40_000_000)), ("a.jpg", image()), *labelled(1, 7)]
+    members = [("a.cls", b"1"), ("a.mp4", bytes(40_000_000)), ("a.jpg", image()), *labeled(1, 7)]
     data = tar(members)
     tracemalloc.start()
     with pytest.MonkeyPatch.context() as patch:
@@ -495,7 +495,7 @@ def test_large_members_of_a_sample_cost_no_memory() -> None:
 def test_members_of_no_sample_are_counted() -> None:
     members = [
         *(("__meta__/x.json", b"{}"), ("__info__", b""), (".DS_Store", b""), ("README", b"")),
-        *labelled(1),
+        *labeled(1),
     ]
     assert scan(tar(members)).passed_over == {
         "metadata file (__name__)": 2,
@@ -516,7 +516,7 @@ def test_members_of_no_sample_are_counted() -> None:
     ],
 )
 def test_labels_that_are_no_text_are_refused_by_name(label: bytes, complaint: str) -> None:
-    found = scan(tar([("k.cls", label), ("k.jpg", image()), *labelled(1)]))
+    found = scan(tar([("k.cls", label), ("k.jpg", image()), *labeled(1)]))
     assert len(found.rows) == 1
     assert f"sample 'k' {complaint}" in found.problems[0].text
 
@@ -561,7 +561,7 @@ def test_one_class_however_it_is_written(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_class_lists_are_text(names: bytes, code: int, run: Run, tmp_path: Path) -> None:
-    put(str(tmp_path), a=tar(labelled(2, label=lambda n: "ab"[n])))
+    put(str(tmp_path), a=tar(labeled(2, label=lambda n: "ab"[n])))
     (tmp_path / "names.txt").write_bytes(names)
     ended = run("index", str(tmp_path), "--classes", f"{tmp_path}/names.txt")
     assert ended.code == code, ended.err
@@ -574,13 +574,13 @@ def test_corrected_labels_of_the_same_size_are_read(
     """Though an interrupted run has staged what it learned of the shard before."""
     from worker.data import index_tars as indexing
 
-    put(str(tmp_path), a=tar(labelled(3, label=lambda n: "0")))
+    put(str(tmp_path), a=tar(labeled(3, label=lambda n: "0")))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(indexing, "write_index", lambda *_: (_ for _ in ()).throw(Interrupted))
         source = indexing.find_tars(str(tmp_path))
         indexing.index_tars(source, None, "label", 0, 1, None, lambda done: None)
     assert (tmp_path / "a.tar.scan.npz").exists()
-    put(str(tmp_path), a=tar(labelled(3, label=lambda n: "2")))
+    put(str(tmp_path), a=tar(labeled(3, label=lambda n: "2")))
     assert run("index", str(tmp_path)).code == 0
     assert labels_of(str(tmp_path)) == [2, 2, 2]
 

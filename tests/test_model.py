@@ -364,7 +364,7 @@ def test_a_graded_step_is_plain_pytorchs(recipe: str, alone: None) -> None:
     plain.train()
     batch = batch_of(8, 64, 2)
     engine.step(0, batch, 8)
-    images = preprocessing_of(name).at(64).normalise(batch.images)
+    images = preprocessing_of(name).at(64).normalize(batch.images)
     nn.functional.cross_entropy(plain(images), batch.labels).backward()
     optimizer.step()
     largest = 0.0

@@ -297,7 +297,7 @@ def test_scratch_may_vanish_or_fail(tmp_path: Path, caplog: pytest.LogCaptureFix
     for _ in range(3):
         broken.put("x", b"1")
     assert broken.get("x") is None
-    assert caplog.text.count("going on without") == 1
+    assert caplog.text.count("continuing without") == 1
 
 
 def test_ranks_share_scratch_at_once(tmp_path: Path) -> None:

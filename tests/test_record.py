@@ -25,7 +25,7 @@ from worker.data.sample_keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
-from worker.learn.worst_images import MOST, Mistake, Worst, gather_worst
+from worker.learn.worst_images import MAX_KEPT, Mistake, Worst, gather_worst
 from worker.plots import Chart, Line, draw
 from worker.ranks.process_group import process_group
 from worker.ranks.rank import Rank
@@ -147,7 +147,7 @@ def test_the_worst_of_all_batches_are_kept_in_order() -> None:
         ids = torch.arange(40)[part]
         worst.add(losses[part], ids, logits[part], labels[part], images[part])
     kept = worst.found()
-    assert [mistake.id for mistake in kept] == [n for n in range(39, 0, -1) if n != 30][:MOST]
+    assert [mistake.id for mistake in kept] == [n for n in range(39, 0, -1) if n != 30][:MAX_KEPT]
     assert all(mistake.label != mistake.predicted for mistake in kept)
     assert kept[0].confidence == pytest.approx(1)
     assert kept[1].image.unique().tolist() == [38]
@@ -195,7 +195,7 @@ def gather_mistakes(uri: str, folder: Path) -> None:
 
 def test_the_worst_of_all_ranks_come_together(dataset: Path, tmp_path: Path) -> None:
     in_fresh_process(gather_mistakes, f"{dataset}/val", tmp_path)
-    losses = sorted([number % 7 for number in range(14)], reverse=True)[:MOST]
+    losses = sorted([number % 7 for number in range(14)], reverse=True)[:MAX_KEPT]
     assert json.loads((tmp_path / "0").read_text()) == losses
     assert json.loads((tmp_path / "1").read_text()) == []
     assert json.loads((tmp_path / "2").read_text()) == []

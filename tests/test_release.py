@@ -42,7 +42,7 @@ def gradual(job: Job) -> Job:
 
 
 def final(output: str) -> dict[str, bytes]:
-    """What must not differ by a byte: the model, and the last state with its optimiser."""
+    """What must not differ by a byte: the model, and the last state with its optimizer."""
     store = open_store(output)
     found = {
         key.split("/")[-1]: data
@@ -293,6 +293,6 @@ def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gr
     assert len(by_name["head"]["rates"]) == len(plan["steps"]) == 10
     assert any("the head (head, 1e-06) is slower than layer4" in w for w in plan["warnings"])
     text = run("plan", write(gradual)).out
-    assert "look again: the head (head, 1e-06)" in text
+    assert "warning: the head (head, 1e-06)" in text
     assert "to step 4 (epoch 0.8)" in text
     assert "·" in text

@@ -146,7 +146,7 @@ def test_two_nodes_train_to_the_end(
     log = place.log(job)
     assert shown["JobState"] == "COMPLETED", log
     assert shown["NumNodes"] == "2"
-    assert "nothing stands in the way" in log
+    assert "all checks passed" in log
     assert "2 in all, 6 images of each batch" in log
     assert "worker ended with 0 after 0 restarts" in log
     calm["weights"] = place.weights()
@@ -326,7 +326,7 @@ def test_a_stop_before_the_ranks_are_there_is_not_lost(
 ) -> None:
     """While the preflight runs, and again right as the training step begins."""
     job = place.submit("multi-node.sbatch", TWO_NODES, place.upload(long_job, dataset))
-    for number, line in enumerate(("credentials", "nothing stands in the way")):
+    for number, line in enumerate(("credentials", "all checks passed")):
         wait_until(lambda n=number, text=line: place.log(job).count(text) > n, 90, place.slurm.logs)  # type: ignore[misc]
         place.slurm.run("scancel", "--batch", "--signal=USR1", job)
         wait_until(

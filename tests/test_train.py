@@ -170,7 +170,7 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
         ended = process.wait()
         codes.append(ended.code)
         assert ended.code == 75, ended.err
-        assert "start again to go on" in ended.events[-1]["message"]
+        assert "start again to resume" in ended.events[-1]["message"]
         told = f"{number.name}: stopping after this step"
         assert [event["message"] for event in ended.events].count(told) == 1
         assert "Traceback" not in ended.err
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_means_the_one_before(
     assert ended.code == 0, ended.err
     assert "checkpoint 00000010-000001 is not valid (model.safetensors was altered)" in ended.err
     assert "attempt 2 resumes after step 5 of 10" in ended.err
-    assert "lets the job go on after step 5; 5 steps are done again" in ended.err
+    assert "lets the job resume after step 5; 5 steps are repeated" in ended.err
     assert store.get("final/model.safetensors") == whole.get("final/model.safetensors")
     assert global_batches(store) == global_batches(whole)
 
@@ -545,7 +545,7 @@ def test_the_accuracy_is_that_of_the_model_that_was_written(
         preprocessing.evaluated(decode(sample.image, ImageSpec(10**6)), out)
     labels = torch.tensor([sample.label for sample in samples])
     with torch.inference_mode():
-        outputs = backbone.model.eval()(preprocessing.normalise(images))
+        outputs = backbone.model.eval()(preprocessing.normalize(images))
     loss = torch.nn.functional.cross_entropy(outputs, labels).item()
     assert done(store)["loss"] == pytest.approx(loss, rel=1e-3)
     assert done(store)["accuracy"] == (outputs.argmax(1) == labels).double().mean().item()

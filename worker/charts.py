@@ -7,7 +7,7 @@ _NOTHING = "·"
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """One character per value, of a height relative to `top`; a dot for 0."""
+    """Return a character per value, of a height relative to `top`; a dot for 0."""
     return "".join(
         _BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] if value > 0 else _NOTHING
         for value in values

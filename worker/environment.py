@@ -56,17 +56,17 @@ def seconds(name: str, default: float) -> float:
 
 
 def rendezvous_seconds() -> int:
-    """How long ranks look for each other."""
+    """Return how long ranks look for each other, in seconds."""
     return number("WORKER_RENDEZVOUS_SECONDS", 300, least=1)
 
 
 def stall_seconds() -> int:
-    """How long a rank may take for a step, a batch of an evaluation or the first of them."""
+    """Return how many seconds a rank may take for a step, or for a batch of an evaluation."""
     return number("WORKER_STALL_SECONDS", 900, least=1)
 
 
 def collective_seconds() -> int:
-    """How long a rank waits for the others; more than a stall, so that who stalls says so."""
+    """Return how many seconds a rank waits for others: longer than the watchdog allows a stall."""
     return number("WORKER_COLLECTIVE_SECONDS", 1200, least=1)
 
 
@@ -76,7 +76,7 @@ def grace_seconds() -> int:
 
 
 def store_deadline() -> float:
-    """How long a request to a store may take, with all its tries, in seconds."""
+    """Return how long a request to a store may take, with all its tries, in seconds."""
     return seconds("WORKER_STORE_DEADLINE_SECONDS", 60)
 
 

@@ -1,4 +1,4 @@
-"""One exception type per exit code; the CLI's edge is the only place that turns them into codes.
+"""An exception type per exit code; only the edge of the CLI turns them into codes.
 
 The codes are an API for schedulers (README, "Exit codes").
 """
@@ -9,7 +9,7 @@ from signal import SIGABRT, SIGKILL, SIGTERM
 
 
 class ExitCode(IntEnum):
-    """What a scheduler may act on."""
+    """The exit codes, on which a scheduler may act."""
 
     DONE = 0
     USAGE = 2

@@ -39,7 +39,7 @@ class Child:
     """A forked process that serves this one over a connection, and dies with it.
 
     To be made before this process starts CUDA or any thread. The child has a lower priority, and
-    leaves it to this process to stop when it is told to.
+    leaves it to this process to stop on request.
 
     Args:
         name: What it does, in a word.

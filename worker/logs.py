@@ -14,7 +14,7 @@ from worker.redaction import redacted, redacted_data
 
 _CLEAR_LINE = "\r\x1b[K"
 _CLUSTER = ("KUBERNETES_SERVICE_HOST", "SLURM_JOB_ID")
-_MOST_REMEMBERED = 1000
+_MAX_REMEMBERED = 1000
 
 _bound: dict[str, Any] = {}
 
@@ -25,7 +25,7 @@ def bind(**fields: Any) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, message and the fields of the event."""
+    """A formatter of a JSON object per line: time, level, message and the fields of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -78,7 +78,7 @@ class _Once(logging.Filter):
         text = record.getMessage()
         if text in self._seen:
             return False
-        if len(self._seen) >= _MOST_REMEMBERED:
+        if len(self._seen) >= _MAX_REMEMBERED:
             self._seen.clear()
         self._seen.add(text)
         return True
@@ -102,13 +102,13 @@ def configure_logs(style: str) -> None:
 
 
 def _is_json(style: str) -> bool:
-    """On a terminal people read, in a cluster a collector does, which wants JSON."""
+    """Choose text on a terminal, which people read, and JSON in a cluster, for a collector."""
     in_cluster = any(name in os.environ for name in _CLUSTER)
     return style == "json" or (style == "auto" and in_cluster and not sys.stderr.isatty())
 
 
 def is_live(style: str) -> bool:
-    """Whether a live line is wanted: on a terminal, unless a style was asked for."""
+    """Return whether a live line is wanted: on a terminal, unless a style was asked for."""
     return style == "auto" and sys.stderr.isatty()
 
 

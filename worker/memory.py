@@ -1,4 +1,4 @@
-"""How this process uses its memory."""
+"""Settings of this process's memory."""
 
 import contextlib
 import ctypes

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 matplotlib.use("agg")
 
-# Colours that stand for roles; the page says what they are. Each is drawn as itself by whatever
+# Colors that stand for roles; the page says what they are. Each is drawn as itself by whatever
 # knows no CSS variables.
 _ROLES = {
     "#4a5057": "ink",
@@ -31,9 +31,9 @@ _ROLES = {
     "#5b6470": "c7",
 }
 _INK, _GRID, MARK = list(_ROLES)[:3]
-COLOURS = tuple(list(_ROLES)[3:])
-_MOST_LEGEND = 12
-_LEAST_APART = 0.15
+COLORS = tuple(list(_ROLES)[3:])
+_MAX_LEGEND = 12
+_MIN_DISTANCE = 0.15
 _ZERO_WIDTH = "\u200b"
 _FEW_DECADES = 300
 _STEPS = (1, 2, 5, 10)
@@ -70,12 +70,12 @@ _COLOUR = re.compile("|".join(_ROLES), re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, in the colour of that number; with `dots` each is marked."""
+    """A line through points, in the color of that number; with `dots` each is marked."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = 0
+    color: int = 0
     dots: bool = False
 
 
@@ -98,16 +98,16 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an SVG element; its colours are `var(--NAME)` with a fallback."""
+    """The chart as an SVG element; its colors are `var(--NAME)` with a fallback."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=chart.size, layout="constrained")
         axes = figure.add_subplot()
-        colours = _colours(max((line.colour for line in chart.lines), default=0) + 1)
+        colors = _colours(max((line.color for line in chart.lines), default=0) + 1)
         for line in chart.lines:
-            _add(axes, line, colours[line.colour])
+            _add(axes, line, colors[line.color])
         _frame(axes, chart)
         handles, names = axes.get_legend_handles_labels()
-        every = -(-len(names) // _MOST_LEGEND)
+        every = -(-len(names) // _MAX_LEGEND)
         if len(names) > 1:
             handles, names = handles[::every], names[::every]
             look: Any = {"ncols": 4, "fontsize": 8, "handlelength": 1.4}
@@ -128,19 +128,19 @@ def standalone(svg: str) -> str:
 
 
 def _colours(count: int) -> Sequence[str]:
-    """Those of the page, or where they are too few, a row from one to another."""
-    if count <= len(COLOURS):
-        return COLOURS
+    """Return the page's colors, or if they are too few, a ramp from one to another."""
+    if count <= len(COLORS):
+        return COLORS
     shades = matplotlib.colormaps["viridis"]
     return [to_hex(shades(0.1 + 0.8 * number / (count - 1))) for number in range(count)]
 
 
-def _add(axes: Axes, line: Line, colour: str) -> None:
+def _add(axes: Axes, line: Line, color: str) -> None:
     axes.plot(
         line.x,
         line.y,
         label=_ZERO_WIDTH + line.name,  # matplotlib hides names that begin with an underscore
-        color=colour,
+        color=color,
         marker="o" if line.dots or len(line.x) == 1 else None,
         markersize=3.5,
     )
@@ -161,7 +161,7 @@ def _frame(axes: Axes, chart: Chart) -> None:
     span = abs(axes.get_xlim()[1] - axes.get_xlim()[0])
     for x, name in sorted(chart.marks):
         axes.axvline(x, color=MARK, linewidth=1, linestyle=(0, (3, 2)))
-        if chart.log_x or x - named > _LEAST_APART * span:
+        if chart.log_x or x - named > _MIN_DISTANCE * span:
             named, place = x, axes.get_xaxis_transform()
             axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
 

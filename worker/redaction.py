@@ -1,4 +1,4 @@
-"""Takes secrets out of text that leaves the process: the last line of defence, not the first."""
+"""Takes secrets out of text that leaves the process: the last line of defense, not the first."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _TELLS_SECRET = re.compile(r"signature|credential|token|secret|passw|sig|auth|ke
 
 
 def is_signed(address: str) -> bool:
-    """Whether an address looks like a presigned URL, which is a secret as a whole."""
+    """Return whether an address looks like a presigned URL, which is a secret as a whole."""
     return any(_signed_from(token) is not None for token in _TOKEN.findall(address))
 
 
@@ -84,7 +84,7 @@ def _signed_from(token: str) -> int | None:
 
 
 def redacted_data(value: Any) -> Any:
-    """The same for all texts in JSON data, but for the names of its fields."""
+    """The same for all texts in JSON data, except for the names of its fields."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
@@ -93,13 +93,13 @@ def redacted_data(value: Any) -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether a variable of this name holds a secret, and not the place of one."""
+    """Return whether a variable of this name holds a secret, and not the path of one."""
     place = name in _FOLDERS or _PLACE_NAME.search(name)
     return bool(_SECRET_NAME.search(name)) and not place
 
 
 def _is_path(value: str) -> bool:
-    """Whether a value is the path of something that exists, such as a socket's."""
+    """Return whether a value is the path of something that exists, such as a socket."""
     try:
         return value.startswith("/") and len(value) < _MAX_PATH and Path(value).exists()
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def _is_path(value: str) -> bool:
 
 
 def _forms(secret: str) -> set[str]:
-    """How a secret may stand in a text."""
+    """Return the forms in which a secret may appear in a text."""
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
     return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], *quoted}
 

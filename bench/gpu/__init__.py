@@ -1,1 +1,1 @@
-"""What the product does on one GPU, next to what the hardware allows: `python -m bench.gpu`."""
+"""Measurements on one GPU, next to what the hardware allows: `python -m bench.gpu`."""

@@ -39,7 +39,7 @@ def pipeline(setting: Setting) -> Result:
 
 
 def _paces(rows: list[dict[str, Any]]) -> Result:
-    """By epoch, as the second one may find on scratch what the first one decoded."""
+    """Return the pace by epoch: the second one may find on scratch what the first one decoded."""
     paces: Result = {}
     total = max(row["step"] for row in rows)
     for epoch in (1, 2):

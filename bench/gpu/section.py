@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large: `folder` for data and runs, `dry` for tiny sizes on the CPU."""
+    """The place and size of measurements: `folder` for data, `dry` for tiny sizes on the CPU."""
 
     folder: Path
     dry: bool
@@ -32,7 +32,7 @@ class Section:
 
 
 def forked(section: Section, setting: Setting, deadline: float) -> Result:
-    """What a section has measured, or how it ended instead.
+    """Return what a section has measured, or how it ended instead.
 
     Args:
         section: What to run; CUDA starts in its fork, never in this process.

@@ -33,7 +33,7 @@ from worker.ranks.process_group import total
 
 
 def machine(setting: Setting) -> Result:
-    """What the sections below have to work with."""
+    """Measure the hardware that the sections below have to work with."""
     found: Result = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""What saving costs the training."""
+"""Saving beside training, on a GPU."""
 
 import time
 
@@ -17,7 +17,7 @@ _ADAMW = manifest_of([{"match": "*"}], name="adamw")
 
 
 def checkpoints(setting: Setting) -> Result:
-    """How long a copy to the host blocks training, and steps while the copy is written to disk."""
+    """Measure how long a copy to the host blocks training, and the steps while it is written."""
     savers = {}  # forked before CUDA starts
     for name, _, side in plans_of(setting):
         backbone = build_backbone(name, 1000, 0, side)

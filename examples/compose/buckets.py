@@ -15,22 +15,22 @@ COUNTS = {"train": 96, "val": 24}  # of each shape
 
 
 def draw(shape: str, draws: random.Random) -> Image.Image:
-    """One shape of some colour, size and place on a ground of another."""
-    ground, colour = (tuple(draws.randrange(256) for _ in range(3)) for _ in range(2))
+    """One shape of some color, size and place on a ground of another."""
+    ground, color = (tuple(draws.randrange(256) for _ in range(3)) for _ in range(2))
     picture = Image.new("RGB", (SIDE, SIDE), ground)
     pen = ImageDraw.Draw(picture)
     radius = draws.randrange(10, 24)
     x, y = (draws.randrange(radius, SIDE - radius) for _ in range(2))
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":
-        pen.ellipse(box, fill=colour)
+        pen.ellipse(box, fill=color)
     elif shape == "square":
-        pen.rectangle(box, fill=colour)
+        pen.rectangle(box, fill=color)
     elif shape == "triangle":
-        pen.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=colour)
+        pen.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=color)
     else:
-        pen.line((x, box[1], x, box[3]), fill=colour, width=radius // 2)
-        pen.line((box[0], y, box[2], y), fill=colour, width=radius // 2)
+        pen.line((x, box[1], x, box[3]), fill=color, width=radius // 2)
+        pen.line((box[0], y, box[2], y), fill=color, width=radius // 2)
     return picture
 
 

@@ -123,14 +123,14 @@ def test_a_failure_of_one_of_several_pods_too_often_fails_the_job() -> None:
 
 
 def test_a_wrong_manifest_is_found_by_check() -> None:
-    put_manifest("wrong", epochs=2, more_data="colour: blue")
+    put_manifest("wrong", epochs=2, more_data="color: blue")
     apply(overlay("wrong"))
     assert reason(ended("train-wrong", 180)) == "PodFailurePolicy"
     (pod,) = pods("train-wrong")
     (status,) = pod["status"]["initContainerStatuses"]
     assert status["state"]["terminated"]["exitCode"] == 78
     logs = kubectl("-n", kube.NAMESPACE, "logs", name_of(pod), "-c", "check")
-    assert "data.colour: unknown key" in logs
+    assert "data.color: unknown key" in logs
 
 
 def test_a_missing_secret_keeps_the_pod_from_starting() -> None:

@@ -99,7 +99,7 @@ def test_a_job_set_resumes_and_ends_at_once_where_it_must() -> None:
     status = ended("train-js", 700, "jobset")
     assert "Completed" in conditions(status)
     assert status["restarts"] == 1, "the kill, and not the eviction"
-    put_manifest("jf", epochs=2, more_data="colour: blue")
+    put_manifest("jf", epochs=2, more_data="color: blue")
     apply(overlay("jf", ("credentials", "jobset"), more=JOBSET))
     status = ended("train-jf", 200, "jobset")
     assert "Failed" in conditions(status)
@@ -131,7 +131,7 @@ spec: {template: {spec: {ttlSecondsAfterFinished: 20}}}"""
 
 
 def test_a_train_job_fails_at_once_where_it_must() -> None:
-    put_manifest("tf", epochs=2, more_data="colour: blue")
+    put_manifest("tf", epochs=2, more_data="color: blue")
     apply_train_job(overlay("tf", ("credentials", "trainjob"), more=TRAINJOB))
     assert "Failed" in conditions(ended("train-tf", 200, "trainjob"))
 

@@ -26,7 +26,7 @@ _NCCL_BYTES = 1 << 30
 
 
 def probe_devices() -> str:
-    """What ranks would compute on here."""
+    """Return what ranks would compute on here."""
     gpus = torch.cuda.device_count()
     if not gpus:
         return "no GPU here; CPU ranks"
@@ -45,7 +45,7 @@ def probe_processors(place: Rank | Spawn | None, lanes: int) -> str:
 
 
 def probe_rendezvous(place: Rank | Spawn | None) -> str:
-    """Whether the name of rank 0's host resolves; `place` is None where ranks start elsewhere."""
+    """Check that the name of rank 0's host resolves; `place` is None if ranks start elsewhere."""
     if place is None:
         nodes = os.environ.get("SLURM_JOB_NODELIST")
         address = os.environ.get("MASTER_ADDR") or (first_host(nodes) if nodes else None)
@@ -68,7 +68,7 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
 
 
 def _by_interface(address: str) -> str:
-    """By which interface gloo and NCCL will listen for the other nodes."""
+    """Return the interface by which gloo and NCCL will listen for the other nodes."""
     chosen = os.environ.get("GLOO_SOCKET_IFNAME")
     if chosen:
         return f", GLOO_SOCKET_IFNAME is {chosen}"
@@ -79,7 +79,7 @@ def _by_interface(address: str) -> str:
 
 
 def probe_scratch() -> str:
-    """Whether the cache folder takes what it may hold."""
+    """Check that the cache folder takes what it may hold."""
     folder = os.environ.get("WORKER_SCRATCH")
     if not folder:
         return "WORKER_SCRATCH is not set; every rank reads from the store"
@@ -90,7 +90,7 @@ def probe_scratch() -> str:
             free = shutil.disk_usage(folder).free / (1 << 30)
     except OSError as error:
         raise Caution(
-            f"WORKER_SCRATCH: {folder}: {error.strerror}; training would go on without it"
+            f"WORKER_SCRATCH: {folder}: {error.strerror}; training would continue without it"
         ) from None
     if free < wanted:
         raise Caution(
@@ -101,7 +101,7 @@ def probe_scratch() -> str:
 
 
 def probe_shared_memory() -> str:
-    """Whether NCCL finds the shared memory that it moves data between local GPUs through."""
+    """Check that NCCL finds the shared memory through which it moves data between local GPUs."""
     try:
         size = shutil.disk_usage(_SHARED_MEMORY).total
         with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY):
@@ -119,7 +119,7 @@ def probe_shared_memory() -> str:
 
 
 def probe_metrics() -> str:
-    """Whether every way out for metrics that is set works; none of them can fail training."""
+    """Check that every exporter of metrics that is set works; none of them can fail training."""
     ways = []
     port = os.environ.get("WORKER_METRICS_PORT")
     if port:

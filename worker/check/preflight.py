@@ -31,7 +31,7 @@ def look_at_place(
 ) -> None:
     """Add rows for all that a start of the job would need beside its manifest.
 
-    Writes nothing but objects below `check/` in the output, and removes those.
+    Only writes objects below `check/` in the output, and removes those.
 
     Args:
         table: Where the rows are added.
@@ -44,7 +44,7 @@ def look_at_place(
 
 
 class _Preflight:
-    """What has been found so far, on which later probes build."""
+    """The findings so far, on which later probes build."""
 
     def __init__(
         self, table: Table, manifest: Manifest | None, ranks: int | None, nproc: int | None

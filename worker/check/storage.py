@@ -20,7 +20,7 @@ _MULTIPART = 32 << 20  # more than the store sends in one piece
 
 
 def probe_credentials() -> str:
-    """Which kind of credentials boto3 has found, never themselves."""
+    """Return the kind of credentials that boto3 has found, never the credentials."""
     check_settings(os.environ)
     try:
         found = boto3.session.Session().get_credentials()

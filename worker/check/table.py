@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError, most_fatal
+from worker.logs import count
 
 CREDENTIALS = "credentials"
 """The row without which storage is not looked at."""
@@ -19,7 +20,7 @@ _BREAK = "\n  "  # between the lines of an error that has several
 
 @dataclass(frozen=True)
 class Row:
-    """One probe; `code` is the exit code that its finding asks for."""
+    """A probe and its finding; `code` is the exit code that the finding asks for."""
 
     name: str
     state: str
@@ -55,7 +56,7 @@ class Table:
 
     @property
     def storage_fails(self) -> bool:
-        """Whether storage cannot be used at all, so that asking again would only take time."""
+        """Whether storage is unusable, so that asking again would only take time."""
         return any(
             row.code == InfrastructureError.code
             or (row.name == CREDENTIALS and row.state == "FAIL")
@@ -76,5 +77,6 @@ class Table:
         ]
         failed = sum(row.state == "FAIL" for row in self.rows)
         warned = sum(row.state == "warn" for row in self.rows)
-        end = f"{failed} of {len(lines)} fail" if failed else "nothing stands in the way"
-        return "\n".join([*lines, f"{end}{f', {warned} to know of' if warned else ''}"])
+        end = f"{failed} of {len(lines)} fail" if failed else "all checks passed"
+        warnings = f", {count(warned, 'warning')}" if warned else ""
+        return "\n".join([*lines, end + warnings])

@@ -44,7 +44,7 @@ _SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True)
 class Part:
-    """One object of a checkpoint: name, size in bytes, sha256."""
+    """An object of a checkpoint: name, size in bytes, sha256."""
 
     name: str
     bytes: int
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, order=True)
 class CommitName:
-    """A committed checkpoint: the number of optimiser steps done, and who wrote it."""
+    """A committed checkpoint: the number of optimizer steps done, and who wrote it."""
 
     step: int
     attempt: int
@@ -124,7 +124,7 @@ def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
 
 
 def list_commits(store: Store) -> list[CommitName]:
-    """All commits, newest first."""
+    """Return all commits, newest first."""
     names = (
         CommitName.parse(info.key.removeprefix(COMMITS).removesuffix(".json"))
         for info in store.list(COMMITS)
@@ -189,7 +189,7 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
 
 
 def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], None]) -> bytearray:
-    """One part, compared with its digest while it comes in; read again once, as a line may err."""
+    """Return a part, compared with its digest as it comes in; read once more on a mismatch."""
     key = f"{CHECKPOINTS}{name}/{part.name}"
 
     def read(start: int) -> bytes:
@@ -209,7 +209,7 @@ def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], No
 
 
 def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
-    """Reads in order, a few at a time, of which no more are in memory."""
+    """Reads in order, a few at a time, with no more than those in memory."""
     reading: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         for start in starts:

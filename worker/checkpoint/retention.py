@@ -1,4 +1,4 @@
-"""Which checkpoints may go. Pure; a mistake here costs somebody's training."""
+"""The choice of checkpoints to delete. Pure; a mistake here costs somebody's training."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -15,7 +15,7 @@ def expendable(
     keep: int,
     best_step: int | None = None,
 ) -> list[CommitName]:
-    """The commits older than the newest `keep` trusted ones, oldest first, but for `best_step`'s.
+    """Return the commits older than the newest `keep` trusted ones, oldest first, less the best.
 
     Trusted are those that this attempt wrote or has verified; others may be damaged and so never
     count, and nothing goes before `keep` (at least 1) trusted ones exist.

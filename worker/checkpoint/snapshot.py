@@ -1,4 +1,4 @@
-"""The training state as parts of a checkpoint; optimiser state is keyed by parameter name.
+"""The training state as parts of a checkpoint; optimizer state is keyed by parameter name.
 
 No random state is kept: every draw is keyed by (seed, step, rank) or (seed, epoch, sample). Nor is
 any of the schedule or of what is frozen: both are functions of the step.
@@ -98,7 +98,7 @@ def stream_model(model: nn.Module) -> Stream:
 
 
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Put everything back; a parameter without optimiser state (frozen until now) starts afresh.
+    """Put everything back; a parameter without optimizer state (frozen until now) starts afresh.
 
     A moving average that was asked for since starts from the model. Raises `ValueError` before
     anything is changed if a part is not what a checkpoint of this learner holds.

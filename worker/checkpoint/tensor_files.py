@@ -38,7 +38,7 @@ class Stream:
 
 
 def stream_bytes(data: bytes) -> Stream:
-    """What is in memory already."""
+    """Return a stream of data that is in memory already."""
     return Stream(len(data), lambda: iter((data,)))
 
 

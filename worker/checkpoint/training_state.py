@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides tensors."""
+"""The part of a checkpoint that is not tensors."""
 
 import dataclasses
 import math
@@ -64,7 +64,7 @@ class State:
 
 
 def _rank(accuracy: float, loss: float | None) -> tuple[float, float]:
-    """By which evaluations are compared: of equal accuracies, the lower loss is the better one."""
+    """Return the key to compare evaluations by: of equal accuracies, the lower loss is better."""
     return accuracy, -math.inf if loss is None else -loss
 
 

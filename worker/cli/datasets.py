@@ -171,7 +171,7 @@ def index(
     (class number or name) or a .json. The index and a sidecar per shard are written beside the
     shards; a folder has one index, for all of its shards. Every shard is read once; what is
     malformed is reported with its byte, and more than the budget allows ends with 65 and no index.
-    Interrupted, it goes on where it was.
+    If interrupted, it resumes where it was.
     """
     from worker.data.index import parse_address, read_index, require_no_index
     from worker.data.index_tars import find_tars, index_tars, read_classes

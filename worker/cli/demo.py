@@ -95,7 +95,7 @@ def run_demo(keep: Path | None) -> None:
         click.echo(_TARGET.format(name="graded", groups=_GRADED))
         _worker("plan", "s3://demo/jobs/graded.yaml", "--ranks", "2")
         metrics = _stop_half_way("s3://demo/jobs/graded.yaml")
-        _tell("The same command on one rank goes on where it stopped")
+        _tell("The same command on one rank resumes where it stopped")
         _worker("train", "s3://demo/jobs/graded.yaml")
         _tell("The same with the backbone frozen, to compare")
         _worker("train", "s3://demo/jobs/frozen.yaml")

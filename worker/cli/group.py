@@ -62,8 +62,8 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker plan s3://bucket/job.yaml              what would be trained, at which rates
     worker check s3://bucket/job.yaml             whether this place has all that it needs
     worker find-rates s3://bucket/job.yaml        which base rate to take
-    worker train s3://bucket/job.yaml             train, or go on where it stopped
-    worker status s3://runs/a/                    where a run stands; --watch goes on looking
+    worker train s3://bucket/job.yaml             train, or resume where it stopped
+    worker status s3://runs/a/                    where a run stands; --watch keeps looking
     worker report s3://runs/a/                    all about a run, as a page
     worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
     worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model

@@ -20,13 +20,13 @@ def models(pattern: str, as_json: bool) -> None:
     """
     from fnmatch import fnmatchcase
 
-    from worker.model.catalog import catalogue, describe_catalogue
+    from worker.model.catalog import catalog, describe_catalogue
     from worker.model.skeleton import known_models
 
     names = [name for name in known_models() if fnmatchcase(name, pattern)]
     if not names:
         raise click.BadParameter(f"no backbone is named {pattern!r}", param_hint="PATTERN")
-    entries = catalogue(names)
+    entries = catalog(names)
     rows = [entry.as_dict() for entry in entries]
     click.echo(json.dumps(rows, indent=1) if as_json else describe_catalogue(entries))
 
@@ -40,10 +40,15 @@ def metrics() -> None:
 
 
 @main.command()
-def schema() -> None:
+@click.option("--markdown", is_flag=True, help="A table of all keys instead.")
+def schema(markdown: bool) -> None:
     """Print the JSON Schema of the manifest."""
     from worker.manifest import Manifest
+    from worker.manifest.reference import describe_manifest
 
+    if markdown:
+        click.echo(describe_manifest(), nl=False)
+        return
     click.echo(json.dumps(Manifest.model_json_schema(), indent=1))
 
 

@@ -23,7 +23,7 @@ _ENDS = ("done", "failed")
 def status(run: str, watch: bool, as_json: bool) -> None:
     """Tell where RUN stands: state, step, speed, last commit, attempt, expected end.
 
-    RUN is the output of a job. What is told comes from there alone, and so is up to half a minute
+    RUN is the output of a job. Only the store is read, so everything is up to half a minute
     old. A run that has said nothing for a minute and a half is `silent`.
     """
     from worker.report.status import describe_status, read_status

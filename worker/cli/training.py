@@ -22,7 +22,7 @@ from worker.redaction import redacted
 )
 @click.pass_obj
 def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
-    """Train what MANIFEST says, or go on from its last checkpoint.
+    """Train what MANIFEST says, or resume from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
     the same command resumes from there, on this or any other machine and number of ranks.
@@ -42,7 +42,9 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 @main.command()
 @click.argument("manifest")
 @click.option("--ranks", type=click.IntRange(min=1), default=1, help="Number of ranks to plan for.")
-@click.option("--resume", is_flag=True, help="Verify the checkpoint that a start would go on from.")
+@click.option(
+    "--resume", is_flag=True, help="Verify the checkpoint from which a start would resume."
+)
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
 def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     """Show what MANIFEST would train, at which rates, without training.
@@ -152,8 +154,8 @@ def find_rates(
 
 
 def _settle_torch() -> None:
-    """What torch reads once, when it is imported."""
-    # Waiting threads would spin by default, which next to busy neighbours or under a CPU quota
+    """Set what torch reads once, when it is imported."""
+    # Waiting threads would spin by default, which next to busy neighbors or under a CPU quota
     # makes a step up to ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Its warnings from C++ go past the log, and are about what is done on purpose.

@@ -1,1 +1,1 @@
-"""From tars in the store to batches: index, plan, reader, decoding, packing."""
+"""The data plane, from tars in the store to batches: index, plan, reader, decoding, packing."""

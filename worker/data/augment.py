@@ -25,7 +25,7 @@ _ERASE_SCALE, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., "Random 
 
 
 class Augmentation:
-    """Random crop, flip, policy, colour jitter and erasing, in that order.
+    """Random crop, flip, policy, color jitter and erasing, in that order.
 
     The draws of a sample are fixed by (seed, epoch, sample id), whoever computes it and when.
     """
@@ -44,7 +44,7 @@ class Augmentation:
         return keyed_uniform(4 * _TRIES + 1 if simple else count, self._seed, epoch, ids).tolist()
 
     def prepare_for(self, epoch: int) -> Callable[[Ids], Prepare]:
-        """What a loader needs to prepare the batches of an epoch."""
+        """The inputs that a loader needs to prepare the batches of an epoch."""
 
         def prepare(ids: Ids) -> Prepare:
             draws = self._draw(epoch, ids)

@@ -46,7 +46,7 @@ OPERATIONS: dict[str, Apply] = {
 
 @dataclass(frozen=True)
 class Policy:
-    """How strong each operation is at most, and how many are applied, at which of 31 levels."""
+    """The largest strength of each operation, and how many are applied, at which of 31 levels."""
 
     shear: float
     translate: float
@@ -61,7 +61,7 @@ class Policy:
 
     @property
     def draws(self) -> int:
-        """How many uniform numbers an image needs."""
+        """Return how many uniform numbers an image needs."""
         return 3 * self.operations
 
     def apply(self, image: Tensor, draws: Iterator[float]) -> Tensor:

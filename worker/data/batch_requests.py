@@ -39,11 +39,11 @@ class Work:
     """True if samples are taken in the order in which they lie in the shards."""
 
     def places(self, ids: Ids, part: int, parts: int, reader: SampleReader) -> Ids:
-        """Which places of a batch process `part` of `parts` fills.
+        """Return the places of a batch that process `part` of `parts` fills.
 
         Training takes a few samples of every lane in turn, so each process gets lanes of its own.
         What is read in order is divided by the runs in which it is fetched. Either way nothing is
-        fetched by two of them, but for lanes or runs at the seams.
+        fetched by two of them, except for lanes or runs at the seams.
         """
         if self.in_order:
             return np.flatnonzero(reader.runs(ids) % parts == part)

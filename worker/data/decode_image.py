@@ -44,7 +44,7 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How images are decoded.
+    """Settings of decoding.
 
     Args:
         max_pixels: Images that would unpack into more are bad samples.

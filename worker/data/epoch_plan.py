@@ -1,4 +1,4 @@
-"""Which samples form which global batch: a pure function of (counts, seed, epoch, step).
+"""The plan of an epoch: which samples form which global batch, from (counts, seed, epoch, step).
 
 The epoch's permuted shards, laid end to end, are cut into lanes of equal length (give or take one
 sample). Step t takes the next `batch_size / lanes` samples of every lane, and inside a lane the
@@ -114,7 +114,7 @@ class EpochPlan:
         return self._ids(positions[start - offset : stop - offset])
 
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
-        """How many shards `rank` reads from in this epoch, its share of the last batch aside."""
+        """Return how many shards `rank` reads from in this epoch, except for the last batch."""
         start, stop = split(self._batch_size, rank, world_size)
         if start == stop:
             return 0

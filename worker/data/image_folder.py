@@ -25,7 +25,7 @@ _METADATA = re.compile(r"__[^/]*__/")  # webdataset passes over what lies in suc
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image to pack: its file, its key in the tar, its label and its size in bytes."""
+    """An image to pack: its file, its key in the tar, its label and its size in bytes."""
 
     path: Path
     key: str
@@ -35,7 +35,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Split:
-    """One data set to write: `name` is `train`, `val`, `test` or empty for a folder without splits.
+    """A data set to write: `name` is `train`, `val`, `test`, or empty for a folder without splits.
 
     `passed_over` counts by kind what is not packed; `nested` is the number of images in folders
     below those of their classes.

@@ -1,4 +1,4 @@
-"""What lies beside the shards: one `index.json` per data set and one sidecar per shard.
+"""The index beside the shards: `index.json` of a data set, and a sidecar per shard.
 
 `index.json` holds, per shard, name, size, number of samples and sha256, so that a plan needs no
 look into any tar. The sidecar `<shard>.<digest>.samples.npy` holds, per sample, where its tar
@@ -51,7 +51,7 @@ Sidecar = npt.NDArray[np.void]
 
 
 class Shard(BaseModel):
-    """One tar: object name, size in bytes, samples, sha256, and its sidecar's xxh3-64."""
+    """A tar: object name, size in bytes, samples, sha256, and its sidecar's xxh3-64."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -108,7 +108,7 @@ class Index(BaseModel):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a data set is: the root that holds its index, and the shards that a pattern names."""
+    """The place of a data set: the root with its index, and the shards that a pattern names."""
 
     store: Store
     names: tuple[str, ...] | None

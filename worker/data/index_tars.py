@@ -1,7 +1,7 @@
 """An index for tars that exist already: every shard is read once, and only the index is new.
 
 What was learned of a shard is staged beside it until the whole index is written, so that an
-interrupted run goes on where it was; class numbers are known only once all labels are.
+interrupted run resumes where it was; class numbers are known only once all labels are.
 """
 
 import functools
@@ -51,7 +51,7 @@ _ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Tar:
-    """One shard to index, as the store lists it.
+    """A shard to index, as the store lists it.
 
     `version` is another one once it was written again; `samples` is what an older index says that
     it holds.
@@ -93,7 +93,7 @@ def find_tars(uri: str) -> Source:
 
 
 def _instead(store: Store) -> str:
-    """What there is in place of tars, and what to do about it."""
+    """Describe what there is in place of tars, and what to do about it."""
     names = [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
     packed = [name for name in names if _COMPRESSED.search(name)]
     if packed:
@@ -113,7 +113,7 @@ def _require_names(store: Store, names: list[str]) -> None:
 
 
 def _from_wids(uri: str) -> Source:
-    """Those of {"shardlist": [{"url", "nsamples", "filesize"}]}, of which only url must be."""
+    """Return the shards of {"shardlist": [{"url", "nsamples", "filesize"}]}; url is required."""
     root, _, name = uri.rpartition("/")
     store = parse_address(f"{root}/" if root else "./").store
     try:
@@ -164,7 +164,7 @@ def read_classes(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What came of indexing: the index, and what is to be told of it.
+    """The result of indexing: the index, and what is to be reported of it.
 
     `empty` are classes without an image, `left_out` a line per problem, `passed_over` counts
     members that belong to no sample by kind.
@@ -195,7 +195,7 @@ def index_tars(
         threads: Shards that are read side by side.
         max_pixels: Bound on the pixels of an image; one that cannot be decoded is a problem then.
             None to decode none.
-        advance: Is told of bytes done, by one thread at a time.
+        advance: Called with the bytes done, by one thread at a time.
 
     Raises:
         DataError: There are more problems; it names the first. Nothing is lost, and no index is
@@ -249,7 +249,7 @@ def _names_there(store: Store) -> tuple[str, ...]:
 
 
 def _ignore(done: int) -> None:
-    """What was staged has been counted."""
+    """Report progress over bytes, less what was staged by an earlier run."""
 
 
 def _labels(scan: Scan) -> set[str]:
@@ -307,7 +307,7 @@ def _look(max_pixels: int, image: bytes) -> None:
 def _scan(
     store: Store, tar: Tar, label_field: str, max_pixels: int | None, note: Callable[[int], None]
 ) -> Scan:
-    """What a shard holds, as staged by an earlier run or by reading it.
+    """Return what a shard holds, as staged by an earlier run or by reading it.
 
     A malformed one is not staged, so that it is read again when it may have been repaired.
     """

@@ -11,7 +11,7 @@ _SCAN = b"\xff\xda"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What comes before the pixels of an ordinary JPEG."""
+    """The segments of an ordinary JPEG before its pixels."""
 
     size: int
     """Bytes up to the first scan."""

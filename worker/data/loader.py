@@ -44,7 +44,7 @@ class Bad:
 
 @dataclass
 class Batch:
-    """One rank's part of a global batch, possibly empty.
+    """A rank's part of a global batch, possibly empty.
 
     `images`: uint8 [n, 3, S, S], channels last; `labels`: int64 [n]; `ids`: sample ids [n];
     `valid`: bool [n], false where a bad sample left a hole. `bad` says why.

@@ -16,7 +16,7 @@ from worker.data.epoch_plan import keyed_hash
 
 
 def partners_of(valid: Tensor) -> Tensor:
-    """Which image each is blended with, int64 [N - 1], in a batch led by the sample before it.
+    """Return the partner of each image, int64 [N - 1], in a batch led by the sample before it.
 
     `valid` is bool [N]. An image whose partner was left out is blended with itself.
     """
@@ -26,7 +26,7 @@ def partners_of(valid: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Blend:
-    """How a batch is blended: `own` is the share of the label that an image keeps.
+    """The blending of a batch: `own` is the share of the label that an image keeps.
 
     `box` (top, left, height, width) is what CutMix takes from the partner, None for MixUp.
     """

@@ -32,7 +32,7 @@ def find_bad(
         split: The images.
         threads: Images that are decoded side by side.
         max_pixels: Larger images are bad.
-        advance: Is told of every file done, by one thread at a time.
+        advance: Called for every finished file, by one thread at a time.
     """
     lock = threading.Lock()
 
@@ -126,7 +126,7 @@ def write_split(
         shard_bytes: Size of a shard, about.
         seed: Decides the order of the images.
         threads: Shards that are written side by side.
-        advance: Is told of every file done, by one thread at a time.
+        advance: Called for every finished file, by one thread at a time.
         depth: That of the training set (see `Index`), to be that of this split, too.
     """
     shards = plan_shards(split.files, shard_bytes, seed)

@@ -1,4 +1,4 @@
-"""How a backbone wants its images, and images made so without chance."""
+"""Preprocessing of a backbone, and its deterministic application."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 
 from worker.data.reader import BadSample
 
-_MOST_PIXELS = 1 << 26
+_MAX_PIXELS = 1 << 26
 
 
 @functools.cache
@@ -44,7 +44,7 @@ class Preprocessing:
         resize = round(size * self.resize_size / self.crop_size)
         return dataclasses.replace(self, crop_size=size, resize_size=resize)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] as float32 of zero mean and unit variance, on the images' device.
 
         In channels-last memory, which convolutions prefer.
@@ -81,7 +81,7 @@ class Preprocessing:
         height, width = image.shape[-2:]
         short = min(height, width)
         h, w = (int(self.resize_size * side / short) for side in (height, width))
-        if h * w > _MOST_PIXELS:
+        if h * w > _MAX_PIXELS:
             raise BadSample("too_large", f"{width} x {height} pixels resize to {w} x {h}")
         image = self.resized(image, (0, 0, height, width), h, w)
         # A preset may crop more than it resizes to: what is missing then stays black.

@@ -44,7 +44,7 @@ class Part:
     size: int
 
     def batches(self, request: Request, wait_for_slot: Callable[[int], None]) -> Generator[Batch]:
-        """Fill this part of every batch of a request; `wait_for_slot` is told its index first."""
+        """Fill this part of every batch of a request; `wait_for_slot` is called before."""
         work = self.resolve(request)
         reader = self.readers[request.dataset]
         index = 0

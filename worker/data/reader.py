@@ -1,6 +1,6 @@
 """Bytes of samples, verified, from ranged reads of plain tars.
 
-A shard is read in runs of neighbouring samples of about `_RUN_BYTES`; the plan takes the samples of
+A shard is read in runs of neighboring samples of about `_RUN_BYTES`; the plan takes the samples of
 a lane in nearly that order, so a run is fetched once and serves several batches. Nothing waits for
 a whole shard, and memory is bounded by the cache, whatever the number of shards.
 """
@@ -37,7 +37,7 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image, encoded; `label` is an index into the classes."""
+    """A labeled image, encoded; `label` is an index into the classes."""
 
     image: memoryview
     label: int
@@ -138,7 +138,7 @@ class SampleReader:
         return f"{self._contents(shard)} sample {number}"
 
     def name(self, sample_id: int) -> str:
-        """Where a sample lies, for people: shard, number, and byte and key as far as known."""
+        """Describe a sample's place for people: shard, number, and byte and key if known."""
         shard, number, run = self._place(sample_id)
         text = f"{self._store.uri}{self._index.shards[shard].name}: sample {number}"
         fetched: _Fetched = self._start(run).result()
@@ -159,7 +159,7 @@ class SampleReader:
         return self._cache.get(self._key(run), lambda: self._load_run(run, again=False))
 
     def _key(self, run: Run) -> tuple[str, str, int, int]:
-        """Of the shard itself, as readers of other parts of the data set share the cache."""
+        """Return the identity of a shard's contents, as other parts of the set share the cache."""
         shard, number = run
         return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 

@@ -60,7 +60,7 @@ class Scratch:
         self._put(name, data, spare=False)
 
     def has_spare(self, name: str) -> bool:
-        """Whether something was put under `name` as spare, and is there."""
+        """Return whether something was put under `name` as spare, and is there."""
         try:
             self._path(name, True).stat()
         except OSError:  # of whatever kind: a mount may be lost
@@ -68,7 +68,7 @@ class Scratch:
         return True
 
     def may_take(self, size: int) -> bool:
-        """Whether so many bytes may be put as spare, as far as is known without a look."""
+        """Return whether so many bytes may be put as spare, as far as is known without looking."""
         return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:
@@ -109,7 +109,7 @@ class Scratch:
                 raise
         except OSError as error:
             if self._well:
-                log.warning("scratch %s: %s; going on without", self._folder, error.strerror)
+                log.warning("scratch %s: %s; continuing without", self._folder, error.strerror)
             self._well = False
 
     def _path(self, name: str, spare: bool) -> Path:
@@ -117,7 +117,7 @@ class Scratch:
         return self._folder / f"{digest}{_SPARE if spare else ''}"
 
     def _take(self, size: int, spare: bool) -> bool:
-        """Whether `size` more bytes fit; looks at the folder once per `_step` bytes."""
+        """Return whether `size` more bytes fit; looks at the folder once per `_step` bytes."""
         with self._lock:
             if size > self._room[spare] and time.monotonic() > self._next_look[spare]:
                 self._room[spare] = self._make_room(spare)

@@ -1,4 +1,4 @@
-"""One tar shard, read once from front to back: where its samples lie, and what is wrong with it."""
+"""A scan of one tar shard from front to back: where its samples lie, and what is wrong with it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ _METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 
 
 class Row(NamedTuple):
-    """One sample: its tar members and its image within the shard, in bytes, and its label's text.
+    """A sample: its tar members and its image within the shard, in bytes, and its label's text.
 
     `digest` is the xxh3-64 of [offset, offset + length).
     """
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard, and at which byte."""
+    """A defect of a shard, and its byte offset."""
 
     offset: int
     text: str
@@ -51,7 +51,7 @@ class Problem:
 
 @dataclass
 class Scan:
-    """What one pass over a shard found; `problems` have no row.
+    """The result of a pass over a shard; `problems` have no row.
 
     `passed_over` counts members that belong to no sample, by kind.
     """
@@ -241,7 +241,7 @@ def _row(sample: _Sample, label_field: str) -> Row:
 
 
 def _without_image(suffixes: list[str]) -> str:
-    """What a sample has in place of an image, and what to do about it."""
+    """Describe what a sample has in place of an image, and what to do about it."""
     found = ", ".join(f".{printable(suffix)}" for suffix in suffixes[:4])
     text = f"has no .jpg, .jpeg, .png or .webp, only {found}"
     if any(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in suffixes):

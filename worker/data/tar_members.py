@@ -31,7 +31,7 @@ Fetch = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
-    """One member of a tar: its header lies at `offset`, its data at `data_offset`.
+    """A member of a tar: its header is at `offset`, its data at `data_offset`.
 
     `end` is where the next header lies. `regular` says that it is a file, and no link or folder.
     """
@@ -80,7 +80,7 @@ class Stream(io.RawIOBase):
         return data
 
     def span(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), none of which may be forgotten; fewer at the shard's end."""
+        """Return bytes [start, stop), which must not be forgotten yet; fewer at the shard's end."""
         while self.size < stop and self._fill():
             pass
         return bytes(self._kept[start - self._first : stop - self._first])
@@ -101,12 +101,12 @@ class Stream(io.RawIOBase):
         return self._first + len(self._kept)
 
     def forget(self, stop: int) -> None:
-        """Let go of all before `stop`, read or not, but for the byte that tarfile looks at."""
+        """Forget all before `stop`, read or not, except for the byte that tarfile looks at."""
         self._wanted_from = max(self._wanted_from, stop - 1)
         self._drop()
 
     def sha256(self) -> str:
-        """Of the whole shard, the rest of which is read for it."""
+        """Return the digest of the whole shard; reads the rest of it."""
         self.forget(self._size + 1)
         while self._fill():
             pass
@@ -183,7 +183,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _require_end(stream: Stream, end: int) -> None:
-    """Raise `Malformed` unless a block of zeros comes next, and after it nothing but zeros."""
+    """Raise `Malformed` unless a block of zeros comes next, and only zeros after it."""
     mark = stream.span(end, end + _BLOCK)
     if mark.strip(b"\0"):
         text = "no tar header" if len(mark) == _BLOCK else "a tar header cut short"

@@ -1,4 +1,4 @@
-"""Whether the shards in the store are still those that were indexed: `worker index --verify`."""
+"""A comparison of the shards in the store with their index: `worker index --verify`."""
 
 import threading
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def verify_shards(
 ) -> list[str]:
     """Read every shard whole and compare it with the index; a line for each that differs.
 
-    `advance` is told of bytes read, by one thread at a time.
+    `advance` is called with the bytes read, by one thread at a time.
     """
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""How a rank reads and decodes, as the environment says and this machine allows.
+"""Settings of reading and decoding, from the environment and this machine.
 
 Environment: `WORKER_LOADER_THREADS`, `WORKER_READ_MEMORY_MIB`, `WORKER_SCRATCH` and
 `WORKER_SCRATCH_GIB`.
@@ -41,7 +41,7 @@ def check_supply(data: Data, gpus: int) -> None:
 
 
 def processes_for(threads: int, lanes: int) -> int:
-    """How many processes decode with that many threads together, for a rank that reads `lanes`.
+    """Return how many processes decode with so many threads in all, for a rank that reads `lanes`.
 
     Two processes that share a lane both fetch what lies in it: so no more than there are lanes, and
     if few less divide the lanes evenly, those.
@@ -52,13 +52,13 @@ def processes_for(threads: int, lanes: int) -> int:
 
 
 def fetches_for(processes: int) -> int:
-    """How many reads each of a rank's processes has under way at most."""
+    """Return how many reads each of a rank's processes has under way at most."""
     return max(2, _FETCHES // processes)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a rank decodes here: all its `threads`, in how many processes of its own."""
+    """The threads with which a rank decodes here, in how many processes of its own."""
 
     threads: int
     processes: int
@@ -71,7 +71,7 @@ class Decoding:
 
 
 def decoding_of(rank: Rank, lanes: int) -> Decoding:
-    """How this rank of a job with so many lanes would decode on this machine."""
+    """Return how this rank of a job with so many lanes would decode on this machine."""
     chosen = read_settings().threads
     threads = cores_per_rank(rank) if chosen is None else chosen
     own = -(-lanes // rank.world_size)

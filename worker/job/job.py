@@ -42,7 +42,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What attempts have left: the identity of the output, and the newest one's manifest.
+    """The traces of earlier attempts: the identity of the output, and the newest one's manifest.
 
     The manifest is empty if its record is damaged.
     """
@@ -53,7 +53,7 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Job:
-    """What a manifest means."""
+    """A manifest with everything that it names opened and built."""
 
     manifest: Manifest
     output: Store
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def image_spec(self) -> ImageSpec:
-        """How images are decoded."""
+        """Settings of decoding."""
         return ImageSpec(self.manifest.data.max_pixels, self.preprocessing.depth)
 
     @property
@@ -100,7 +100,7 @@ class Job:
         return self.train.index.samples - before
 
     def factor(self, step: int) -> Factor:
-        """What the full rates are multiplied by at a step, counted from 0."""
+        """Return the factor on all full rates at a step, counted from 0."""
         schedule = self.manifest.optimizer.schedule
         return factor_at(step, schedule, self.total_steps, self.steps_per_epoch)
 
@@ -133,7 +133,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What must not change between the attempts of one job, by manifest field."""
+        """Return what must not change between the attempts of one job, by manifest field."""
         manifest = self.manifest
         return {
             "job": manifest.job,

@@ -1,4 +1,4 @@
-"""What differs between the attempts of one job, and what that means. Pure."""
+"""Differences between the manifests of a job's attempts, and what they mean. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def changes_between(
 
 
 def kind_of(path: str, resumes: bool) -> Kind:
-    """What a change of this manifest field means where it does not make another experiment."""
+    """Return what a change of this manifest field means if it does not make another experiment."""
     if path == "model.weights" and resumes:
         return "vain"
     return "silent" if path.startswith(_SILENT) else "noted"

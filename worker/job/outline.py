@@ -1,4 +1,4 @@
-"""What a job would do, as plain data for people and machines: `worker plan`."""
+"""The outline of a job, as plain data for people and machines: `worker plan`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,13 +12,13 @@ from worker.ranks.rank import Rank
 
 _POINTS = 60
 _TINY_SHARE = 1e-4
-_MOST_OF_THE_START = 0.1
-_FEWEST_IMAGES = 2
+_MAX_SHARE_OF_START = 0.1
+_MIN_IMAGES = 2
 
 
 @dataclass(frozen=True)
 class GroupOutline:
-    """One rate group; `release_step` is 0 for what is trained at once and None for never."""
+    """A rate group; `release_step` is 0 for what is trained at once and None for never."""
 
     name: str
     match: tuple[str, ...]
@@ -36,7 +36,7 @@ class GroupOutline:
 
 @dataclass(frozen=True)
 class Outline:
-    """A job on some number of ranks, at the step `step` that it would go on from."""
+    """A job on some number of ranks, at the step from which it would resume."""
 
     job: str
     output: str
@@ -61,13 +61,13 @@ class Outline:
     decoding: str
     """How each rank would decode on this machine."""
     settings: dict[str, Any]
-    """Optimiser and training settings besides the groups, as in the manifest."""
+    """Optimizer and training settings besides the groups, as in the manifest."""
     steps: list[int]
     groups: list[GroupOutline]
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Return all of it as JSON data."""
         return asdict(self)
 
 
@@ -118,7 +118,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
 
 
 def _ranks_here(ranks: int) -> int:
-    """How many of the ranks this machine would get: one per GPU, or all on the CPU."""
+    """Return how many of the ranks this machine would get: one per GPU, or all on the CPU."""
     return min(ranks, torch.cuda.device_count() or ranks)
 
 
@@ -126,10 +126,10 @@ _STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 
 
 
 def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
-    """What is allowed and seldom meant, the costliest first."""
+    """Return warnings about valid but probably unintended settings, the costliest first."""
     train, groups = job.manifest.train, job.groups
     found = _slow_head(job, layout)
-    if train.ema and train.ema**job.total_steps > _MOST_OF_THE_START:
+    if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
         found.append(
             f"train.ema: after {job.total_steps} steps {train.ema**job.total_steps:.0%} of the "
             "average are still the weights of the start; take a smaller decay"
@@ -138,7 +138,7 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
         found.append("the warm-up takes the whole run, so the full rates are never reached")
     share = -(-job.full_batch // ranks)
-    if min(share, train.micro_batch or share) < _FEWEST_IMAGES:
+    if min(share, train.micro_batch or share) < _MIN_IMAGES:
         found.append(
             "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "
             "train.batch_size or train.micro_batch"
@@ -163,7 +163,7 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
 
 
 def _slow_head(job: Job, layout: Layout) -> list[str]:
-    """Whether what starts from nothing learns last, or least."""
+    """Return a warning if the new head trains later or slower than the backbone."""
     groups = job.groups
     found = []
     heads = [group for group in groups if layout.head & set(group.parameters)]
@@ -186,7 +186,7 @@ def _slow_head(job: Job, layout: Layout) -> list[str]:
 
 
 def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
-    """What the manifest's patterns take almost nothing with, in all groups made of them."""
+    """Return warnings about patterns that match almost nothing."""
     everything = sum(layout.sizes.values())
     sizes: dict[tuple[str, ...], int] = {}
     for group in groups:

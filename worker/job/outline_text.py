@@ -33,7 +33,7 @@ def describe_outline(plan: Outline) -> str:
     }
     lines = [f"{name:<10} {text}" for name, text in rows.items() if text]
     lines += ["", *_describe_groups(plan), "", *_chart(plan)]
-    lines += ["", *(f"look again: {text}" for text in plan.warnings)] if plan.warnings else []
+    lines += ["", *(f"warning: {text}" for text in plan.warnings)] if plan.warnings else []
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Where a job stands in its output, as a start would find it: `worker plan --resume`."""
+"""A preview of a resume: what a start would find in its output, `worker plan --resume`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,7 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class Standing:
-    """What a start would do: its attempt, the step and commit that it would resume from.
+    """The outcome of a start: its attempt, and the step and commit that it would resume from.
 
     `done` says that there is nothing to do, and why, if that is so.
     """
@@ -42,7 +42,7 @@ class Standing:
         return [change for change in self.changes if change.kind == "refused"]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Return all of it as JSON data."""
         return asdict(self)
 
 

@@ -1,1 +1,1 @@
-"""From a manifest to running ranks: topology, processes, exit codes."""
+"""The way from a manifest to running ranks: topology, processes, exit codes."""

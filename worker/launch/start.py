@@ -1,4 +1,4 @@
-"""From a manifest to running ranks."""
+"""The way from a manifest to running ranks."""
 
 import contextlib
 import logging
@@ -108,7 +108,7 @@ def _train(
 
 
 def _leads(place: Rank | Spawn) -> bool:
-    """Whether rank 0 is, or will be, on this side."""
+    """Return whether rank 0 runs, or will run, on this node."""
     return place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
 
 
@@ -185,7 +185,7 @@ def _settle() -> int:
 
 
 def _load_weights(manifest: Manifest, job: Job) -> None:
-    """Load pretrained weights, but for a job that will go on from a checkpoint."""
+    """Load pretrained weights, unless the job will resume from a checkpoint."""
     weights = manifest.model.pretrained
     if weights and not job.commits:
         count = load_pretrained(job.backbone, weights)

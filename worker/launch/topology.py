@@ -1,4 +1,4 @@
-"""Where this process stands among the ranks: detected from the environment, purely.
+"""The place of this process among the ranks, detected purely from the environment.
 
 One variable tells each environment, in the order of `detect`.
 """
@@ -117,11 +117,11 @@ def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
 
 
 def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn:
-    """What torchrun would read, where `worker` is a pod's command in its place."""
+    """Return what torchrun would read, if `worker` is a pod's command in its place."""
     if not _WHOLE.fullmatch(env["PET_NNODES"]):
         raise ConfigurationError(
             f"PET_NNODES: must be one number of nodes, not {env['PET_NNODES']!r}; "
-            "a job goes on with more or fewer by being started again"
+            "to change the number, start the job again"
         )
     local = env.get("PET_NPROC_PER_NODE", "auto")
     if local not in ("auto", "gpu", "cpu"):
@@ -137,7 +137,7 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
 
 
 def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
-    """One task per rank, or one task per node that starts the ranks of its GPUs."""
+    """Return the place of a task per rank, or of a task per node that starts its ranks."""
     if _integer(env, "SLURM_HET_SIZE", "1") > 1:
         raise ConfigurationError(
             "SLURM_HET_SIZE: heterogeneous jobs are not supported, as all ranks get equal shares; "
@@ -172,7 +172,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     local_world_size = local[node]
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
     _require_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", tasks)
-    # Slurm binds each task to cores of its own if it is told how many.
+    # Slurm binds each task to cores of its own if the job says how many.
     names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
     cores = _integer(env, names[0], least=1) if names else None
     return Rank(rank, tasks, local_rank, local_world_size, address, port, cores)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, as the pairs that occur: of thousands of classes few do.
+"""Confusion counts as the pairs that occur: of thousands of classes few do.
 
 Rows are int64 [n, 3]: true class, predicted class, images; n is at most the number of images.
 """
@@ -45,7 +45,7 @@ class Pairs:
 
 
 def merged(parts: list[Rows]) -> Rows:
-    """Return rows of which some may be of the same pair as one row per pair, sorted."""
+    """Return rows, which may repeat a pair, as one row per pair, sorted."""
     rows = np.concatenate(parts)
     pairs, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
     counts = np.zeros(len(pairs), np.int64)

@@ -71,7 +71,7 @@ def evaluate(
             if stopped():
                 break
             images, labels, ids = _sound(batch, upload)
-            outputs = logits(preprocessing.normalise(images))
+            outputs = logits(preprocessing.normalize(images))
             best = outputs.topk(min(_TOP, classes)).indices
             losses = F.cross_entropy(outputs, labels, reduction="none")
             sums[0] += losses.sum()

@@ -1,4 +1,4 @@
-"""How many images of a batch fit into the memory of the GPU at once."""
+"""A trial of how many images of a batch fit into the GPU's memory at once."""
 
 import itertools
 import logging
@@ -46,7 +46,7 @@ def largest_that_fits(
                 ) from None
         size = -(-size // 2)
         log.warning(
-            "rank %d is out of memory; it goes on in micro-batches of %d images", rank, size
+            "rank %d is out of memory; it continues in micro-batches of %d images", rank, size
         )
         reset()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""How a rank passes its share of a batch through the model, and which passes may give statistics.
+"""The micro-batches of a rank's share, and which of them may update BatchNorm's statistics.
 
 Pure. Statistics of a few values are no statistics: those of one value per channel have no variance,
 and their gradient explodes. So BatchNorm uses its running statistics in a pass over far fewer

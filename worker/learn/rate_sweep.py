@@ -9,8 +9,8 @@ from worker.charts import sparkline
 from worker.errors import ConfigurationError
 
 _SMOOTHING = 0.9
-_FEWEST = 10
-_LEAST_FALL = 0.1
+_MIN_POINTS = 10
+_MIN_FALL = 0.1
 _COLUMNS = 60
 
 
@@ -50,7 +50,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
                 lengths[end], starts[end] = lengths[start] + 1, starts[start]
     end = max(range(len(smoothed)), key=lambda i: lengths[i])
     start = starts[end]
-    if smoothed[end] > (1 - _LEAST_FALL) * smoothed[start]:
+    if smoothed[end] > (1 - _MIN_FALL) * smoothed[start]:
         return None
     return rates[(start + end) // 2]
 
@@ -58,7 +58,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 def make_sweep(rates: list[float], losses: list[float], diverged: bool) -> Sweep:
     finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
-    if len(rates) < _FEWEST:
+    if len(rates) < _MIN_POINTS:
         raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
     smoothed = smooth(losses)
     return Sweep(tuple(rates), tuple(smoothed), suggest(rates, smoothed), diverged)

@@ -1,4 +1,4 @@
-"""What a step computes on: sound images on the device, with the labels that they count for."""
+"""The inputs of a step: sound images on the device, with the labels that they count for."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def prepare(
     batch: Batch, blend: Blend | None, preprocessing: Preprocessing, upload: Uploader
 ) -> Inputs:
     """The sound images of a batch, blended where each has a partner, the one before it."""
-    images = preprocessing.normalise(upload(batch.images))
+    images = preprocessing.normalize(upload(batch.images))
     labels = partners = upload(batch.labels)
     valid = batch.valid
     if blend and len(valid):
@@ -57,7 +57,7 @@ def prepare(
 def _filled(
     images: Tensor, labels: Tensor, partners: Tensor, weights: Tensor, own: float
 ) -> Inputs:
-    """As they are, or with an image of weight 0 where there is none."""
+    """Return the inputs as they are, or with an image of weight 0 if there is none."""
     count = int(weights.numel())
     if not count:
         images = images.new_zeros(1, *images.shape[1:])

@@ -1,4 +1,4 @@
-"""One optimizer step over a global batch, on this rank's share of it."""
+"""A training step over a global batch, on this rank's share of it."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class Engine:
     A step has three stages, so that the device never runs out of work while the host looks at what
     it did: `launch` queues forward and backward of a step, `settle` then waits for the step
     before it, `update` queues the change of the weights. All that depends on a step being finite is
-    decided on the device, but for what `settle` does with a step that was launched and not updated.
+    decided on the device, except for what `settle` does with a step launched and not updated.
 
     Args:
         learner: What is trained.
@@ -92,7 +92,7 @@ class Engine:
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
     ) -> Outcome:
-        """All stages of a step in a row; see `launch`."""
+        """Run all stages of a step in a row; see `launch`."""
         self.launch(step, batch, global_count, blend)
         self.update()
         return self._finish(self._launched)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-MOST = 12
+MAX_KEPT = 12
 _SIDE = 128
 _TAG = 1  # the ledger is sent under 0
 
@@ -80,7 +80,7 @@ class Worst:
 
 def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The rows with the highest values of the first column."""
-    order = columns[0].argsort(descending=True, stable=True)[:MOST]
+    order = columns[0].argsort(descending=True, stable=True)[:MAX_KEPT]
     return tuple(column[order] for column in columns)
 
 
@@ -92,14 +92,14 @@ def gather_worst(
     To be called by all ranks together. Only those that have one of them send pictures. `name_of`
     returns the name of a sample, for people, by its id.
     """
-    own = torch.full((MOST, 2), -math.inf, dtype=torch.float64)
+    own = torch.full((MAX_KEPT, 2), -math.inf, dtype=torch.float64)
     for place, mistake in enumerate(mistakes):
         own[place] = torch.tensor(_order(mistake), dtype=torch.float64)
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     orders = [{(loss, number) for loss, number in part.tolist()} for part in everyone]
     nothing = (-math.inf, -math.inf)
-    chosen = set(heapq.nlargest(MOST, set().union(*orders) - {nothing}))
+    chosen = set(heapq.nlargest(MAX_KEPT, set().union(*orders) - {nothing}))
     rows = [_row(mistake, name_of) for mistake in mistakes if _order(mistake) in chosen]
     owners = [rank for rank, part in enumerate(orders) if rank and part & chosen]
     if dist.get_rank() in owners:

@@ -1,4 +1,4 @@
-"""What every section of the manifest is made of."""
+"""The types that every section of the manifest is made of."""
 
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ _FIRST_PRINTABLE, _DELETE = 0x20, "\x7f"
 
 
 def _as_tuple(value: Any) -> Any:
-    """One pattern is a list of one; anything else is left for the type to refuse."""
+    """Turn a single pattern into a list of one; anything else is left for the type to refuse."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value

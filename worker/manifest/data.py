@@ -11,35 +11,45 @@ class RandAugment(Section):
     """N operations of one strength on every image (Cubuk et al., 2019)."""
 
     operations: Annotated[int, Field(ge=1, le=100)] = 2
+    """Operations per image."""
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength, from 0 to 30."""
 
 
 class Jitter(Section):
-    """How far colours are changed at most, as in torchvision's `ColorJitter`."""
+    """Largest random changes of color, as in torchvision's `ColorJitter`."""
 
     brightness: NonNegative = 0.0
+    """Largest relative change of brightness."""
     contrast: NonNegative = 0.0
+    """Largest relative change of contrast."""
     saturation: NonNegative = 0.0
+    """Largest relative change of saturation."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest shift of hue, up to 0.5."""
 
 
 class Augment(Section):
     """Training augmentation, drawn per (seed, epoch, sample), or per step where batches mix."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Area of the random resized crop, as a share of the image: smallest and largest."""
+    """Area of the random resized crop as a share of the image: smallest and largest."""
     flip: Fraction = 0.5
-    """Probability of a horizontal flip; 0 where left and right matter."""
+    """Probability of a horizontal flip; set it to 0 if left and right matter."""
     randaugment: RandAugment | None = None
+    """RandAugment (Cubuk et al., 2019): random operations of one strength on every image."""
     trivialaugment: bool = False
-    """One operation of any strength on every image, in place of RandAugment."""
+    """TrivialAugment (Müller and Hutter, 2021): one operation of any strength on every image;
+    excludes `randaugment`."""
     jitter: Jitter | None = None
+    """Random changes of color, as in torchvision's `ColorJitter`."""
     erasing: Fraction = 0.0
-    """Probability that a random box is erased."""
+    """Probability that a random box is erased (Zhong et al., 2017)."""
     mixup: NonNegative = 0.0
-    """Alpha of MixUp; 0 for none. With `cutmix` too, each batch takes one of the two."""
+    """Alpha of MixUp (Zhang et al., 2017); 0 for none. If `cutmix` is set too, each batch uses one
+    of the two."""
     cutmix: NonNegative = 0.0
-    """Alpha of CutMix; 0 for none."""
+    """Alpha of CutMix (Yun et al., 2019); 0 for none."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augment":
@@ -52,31 +62,33 @@ class Augment(Section):
 
 
 class Shuffle(Section):
-    """How far apart the samples of a batch come from; more of both mixes better, in more memory."""
+    """The distance between the samples of a batch; more of both mixes better, in more memory."""
 
     lanes: Annotated[int, Field(ge=1, le=10**6)] | None = None
-    """Places of the data set that every batch reads from; must divide `train.batch_size`.
-    Default: the largest divisor of it up to 32, or up to a sixteenth of the batch."""
+    """Places in the data set that every batch reads from; must divide `train.batch_size`. Default:
+    its largest divisor up to 32, or up to a sixteenth of the batch."""
     window: Annotated[int, Field(ge=1, le=10**6)] = 32
-    """Samples of a lane that are shuffled among each other."""
+    """Samples of a lane that are shuffled together."""
 
 
 class Data(Section):
-    """Where the shards are and how their images are prepared."""
+    """The shards, and how their images are prepared."""
 
     train: Text
-    """Prefix that holds the training shards and their `index.json`, or a brace pattern of some of
-    them (`s3://bucket/set/train-{000..099}.tar`)."""
+    """Prefix of the training shards and their `index.json`, or a brace pattern
+    (`s3://bucket/set/train-{000..099}.tar`)."""
     val: Text | None = None
-    """The same of the validation shards; without it nothing is evaluated."""
+    """Prefix or pattern of the validation shards; without it nothing is evaluated."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Side of the square that the model sees, in pixels; default: the backbone's own."""
+    """Side of the square that the model sees, in pixels. Default: the backbone's own."""
     augment: Augment = Augment()
+    """Training augmentation."""
     shuffle: Shuffle = Shuffle()
+    """How batches are mixed."""
     decoder: Literal["cpu", "cuda"] = "cpu"
-    """`cuda` decodes and crops JPEGs on the GPU, with slightly other pixels."""
+    """`cpu`, or `cuda` to decode and crop JPEGs on the GPU, with slightly different pixels."""
     error_budget: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """Share of the samples that may be altered or undecodable and are left out; more end the job
-    with exit code 65."""
+    """Share of the samples that may be altered or undecodable and are left out, at least one unless
+    it is 0; more end the job with exit code 65."""
     max_pixels: Count = 100_000_000
-    """Images that would unpack into more are bad samples."""
+    """Larger images are bad samples."""

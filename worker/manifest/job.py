@@ -16,44 +16,56 @@ class Checkpoint(Section):
     """
 
     every_steps: Count | None = None
+    """Commit every so many steps, in addition to every epoch and every requested stop."""
     every_minutes: Positive | None = None
+    """Commit every so many minutes."""
     keep: Count = 2
-    """Newest checkpoints to keep; the one with the best validation accuracy stays, too."""
+    """Number of newest checkpoints to keep; the one with the best validation accuracy stays as
+    well."""
 
 
 class Final(Section):
-    """What `final/` holds when the job is done."""
+    """The contents of `final/` when the job is done."""
 
     weights: Literal["last", "best"] = "last"
-    """Of the last step, or of the evaluation with the best accuracy (and, of equals, loss)."""
+    """`last`: the weights of the last step; `best`: those of the evaluation with the best accuracy
+    (of equals, the lowest loss)."""
     onnx: bool = False
-    """Write `model.onnx`, too; needs the packages onnx and onnxscript."""
+    """Also write `model.onnx`; needs the packages onnx and onnxscript."""
     torch_export: bool = False
-    """Write `model.pt2`, the program that `torch.export` makes, too."""
+    """Also write `model.pt2`, as `torch.export` makes it."""
 
 
 class Record(Section):
-    """What is kept of the run besides its history."""
+    """Records of the run besides its history."""
 
     samples: bool = False
-    """Write which sample every global batch trained on, for `worker audit`."""
+    """Keep which samples every step trained on, for `worker audit`."""
 
 
 class Manifest(Section):
-    """One fine-tuning job."""
+    """A fine-tuning job."""
 
     version: Literal[1]
+    """`1`."""
     job: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    """Name in logs and metrics: lower-case letters, digits and inner dashes, at most 63."""
+    """Name in logs and metrics: at most 63 lowercase letters, digits and inner dashes."""
     output: Text
     """Prefix below which the job writes everything; one job, one prefix."""
     data: Data
+    """Images."""
     model: Model
+    """Backbone and weights."""
     optimizer: Optimizer
+    """Optimizer, rate groups and schedule."""
     train: Train
+    """Length, batch, loss and precision."""
     checkpoint: Checkpoint = Checkpoint()
+    """When to commit, and what to keep."""
     final: Final = Final()
+    """What `final/` holds."""
     record: Record = Record()
+    """What is recorded besides the history."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Manifest":

@@ -127,7 +127,7 @@ def _path_in(data: Any, detail: ErrorDetails) -> tuple[int | str, ...]:
 
 
 def _complaint(detail: ErrorDetails) -> str:
-    """One mistake as `path: what is wrong; what to do`."""
+    """Return a mistake as `path: what is wrong; what to do`."""
     location = list(detail["loc"])
     path = "".join(
         f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in location
@@ -148,7 +148,7 @@ def _complaint(detail: ErrorDetails) -> str:
 
 
 def _remedy(key: str, section: list[Any]) -> str:
-    """What to write in place of an unknown key: one like it, here or where it belongs."""
+    """Return what to write in place of an unknown key: one like it, here or where it belongs."""
     if key.lower() in _ELSEWHERE:
         path = _ELSEWHERE[key.lower()]
         return f"did you mean {path}?" if path else _NO_SETTING

@@ -13,8 +13,9 @@ class Model(Section):
     backbone: Text
     """Name in `torchvision.models`, such as `efficientnet_b0`; `worker models` lists them."""
     weights: Text = "none"
-    """`s3://`, `file://` or path of a safetensors or state-dict file, a torchvision weights name
-    such as `IMAGENET1K_V1`, or `none` for a backbone that starts at random."""
+    """Address of a safetensors file or of a file written by `torch.save` (a state dict, or a
+    training script's checkpoint around one), a torchvision weights name such as `IMAGENET1K_V1`, or
+    `none` for random weights."""
 
     @property
     def pretrained(self) -> str | None:
@@ -26,7 +27,9 @@ class Span(Section):
     """A stretch of training, in epochs (2, or 0.5) or in steps."""
 
     epochs: Positive | None = None
+    """Length in epochs (2, or 0.5); excludes `steps`."""
     steps: Count | None = None
+    """Length in steps."""
 
     @model_validator(mode="after")
     def _one_unit(self) -> "Span":
@@ -40,11 +43,11 @@ class Span(Section):
 
 
 class Freeze(Span):
-    """How long a group stays frozen before it is released."""
+    """The time for which a group stays frozen before it is released."""
 
     block_every: Positive | None = None
-    """Release block by block from the head down, one more each so many epochs or steps (the unit
-    above; Howard and Ruder, 2018); default: all at once."""
+    """Release block by block from the head down, one more every so many epochs or steps (in the
+    unit used above; Howard and Ruder, 2018). Default: all at once."""
 
     def release(self, number: int, steps_per_epoch: int) -> int:
         """The step at which block `number` of the group, counted from the head, is released."""
@@ -68,21 +71,22 @@ class Group(Section):
 
     match: Patterns
     """Leading components of the parameter's dotted name, each whole or a glob (`features.1`,
-    `layer[34]`); `head` and `backbone` in any family; `*` for the rest."""
+    `layer[34]`), or a list of such patterns; `head` and `backbone` fit any family, `*` takes the
+    rest."""
     scale: Positive | None = None
-    """Rate as a multiple of `optimizer.lr`; default 1."""
+    """Rate as a multiple of `optimizer.lr`. Default: 1."""
     lr: Positive | None = None
     """Exact rate, in place of `scale`."""
     geometric: Geometric | None = None
-    """Rates by depth, in place of `scale`."""
+    """Rates that grow by equal factors from block to block, in place of `scale`."""
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Multiplies the rate once per block of distance from the head, whose own distance is 0."""
+    """Factor on the rate for every block of distance from the head."""
     weight_decay: NonNegative | None = None
     """Default: `optimizer.weight_decay`."""
     freeze: Literal["always"] | Freeze | None = None
-    """`always`, or until when. What is frozen runs without backward and as in evaluation."""
+    """`always`, or how long: frozen layers run without backward and in evaluation mode."""
     batch_norm: Literal["train", "frozen"] = "train"
-    """`frozen`: BatchNorm keeps its statistics even where its scale and shift are trained."""
+    """`frozen`: BatchNorm keeps its running statistics even if its weights are trained."""
 
     @model_validator(mode="after")
     def _one_rate(self) -> "Group":
@@ -97,18 +101,19 @@ class Group(Section):
 
 
 class Schedule(Section):
-    """What the rates of all groups are multiplied by as training goes on."""
+    """Factor on the rates of all groups over the course of training."""
 
     name: Literal["constant", "cosine", "linear", "step", "one_cycle"] = "constant"
-    """`one_cycle` is Smith's (2018), with the phases of torch's `OneCycleLR` and its momentum."""
+    """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith, 2018; the phases of torch's
+    `OneCycleLR`, and its momentum)."""
     warmup: Span | None = None
-    """Linear rise to the full rate, before the rest of the schedule."""
+    """Linear rise to the full rate before the rest of the schedule."""
     final: Fraction | None = None
-    """Of `cosine` and `linear`: what the rates end at, as a share of the full rate; default 0."""
+    """Of `cosine` and `linear`: the last rate as a share of the full rate. Default: 0."""
     every: Span | None = None
     """Of `step`: how often the rates are multiplied by `factor`."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of `step`; default 0.1."""
+    """Of `step`. Default: 0.1."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> "Schedule":
@@ -126,19 +131,24 @@ class Schedule(Section):
 
 
 class Optimizer(Section):
-    """Optimiser, graded learning-rate groups and schedule."""
+    """Optimizer, graded learning-rate groups and schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
+    """`adam`, `adamw` or `sgd`."""
     lr: Positive
     """Base rate, which the groups' `scale` multiplies."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `sgd`; default 0.9."""
+    """Of `sgd`. Default: 0.9; `one_cycle` sets its own."""
     weight_decay: NonNegative = 0.0
+    """L2 penalty, or decoupled weight decay with `adamw`."""
     decay_norms_and_biases: bool = True
-    """`false` keeps norms, biases, layer scales, class tokens and position tables out of it."""
+    """`false` exempts norms, biases, layer scales, class tokens and position embeddings from weight
+    decay."""
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
-    """Every parameter must be matched; `{match: "*"}` last takes whatever is left."""
+    """The first group that matches a parameter takes it; every parameter must be matched. See
+    below."""
     schedule: Schedule = Schedule()
+    """Factor on all rates over the steps."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient of all parameters together."""
 
@@ -155,37 +165,45 @@ class EarlyStop(Section):
     """End before the last epoch when validation accuracy no longer improves."""
 
     patience: Count
-    """Epochs without a better accuracy after which training ends."""
+    """Epochs without a better validation accuracy after which training ends."""
     min_delta: Fraction = 0.0
-    """How much better counts, as a share: 0.01 is one point."""
+    """Smallest improvement that counts, as a share: 0.01 is one percentage point."""
 
 
 class Train(Section):
     """Length, batch, loss, precision and seed."""
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
+    """Passes over the training set. Raise it to train a finished job further."""
     batch_size: Annotated[int, Field(ge=1, le=10**6)]
-    """Images per optimiser step over all ranks together; the number of ranks must divide it."""
+    """Images per optimizer step over all ranks together; the number of ranks must divide it. The
+    last batch of an epoch holds what is left."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order, the augmentation, the new head and dropout."""
     micro_batch: Count | None = None
-    """Images of a rank that are in memory at once, their gradients added up; default: its whole
-    share, halved for as long as the GPU's memory does not hold it."""
+    """Images of a rank in memory at once, gradients added up. Default: its whole share, halved for
+    as long as GPU memory runs out."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of forward and backward; `auto` is bf16 on GPUs that have it and fp32 elsewhere."""
+    """`fp32` (TF32 on GPUs, in convolutions and matrix products alike), `bf16`, `fp16`, or `auto`:
+    bf16 on GPUs that have it, fp16 on others, fp32 on CPUs."""
     activation_checkpointing: bool = False
-    """Recompute activations in backward: saves GPU memory, and takes about a third longer."""
+    """Recompute activations in the backward pass: less GPU memory, about a third slower."""
     compile: bool = False
-    """Run the model through `torch.compile`."""
+    """Use `torch.compile`; needs a C compiler, which the image as shipped lacks."""
     sync_batch_norm: bool = False
-    """BatchNorm statistics over all ranks, GPUs only; memory must hold a rank's whole share."""
+    """BatchNorm statistics over all ranks; GPUs only, and without micro-batches."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over all classes."""
     class_weights: Literal["balanced"] | dict[Text, NonNegative] | None = None
-    """Weight of each class's loss, others 1; `balanced` is inverse to how often a class occurs."""
+    """Weight of the loss by class name, 1 for the others; `balanced`: inverse to the frequency of
+    each class."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is what is evaluated and written."""
+    """Decay of a moving average of the weights, which is then evaluated and written."""
     early_stop: EarlyStop | None = None
+    """End before the last epoch if validation accuracy no longer improves."""
     non_finite: Literal["fail", "skip"] = "fail"
-    """When the loss is NaN or infinite: end with exit code 78, or leave the step out."""
+    """`fail`: a loss that is NaN or infinite ends the job with exit code 78; `skip`: that step is
+    left out."""
 
     @model_validator(mode="after")
     def _compatible(self) -> "Train":

@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 15.0
-_MOST_PATIENCE_SECONDS = 60.0
+_MAX_PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 _SUPERSEDED = {"superseded": "true"}
 _SETTINGS = {
@@ -121,7 +121,7 @@ def _await_scrapes(
     port = _open_port(ways, registry, 0) if clients else None
     if not port:
         return
-    wanted, began = min(max(clients.values()), _MOST_PATIENCE_SECONDS), time.monotonic()
+    wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
     # No longer than is left afterwards: who is killed at the very end has the wrong exit code.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
@@ -153,7 +153,7 @@ class _Ways:
     def try_out(self, way: str, action: Callable[[], T]) -> T | None:
         try:
             return action()
-        except Exception as error:  # whatever a strange gateway answers, training goes on
+        except Exception as error:  # whatever a strange gateway answers, training continues
             if self._metrics:
                 self._metrics.export_failures(way).inc()
             if way not in self._warned:

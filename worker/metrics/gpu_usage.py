@@ -1,4 +1,4 @@
-"""What a rank's GPU is used for."""
+"""Utilization and memory of a rank's GPU."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from worker.metrics.registry import Metrics
 
 
 def show_gpu(metrics: Metrics) -> None:
-    """Put memory and utilisation of this process's GPU into the metrics, where it has one."""
+    """Put memory and utilization of this process's GPU into the metrics, where it has one."""
     if not torch.cuda.is_initialized():
         return
     metrics.gpu_memory().set(torch.cuda.max_memory_allocated())

@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where to push to, and as whom; the address is free of secrets."""
+    """The Pushgateway's address, free of secrets, and the identity to push as."""
 
     address: str
     user: str = ""
@@ -32,7 +32,7 @@ class Gateway:
 
     @staticmethod
     def from_environment() -> "Gateway | None":
-        """That of WORKER_PUSHGATEWAY; raises `ConfigurationError` for what is no such address."""
+        """Return that of WORKER_PUSHGATEWAY; raises `ConfigurationError` if it is malformed."""
         text = os.environ.get("WORKER_PUSHGATEWAY")
         if not text:
             return None

@@ -40,7 +40,7 @@ def entry_of(metric: Any) -> Entry:
 
 
 class Family(Generic[M]):
-    """One metric; a series of it is shown from the first time on that it is called for.
+    """A metric; a series of it is shown from the first time that it is asked for.
 
     So a gauge that nothing is known of yet is not there, where a 0 would be taken for a value.
     """
@@ -79,8 +79,8 @@ class Metrics:
             begun().set(time.time())
 
     def _declare_progress(self) -> None:
-        self.step = self._job_gauge("step", "Optimiser steps done since the job began")
-        self.steps = self._job_gauge("steps", "Optimiser steps of the whole job")
+        self.step = self._job_gauge("step", "Optimizer steps done since the job began")
+        self.steps = self._job_gauge("steps", "Optimizer steps of the whole job")
         self.epoch = self._job_gauge("epoch", "Epochs done since the job began")
         self.samples = self._counter(_JOB, "samples", "Images in the steps of this attempt")
         self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
@@ -201,7 +201,7 @@ class Metrics:
         self.invalid_checkpoints = self._counter(
             _JOB, "invalid_checkpoints", "Checkpoints passed over as they did not verify"
         )
-        self.resume_step = self._job_gauge("resume_step", "Step that this attempt went on from")
+        self.resume_step = self._job_gauge("resume_step", "Step from which this attempt resumed")
         self.steps_lost = self._job_gauge(
             "steps_lost", "Steps done again, as no whole checkpoint had them"
         )
@@ -229,7 +229,7 @@ class Metrics:
         }
 
     def entries(self) -> Iterator[Entry]:
-        """All metrics, in the order in which they are shown."""
+        """Return all metrics, in the order in which they are shown."""
         for family in vars(self).values():
             if isinstance(family, Family):
                 yield entry_of(family.metric)

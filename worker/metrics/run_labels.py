@@ -1,4 +1,4 @@
-"""Whose metrics they are."""
+"""The labels that identify the owner of metrics."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How a run ended, as the metrics that outlive it."""
+"""The outcome of a run, as the metrics that outlive it."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -36,11 +36,11 @@ class Outcome:
         )
 
     def tell(self, code: int, kept: Mapping[str, float]) -> CollectorRegistry:
-        """What there is to show of an end with `code`; `kept` has what is known of `KEPT`."""
+        """Return the metrics of an end with `code`; `kept` has what is known of `KEPT`."""
         self._code.labels(*self._job).set(code)
         self._end.labels(*self._job).set(time.time())
         self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
-        # With the texts of the live ones: node exporter drops what is told in two ways.
+        # With the texts of the live ones: node exporter drops a metric with two help texts.
         texts = {entry.name: entry.text for entry in Metrics(*self._job, 0).entries()}
         for name, value in kept.items():
             gauge = self._gauge(name, texts[f"worker_{name}"])
@@ -48,7 +48,7 @@ class Outcome:
         return self.registry
 
     def entries(self) -> Iterator[Entry]:
-        """Those that only an end has."""
+        """Return the metrics that only an end has."""
         return map(entry_of, (self._code, self._end, self._reason))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:

@@ -91,7 +91,7 @@ class Port:
 
 
 def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
-    """Who will ask again, and within how many seconds: clients that came twice, and not long ago.
+    """Return who will ask again, and within how many seconds: who came twice, and recently.
 
     Pure.
     """

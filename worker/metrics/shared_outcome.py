@@ -1,4 +1,4 @@
-"""What the process that leads a run has to say, where its parent can read it after its death."""
+"""The outcome of the leading process, in memory that its parent can read after its death."""
 
 import json
 import mmap

@@ -28,6 +28,6 @@ def remove(owner: Owner, rank: int | None = None) -> None:
 
 
 def textfile(folder: str, owner: Owner, rank: int | None = None) -> Path:
-    """Where they are; jobs of one name with other outputs do not share them."""
+    """Return the paths; jobs of one name with other outputs do not share them."""
     name = f"worker-{owner.job}-{hashlib.sha256(owner.run.encode()).hexdigest()[:8]}"
     return Path(folder) / (f"{name}.prom" if rank is None else f"{name}-{rank}.prom")

@@ -48,12 +48,12 @@ class Backbone:
 
     @property
     def auxiliary_weight(self) -> float:
-        """What the loss of each auxiliary classifier counts; 0 where there are none."""
+        """Return the weight of each auxiliary classifier's loss; 0 if there is none."""
         return _AUXILIARY_WEIGHTS.get(self.name, 0.0)
 
     @property
     def layout(self) -> Layout:
-        """What the rate groups need to know."""
+        """Return what the rate groups need to know."""
         return _layout(self.model, self.heads)
 
 
@@ -61,7 +61,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
     """The torchvision model `name` at random weights, its heads replaced by ones for `classes`.
 
     A new head is the first rows of the one that torchvision's constructor makes for ImageNet, so
-    that it is initialised as the family does. (Asked for few classes, the constructor would scale
+    that it is initialized as the family does. (Asked for few classes, the constructor would scale
     some families' heads up: EfficientNet's to 22 times the weights at 2 classes.)
     Raises `ConfigurationError` for an unknown name and for images too small to train on.
     """
@@ -80,7 +80,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
 
 
 def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:
-    """How a model wants its images: as its torchvision `weights` say, else its default ones."""
+    """Return the preprocessing of torchvision's `weights`, else of the model's default ones."""
     require_known(name)
     known = models.get_model_weights(name)
     preset = known.__members__.get(weights, known.DEFAULT).transforms()

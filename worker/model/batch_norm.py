@@ -112,7 +112,7 @@ class BatchStatistics:
 
 
 def _has_own_statistics(module: nn.Module) -> bool:
-    """Whether it is a BatchNorm whose statistics are those of this rank alone."""
+    """Return whether it is a BatchNorm with statistics of this rank alone."""
     together = dist.is_initialized() and dist.get_world_size() > 1
     return isinstance(module, _BatchNorm) and not (
         together and isinstance(module, nn.SyncBatchNorm)

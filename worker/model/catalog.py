@@ -1,4 +1,4 @@
-"""What `worker models` says about each backbone."""
+"""The table of `worker models`."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ class Entry:
         return asdict(self)
 
 
-def catalogue(names: list[str]) -> list[Entry]:
+def catalog(names: list[str]) -> list[Entry]:
     """An entry per backbone."""
     entries = []
     for name in names:

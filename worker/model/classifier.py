@@ -30,7 +30,7 @@ class Classifier:
         images = torch.empty(1, 3, preset.crop_size, preset.crop_size, dtype=torch.uint8)
         preset.evaluated(decode(memoryview(data), ImageSpec(MAX_PIXELS, preset.depth)), images[0])
         with torch.inference_mode():
-            logits, _ = logits_of(self._model(preset.normalise(images)))
+            logits, _ = logits_of(self._model(preset.normalize(images)))
         chances = logits[0].softmax(0).tolist()
         return sorted(zip(self.card.classes, chances, strict=True), key=lambda pair: -pair[1])
 

@@ -39,7 +39,7 @@ def check_exports(wanted: Final) -> None:
 def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[str, bytes]]:
     """Name and contents of each export that is wanted.
 
-    Each takes normalised images, float32 [N, 3, S, S] for any N, and gives logits [N, classes].
+    Each takes normalized images, float32 [N, 3, S, S] for any N, and gives logits [N, classes].
     """
     if not (wanted.onnx or wanted.torch_export):
         return

@@ -131,7 +131,7 @@ def _is_state(found: object) -> bool:
 
 
 def _describe(found: object) -> str:
-    """What was found in place of a state dict."""
+    """Describe what was found in place of a state dict."""
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
     keys = [str(key)[:40] for key in list(found)[:_MAX_SHOWN]]

@@ -1,4 +1,4 @@
-"""All that training changes: weights, their moving average, optimiser and loss scale."""
+"""The state that training changes: weights, their moving average, optimizer and loss scale."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from worker.model.rate_groups import RateGroup
 
 @dataclass(frozen=True)
 class Learner:
-    """What a checkpoint holds of the model's side."""
+    """The model's side of a checkpoint."""
 
     model: nn.Module
     groups: tuple[RateGroup, ...]

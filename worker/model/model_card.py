@@ -87,7 +87,7 @@ def read_card(store: Store) -> Card:
 
 
 def preset_beside(weights: str | None) -> Preprocessing | None:
-    """How a model of ours wants its images, where `weights` is the address of one."""
+    """Return the preprocessing of a model of ours, if `weights` is the address of one."""
     folder, _, name = (weights or "").rpartition("/")
     if name != WEIGHTS_NAME or not folder:
         return None

@@ -1,4 +1,4 @@
-"""The optimiser over the rate groups, and what being frozen means for a model."""
+"""The optimizer over the rate groups, and what being frozen means for a model."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
 
 
 def _rest_before_frozen(sequence: nn.Sequential) -> None:
-    """What has no parameters (dropout) is as the layer that it leads to."""
+    """Treat a layer without parameters (dropout) as the layer that it leads to."""
     leads_to_frozen = False
     for module in reversed(sequence):
         own = list(module.parameters())
@@ -50,7 +50,7 @@ def _rest_before_frozen(sequence: nn.Sequential) -> None:
 def build_optimizer(
     model: nn.Module, groups: Sequence[RateGroup], settings: Optimizer
 ) -> torch.optim.Optimizer:
-    """The optimiser with one parameter group per rate group that is ever trained, in their order.
+    """The optimizer with one parameter group per rate group that is ever trained, in their order.
 
     `initial_lr` of a parameter group is its full rate. Fused kernels, where torch has them.
     """

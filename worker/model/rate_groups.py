@@ -36,7 +36,7 @@ class Layout:
     sizes: Mapping[str, int]
     blocks: tuple[Block, ...]
     undecayed: frozenset[str] = frozenset()
-    """Norms, biases and the like: parameters that weight decay seldom helps."""
+    """Norms, biases and the like: parameters that weight decay rarely helps."""
 
     @property
     def head(self) -> frozenset[str]:
@@ -60,7 +60,7 @@ class RateGroup:
     parameters: tuple[str, ...]
 
     def trains_at(self, step: int) -> bool:
-        """Whether optimiser step `step`, counted from 0, changes these parameters."""
+        """Return whether optimizer step `step`, counted from 0, changes these parameters."""
         return self.release is not None and self.release <= step
 
 
@@ -98,7 +98,7 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
 
 
 def matches(pattern: str, name: str, head: Collection[str]) -> bool:
-    """Whether `pattern` takes the parameter `name`."""
+    """Return whether `pattern` matches the parameter `name`."""
     if pattern == _EVERYTHING:
         return True
     if pattern in ("head", "backbone"):
@@ -110,7 +110,7 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
 def _by_depth(
     group: Group, taken: set[str], layout: Layout, base: float, steps_per_epoch: int
 ) -> Iterator[RateGroup]:
-    """What a group takes, in one piece or, where its rate or release goes by depth, by block."""
+    """Split what a group matches into pieces: by block if its rate or release depends on depth."""
     scale = 1.0 if group.scale is None else group.scale
     rate = group.lr if group.lr is not None else base * scale
     freeze = group.freeze

@@ -1,4 +1,4 @@
-"""What the rates of all groups are multiplied by at each step. Pure, so a resume needs no state."""
+"""The factor on the rates of all groups at each step. Pure, so a resume needs no state."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from worker.manifest import Schedule
 
 # Of torch.optim.lr_scheduler.OneCycleLR.
 _RISE, _START, _END = 0.3, 1 / 25, 1 / 25e4
-_MOST_MOMENTUM, _LEAST_MOMENTUM = 0.95, 0.85
+_MAX_MOMENTUM, _MIN_MOMENTUM = 0.95, 0.85
 _STEP_FACTOR = 0.1
 
 
@@ -55,9 +55,9 @@ def _one_cycle(step: int, total: int) -> Factor:
     top, last = _RISE * total - 1, total - 1
     if step <= top:
         done = step / top if top else 1.0
-        return Factor(_cosine(_START, 1.0, done), _cosine(_MOST_MOMENTUM, _LEAST_MOMENTUM, done))
+        return Factor(_cosine(_START, 1.0, done), _cosine(_MAX_MOMENTUM, _MIN_MOMENTUM, done))
     done = min(1.0, (step - top) / (last - top))
-    return Factor(_cosine(1.0, _END, done), _cosine(_LEAST_MOMENTUM, _MOST_MOMENTUM, done))
+    return Factor(_cosine(1.0, _END, done), _cosine(_MIN_MOMENTUM, _MAX_MOMENTUM, done))
 
 
 def _cosine(start: float, end: float, done: float) -> float:

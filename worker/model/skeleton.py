@@ -89,7 +89,7 @@ def find_heads(model: nn.Module) -> tuple[str, ...]:
 
 
 def is_auxiliary(path: str) -> bool:
-    """Whether a parameter or module is part of an auxiliary classifier."""
+    """Return whether a parameter or module is part of an auxiliary classifier."""
     return path.split(".")[0] in AUXILIARY
 
 

@@ -1,4 +1,4 @@
-"""What all ranks agree on at every step: flags that count once any rank sets them."""
+"""The agreement of all ranks at every step: flags that count once any rank sets them."""
 
 from dataclasses import astuple, dataclass, fields
 
@@ -11,7 +11,7 @@ from worker.ranks.device_transfer import Readout
 
 @dataclass(frozen=True)
 class Signals:
-    """What a rank has to say beside its step; for each field the highest of all ranks counts."""
+    """The flags of a rank; for each field, the highest of all ranks counts."""
 
     stop: bool = False
     bad: bool = False
@@ -61,7 +61,7 @@ class Agreement:
             self._flags = flags
 
     def result(self) -> Signals:
-        """What all ranks have agreed on."""
+        """Return what all ranks have agreed on."""
         if self._stream:
             flags = [int(flag) for flag in self._readout.read()]
         else:

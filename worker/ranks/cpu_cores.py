@@ -1,4 +1,4 @@
-"""How much of the machine's processors a rank may count on."""
+"""The share of the machine's processors that a rank may count on."""
 
 import math
 import os

@@ -1,7 +1,7 @@
 """Notices that another rank is gone while this one waits for its device.
 
 A collective between GPUs waits for a lost rank until its time-out, 20 minutes, and the host with
-it. gloo's connections break when a process dies, so each rank has a receive from its neighbour
+it. gloo's connections break when a process dies, so each rank has a receive from its neighbor
 pending in a thread, on a process group of its own. Who sees one break tells the next.
 """
 
@@ -38,7 +38,7 @@ class Liveness:
         if dist.get_world_size() == 1:
             return
         self._left, self._right = ((dist.get_rank() + x) % dist.get_world_size() for x in (-1, 1))
-        # Typed as what it is not for ranks outside the group, of which there are none.
+        # Its type allows for ranks outside the group, and there are none.
         # One that is gone already would be waited for for as long as the group has patience.
         dist.all_reduce(torch.zeros(1))
         # Its timeout cannot be changed later, and the pending receive lasts as long as the job.
@@ -48,7 +48,7 @@ class Liveness:
         self._thread.start()
 
     def close(self) -> None:
-        """Say farewell, and wait for that of the neighbour."""
+        """Say farewell, and wait for that of the neighbor."""
         self.abandon()
         if self._thread:
             self._tell(_FAREWELL)

@@ -149,7 +149,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
 def _connect(rank: Rank, listener: socket.socket | None, serves: bool) -> Any:
     """The store; None if its server has gone meanwhile.
 
-    Briefly, as torch would go on trying, deaf to signals, for as long as it may.
+    With a short timeout, as torch ignores signals while it keeps trying.
     """
     seconds = rendezvous_seconds() if serves else min(_CONNECT_SECONDS, rendezvous_seconds())
     try:
@@ -214,7 +214,7 @@ def _is_stopping(stop: StopFlag) -> bool:
 
 
 def _is_served(rank: Rank) -> bool:
-    """Whether rank 0 can be reached yet; the cluster's DNS can lag the start of its pod."""
+    """Return whether rank 0 can be reached yet; the cluster's DNS can lag the start of its pod."""
     try:
         with socket.create_connection((rank.master_addr, rank.master_port), timeout=2):
             return True

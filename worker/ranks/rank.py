@@ -1,11 +1,11 @@
-"""Which of the job's processes this one is."""
+"""The identity of a process among the ranks of a job."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a job; `master_*` is where rank 0 listens."""
+    """A process of a job; rank 0 listens at `master_addr` and `master_port`."""
 
     rank: int
     world_size: int

@@ -14,7 +14,7 @@ from worker.errors import ExitCode, InfrastructureError
 log = logging.getLogger(__name__)
 
 _LOOKS = 20  # within the time that a stall may last
-_MOST_SECONDS_BETWEEN = 5.0
+_MAX_BEAT_SECONDS = 5.0
 _LAST_WORD_SECONDS = 15.0
 
 
@@ -46,7 +46,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(_MOST_SECONDS_BETWEEN, self._seconds / _LOOKS)):
+        while not self._closed.wait(min(_MAX_BEAT_SECONDS, self._seconds / _LOOKS)):
             faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=2)
             if time.monotonic() - self._last > self._seconds:
                 log.error(

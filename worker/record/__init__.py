@@ -1,1 +1,1 @@
-"""What a run writes about itself: history, sample ledger, environment, progress."""
+"""A run's own records: history, sample ledger, environment, progress."""

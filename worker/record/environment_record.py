@@ -1,4 +1,4 @@
-"""What an attempt runs on: for its record, its metrics and whoever wonders a year later."""
+"""The environment of an attempt, for its record, its metrics and readers a year later."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ _SETTINGS = (
 
 
 def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
-    """Versions, devices and topology, as JSON data; of the environment, nothing but settings."""
+    """Versions, devices and topology, as JSON data; of the environment, only settings."""
     on_gpu = torch.cuda.is_available()
     return {
         "worker": worker.__version__,

@@ -34,7 +34,7 @@ def progress_name(attempt: int) -> str:
 
 
 class Journal:
-    """Of one attempt; for a rank that does not lead, it keeps and writes nothing."""
+    """The journal of an attempt; for a rank that does not lead, it keeps and writes nothing."""
 
     def __init__(self, store: Store, attempt: int, leads: bool) -> None:
         self._store = store

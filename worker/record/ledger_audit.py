@@ -23,7 +23,7 @@ _LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
 
 @dataclass(frozen=True)
 class Piece:
-    """What some ranks of an attempt trained on from step `first` on: rows (step, sample id)."""
+    """The samples of some ranks of an attempt from step `first` on: rows (step, sample id)."""
 
     attempt: int
     first: int
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class EpochAudit:
-    """One epoch: samples trained on, ids never or more than once; `complete` if it was finished.
+    """An epoch: samples trained on, ids never or more than once; `complete` if it was finished.
 
     `left_out` are those that were planned and found bad.
     """
@@ -46,7 +46,7 @@ class EpochAudit:
 
     @property
     def whole(self) -> bool:
-        """Whether the epoch is finished and without fault."""
+        """Return whether the epoch is finished and without fault."""
         return self.complete and not self.faults and not self.left_out
 
     @property
@@ -56,7 +56,7 @@ class EpochAudit:
 
 
 def read_ledger(store: Store) -> list[Piece]:
-    """All pieces of a run's ledger; raises `ConfigurationError` where it kept none."""
+    """Return all pieces of a run's ledger; raises `ConfigurationError` if it kept none."""
     pieces = []
     for info in store.list("records/"):
         match = _LEDGER.fullmatch(info.key)
@@ -130,7 +130,7 @@ def surviving_rows(pieces: Iterable[Piece]) -> Rows:
 def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
     """Count every sample of every epoch; in an unfinished epoch only repeats are faults.
 
-    `done` are the steps that the run has committed, all of which must be there.
+    `done` are the steps that the run has committed; all must be there.
     """
     steps = steps_per_epoch(samples, batch_size)
     done = max(done, int(rows[:, 0].max()) + 1)

@@ -1,4 +1,4 @@
-"""What a person sees of a running job: a live line on a terminal, log lines elsewhere."""
+"""Progress for people: a live line on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 @dataclass(frozen=True)
 class Step:
-    """Where a job stands; `loss` and `accuracy` are means over the batches since the last.
+    """The progress of a job; `loss` and `accuracy` are means since the last report.
 
     `wait_ratio` is the share of the time for which the rank that waits most has waited for images;
     `gradient_norms` are those of the last step, by group, of the groups that it trained.
@@ -60,7 +60,7 @@ class Progress:
 
 
 def describe(step: Step) -> str:
-    """One line, what matters most first, as a narrow terminal cuts the end."""
+    """Return one line, the most important first, as a narrow terminal cuts the end."""
     rates = sorted({f"{rate:.2g}": rate for rate in step.rates.values()}.items(), key=_rate)
     ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]
     return (

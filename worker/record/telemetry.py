@@ -1,4 +1,4 @@
-"""What a rank tells of its steps: metrics of each, and reports to the history and to people."""
+"""Telemetry of a rank: metrics of each step, and reports to the history and to people."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from worker.metrics.registry import Metrics
 from worker.record.journal import Journal
 from worker.record.progress import Progress, Step
 
-_MOST_IN_HISTORY = 2000
+_MAX_IN_HISTORY = 2000
 _PASSING = ("total_steps", "remaining_seconds")
 
 
@@ -42,7 +42,7 @@ def merged(reports: Sequence[Report]) -> Step:
 
 
 class Telemetry:
-    """One rank's; the history is thinned out so that it stays small however long a job is."""
+    """The telemetry of one rank; the history is thinned out so that it stays small."""
 
     def __init__(
         self, metrics: Metrics, journal: Journal, progress: Progress, total_steps: int
@@ -50,7 +50,7 @@ class Telemetry:
         self._metrics = metrics
         self._journal = journal
         self._progress = progress
-        self._every = max(1, total_steps // _MOST_IN_HISTORY)
+        self._every = max(1, total_steps // _MAX_IN_HISTORY)
         self._noted = 0
         self._trained: set[str] = set()
         self._reports: list[Report] = []

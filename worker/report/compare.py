@@ -86,7 +86,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    """What came of a run, by name."""
+    """Return the results of a run, by name."""
     evaluations, steps = run.history.of("evaluation"), run.history.of("step")
     best = max(evaluations, key=lambda event: float(event["accuracy"]), default=None)
     last = evaluations[-1] if evaluations else None

@@ -16,19 +16,19 @@ _SIDE_BY_SIDE = 16
 
 @dataclass(frozen=True)
 class Part:
-    """What one attempt has told: its number, and its events in the order in which it told them."""
+    """An attempt's part of the history: its number and its events, in order."""
 
     attempt: int
     events: tuple[dict[str, Any], ...]
 
     @property
     def start(self) -> dict[str, Any]:
-        """How it began: `step`, `world_size`."""
+        """Return the event of its start: `step`, `world_size`."""
         return next(event for event in self.events if event["event"] == "start")
 
     @property
     def end(self) -> dict[str, Any] | None:
-        """How it ended: `code`, `text`; None where it had no time to say."""
+        """Return the event of its end: `code`, `text`; None if it had no time to write one."""
         return next((event for event in self.events if event["event"] == "end"), None)
 
     @property
@@ -38,7 +38,7 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """From its first event to its last."""
+        """Return the seconds from its first event to its last."""
         return float(self.events[-1]["time"] - self.events[0]["time"])
 
 
@@ -50,7 +50,7 @@ class History:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """Of all attempts as if they were one; what was done again is counted once."""
+        """Return the events of all attempts as if they were one; repeated steps count once."""
         return stitched(self.parts)
 
     @property

@@ -30,7 +30,7 @@ _NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
 
 
 def run_page(run: Run) -> str:
-    """All about a run."""
+    """Return the page of a run."""
     status, results = run.status, results_of(run)
     return _render(
         "run.html",
@@ -249,7 +249,7 @@ def _settings(run: Run) -> list[tuple[tuple[str, str], bool]]:
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:
-    """Of the last attempt; where attempts differ, those of all of them in order."""
+    """Return the environment of the last attempt; if attempts differ, of all of them in order."""
     rows: dict[str, list[str]] = {}
     for facts in run.environments.values():
         for name, value in facts.items():

@@ -1,4 +1,4 @@
-"""Records as they are found: what is damaged is told and left out, as the rest has its worth."""
+"""Readers of records: damaged objects are logged and skipped, as the rest is still of use."""
 
 import io
 import logging

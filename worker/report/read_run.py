@@ -1,4 +1,4 @@
-"""All that a run has left in its store, read once."""
+"""Everything that a run has left in its store, read once."""
 
 import re
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[
 
 
 def _bad_samples(store: Store, names: list[str]) -> list[dict[str, Any]]:
-    """Those that the last attempt to list any has listed, of each data set."""
+    """Return the bad samples of each data set, from the last attempt that listed any."""
     last = {match[2]: name for name in names if (match := _BAD.fullmatch(name))}
     return [
         {"data": data, **row}

@@ -27,7 +27,7 @@ class StartEvent(_Event):
 
 
 class StepEvent(_Event):
-    """What the steps since the last event gave; None stands for what is not a number."""
+    """A report on the steps since the last one; None stands for what is not a number."""
 
     event: Literal["step"]
     step: Steps
@@ -66,7 +66,7 @@ class EndEvent(_Event):
 
 
 class HistoryLine(RootModel[Any]):
-    """One line of a history."""
+    """A line of a history."""
 
     root: Annotated[
         StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent,
@@ -75,14 +75,14 @@ class HistoryLine(RootModel[Any]):
 
 
 class End(Record):
-    """How an attempt ended: exit code and reason."""
+    """The end of an attempt: exit code and reason."""
 
     code: int
     text: Text = ""
 
 
 class ProgressRecord(Record):
-    """Where an attempt stands; what is not known (yet) is None."""
+    """The progress of an attempt; what is not known (yet) is None."""
 
     time: Time | None = None
     world_size: Annotated[int, Field(ge=1)] | None = None
@@ -116,7 +116,7 @@ class DataRecord(Record):
 
 
 class PlanRecord(Record):
-    """What `worker plan` showed at the start of an attempt."""
+    """The plan, as `worker plan` showed it at the start of an attempt."""
 
     classes: tuple[Text, ...] = ()
     image_size: Annotated[int, Field(ge=1)] | None = None
@@ -127,7 +127,7 @@ class PlanRecord(Record):
 
 
 class EnvironmentRecord(RootModel[dict[str, JsonValue]]):
-    """What an attempt ran on."""
+    """The environment that an attempt ran on."""
 
 
 class MistakeRecord(Record):
@@ -153,4 +153,4 @@ class MistakeList(RootModel[tuple[MistakeRecord, ...]]):
 
 
 class BadSampleList(RootModel[tuple[BadSampleRecord, ...]]):
-    """All samples of one data set that were left out."""
+    """The samples of one data set that were left out."""

@@ -125,22 +125,22 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
     return charts
 
 
-def _over_epochs(run: Run, title: str, kind: str, field: str, colour: int) -> Line:
+def _over_epochs(run: Run, title: str, kind: str, field: str, color: int) -> Line:
     """A line over epochs, which runs of different batch sizes share where steps differ."""
     per_epoch = run.plan.get("steps_per_epoch", 1)
     events = run.history.of(kind)
     xs = [event["step"] / per_epoch for event in events]
     ys = [math.nan if event[field] is None else event[field] for event in events]
-    return Line(title, xs, ys, colour, dots=kind == "evaluation")
+    return Line(title, xs, ys, color, dots=kind == "evaluation")
 
 
 def _line(
     name: str,
     events: Events,
     values: Sequence[float | None],
-    colour: int = 0,
+    color: int = 0,
     dots: bool = False,
 ) -> Line:
     """A line over steps, with a gap where there is no value."""
     ys = [math.nan if value is None else value for value in values]
-    return Line(name, [event["step"] for event in events], ys, colour, dots=dots)
+    return Line(name, [event["step"] for event in events], ys, color, dots=dots)

@@ -1,4 +1,4 @@
-"""Where a run stands, from what lies in its store: `worker status`."""
+"""The state of a run, from its store alone: `worker status`."""
 
 import contextlib
 import time
@@ -49,7 +49,7 @@ class Status:
     age: float
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON data."""
+        """Return all of it as JSON data."""
         return asdict(self)
 
 
@@ -105,7 +105,7 @@ def _state(done: Done | None, end: End | None, age: float) -> str:
 
 
 def _read_progress(store: Store, attempt: int) -> tuple[ProgressRecord, float]:
-    """What an attempt said last, and how long ago, from the store's time of it to ours."""
+    """Return the last progress record of an attempt, and its age in seconds."""
     name = progress_name(attempt)
     said = None
     with contextlib.suppress(ObjectMissing):

@@ -56,7 +56,7 @@ def status_of(error: BaseException) -> int:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Return whether the same request may succeed a moment later."""
     if isinstance(error, boto_errors.HTTPClientError):
         # Of its kind alone, it is a fault that botocore does not know, as of a header's value.
         inner = error.kwargs.get("error")
@@ -72,12 +72,12 @@ def is_transient(error: BaseException) -> bool:
 
 
 def tls_fault(error: boto_errors.SSLError) -> str | None:
-    """What a TLS error means that no other try heals; None for any other."""
+    """Return what a TLS error means that no retry heals; None for any other."""
     return next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
 
 
 def needs_renewal(error: BaseException) -> bool:
-    """Whether the credentials were good once, and newer ones may be there by now."""
+    """Return whether the credentials were valid once, and may have been renewed by now."""
     return code_of(error) in _RENEWED
 
 
@@ -95,7 +95,7 @@ class NotS3(ConnectionError):
 def refuse_redirect(response: Any = None, **_: Any) -> None:
     """Raise `ConfigurationError` for a redirect, which botocore would follow round in circles.
 
-    But for those of AWS itself, which name the bucket's region.
+    Except for those of AWS itself, which name the bucket's region.
     """
     answer = response[0] if response else None
     if answer is None or answer.status_code not in _REDIRECTS:

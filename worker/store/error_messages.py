@@ -1,4 +1,4 @@
-"""One clear line for each fault of S3: the cause as far as it is known, and the remedy."""
+"""Messages for each fault of S3: the cause as far as it is known, and the remedy."""
 
 import datetime
 import email.utils
@@ -51,7 +51,7 @@ def endpoint() -> str:
 
 
 def translate(error: Exception, uri: str) -> Exception:
-    """One clear line for whoever reads the log; never the response's or the request's headers."""
+    """Return one clear line for the log; never the headers of a response or request."""
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ConfigurationError(f"{uri}: {_missing_credentials()}")
     if isinstance(error, boto_errors.ClientError):
@@ -91,7 +91,7 @@ def _lost_connection(error: Exception) -> str:
 
 
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
-    """What the store has answered, in one line."""
+    """Return what the store has answered, in one line."""
     code, status = code_of(error), status_of(error)
     if needs_renewal(error):
         return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
@@ -113,13 +113,13 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
 
 
 def _words(error: boto_errors.ClientError) -> str:
-    """What the store says itself, in one line."""
+    """Return the store's own message, in one line."""
     text = str(error.response.get("Error", {}).get("Message", ""))
     return printable(" ".join(text.split()))[:_MAX_WORDS]
 
 
 def _refusal(code: str, status: int, words: str) -> str:
-    """What the store will not do, whoever asks again."""
+    """Return what the store refuses for good."""
     if _CONSOLE in words:
         return (
             f"{endpoint()} is the port of a web console, not that of S3; check the port in "

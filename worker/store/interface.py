@@ -1,4 +1,4 @@
-"""What the worker asks of storage, and the errors that storage raises."""
+"""The interface of a store, and the errors that it raises."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class ObjectMissing(ConfigurationError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing: key below the store's root, bytes, when written (Unix seconds).
+    """An object of a listing: key below the store's root, bytes, time written (Unix seconds).
 
     `version` is another one whenever the object was written again.
     """
@@ -45,7 +45,7 @@ class Store(Protocol):
         """Write or replace a whole object; readers see all of it or nothing."""
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
-        """Write or replace an object of `size` bytes, of which only a part is ever in memory."""
+        """Write or replace an object of `size` bytes; only a part of it is ever in memory."""
 
     def put_if_absent(
         self, key: str, data: bytes, check: Callable[[], None] = lambda: None
@@ -72,7 +72,7 @@ class Store(Protocol):
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, in key order."""
+        """Yield all objects whose key starts with `prefix`, in key order."""
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if it is gone."""

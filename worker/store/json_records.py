@@ -1,4 +1,4 @@
-"""Small JSON objects of a job, none of which is trusted: bounded, validated, or passed over."""
+"""Small JSON objects of a job, and none is trusted: bounded, validated, or skipped."""
 
 import logging
 from typing import TypeVar

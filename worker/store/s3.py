@@ -42,7 +42,7 @@ _MAX_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
-_LEAST_SECONDS = 1.0
+_MIN_SECONDS = 1.0
 _MAX_OBJECT = 5 << 30  # bytes of one answer that are given time for
 
 
@@ -209,7 +209,7 @@ class S3Store:
         return str(upload)
 
     def _is_gone(self, key: str, upload: str) -> bool:
-        """Whether an upload in parts was removed, as by an older attempt that cleans up."""
+        """Return whether a multipart upload was removed, as by an older attempt that cleans up."""
         name = {**self._name(key), "UploadId": upload, "MaxParts": 1}
         try:
             self._call("list", key, lambda: self._s3.list_parts(**name))
@@ -278,7 +278,7 @@ class S3Store:
             )
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Whether an object that was in the way has these bytes, as after a lost answer.
+        """Return whether an object that is in the way has these bytes, as after a lost answer.
 
         Raises a transient error where there is none: a conflict with a write that came to nothing.
         """
@@ -322,7 +322,7 @@ class S3Store:
         ends = time.monotonic() + store_deadline()
 
         def attempt() -> T:
-            left = max(_LEAST_SECONDS, ends - time.monotonic())
+            left = max(_MIN_SECONDS, ends - time.monotonic())
             with measured(operation) as moved, limited(left, sent):
                 result = request()
                 moved.size = sent or (len(result) if isinstance(result, bytes) else 0)

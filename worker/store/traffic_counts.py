@@ -1,4 +1,4 @@
-"""What this process asks of its stores, told to the one that counts it."""
+"""Counts of this process's requests to its stores, for whoever listens."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ class Listener(Protocol):
     """Counts by operation: `get`, `put`, `create`, `list`, `delete`, `upload`, `part`."""
 
     def request(self, operation: str, seconds: float, size: int) -> None:
-        """One try of a request, with the bytes that it has moved."""
+        """A try of a request, with the bytes that it has moved."""
 
     def retry(self, operation: str) -> None:
         """A try that failed and is followed by another."""
@@ -30,7 +30,7 @@ class _Nobody:
 
 @dataclass
 class Moved:
-    """What a request has moved so far."""
+    """Add what a request has moved so far."""
 
     size: int = 0
 
@@ -54,7 +54,7 @@ Event = tuple[str, tuple[Any, ...]]
 
 
 class Relay:
-    """Keeps what is told in a process whose parent counts."""
+    """Collects counts in a process whose parent adds them up."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []

@@ -1,4 +1,4 @@
-"""What one rank of one attempt works with, and how it commits and stops."""
+"""An attempt as one rank works with it: how it commits and stops."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from worker.train.durable_state import DurableState
 
 @dataclass(frozen=True)
 class Attempt:
-    """One rank of one attempt; its methods are called by all ranks together."""
+    """A rank of an attempt; its methods are called by all ranks together."""
 
     job: Job
     rank: Rank
@@ -36,12 +36,12 @@ class Attempt:
 
     @property
     def state(self) -> State:
-        """What is saved besides tensors."""
+        """Return the part of the state that is saved besides tensors."""
         return self.durable.state
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for all."""
+        """Whether this rank leads: it writes and logs for all."""
         return self.rank.rank == 0
 
     def save(self) -> None:
@@ -88,11 +88,11 @@ class Attempt:
             raise StopRequested(
                 f"stopped on request after step {self.state.step}; the time left was too short for "
                 f"a checkpoint, so the one of step {durable.committed} stands and {lost} steps are "
-                "lost; start again to go on"
+                "lost; start again to resume"
             )
         raise StopRequested(
             f"stopped on request after step {self.state.step}, "
-            f"committed by attempt {durable.attempt}{where}; start again to go on"
+            f"committed by attempt {durable.attempt}{where}; start again to resume"
         )
 
     def list_bad(self, quarantine: Quarantine, fresh: list[Bad]) -> None:

@@ -30,7 +30,7 @@ class Quarantine:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All ids, in order."""
+        """Return all ids, in order."""
         return tuple(sorted(self._listed))
 
     @property
@@ -39,7 +39,7 @@ class Quarantine:
         return len(self._listed) / max(1, self._allowed)
 
     def fresh(self, bad: Iterable[Bad]) -> list[Bad]:
-        """Those of `bad` that are not listed yet."""
+        """Return those of `bad` that are not listed yet."""
         return [sample for sample in bad if sample.id not in self._listed]
 
     def exchange(self, fresh: list[Bad], metrics: Metrics, warn: bool) -> None:
@@ -57,7 +57,7 @@ class Quarantine:
                 log.warning("further bad samples are only listed, in records/*/bad-samples/")
 
     def excess(self) -> str:
-        """What to tell the user where there are more than the budget allows, else nothing."""
+        """Return the complaint if more are bad than the budget allows, else an empty text."""
         count = len(self._listed)
         if count <= self._allowed:
             return ""

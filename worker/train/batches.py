@@ -53,7 +53,7 @@ class Feed:
         return Work(self._evaluation(request.samples), self._evaluated, in_order=True)
 
     def blend(self, step: int) -> Blend | None:
-        """How global batch `step`, counted from the job's start, is blended."""
+        """Return how global batch `step`, counted from the job's start, is blended."""
         if not self.led:
             return None
         side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
@@ -77,6 +77,6 @@ class Feed:
         return (ids[at : at + size] for at in range(0, len(ids), size))
 
     def _evaluated(self, ids: Ids) -> Prepare:
-        """As the weights' preset prepares them."""
+        """Prepare images as the weights' preset does."""
         preprocessing = self._job.preprocessing
         return lambda place, image, out: preprocessing.evaluated(image, out)

@@ -75,7 +75,7 @@ class DurableState:
 
     @property
     def is_saved(self) -> bool:
-        """Whether there is nothing that a save would add."""
+        """Whether a save would add nothing."""
         return self.state == self._saved
 
     @property
@@ -85,7 +85,7 @@ class DurableState:
 
     @property
     def seconds(self) -> float:
-        """How long the last save took from its start to its commit; known to rank 0."""
+        """Return how long the last save took from its start to its commit; known to rank 0."""
         return self._seconds
 
     def seconds_since_save(self) -> float:
@@ -112,7 +112,7 @@ class DurableState:
         self._metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
     def signals(self) -> Signals:
-        """What the other ranks must know of this rank's part in a save."""
+        """Return what the other ranks must know of this rank's part in a save."""
         return Signals(
             stop=self._stop.requested,
             flushing=self._flush is not None and not self._flush.done(),
@@ -121,7 +121,7 @@ class DurableState:
         )
 
     def advance(self, agreed: Signals) -> None:
-        """Go on with a save as far as all ranks have come.
+        """Continue a save as far as all ranks have come.
 
         Raises on every rank what went wrong on one: `Superseded` where a newer attempt has
         started, `InfrastructureError` where the store gave up.

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
 _SECONDS_PER_REPORT = 0.5  # at least, on a GPU: a report is what lets it run out of work
-_MOST_NOTED = 100  # of them in the history
-_MOST_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
+_MAX_NOTED = 100  # of them in the history
+_MAX_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Steps:
         self._telemetry.step(state.step, epochs, queued.size, self._watch.lap(), phases)
 
     def _has_waited(self) -> bool:
-        """Whether the time for a checkpoint has come by rank 0's clock."""
+        """Return whether the time for a checkpoint has come by rank 0's clock."""
         minutes = self._attempt.job.manifest.checkpoint.every_minutes
         waited = self._attempt.durable.seconds_since_save()
         return self._attempt.leads and minutes is not None and waited >= 60 * minutes
@@ -177,10 +177,10 @@ class Steps:
         """Leave out a step whose loss is not finite, or commit and raise where that is wanted."""
         attempt, state = self._attempt, self._attempt.state
         wanted = attempt.job.manifest.train.non_finite == "skip"
-        if not wanted or state.skipped_in_a_row + 1 >= _MOST_SKIPPED:
+        if not wanted or state.skipped_in_a_row + 1 >= _MAX_SKIPPED:
             self._engine.abandon()
             attempt.commit()
-            again = f", {_MOST_SKIPPED} steps in a row" if wanted else ""
+            again = f", {_MAX_SKIPPED} steps in a row" if wanted else ""
             remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
             raise ConfigurationError(
                 f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
@@ -190,7 +190,7 @@ class Steps:
             )
         state.skipped += 1
         attempt.metrics.skipped_steps().inc()
-        if state.skipped <= _MOST_NOTED:
+        if state.skipped <= _MAX_NOTED:
             attempt.journal.event("skipped", step=state.step + 1)
         if attempt.leads:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)

@@ -1,4 +1,4 @@
-"""What a finished job leaves behind for others to use."""
+"""The final model of a job and what describes it."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -59,7 +59,7 @@ def _write(attempt: Attempt) -> None:
 
 
 def _choose_weights(attempt: Attempt) -> dict[str, Any]:
-    """Bring the weights that the manifest wants into the learner; says of which step they are."""
+    """Load the weights that the manifest asks for; return the step that they belong to."""
     state, store = attempt.state, attempt.job.output
     last = {"step": state.step, "accuracy": state.accuracy}
     if attempt.job.manifest.final.weights == "last" or state.best_step in (None, state.step):

@@ -1,4 +1,4 @@
-"""How an attempt begins: it takes a number and goes on from the newest whole checkpoint."""
+"""The start of an attempt: it claims a number and resumes from the newest whole checkpoint."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where an attempt stands at its start; `commit` is what it goes on from, if anything."""
+    """The state of an attempt at its start; `commit` is what it resumes from, if anything."""
 
     attempt: int
     state: State
@@ -154,7 +154,7 @@ def _announce(job: Job, rank: Rank, attempt: int, step: int, lost: int) -> None:
     if lost:
         where = f"after step {step}" if step else "from the start"
         log.warning(
-            "the newest checkpoint that is whole lets the job go on %s; %d steps are done again",
+            "the newest intact checkpoint lets the job resume %s; %d steps are repeated",
             where,
             lost,
         )

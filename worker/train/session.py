@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """One rank of one attempt; every method is called by all ranks together."""
+    """A rank of an attempt; every method is called by all ranks together."""
 
     def __init__(
         self,
@@ -138,13 +138,13 @@ class Session:
         end_after(lambda: self._end_stalled(InfrastructureError(text)))
 
     def _end_stalled(self, error: InfrastructureError) -> None:
-        """What is to be said before the watchdog ends this process."""
+        """Report before the watchdog ends this process."""
         if self._journal:
             self._journal.close(error, math.inf)
         self._say_last(error.code)
 
     def _beat(self) -> None:
-        """Note that an evaluation goes on."""
+        """Record that an evaluation is under way."""
         self._attempt.watchdog.beat()
         self.metrics.last_step().set(time.time())
 
@@ -172,7 +172,7 @@ class Session:
         self._train()
 
     def _look_again(self) -> None:
-        """Whether the samples that earlier attempts have left out are still bad."""
+        """Check whether samples that earlier attempts have left out are still bad."""
         ids = list(self._attempt.state.bad_samples)
         if not ids:
             return
@@ -235,7 +235,7 @@ class Session:
         return evaluation
 
     def _stops_early(self) -> bool:
-        """Whether the accuracy has not become better for as long as the manifest allows."""
+        """Return whether accuracy has not improved for as long as the manifest allows."""
         early, stale = self._job.manifest.train.early_stop, self._attempt.state.stale
         if not early or stale < early.patience:
             return False
@@ -244,7 +244,7 @@ class Session:
         return True
 
     def _refuse_loss(self) -> None:
-        """What to do about a validation loss that is not finite: end, or say so, by choice."""
+        """End the job, or warn, if the validation loss is not finite."""
         text = "the validation loss is not finite"
         if self._job.manifest.train.non_finite == "fail":
             self._attempt.commit()

@@ -1,4 +1,4 @@
-"""Where the time of training steps goes."""
+"""Timing of training steps."""
 
 import time
 

@@ -22,7 +22,7 @@ from worker.train.loaders import Supply
 
 
 class Validation:
-    """One rank's share of the validation set; `bad` lists what could not be used of it."""
+    """A rank's share of the validation set; `bad` lists what could not be used of it."""
 
     def __init__(
         self, job: Job, val: Dataset, rank: Rank, supply: Supply, beat: Callable[[], None]

@@ -1,0 +1,46 @@
+"""The reference of the manifest in Markdown, from what the code declares."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from worker.manifest.job import Manifest
+from worker.manifest.load import section_in
+from worker.manifest.training import Group
+
+_HEAD = "| key | default | meaning |\n|---|---|---|"
+
+
+def describe_manifest() -> str:
+    """Return a table of all keys but those of groups, then a table of those."""
+    keys = [row for row in _rows(Manifest, "") if not row[0].startswith("optimizer.groups.")]
+    return f"{_table(keys)}\n\n## Groups\n\n{_table(list(_rows(Group, '')))}\n"
+
+
+def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        key = f"{path}{field.alias or name}"
+        inner = section_in(field.annotation)
+        # What a section is set to by default is told by its own keys.
+        default = "" if inner and not _is_optional(field) else _default(field)
+        yield key, default, " ".join((field.description or "").split())
+        if inner:
+            yield from _rows(inner, f"{key}.")
+
+
+def _is_optional(field: FieldInfo) -> bool:
+    return not field.is_required() and field.default is None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.get_default(call_default_factory=True)
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
+def _table(rows: list[tuple[str, str, str]]) -> str:
+    return "\n".join([_HEAD, *(f"| `{key}` | {default} | {text} |" for key, default, text in rows)])
