@@ -1,5 +1,6 @@
 """An S3 server, small data sets, and `worker` processes that start from one preloaded server."""
 
+import inspect
 import json
 import logging
 import multiprocessing
@@ -16,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 import torch.distributed as dist
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
@@ -33,6 +35,33 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
 SHARED = Path(__file__).parents[2] / "shared"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.record.ledger_audit"])
+
+
+settings.register_profile("ci", settings())
+settings.register_profile("dev", max_examples=25)
+_LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}
+"""Fixtures that need a server, or processes of their own."""
+_LONGER_FILES = {
+    *("test_architecture", "test_backbones", "test_crash", "test_fuzz", "test_search"),
+    *("test_share", "test_elastic", "test_launch", "test_plan"),
+}
+"""Files whose tests compute for long, or start processes without a fixture."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need neither a server nor a process, for `make quick`."""
+    for item in items:
+        name = Path(item.path).stem
+        source = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
+        marks = {mark.name for mark in item.iter_markers()}
+        if not (
+            _LONGER_THAN_UNIT & set(getattr(item, "fixturenames", ()))
+            or name in _LONGER_FILES
+            or marks & {"e2e", "heavy", "kube", "gpu"}
+            or "in_fresh_process" in source
+            or "subprocess" in source
+        ):
+            item.add_marker("unit")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -61,8 +90,8 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that leads to the S3 server, and a short patience."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without settings of the machine, and with a short patience."""
     for name in [
         name
         for name in os.environ
@@ -70,12 +99,18 @@ def aws(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+
+
+@pytest.fixture
+def aws(environment: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that leads to the S3 server."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
 
 
 @pytest.fixture
