@@ -64,7 +64,7 @@ class Decoding:
 
     def batches(self, position: float = 0.0) -> Iterator[Batch]:
         """Yield batches without end, from a position (0 to 1) within the first epoch."""
-        steps = EpochPlan(self._index.counts, self._batch_size, 0, 0).steps
+        steps = EpochPlan(self._index.counts, self._batch_size, 0, epoch=0).steps
         start = int(steps * position)
         for epoch in range(10**6):
             yield from self._running.batches(Request("train", epoch, start))
@@ -83,7 +83,7 @@ class Decoding:
         return Work(self._ids(request), prepare_for)
 
     def _ids(self, request: Request) -> Iterable[Ids]:
-        plan = EpochPlan(self._index.counts, self._batch_size, 0, request.epoch)
+        plan = EpochPlan(self._index.counts, self._batch_size, 0, epoch=request.epoch)
         return (plan.batch(step) for step in range(request.start, plan.steps))
 
     def _part(self, index: int) -> Part:

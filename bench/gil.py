@@ -50,7 +50,7 @@ class _Threads:
     def batches(self) -> Iterator[Batch]:
         augmentation = Augmentation(_PREPROCESSING, Augment(), 0)
         for epoch in range(10**6):
-            plan = EpochPlan(self._index.counts, _BATCH, 0, epoch)
+            plan = EpochPlan(self._index.counts, _BATCH, 0, epoch=epoch)
             ids = (plan.batch(step) for step in range(plan.steps))
             yield from self._loader.batches(ids, augmentation.prepare_for(epoch), _SIDE)
 
@@ -65,7 +65,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_tars(Path(folder, "tars"), list(photos(500)))
-        index_tars(find_tars(f"{folder}/tars"), None, "label", 0.0, 2, None, lambda done: None)
+        index_tars(
+            find_tars(f"{folder}/tars"),
+            None,
+            "label",
+            error_budget=0.0,
+            threads=2,
+            max_pixels=None,
+            advance=lambda done: None,
+        )
         _simulate_decoding()
         alone = _measure(None, options.seconds)[0]
         print(f"{'decoders':<22} launch pace   decoded/s   lock per image")

@@ -18,7 +18,14 @@ def main() -> None:
             ids, valid = np.arange(batch), np.ones(batch, dtype=bool)
             seconds = {}
             for samples in (False, True):
-                recorder = Recorder(open_store(f"{folder}/{samples}"), 1, ALONE, 0, batch, samples)
+                recorder = Recorder(
+                    open_store(f"{folder}/{samples}"),
+                    1,
+                    ALONE,
+                    step=0,
+                    share=batch,
+                    samples=samples,
+                )
                 began = time.perf_counter()
                 for step in range(STEPS):
                     recorder.trained(step, ids, valid)

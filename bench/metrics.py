@@ -85,7 +85,10 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
     telemetry = Telemetry(metrics, journal, Progress(live=False), BLOCKS * STEPS)
     work, bare, full = Work(), [], []
     phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
-    with exported(metrics, owner, 0, 0, Board(), lambda: math.inf), scraped(port):
+    with (
+        exported(metrics, owner, 0, local_rank=0, board=Board(), patience=lambda: math.inf),
+        scraped(port),
+    ):
         for block in range(BLOCKS):
             began = time.perf_counter()
             for _ in range(STEPS):

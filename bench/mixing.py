@@ -24,7 +24,7 @@ def main() -> None:
     print(f"{'lanes':>5} {'window':>6} {'mixed':>6}  read ahead, one rank")
     for lanes in (1, 4, 8, 16, 32, 64):
         for window in (16, 32, 64, 256, 1024):
-            plan = EpochPlan(counts, BATCH, 0, 0, lanes, window)
+            plan = EpochPlan(counts, BATCH, 0, epoch=0, lanes=lanes, window=window)
             found = classes_per_batch([plan.batch(step) for step in steps], labels)
             memory = lanes * window * SAMPLE_MB
             print(f"{lanes:5} {window:6} {found / ideal:6.0%}  {memory:6.0f} MB")

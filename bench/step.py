@@ -102,10 +102,10 @@ def _engine(manifest: Manifest) -> Engine:
         learner,
         _PREPROCESSING,
         Criterion(),
-        manifest.train,
-        manifest.optimizer.clip_norm,
-        ALONE,
-        manifest.train.batch_size,
+        train=manifest.train,
+        clip_norm=manifest.optimizer.clip_norm,
+        rank=ALONE,
+        full_batch=manifest.train.batch_size,
     )
 
 

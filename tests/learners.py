@@ -51,7 +51,15 @@ def engine_of(backbone: Backbone, learner: Learner, manifest: Manifest) -> Engin
     )
     clip_norm = manifest.optimizer.clip_norm
     full = manifest.train.batch_size
-    return Engine(learner, preprocessing, criterion, manifest.train, clip_norm, ALONE, full)
+    return Engine(
+        learner,
+        preprocessing,
+        criterion,
+        train=manifest.train,
+        clip_norm=clip_norm,
+        rank=ALONE,
+        full_batch=full,
+    )
 
 
 def batch_of(images: int, side: int, classes: int, seed: int = 0) -> Batch:

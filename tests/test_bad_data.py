@@ -156,7 +156,7 @@ def test_what_decodes_to_nothing_whole_is_counted(
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     (split,) = find_splits(folder)
     store = open_store(f"{tmp_path}/half")
-    write_split(split, store, 12_000, 0, 1, lambda: None)
+    write_split(split, store, 12_000, seed=0, threads=1, advance=lambda: None)
     job["data"] |= {"train": store.uri, "error_budget": 0.02}
     ended = run("train", "--nproc", "2", write(job))
     assert ended.code == 0, ended.err

@@ -309,7 +309,7 @@ def published(store: Store, attempt: int = 1, epochs: int = 1) -> bool:
     data = f'{{"by": {attempt}}}'.encode()
     part = stage_part(store, attempt, "final/model.json", stream_bytes(data))
     result = {"epochs": epochs, "step": 6, "weights": {"step": 6, "accuracy": None}}
-    return publish(store, attempt, [part], result, lambda: None)
+    return publish(store, attempt, [part], result=result, check=lambda: None)
 
 
 def test_junk_that_is_named_like_an_attempt_or_a_publication_locks_nobody_out(
@@ -359,7 +359,7 @@ def test_a_copy_of_a_result_that_was_cut_short_is_completed(store: Store) -> Non
     old = {name: store.get(name) for name in ("done.json", "final/model.json")}
     part = stage_part(store, 2, "final/model.json", stream_bytes(b"new"))
     result = {"epochs": 3, "step": 9, "weights": {"step": 9, "accuracy": None}}
-    assert publish(store, 2, [part], result, lambda: None)
+    assert publish(store, 2, [part], result=result, check=lambda: None)
     stage_part(store, 2, "final/model.json", stream_bytes(b"new"))
     for name, data in old.items():
         store.put(name, data)
@@ -377,7 +377,7 @@ def test_a_result_that_lost_a_part_does_not_harm_the_one_before_it(store: Store)
     store.put("records/000002/result/final/model.json", b"cut")
     result = {"epochs": 3, "step": 9, "weights": {"step": 9, "accuracy": None}}
     with pytest.raises(InfrastructureError, match="not read back"):
-        publish(store, 2, parts, result, lambda: None)
+        publish(store, 2, parts, result=result, check=lambda: None)
     assert store.get("final/model.json") == b'{"by": 1}'
     assert "final/model.safetensors" not in keys(store)
     done = settle(store, 1)

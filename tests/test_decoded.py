@@ -41,7 +41,7 @@ class Decoding:
 
     def epoch(self, epoch: int) -> list[Batch]:
         """All batches of an epoch, and everything written that was going to be."""
-        plan = EpochPlan(self.index.counts, 8, 0, epoch)
+        plan = EpochPlan(self.index.counts, 8, 0, epoch=epoch)
         ids = [plan.batch(step) for step in range(plan.steps)]
         prepare_for = Augmentation(PREPROCESSING, Augment(), 0).prepare_for(epoch)
         batches = list(self._loader.batches(ids, prepare_for, 24))

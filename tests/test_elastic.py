@@ -47,7 +47,15 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     info = tarfile.TarInfo(f"{number:05d}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-    index_tars(find_tars(str(folder)), None, "label", 0.0, 2, None, lambda done: None)
+    index_tars(
+        find_tars(str(folder)),
+        None,
+        "label",
+        error_budget=0.0,
+        threads=2,
+        max_pixels=None,
+        advance=lambda done: None,
+    )
     return folder
 
 

@@ -70,7 +70,15 @@ def learner_for(model: nn.Module, settings: Manifest, release: int = 0) -> Learn
 def engine_for(learner: Learner, rank: Rank, settings: Manifest) -> Engine:
     criterion = Criterion(settings.train.label_smoothing)
     clip_norm = settings.optimizer.clip_norm
-    return Engine(learner, PREPROCESSING, criterion, settings.train, clip_norm, rank, max(SIZES))
+    return Engine(
+        learner,
+        PREPROCESSING,
+        criterion,
+        train=settings.train,
+        clip_norm=clip_norm,
+        rank=rank,
+        full_batch=max(SIZES),
+    )
 
 
 def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> None:

@@ -49,7 +49,15 @@ def mixed(tmp_path: Path) -> str:
                 info = tarfile.TarInfo(f"{number}.{suffix}")
                 info.size = len(body)
                 tar.addfile(info, io.BytesIO(body))
-    index_tars(find_tars(str(tmp_path)), None, "label", 0, 1, None, lambda done: None)
+    index_tars(
+        find_tars(str(tmp_path)),
+        None,
+        "label",
+        error_budget=0,
+        threads=1,
+        max_pixels=None,
+        advance=lambda done: None,
+    )
     return str(tmp_path)
 
 

@@ -276,10 +276,20 @@ def test_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(source.store, "get", cut)
     with pytest.raises(Interrupted):
-        index_tars(source, None, "label", 0, 1, None, lambda done: None)
+        index_tars(
+            source,
+            None,
+            "label",
+            error_budget=0,
+            threads=1,
+            max_pixels=None,
+            advance=lambda done: None,
+        )
     assert read == ["a.tar", "b.tar", "c.tar"]
     done: list[int] = []
-    index_tars(source, None, "label", 0, 1, None, done.append)
+    index_tars(
+        source, None, "label", error_budget=0, threads=1, max_pixels=None, advance=done.append
+    )
     assert read == ["a.tar", "b.tar", "c.tar", "c.tar"]
     assert sum(done) == sum(
         len(data) for key, data in contents(source.store).items() if key.endswith(".tar")
@@ -578,7 +588,15 @@ def test_corrected_labels_of_the_same_size_are_read(
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(indexing, "write_index", lambda *_: (_ for _ in ()).throw(Interrupted))
         source = indexing.find_tars(str(tmp_path))
-        indexing.index_tars(source, None, "label", 0, 1, None, lambda done: None)
+        indexing.index_tars(
+            source,
+            None,
+            "label",
+            error_budget=0,
+            threads=1,
+            max_pixels=None,
+            advance=lambda done: None,
+        )
     assert (tmp_path / "a.tar.scan.npz").exists()
     put(str(tmp_path), a=tar(labeled(3, label=lambda n: "2")))
     assert run("index", str(tmp_path)).code == 0

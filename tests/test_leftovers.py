@@ -66,7 +66,15 @@ def train(world_size: int, count: int, micro_batch: int | None, folder: Path) ->
         model = build_backbone("resnet18", 2, 0, SIDE).model
         learner = build_learner(model, everything(model, 1e-2), manifest, torch.device("cpu"))
         with process_group(rank, listener, StopFlag()):
-            engine = Engine(learner, PREPROCESSING, Criterion(), manifest.train, None, rank, FULL)
+            engine = Engine(
+                learner,
+                PREPROCESSING,
+                Criterion(),
+                train=manifest.train,
+                clip_norm=None,
+                rank=rank,
+                full_batch=FULL,
+            )
             distances = []
             for step, size in enumerate([FULL] * FULL_STEPS + [count]):
                 before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -147,7 +155,15 @@ def test_an_auxiliary_head_may_see_one_value_of_one_image(alone: None) -> None:
     model = build_backbone("inception_v3", 2, 0, 299).model
     learner = build_learner(model, everything(model, 1e-3), manifest, torch.device("cpu"))
     preprocessing = preprocessing_of("inception_v3")
-    engine = Engine(learner, preprocessing, Criterion(), manifest.train, None, ALONE, 1)
+    engine = Engine(
+        learner,
+        preprocessing,
+        Criterion(),
+        train=manifest.train,
+        clip_norm=None,
+        rank=ALONE,
+        full_batch=1,
+    )
     images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
     one = Batch(images, torch.zeros(1).long(), np.zeros(1, np.int64), torch.ones(1).bool())
     assert engine.step(0, one, 1).finite

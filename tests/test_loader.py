@@ -48,7 +48,7 @@ def test_batches_come_in_the_order_asked_for(threads: int, dataset: Path) -> Non
 
 def test_the_number_of_threads_changes_no_pixel(dataset: Path) -> None:
     reader = open_reader(f"{dataset}/train")
-    plan = EpochPlan(open_index(f"{dataset}/train").counts, 12, 0, 1)
+    plan = EpochPlan(open_index(f"{dataset}/train").counts, 12, 0, epoch=1)
     prepare = Augmentation(PREPROCESSING, Augment(trivialaugment=True), 3).prepare_for(1)
 
     def images(threads: int) -> Tensor:

@@ -70,7 +70,7 @@ def metrics_of(rank: int = 0) -> Metrics:
 @contextlib.contextmanager
 def running(metrics: Metrics, rank: int = 0) -> Iterator[Board]:
     board = Board()
-    with exported(metrics, RUN, rank, rank, board, lambda: math.inf):
+    with exported(metrics, RUN, rank, local_rank=rank, board=board, patience=lambda: math.inf):
         yield board
 
 
@@ -277,7 +277,7 @@ def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
         announce(RUN, ExitCode.DONE, board, lambda: math.inf)
         assert time.monotonic() - began < 3
         began = time.monotonic()
-        with exported(metrics_of(), RUN, 0, 0, board, lambda: 0.1):
+        with exported(metrics_of(), RUN, 0, local_rank=0, board=board, patience=lambda: 0.1):
             pass
         announce(RUN, ExitCode.DONE, board, lambda: 0.1)
         assert time.monotonic() - began < 0.5  # in a stop, no longer than is left for it

@@ -22,7 +22,7 @@ def pack(folder: Path, dest: str, threads: int = 2) -> list[Store]:
     stores = []
     for split in find_splits(folder):
         stores.append(open_store(f"{dest}/{split.name}"))
-        write_split(split, stores[-1], 12_000, 0, threads, lambda: None)
+        write_split(split, stores[-1], 12_000, seed=0, threads=threads, advance=lambda: None)
     return stores
 
 
@@ -64,7 +64,7 @@ def test_one_tree_and_odd_names(tmp_path: Path) -> None:
     assert split.passed_over == {".txt file": 1, "hidden file": 1}
     assert len({file.key for file in split.files}) == len(split.files) == 8
     store = open_store(f"{tmp_path}/out")
-    write_split(split, store, 10**9, 0, 1, lambda: None)
+    write_split(split, store, 10**9, seed=0, threads=1, advance=lambda: None)
     assert sorted(labels_of(store.uri)) == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
@@ -167,10 +167,10 @@ def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     write_pictures(tmp_path / "photos", 6)
     (split,) = find_splits(tmp_path / "photos")
     store = open_store(f"{tmp_path}/out")
-    write_split(split, store, 1, 0, 1, lambda: None)
+    write_split(split, store, 1, seed=0, threads=1, advance=lambda: None)
     store.put("notes.txt", b"kept")
     assert len(keys(store)) == 26
-    write_split(split, store, 10**9, 0, 1, lambda: None)
+    write_split(split, store, 10**9, seed=0, threads=1, advance=lambda: None)
     (shard,) = open_index(store.uri).shards
     assert keys(store) == ["index.json", "notes.txt", shard.sidecar, "shard-000000.tar"]
 
@@ -266,7 +266,7 @@ def test_odd_names_are_read_by_any_webdataset_reader(tmp_path: Path) -> None:
     )
     (split,) = find_splits(photos)
     store = open_store(f"{tmp_path}/out")
-    index = write_split(split, store, 10**9, 0, 1, lambda: None)
+    index = write_split(split, store, 10**9, seed=0, threads=1, advance=lambda: None)
     (url,) = [str(path) for path in (tmp_path / "out").glob("*.tar")]
     keys_read = [s["__key__"] for s in webdataset.WebDataset([url], shardshuffle=False)]
     assert len(keys_read) == len(set(keys_read)) == index.samples == 5

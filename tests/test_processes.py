@@ -51,7 +51,7 @@ class Reading:
         return Work(self._batches(request), prepare_for, self._lead)
 
     def _batches(self, request: Request) -> Iterable[Ids]:
-        plan = EpochPlan(self._counts, BATCH, 0, request.epoch)
+        plan = EpochPlan(self._counts, BATCH, 0, epoch=request.epoch)
         for step in range(request.start, plan.steps):
             ids = plan.batch(step)
             yield np.concatenate([ids[-1:], ids]) if self._lead else ids

@@ -156,7 +156,7 @@ def test_little_memory_is_no_reason_to_read_everything_many_times(lanes: int, me
     index = simulated_index(50, 1000)
     store = Simulated()
     reader = SampleReader(store, index, Cache(memory << 20), lanes=lanes)  # type: ignore[arg-type]
-    plan = EpochPlan(index.counts, lanes * 2, 0, 0, lanes=lanes, window=8)
+    plan = EpochPlan(index.counts, lanes * 2, 0, epoch=0, lanes=lanes, window=8)
     steps = 40
     for step in range(steps):
         ids = plan.batch(step)
@@ -373,7 +373,7 @@ def measure_peak(shards: int, out: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     index = simulated_index(shards, 1000)
     reader = SampleReader(Simulated(), index, Cache(64 << 20), lanes=32)  # type: ignore[arg-type]
-    plan = EpochPlan(index.counts, 64, 0, 0)
+    plan = EpochPlan(index.counts, 64, 0, epoch=0)
     for step in range(60):
         ids = plan.batch(step % plan.steps)
         reader.prefetch(ids)

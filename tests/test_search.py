@@ -58,7 +58,7 @@ def finish(store: Replayed, number: int, epochs: int) -> None:
     check = functools.partial(ensure_newest, store, number)
     step = STEPS + epochs
     result = {"epochs": epochs, "step": step, "weights": {"step": step, "accuracy": None}}
-    if not publish(store, number, parts, result, check):
+    if not publish(store, number, parts, result=result, check=check):
         raise Superseded("another attempt has done the job meanwhile")
 
 

@@ -72,7 +72,14 @@ def test_a_job_from_start_to_end_through_s3(
     run: Run, write: Write, job: Job, pictures: Path, bucket: str
 ) -> None:
     for split in find_splits(pictures):
-        write_split(split, open_store(f"{bucket}/data/{split.name}"), 12_000, 0, 2, lambda: None)
+        write_split(
+            split,
+            open_store(f"{bucket}/data/{split.name}"),
+            12_000,
+            seed=0,
+            threads=2,
+            advance=lambda: None,
+        )
     job["output"] = f"{bucket}/runs/one/"
     job["model"]["backbone"] = "resnet18"
     job["data"]["train"], job["data"]["val"] = f"{bucket}/data/train/", f"{bucket}/data/val/"

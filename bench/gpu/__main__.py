@@ -63,7 +63,15 @@ def _make_data(setting: Setting) -> None:
     pictures = list(photos(48 if setting.dry else 256))
     write_tars(setting.folder / "tars", pictures * (1 if setting.dry else 32))
     tars = find_tars(str(setting.folder / "tars"))
-    index_tars(tars, None, "label", 0.0, len(os.sched_getaffinity(0)), None, lambda done: None)
+    index_tars(
+        tars,
+        None,
+        "label",
+        error_budget=0.0,
+        threads=len(os.sched_getaffinity(0)),
+        max_pixels=None,
+        advance=lambda done: None,
+    )
 
 
 if __name__ == "__main__":

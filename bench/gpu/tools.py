@@ -24,7 +24,7 @@ CLASSES = 1000
 
 def noise(setting: Setting, images: int, side: int) -> Batch:
     """A batch as the loader gives it: uint8, channels last, page-locked, on the CPU."""
-    batch = Batch.of_size(np.arange(images), side, not setting.dry)
+    batch = Batch.of_size(np.arange(images), side, pin_memory=not setting.dry)
     batch.images.copy_(torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8))
     batch.labels.copy_(torch.arange(images) % CLASSES)
     return batch
@@ -94,10 +94,10 @@ def engine_of(setting: Setting, name: str, side: int, **plan: Any) -> Engine:
         learner,
         preprocessing,
         criterion,
-        manifest.train,
-        clip_norm,
-        ALONE,
-        manifest.train.batch_size,
+        train=manifest.train,
+        clip_norm=clip_norm,
+        rank=ALONE,
+        full_batch=manifest.train.batch_size,
     )
 
 

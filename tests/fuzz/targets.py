@@ -395,7 +395,7 @@ def _finished() -> dict[str, bytes]:
         publish_commit(store, CommitName(step, 1), write_parts(store, CommitName(step, 1), streams))
     part = stage_part(store, 1, "final/model.json", stream_bytes(b"{}"))
     result = {"epochs": 2, "step": 6, "weights": {"step": 6, "accuracy": 0.5}, "accuracy": 0.5}
-    publish(store, 1, [part], result, lambda: None)
+    publish(store, 1, [part], result=result, check=lambda: None)
     events = [
         {"time": 1.0, "event": "start", "attempt": 1, "step": 0, "world_size": 1},
         {"time": 2.0, "event": "step", "step": 1, "epoch": 1, "loss": 0.7, "accuracy": 0.5,
@@ -486,7 +486,7 @@ def _run_result(objects: dict[str, bytes]) -> str:
         return TAKEN
     part = stage_part(store, 2, "final/model.json", stream_bytes(b'{"by": 2}'))
     result = {"epochs": 2, "step": 6, "weights": {"step": 6, "accuracy": 0.5}}
-    _require(publish(store, 2, [part], result, lambda: None), "cannot be finished")
+    _require(publish(store, 2, [part], result=result, check=lambda: None), "cannot be finished")
     done = settle(store, 2)
     _require(done is not None and done.attempt == 2, "is not finished")
     return "finished again"

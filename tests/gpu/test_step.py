@@ -41,7 +41,15 @@ def engine_on(device: torch.device, train: Any = None, **optimizer: Any) -> Engi
     groups = everything(model, manifest.optimizer.lr)
     learner = build_learner(model, groups, manifest, device)
     clip_norm = manifest.optimizer.clip_norm
-    return Engine(learner, PREPROCESSING, Criterion(), manifest.train, clip_norm, ALONE, FULL)
+    return Engine(
+        learner,
+        PREPROCESSING,
+        Criterion(),
+        train=manifest.train,
+        clip_norm=clip_norm,
+        rank=ALONE,
+        full_batch=FULL,
+    )
 
 
 def weights_of(engine: Engine) -> dict[str, Tensor]:

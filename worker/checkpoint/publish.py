@@ -43,6 +43,7 @@ def publish(
     store: Store,
     attempt: int,
     parts: list[Part],
+    *,
     result: Mapping[str, Any],
     check: Callable[[], None],
     beat: Callable[[], None] = lambda: None,

@@ -104,10 +104,10 @@ def pack(
                 split,
                 store,
                 int(shard_size * _MIB),
-                seed,
-                threads,
-                lambda: bar.update(1),
-                depth,
+                seed=seed,
+                threads=threads,
+                advance=lambda: bar.update(1),
+                depth=depth,
             )
         depth = depth or index.depth
         _tell(split, index, store.uri)
@@ -198,10 +198,10 @@ def index(
             tars,
             names,
             label_field,
-            error_budget,
-            threads,
-            max_pixels if decode else None,
-            bar.update,
+            error_budget=error_budget,
+            threads=threads,
+            max_pixels=max_pixels if decode else None,
+            advance=bar.update,
         )
     for line in made.left_out:
         click.echo(f"left out: {line}", err=True)

@@ -36,7 +36,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     _settle_torch()
     from worker.launch.start import train
 
-    leave(train(loaded, nproc, stop, is_live(log_format)))
+    leave(train(loaded, nproc, stop, live=is_live(log_format)))
 
 
 @main.command()
@@ -145,7 +145,7 @@ def find_rates(
     from worker.store import open_store
 
     with progress_bar(steps, "sweeping") as bar:
-        job, sweep = find_rates(loaded, steps, low, high, stop, bar.update)
+        job, sweep = find_rates(loaded, steps, low, high=high, stop=stop, advance=bar.update)
     store = open_store(out or f"{job.output.uri}find-rates/")
     store.put("chart.svg", draw_sweep(sweep, job.manifest.job).encode())
     store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())

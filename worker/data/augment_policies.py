@@ -70,10 +70,12 @@ class Policy:
             which, level, sign = next(draws), next(draws), next(draws)
             name = list(OPERATIONS)[int(which * len(OPERATIONS))]
             bin_ = int(level * _BINS) if self.level is None else self.level
-            image = OPERATIONS[name](image, self.magnitude(name, bin_, image.shape[-1], sign < 0.5))
+            image = OPERATIONS[name](
+                image, self.magnitude(name, bin_, image.shape[-1], negative=sign < 0.5)
+            )
         return image
 
-    def magnitude(self, name: str, level: int, side: int, negative: bool) -> float:
+    def magnitude(self, name: str, level: int, side: int, *, negative: bool) -> float:
         """Strength of an operation at `level` of 0 to 30 on an image of `side` pixels."""
         share = level / (_BINS - 1)
         if name == "Posterize":

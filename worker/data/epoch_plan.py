@@ -70,6 +70,7 @@ class EpochPlan:
         counts: Ids,
         batch_size: int,
         seed: int,
+        *,
         epoch: int,
         lanes: int | None = None,
         window: int = 32,

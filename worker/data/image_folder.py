@@ -222,7 +222,7 @@ def _key(relative: Path, taken: set[str]) -> str:
     return key
 
 
-def _folders(folder: Path, found: _Found, must: bool = True) -> list[Path]:
+def _folders(folder: Path, found: _Found, *, must: bool = True) -> list[Path]:
     """Return the visible folders right below a folder; what else lies there is counted."""
     folders = []
     for entry in _entries(folder):

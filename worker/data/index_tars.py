@@ -180,6 +180,7 @@ def index_tars(
     source: Source,
     classes: tuple[str, ...] | None,
     label_field: str,
+    *,
     error_budget: float,
     threads: int,
     max_pixels: int | None,

@@ -57,7 +57,7 @@ class Batch:
     bad: list[Bad] = field(default_factory=list)
 
     @classmethod
-    def of_size(cls, ids: Ids, size: int, pin_memory: bool) -> "Batch":
+    def of_size(cls, ids: Ids, size: int, *, pin_memory: bool) -> "Batch":
         """A batch to write into."""
         shape = (len(ids), size, size, 3)
         # Threads could not write into a tensor that was made in the caller's inference mode.
@@ -91,6 +91,7 @@ class Loader:
         reader: SampleReader,
         threads: int,
         spec: ImageSpec,
+        *,
         pin_memory: bool = False,
         decoder: Decoder | None = None,
         decoded: DecodedImages | None = None,
@@ -127,7 +128,7 @@ class Loader:
         Raises:
             WorkerError: What the store raises, at the batch that it belongs to.
         """
-        allocate = allocate or (lambda ids: Batch.of_size(ids, size, self._pin))
+        allocate = allocate or (lambda ids: Batch.of_size(ids, size, pin_memory=self._pin))
         places_of = places_of or (lambda ids: np.arange(len(ids)))
         upcoming = iter(batches_of_ids)
         fetching: deque[tuple[Ids, Ids]] = deque()

@@ -110,6 +110,7 @@ def write_split(
     split: Split,
     store: Store,
     shard_bytes: int,
+    *,
     seed: int,
     threads: int,
     advance: Callable[[], None],

@@ -163,7 +163,7 @@ class SampleReader:
         shard, number = run
         return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 
-    def _load_run(self, run: Run, again: bool) -> _Fetched:
+    def _load_run(self, run: Run, *, again: bool) -> _Fetched:
         """Read a run; `again` from the store itself, after something was wrong with it."""
         shard, number = run
         entry = self._index.shards[shard]

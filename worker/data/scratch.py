@@ -49,7 +49,7 @@ class Scratch:
     def get(self, name: str) -> bytes | None:
         """Return what was put under `name`, if it is still there."""
         try:
-            with _opened(self._path(name, False)) as file:
+            with _opened(self._path(name, spare=False)) as file:
                 os.utime(file.fileno())
                 return file.read()
         except OSError:
@@ -62,7 +62,7 @@ class Scratch:
     def has_spare(self, name: str) -> bool:
         """Return whether something was put under `name` as spare, and is there."""
         try:
-            self._path(name, True).stat()
+            self._path(name, spare=True).stat()
         except OSError:  # of whatever kind: a mount may be lost
             return False
         return True
@@ -80,7 +80,7 @@ class Scratch:
             The size in bytes, 0 if there is none; if it is larger than the buffer, no more than
             that was read.
         """
-        path = self._path(name, True)
+        path = self._path(name, spare=True)
         try:
             with _opened(path) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -94,8 +94,8 @@ class Scratch:
         """Keep `data` where there is room that no ordinary file will need."""
         self._put(name, data, spare=True)
 
-    def _put(self, name: str, data: bytes | bytearray, spare: bool) -> None:
-        if not self._take(len(data), spare):
+    def _put(self, name: str, data: bytes | bytearray, *, spare: bool) -> None:
+        if not self._take(len(data), spare=spare):
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class Scratch:
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
-                os.replace(temporary, self._path(name, spare))
+                os.replace(temporary, self._path(name, spare=spare))
             except OSError:
                 Path(temporary).unlink()
                 raise
@@ -112,15 +112,15 @@ class Scratch:
                 log.warning("scratch %s: %s; continuing without", self._folder, error.strerror)
             self._well = False
 
-    def _path(self, name: str, spare: bool) -> Path:
+    def _path(self, name: str, *, spare: bool) -> Path:
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         return self._folder / f"{digest}{_SPARE if spare else ''}"
 
-    def _take(self, size: int, spare: bool) -> bool:
+    def _take(self, size: int, *, spare: bool) -> bool:
         """Return whether `size` more bytes fit; looks at the folder once per `_step` bytes."""
         with self._lock:
             if size > self._room[spare] and time.monotonic() > self._next_look[spare]:
-                self._room[spare] = self._make_room(spare)
+                self._room[spare] = self._make_room(spare=spare)
                 if size > self._room[spare]:
                     self._next_look[spare] = time.monotonic() + _PATIENCE_SECONDS
             if size > self._room[spare]:
@@ -128,7 +128,7 @@ class Scratch:
             self._room[spare] -= size
             return True
 
-    def _make_room(self, spare: bool) -> int:
+    def _make_room(self, *, spare: bool) -> int:
         """Remove stale files where too little is free; returns how many bytes may be written."""
         files = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:

@@ -85,7 +85,7 @@ class _Sample:
     Of images, that is all of them if they are wanted `whole`.
     """
 
-    def __init__(self, key: str, offset: int, whole: bool = False) -> None:
+    def __init__(self, key: str, offset: int, *, whole: bool = False) -> None:
         self.key = key
         self._whole = whole
         self.offset = self.end = offset
@@ -155,7 +155,7 @@ def scan_shard(
     stream = Stream(fetch, size)
     scan = Scan(bytes=size)
     seen: set[int] = set()
-    for sample in _samples(stream, scan, look is not None):
+    for sample in _samples(stream, scan, whole=look is not None):
         try:
             digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
             if digest in seen:
@@ -177,7 +177,7 @@ def scan_shard(
     return scan
 
 
-def _samples(stream: Stream, scan: Scan, whole: bool) -> Iterator[_Sample]:
+def _samples(stream: Stream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
     """The samples: neighbors with the same key. Notes a malformed archive."""
     sample: _Sample | None = None
     try:
@@ -194,7 +194,7 @@ def _samples(stream: Stream, scan: Scan, whole: bool) -> Iterator[_Sample]:
             if sample and sample.key != match[1]:
                 done, sample = sample, None
                 yield done
-            sample = sample or _Sample(match[1], member.offset, whole)
+            sample = sample or _Sample(match[1], member.offset, whole=whole)
             sample.add(match[2].lower(), member, stream)
     except Malformed as problem:
         # What is cut within the sample is no sample.

@@ -124,7 +124,9 @@ class Job:
         """The batches of one epoch, counted from 0."""
         train = self.manifest.train
         counts, window = self.train.index.counts, self.manifest.data.shuffle.window
-        return EpochPlan(counts, train.batch_size, train.seed, epoch, self.lanes, window)
+        return EpochPlan(
+            counts, train.batch_size, train.seed, epoch=epoch, lanes=self.lanes, window=window
+        )
 
     @property
     def lanes(self) -> int:

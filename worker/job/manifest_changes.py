@@ -32,6 +32,7 @@ def changes_between(
     now: Mapping[str, Any],
     kept_identity: Mapping[str, str],
     identity: Mapping[str, str],
+    *,
     resumes: bool,
 ) -> list[Change]:
     """Return the changes of a manifest, refused ones first.
@@ -50,14 +51,14 @@ def changes_between(
     ]
     told = {change.field for change in refused}
     others = [
-        Change(path, before.get(path), now.get(path), kind_of(path, resumes))
+        Change(path, before.get(path), now.get(path), kind_of(path, resumes=resumes))
         for path in sorted({*before, *now} if before else ())
         if before.get(path) != now.get(path) and path not in told
     ]
     return refused + sorted(others, key=lambda change: change.kind)
 
 
-def kind_of(path: str, resumes: bool) -> Kind:
+def kind_of(path: str, *, resumes: bool) -> Kind:
     """Return what a change of this manifest field means if it does not make another experiment."""
     if path == "model.weights" and resumes:
         return "vain"

@@ -48,7 +48,7 @@ _LOW, _HIGH = 1e-3, 1e2
 _C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
-def train(manifest: Manifest, nproc: int | None, stop: StopFlag, live: bool) -> int:
+def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
     """Train what the manifest says on all ranks of this node; returns the exit code.
 
     Everything that can be wrong with the manifest is found before a rank starts and before
@@ -68,7 +68,9 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, live: bool) -> 
                 owner = Owner(manifest.job, open_store(manifest.output).uri)
                 announce(owner, code, board, stop.patience)
 
-    code = exit_code(lambda: _train(manifest, gpus, place, board, stop, live, say_last))
+    code = exit_code(
+        lambda: _train(manifest, gpus, place, board=board, stop=stop, live=live, say_last=say_last)
+    )
     say_last(code)
     return code
 
@@ -77,6 +79,7 @@ def _train(
     manifest: Manifest,
     gpus: int,
     place: Rank | Spawn,
+    *,
     board: Board,
     stop: StopFlag,
     live: bool,
@@ -99,7 +102,7 @@ def _train(
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
-        _run_rank(job, rank, listener, board, stop, live, say_last)
+        _run_rank(job, rank, listener, board=board, stop=stop, live=live, say_last=say_last)
 
     if isinstance(place, Rank):
         stop.has_begun = True
@@ -116,6 +119,7 @@ def find_rates(
     manifest: Manifest,
     steps: int,
     low: float | None,
+    *,
     high: float | None,
     stop: StopFlag,
     advance: Callable[[int], None],
@@ -139,7 +143,9 @@ def find_rates(
         contextlib.closing(Supply(job, rank, device_of(rank))) as supply,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
     ):
-        return job, sweep_rates(job, rank, supply, steps, low, high, stop, advance)
+        return job, sweep_rates(
+            job, rank, supply, steps=steps, low=low, high=high, stop=stop, advance=advance
+        )
 
 
 def check_place(manifest: Manifest, gpus: int) -> None:
@@ -196,6 +202,7 @@ def _run_rank(
     job: Job,
     rank: Rank,
     listener: socket.socket | None,
+    *,
     board: Board,
     stop: StopFlag,
     live: bool,
@@ -204,7 +211,7 @@ def _run_rank(
     bind(rank=rank.rank)
     if rank.rank:
         logging.getLogger("worker").setLevel(logging.WARNING)
-    progress = Progress(live and rank.rank == 0)
+    progress = Progress(live=live and rank.rank == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         saver = None
@@ -213,10 +220,19 @@ def _run_rank(
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
         supply = stack.enter_context(contextlib.closing(Supply(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
-        session = Session(job, rank, stop, progress, supply, saver, say_last)
+        session = Session(
+            job, rank, stop, progress=progress, supply=supply, saver=saver, say_last=say_last
+        )
         listen(session.metrics)
         owner = Owner(job.manifest.job, job.output.uri)
         stack.enter_context(
-            exported(session.metrics, owner, rank.rank, rank.local_rank, board, stop.patience)
+            exported(
+                session.metrics,
+                owner,
+                rank.rank,
+                local_rank=rank.local_rank,
+                board=board,
+                patience=stop.patience,
+            )
         )
         session.run()

@@ -55,7 +55,7 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
     return rates[(start + end) // 2]
 
 
-def make_sweep(rates: list[float], losses: list[float], diverged: bool) -> Sweep:
+def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sweep:
     finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
     if len(rates) < _MIN_POINTS:

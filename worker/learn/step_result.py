@@ -69,7 +69,7 @@ class Pending:
         scale = rest[groups] if len(rest) > groups else 1.0
         return Numbers(loss, right, count, norm, rest[:groups], scale)
 
-    def outcome(self, numbers: Numbers, finite: bool) -> Outcome:
+    def outcome(self, numbers: Numbers, *, finite: bool) -> Outcome:
         """The outcome of a step that was `finite` or not; what is not finite is not summed."""
         sums = torch.tensor([numbers.loss, numbers.right, numbers.count], dtype=torch.float64)
         counts = finite and bool(sums.isfinite().all())

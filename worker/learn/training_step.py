@@ -54,6 +54,7 @@ class Engine:
         learner: Learner,
         preprocessing: Preprocessing,
         criterion: Criterion,
+        *,
         train: Train,
         clip_norm: float | None,
         rank: Rank,
@@ -161,7 +162,7 @@ class Engine:
         step.spend("optimizer", time.monotonic() - waited)
         overflow = not usable and self.learner.scaler.is_enabled() and numbers.scale > 1
         overflow = overflow and math.isfinite(total(numbers.loss)[0])
-        return step.outcome(numbers, usable or overflow)
+        return step.outcome(numbers, finite=usable or overflow)
 
     def abandon(self) -> None:
         """Undo what was launched and not updated."""
@@ -197,11 +198,11 @@ class Engine:
             last = index == len(parts)
             suffice = self._passes.give_statistics(part.count, global_count)
             with contextlib.nullcontext() if last else without_exchange(self._parallel):
-                sums += self._backward(self._parallel, part, suffice)
+                sums += self._backward(self._parallel, part, suffice=suffice)
         return sums
 
-    def _backward(self, model: nn.Module, inputs: Inputs, suffice: bool) -> Tensor:
-        with self._batch_statistics.withheld(inputs.images, suffice):
+    def _backward(self, model: nn.Module, inputs: Inputs, *, suffice: bool) -> Tensor:
+        with self._batch_statistics.withheld(inputs.images, suffice=suffice):
             with autocast(self.learner, self.device):
                 outputs = model(inputs.images)
             logits, auxiliary = logits_of(outputs)

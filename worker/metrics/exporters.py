@@ -45,7 +45,7 @@ Patience = Callable[[], float]
 
 @contextmanager
 def exported(
-    metrics: Metrics, owner: Owner, rank: int, local_rank: int, board: Board, patience: Patience
+    metrics: Metrics, owner: Owner, rank: int, *, local_rank: int, board: Board, patience: Patience
 ) -> Iterator[None]:
     """Hand out the metrics of a rank while inside.
 

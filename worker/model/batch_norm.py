@@ -65,7 +65,7 @@ class BatchStatistics:
         self._single: list[nn.Module] | None = None
 
     @contextlib.contextmanager
-    def withheld(self, images: Tensor, suffice: bool) -> Iterator[None]:
+    def withheld(self, images: Tensor, *, suffice: bool) -> Iterator[None]:
         """Let the layers that may not take statistics use the running ones, backward included.
 
         Args:

@@ -125,7 +125,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     store = None
     while not store:
         if serves or _is_served(rank):
-            store = _connect(rank, listener, serves)
+            store = _connect(rank, listener, serves=serves)
         if not store:
             next(looks)
     store.set_timeout(datetime.timedelta(seconds=rendezvous_seconds()))
@@ -146,7 +146,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     return shared
 
 
-def _connect(rank: Rank, listener: socket.socket | None, serves: bool) -> Any:
+def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any:
     """The store; None if its server has gone meanwhile.
 
     With a short timeout, as torch ignores signals while it keeps trying.

@@ -42,7 +42,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "scheduler": next((s for name, s in _SCHEDULERS.items() if name in os.environ), "none"),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        **_device_facts(on_gpu),
+        **_device_facts(on_gpu=on_gpu),
         "backend": "nccl" if on_gpu else "gloo",
         "precision": str(precision or torch.float32).removeprefix("torch."),
         "world_size": rank.world_size,
@@ -53,7 +53,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
     }
 
 
-def _device_facts(on_gpu: bool) -> dict[str, Any]:
+def _device_facts(*, on_gpu: bool) -> dict[str, Any]:
     """This rank's device: by its UUID an operator finds it when it turns out to be broken."""
     if not on_gpu:
         return {"device_bytes": None, "device_uuid": None, "driver": None}

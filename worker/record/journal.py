@@ -36,7 +36,7 @@ def progress_name(attempt: int) -> str:
 class Journal:
     """The journal of an attempt; for a rank that does not lead, it keeps and writes nothing."""
 
-    def __init__(self, store: Store, attempt: int, leads: bool) -> None:
+    def __init__(self, store: Store, attempt: int, *, leads: bool) -> None:
         self._store = store
         self._attempt = attempt
         self._leads = leads
@@ -127,9 +127,9 @@ class Journal:
 
 
 @contextmanager
-def kept(store: Store, attempt: int, leads: bool, stop: StopFlag) -> Iterator[Journal]:
+def kept(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator[Journal]:
     """The journal of an attempt, which hears of its end, whatever that is."""
-    journal = Journal(store, attempt, leads)
+    journal = Journal(store, attempt, leads=leads)
     error: BaseException | None = None
     try:
         yield journal

@@ -36,7 +36,7 @@ class Step:
 class Progress:
     """Shows steps: as a live line where there is a terminal, and as a log line else."""
 
-    def __init__(self, live: bool) -> None:
+    def __init__(self, *, live: bool) -> None:
         self._live = live
         self._interval = _LIVE_SECONDS if live else _LINE_SECONDS
         self._next = time.monotonic()

@@ -66,7 +66,7 @@ class Recorder:
     """
 
     def __init__(
-        self, store: Store, attempt: int, rank: Rank, step: int, share: int, samples: bool
+        self, store: Store, attempt: int, rank: Rank, *, step: int, share: int, samples: bool
     ) -> None:
         self._store = store
         self._attempt = attempt

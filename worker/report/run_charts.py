@@ -139,6 +139,7 @@ def _line(
     events: Events,
     values: Sequence[float | None],
     color: int = 0,
+    *,
     dots: bool = False,
 ) -> Line:
     """A line over steps, with a gap where there is no value."""

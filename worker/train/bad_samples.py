@@ -42,7 +42,7 @@ class Quarantine:
         """Return those of `bad` that are not listed yet."""
         return [sample for sample in bad if sample.id not in self._listed]
 
-    def exchange(self, fresh: list[Bad], metrics: Metrics, warn: bool) -> None:
+    def exchange(self, fresh: list[Bad], metrics: Metrics, *, warn: bool) -> None:
         """Take up what any rank has met; to be called by all ranks together."""
         gathered: list[list[Bad]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, fresh)

@@ -23,7 +23,7 @@ class Feed:
     Where batches are blended, each is `led` by the sample before its first.
     """
 
-    def __init__(self, job: Job, rank: Rank, on_gpu: bool) -> None:
+    def __init__(self, job: Job, rank: Rank, *, on_gpu: bool) -> None:
         settings, seed = job.manifest.data.augment, job.manifest.train.seed
         self._job = job
         self._rank = rank

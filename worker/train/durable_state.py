@@ -44,6 +44,7 @@ class DurableState:
         job: Job,
         rank: Rank,
         learner: Learner,
+        *,
         saver: Saver | None,
         resumed: Resumed,
         metrics: Metrics,

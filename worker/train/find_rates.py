@@ -32,6 +32,7 @@ def sweep_rates(
     job: Job,
     rank: Rank,
     supply: Supply,
+    *,
     steps: int,
     low: float,
     high: float,
@@ -53,10 +54,10 @@ def sweep_rates(
         learner,
         job.preprocessing,
         job.criterion,
-        job.manifest.train,
-        optimizer.clip_norm,
-        rank,
-        job.full_batch,
+        train=job.manifest.train,
+        clip_norm=optimizer.clip_norm,
+        rank=rank,
+        full_batch=job.full_batch,
     )
     rates: list[float] = []
     losses: list[float] = []
@@ -75,7 +76,7 @@ def sweep_rates(
             smoothed = smooth(losses)
             if smoothed[-1] > _DIVERGED * min(smoothed):
                 break
-    return make_sweep(rates, losses, len(rates) < steps)
+    return make_sweep(rates, losses, diverged=len(rates) < steps)
 
 
 def _released(group: RateGroup) -> RateGroup:

@@ -44,7 +44,9 @@ def _write(attempt: Attempt) -> None:
     durable.ensure_newest()
     parts = stage_result(job, durable.attempt, attempt.learner.result, result)
     beat = attempt.watchdog.beat
-    if not publish(job.output, durable.attempt, parts, result, durable.ensure_newest, beat):
+    if not publish(
+        job.output, durable.attempt, parts, result=result, check=durable.ensure_newest, beat=beat
+    ):
         raise Superseded("another attempt has done the job meanwhile")
     attempt.metrics.last_success().set(time.time())
     accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.2%}"

@@ -36,7 +36,7 @@ class Supply:
         self._settings = read_settings()
         self._decoding = decoding_of(rank, job.lanes)
         self._lanes = -(-job.lanes // rank.world_size)
-        self.feed = Feed(job, rank, device.type == "cuda")
+        self.feed = Feed(job, rank, on_gpu=device.type == "cuda")
         self._size = job.preprocessing.crop_size
         self._batches: Batches | None = None
         if self._decoding.threads and job.manifest.data.decoder == "cpu":
@@ -121,6 +121,11 @@ class Supply:
             if reader.scratch and not decoder:
                 decoded = DecodedImages(reader.scratch, reader, self._job.image_spec)
             loaders[name] = Loader(
-                reader, threads, self._job.image_spec, pin and not threads, decoder, decoded
+                reader,
+                threads,
+                self._job.image_spec,
+                pin_memory=pin and not threads,
+                decoder=decoder,
+                decoded=decoded,
             )
         return loaders

@@ -53,6 +53,7 @@ class Session:
         job: Job,
         rank: Rank,
         stop: StopFlag,
+        *,
         progress: Progress,
         supply: Supply,
         saver: Saver | None,
@@ -88,7 +89,7 @@ class Session:
                     log.info("job %s was done by another attempt meanwhile", job.manifest.job)
                 return
             journal = stack.enter_context(
-                kept(job.output, resumed.attempt, rank.rank == 0, self._stop)
+                kept(job.output, resumed.attempt, leads=rank.rank == 0, stop=self._stop)
             )
             stack.enter_context(meaningful_errors())
             self._journal = journal
@@ -107,18 +108,23 @@ class Session:
         job, rank, state = self._job, self._rank, resumed.state
         share = -(-job.manifest.train.batch_size // rank.world_size)
         recorder = Recorder(
-            job.output, resumed.attempt, rank, state.step, share, job.manifest.record.samples
+            job.output,
+            resumed.attempt,
+            rank,
+            step=state.step,
+            share=share,
+            samples=job.manifest.record.samples,
         )
         durable = DurableState(
             job,
             rank,
             learner,
-            self._saver,
-            resumed,
-            self.metrics,
-            journal,
-            self._stop,
-            watchdog.beat,
+            saver=self._saver,
+            resumed=resumed,
+            metrics=self.metrics,
+            journal=journal,
+            stop=self._stop,
+            beat=watchdog.beat,
         )
         return Attempt(
             job,
@@ -156,10 +162,10 @@ class Session:
             self._attempt.learner,
             job.preprocessing,
             job.criterion,
-            job.manifest.train,
-            clip_norm,
-            rank,
-            job.full_batch,
+            train=job.manifest.train,
+            clip_norm=clip_norm,
+            rank=rank,
+            full_batch=job.full_batch,
         )
         self._supply.start()
         self._validation: Validation | None = None
