@@ -35,7 +35,7 @@ from worker.checkpoint.claim import claim_attempt
 from worker.checkpoint.commit import CommitName, publish_commit
 from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import take_snapshot
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 from worker.model.backbone import build_backbone
 from worker.model.learner import Learner
 from worker.store import Store, open_store
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--server", choices=["moto", "minio", "sink"], default="moto")
     parser.add_argument("--saves", type=int, default=5)
     options = parser.parse_args()
-    settle_memory(keep_freed=True)
+    configure_memory(keep_freed=True)
     with tempfile.TemporaryDirectory() as folder, serve(options.server, Path(folder)):
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         store = open_store(f"s3://{BUCKET}/ours")

@@ -60,7 +60,9 @@ def preprocessing() -> Any:
     from worker.data.preprocessing import Preprocessing
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Preprocessing(224, 256, mean, std, InterpolationMode.BILINEAR)
+    return Preprocessing(
+        crop_size=224, resize_size=256, mean=mean, std=std, interpolation=InterpolationMode.BILINEAR
+    )
 
 
 def fast_image(data: bytes) -> Any:
@@ -191,11 +193,11 @@ def ours(workers: int, position: float = 0.0, scratch: Path | None = None) -> It
     import torch
 
     from bench.decoding import Decoding
-    from worker.memory import settle_memory
+    from worker.memory import configure_memory
 
     ready()
 
-    settle_memory(keep_freed=True)  # as `worker train` does
+    configure_memory(keep_freed=True)  # as `worker train` does
     torch.set_num_threads(1)
     decoding = Decoding("s3://bucket/tars/", workers, BATCH, preprocessing(), scratch=scratch)
     with closing(decoding):

@@ -13,7 +13,7 @@ from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.index import parse_address, read_index
 from worker.data.loader import Batch, Loader
 from worker.data.preprocessing import Preprocessing
-from worker.data.process_part import Part
+from worker.data.process_part import ProcessPart
 from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.data.scratch import Scratch
@@ -67,7 +67,7 @@ class Decoding:
         steps = EpochPlan(self._index.counts, self._batch_size, 0, epoch=0).steps
         start = int(steps * position)
         for epoch in range(10**6):
-            yield from self._running.batches(Request("train", epoch, start))
+            yield from self._running.batches(Request(dataset="train", epoch=epoch, start=start))
             start = 0
 
     def lock_pages(self) -> None:
@@ -80,13 +80,13 @@ class Decoding:
 
     def _work(self, request: Request) -> Work:
         prepare_for = self._augmentation.prepare_for(request.epoch)
-        return Work(self._ids(request), prepare_for)
+        return Work(batches=self._ids(request), prepare_for=prepare_for)
 
     def _ids(self, request: Request) -> Iterable[Ids]:
         plan = EpochPlan(self._index.counts, self._batch_size, 0, epoch=request.epoch)
         return (plan.batch(step) for step in range(request.start, plan.steps))
 
-    def _part(self, index: int) -> Part:
+    def _part(self, index: int) -> ProcessPart:
         cache = Cache(_READ_MEMORY // self.processes, fetches_for(self.processes))
         lanes = -(-_LANES // self.processes)
         scratch = decoded = None
@@ -98,4 +98,12 @@ class Decoding:
             decoded = DecodedImages(scratch, reader, _SPEC)
         loader = Loader(reader, self._threads, _SPEC, decoded=decoded)
         readers, loaders = {"train": reader}, {"train": loader}
-        return Part(index, self.processes, readers, loaders, self._work, self._slots, self._size)
+        return ProcessPart(
+            index=index,
+            count=self.processes,
+            readers=readers,
+            loaders=loaders,
+            resolve=self._work,
+            slots=self._slots,
+            size=self._size,
+        )

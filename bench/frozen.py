@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.learners import batch_of, engine_of, learner_of, manifest_of
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 from worker.model.backbone import build_backbone
 
 _ROUNDS = 5
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--side", type=int, default=224)
     options = parser.parse_args()
-    settle_memory(keep_freed=True)
+    configure_memory(keep_freed=True)
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     engines = {}

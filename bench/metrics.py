@@ -22,11 +22,11 @@ from worker.metrics import exporters as export
 from worker.metrics.exporters import exported
 from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
-from worker.metrics.shared_outcome import Board
+from worker.metrics.shared_outcome import SharedOutcome
 from worker.record import journal as journals
 from worker.record.journal import Journal
-from worker.record.progress import Progress, Step
-from worker.record.telemetry import Report, Telemetry
+from worker.record.progress import Progress, StepProgress
+from worker.record.telemetry import StepReport, Telemetry
 from worker.store import open_store
 
 BLOCKS, STEPS = 60, 50
@@ -50,9 +50,20 @@ class Work:
             self._matrix @ self._matrix
 
 
-def told(step: int) -> Step:
+def told(step: int) -> StepProgress:
     rates, norms = dict.fromkeys(GROUPS, 1e-3), dict.fromkeys(GROUPS, 1.0)
-    return Step(step, BLOCKS * STEPS, 1, 0.5, 0.5, 1e3, 0.1, 60.0, rates, norms)
+    return StepProgress(
+        step=step,
+        total_steps=BLOCKS * STEPS,
+        epoch=1,
+        loss=0.5,
+        accuracy=0.5,
+        images_per_second=1e3,
+        wait_ratio=0.1,
+        remaining_seconds=60.0,
+        rates=rates,
+        gradient_norms=norms,
+    )
 
 
 @contextlib.contextmanager
@@ -86,7 +97,7 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
     work, bare, full = Work(), [], []
     phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
     with (
-        exported(metrics, owner, 0, local_rank=0, board=Board(), patience=lambda: math.inf),
+        exported(metrics, owner, 0, local_rank=0, board=SharedOutcome(), patience=lambda: math.inf),
         scraped(port),
     ):
         for block in range(BLOCKS):
@@ -101,7 +112,12 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
                 telemetry.step(step, step / 100, 64, 0.01, phases)
                 if step % REPORT_EVERY == 0:
                     telemetry.report(
-                        Report(told(step), 64 * REPORT_EVERY, 64.0 * REPORT_EVERY, 0.05)
+                        StepReport(
+                            step=told(step),
+                            images=64 * REPORT_EVERY,
+                            counted=64.0 * REPORT_EVERY,
+                            seconds=0.05,
+                        )
                     )
             full.append(time.perf_counter() - began)
     journal.close(None, 5)
@@ -120,7 +136,14 @@ def measure_calls() -> float:
         for step in range(1, 5001):
             telemetry.step(step, step / 100, 64, 0.01, phases)
             if step % REPORT_EVERY == 0:
-                telemetry.report(Report(told(step), 64 * REPORT_EVERY, 64.0 * REPORT_EVERY, 0.05))
+                telemetry.report(
+                    StepReport(
+                        step=told(step),
+                        images=64 * REPORT_EVERY,
+                        counted=64.0 * REPORT_EVERY,
+                        seconds=0.05,
+                    )
+                )
         seconds = time.perf_counter() - began
         journal.close(None, 5)
     return seconds / 5000

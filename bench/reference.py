@@ -16,7 +16,7 @@ from torchvision import datasets, models
 from torchvision.models import EfficientNet
 from torchvision.transforms import v2
 
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _BASE, _DECAY = 1e-3, 0.65
@@ -97,7 +97,7 @@ def run(photos: str, weights: str, variant: str, seed: int, epochs: int = 6) -> 
 
 
 def main() -> None:
-    settle_memory(keep_freed=True)  # the allocator only; halves a step's time
+    configure_memory(keep_freed=True)  # the allocator only; halves a step's time
     parser = argparse.ArgumentParser()
     parser.add_argument("photos")
     parser.add_argument("weights")

@@ -22,12 +22,18 @@ from worker.data.preprocessing import Preprocessing
 from worker.learn.loss import Criterion
 from worker.learn.training_step import Engine
 from worker.manifest import Manifest
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 from worker.model.learner import build_learner
 from worker.ranks.agreement import Agreement, Signals
 
 _LAYERS, _WIDTH, _CLASSES, _SIDE = 53, 16, 100, 8
-_PREPROCESSING = Preprocessing(_SIDE, _SIDE, (0.5,) * 3, (0.2,) * 3, InterpolationMode.BILINEAR)
+_PREPROCESSING = Preprocessing(
+    crop_size=_SIDE,
+    resize_size=_SIDE,
+    mean=(0.5,) * 3,
+    std=(0.2,) * 3,
+    interpolation=InterpolationMode.BILINEAR,
+)
 
 
 class Tall(nn.Module):
@@ -114,7 +120,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
-    settle_memory(keep_freed=True)  # as `worker train` does
+    configure_memory(keep_freed=True)  # as `worker train` does
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     groups = [{"match": "*"}]

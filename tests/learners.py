@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.checkpoint.host_copy import HostCopy, room_for
 from worker.checkpoint.snapshot import take_snapshot
-from worker.checkpoint.tensor_files import Stream
+from worker.checkpoint.tensor_files import TensorStream
 from worker.data.loader import Batch
 from worker.learn.loss import Criterion
 from worker.learn.training_step import Engine
@@ -18,7 +18,9 @@ from worker.model.learner import Learner, build_learner
 from worker.model.rate_groups import RateGroup, assign
 from worker.ranks.rank import Rank
 
-ALONE = Rank(0, 1, 0, 1, "localhost", 0)
+ALONE = Rank(
+    rank=0, world_size=1, local_rank=0, local_world_size=1, master_addr="localhost", master_port=0
+)
 CPU = torch.device("cpu")
 
 
@@ -67,13 +69,15 @@ def batch_of(images: int, side: int, classes: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8, generator=generator)
     labels = torch.arange(images) % classes
-    return Batch(pixels, labels, labels.numpy(), torch.ones(images, dtype=torch.bool))
+    return Batch(
+        images=pixels, labels=labels, ids=labels.numpy(), valid=torch.ones(images, dtype=torch.bool)
+    )
 
 
 def rate_group(name: str, lr: float, *parameters: str, **changes: Any) -> RateGroup:
     """A group that is trained from the start."""
     settings: dict[str, Any] = {"weight_decay": 0.0, "release": 0, "batch_norm": True, **changes}
-    return RateGroup(name, (name,), lr, parameters=parameters, **settings)
+    return RateGroup(name=name, match=(name,), lr=lr, parameters=parameters, **settings)
 
 
 def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
@@ -89,7 +93,7 @@ def snapshot_of(learner: Learner, state: dict[str, Any]) -> dict[str, bytearray]
     return {name: _joined(stream) for name, stream in parts.items()}
 
 
-def _joined(stream: Stream) -> bytearray:
+def _joined(stream: TensorStream) -> bytearray:
     """All of a stream; of the largest models there is room for one copy."""
     data, filled = memoryview(bytearray(stream.size)), 0
     for piece in stream.pieces():

@@ -179,11 +179,11 @@ def unreadable_validation() -> None:
     import torch.distributed as dist
 
     from worker.errors import InfrastructureError
-    from worker.train.loaders import Supply
+    from worker.train.loaders import Loaders
 
-    real = Supply.batches
+    real = Loaders.batches
 
-    def batches(supply: Supply, request: Any) -> Any:
+    def batches(supply: Loaders, request: Any) -> Any:
         if request.dataset != "val":
             yield from real(supply, request)
             return
@@ -191,7 +191,7 @@ def unreadable_validation() -> None:
         if dist.get_rank() == dist.get_world_size() - 1:
             raise InfrastructureError("the store of the pictures is down")
 
-    setattr(Supply, "batches", batches)
+    setattr(Loaders, "batches", batches)
 
 
 def pause_in_export(at: int) -> None:

@@ -93,7 +93,10 @@ def served(objects: Objects, request: Request) -> tuple[Any, Objects]:
         case "list":
             found = sorted(name for name in objects if name.startswith(key))
             return tuple(
-                ObjectInfo(name, len(objects[name]), 0.0, objects[name].hex()) for name in found
+                ObjectInfo(
+                    key=name, size=len(objects[name]), modified=0.0, version=objects[name].hex()
+                )
+                for name in found
             ), objects
         case "put":
             return None, {**objects, key: data}

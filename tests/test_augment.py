@@ -1,5 +1,6 @@
 """What training sees: keyed by seed, epoch and sample, and by the laws that torchvision has."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -169,7 +170,7 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
 
 def test_a_crop_larger_than_the_resize_is_padded() -> None:
     small = preprocessing_of("resnet18").at(32)
-    small = type(small)(40, 32, small.mean, small.std, small.interpolation)
+    small = dataclasses.replace(small, crop_size=40, resize_size=32)
     out = torch.full((3, 40, 40), 7, dtype=torch.uint8)
     small.evaluated(torch.full((3, 64, 64), 200, dtype=torch.uint8), out)
     assert out[:, 4:36, 4:36].eq(200).all()

@@ -62,9 +62,71 @@ def test_a_rank_gets_its_share_and_at_least_one(
     monkeypatch.setattr(cores, "_CGROUPS", tree / "root")
     monkeypatch.setattr(cores, "_OWN", tree / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    assert cores_per_rank(Rank(0, 1, 0, 1, "localhost", 0)) == 4
-    assert cores_per_rank(Rank(0, 2, 0, 2, "localhost", 0)) == 2
-    assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0)) == 1
+    assert (
+        cores_per_rank(
+            Rank(
+                rank=0,
+                world_size=1,
+                local_rank=0,
+                local_world_size=1,
+                master_addr="localhost",
+                master_port=0,
+            )
+        )
+        == 4
+    )
+    assert (
+        cores_per_rank(
+            Rank(
+                rank=0,
+                world_size=2,
+                local_rank=0,
+                local_world_size=2,
+                master_addr="localhost",
+                master_port=0,
+            )
+        )
+        == 2
+    )
+    assert (
+        cores_per_rank(
+            Rank(
+                rank=0,
+                world_size=8,
+                local_rank=0,
+                local_world_size=8,
+                master_addr="localhost",
+                master_port=0,
+            )
+        )
+        == 1
+    )
     # Slurm has bound the task to cores that no other rank has.
-    assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0, cores=3)) == 3
-    assert cores_per_rank(Rank(0, 8, 0, 8, "localhost", 0, cores=16)) == 4
+    assert (
+        cores_per_rank(
+            Rank(
+                rank=0,
+                world_size=8,
+                local_rank=0,
+                local_world_size=8,
+                master_addr="localhost",
+                master_port=0,
+                cores=3,
+            )
+        )
+        == 3
+    )
+    assert (
+        cores_per_rank(
+            Rank(
+                rank=0,
+                world_size=8,
+                local_rank=0,
+                local_world_size=8,
+                master_addr="localhost",
+                master_port=0,
+                cores=16,
+            )
+        )
+        == 4
+    )

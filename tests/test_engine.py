@@ -28,7 +28,7 @@ from worker.learn import training_step as engine_module
 from worker.learn.evaluation import evaluate
 from worker.learn.loss import Criterion, class_weights
 from worker.learn.step_inputs import Inputs
-from worker.learn.step_result import Outcome
+from worker.learn.step_result import StepResult
 from worker.learn.training_step import Engine
 from worker.manifest import Manifest
 from worker.model.learner import Learner, build_learner, precision_on
@@ -37,7 +37,13 @@ from worker.ranks.process_group import process_group
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 
-PREPROCESSING = Preprocessing(8, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), InterpolationMode.BILINEAR)
+PREPROCESSING = Preprocessing(
+    crop_size=8,
+    resize_size=8,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.2, 0.2, 0.2),
+    interpolation=InterpolationMode.BILINEAR,
+)
 SIZES = [12, 7, 3, 1]  # one with three ranks: parts of 1, 0 and 0
 CLASSES = 7
 PLAIN = manifest_of([{"match": "*"}])
@@ -50,7 +56,9 @@ def batch(step: int, rank: int, world_size: int, led: bool = False) -> Batch:
     start, stop = split(SIZES[step], rank, world_size)
     places = torch.arange(start - (led and start < stop), stop) % SIZES[step]
     valid = torch.tensor([(step, place) not in HOLES for place in places.tolist()])
-    return Batch(images[places], places % CLASSES, places.numpy(), valid.bool())
+    return Batch(
+        images=images[places], labels=places % CLASSES, ids=places.numpy(), valid=valid.bool()
+    )
 
 
 def blend(step: int) -> Blend:
@@ -112,7 +120,20 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
         }
         torch.save(found, folder / f"{world_size}-{rank.rank}.pt")
 
-    assert run_ranks(Spawn(0, 1, world_size, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(
+                node_rank=0,
+                nodes=1,
+                local_world_size=world_size,
+                master_addr="localhost",
+                master_port=0,
+            ),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 def results(
@@ -193,7 +214,14 @@ def train_on_one_image() -> None:
             loss, _, _ = engine.step(3, batch(3, 0, 1), 1).sums.tolist()
         assert 0 < loss < 10
 
-    assert run_ranks(Spawn(0, 1, 1, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=1, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 def test_one_image_of_one_pixel_does_not_stop_batch_norm() -> None:
@@ -261,7 +289,20 @@ def release(world_size: int, folder: Path) -> None:
                 assert torch.equal(first, before) == (step < 2)
         torch.save(model.state_dict(), folder / f"{world_size}-{rank.rank}.pt")
 
-    assert run_ranks(Spawn(0, 1, world_size, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(
+                node_rank=0,
+                nodes=1,
+                local_world_size=world_size,
+                master_addr="localhost",
+                master_port=0,
+            ),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -374,7 +415,7 @@ def test_steps_queued_ahead_are_those_that_are_waited_for(settings: Manifest, al
         learner = learner_for(model, settings, release=1)
         engine = engine_for(learner, ALONE, settings)
         engine._decides_on_device = on_device
-        outcomes: list[Outcome | None] = []
+        outcomes: list[StepResult | None] = []
         for step in (0, 1, 2, 0, 1):
             engine.launch(step, batch(step, 0, 1), SIZES[step])
             if ahead:
@@ -518,7 +559,14 @@ def test_class_weights_and_balance() -> None:
     with pytest.raises(ConfigurationError, match="train.class_weights: no class 'b'; there are a"):
         class_weights(named, ["a"], lambda: labels)
     logits, numbers = torch.randn(4, 2), torch.from_numpy(labels).long()
-    inputs = Inputs(torch.zeros(4, 3, 8, 8), numbers, numbers, torch.ones(4), 1.0, 4)
+    inputs = Inputs(
+        images=torch.zeros(4, 3, 8, 8),
+        labels=numbers,
+        partners=numbers,
+        weights=torch.ones(4),
+        own=1.0,
+        count=4,
+    )
     ours = Criterion(0.1, (1.0, 3.0)).losses(logits, [], inputs)
     theirs = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]), reduction="none", label_smoothing=0.1)
     assert torch.allclose(ours, theirs(logits, numbers))
@@ -589,7 +637,14 @@ def compiled_graphs(folder: Path, tries_memory: bool) -> None:
         if rank.rank == 0:
             (folder / f"{tries_memory}").write_text(str(len(sizes)))
 
-    assert run_ranks(Spawn(0, 1, 2, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=2, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 def test_a_trial_of_memory_leaves_compiled_graphs_cut_at_the_gradient_buckets(

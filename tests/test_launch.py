@@ -76,7 +76,7 @@ KUBEFLOW = {
 }
 # The older operator says RANK, too, and means the node.
 PYTORCHJOB = KUBEFLOW | {"RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
-LOCAL = Spawn(0, 1, 1, "localhost", 29400)
+LOCAL = Spawn(node_rank=0, nodes=1, local_world_size=1, master_addr="localhost", master_port=29400)
 
 
 @pytest.mark.parametrize(
@@ -85,50 +85,269 @@ LOCAL = Spawn(0, 1, 1, "localhost", 29400)
         pytest.param(*row[1:], id=row[0])
         for row in [
             ("plain", {}, 0, None, LOCAL),
-            ("plain, ranks asked for", {}, 0, 3, Spawn(0, 1, 3, "localhost", 29400)),
-            ("plain, GPUs", {}, 8, None, Spawn(0, 1, 8, "localhost", 29400)),
-            ("plain, fewer than GPUs", {}, 8, 2, Spawn(0, 1, 2, "localhost", 29400)),
-            ("torchrun", TORCHRUN, 4, None, Rank(5, 8, 1, 4, "a", 1234)),
-            ("torchrun in srun", SLURM | TORCHRUN, 4, None, Rank(5, 8, 1, 4, "a", 1234)),
-            ("torchrun in Kubeflow", PYTORCHJOB | TORCHRUN, 4, None, Rank(5, 8, 1, 4, "a", 1234)),
-            ("Kubeflow", KUBEFLOW, 4, None, Spawn(1, 2, 4, "job-node-0-0.job", 29500)),
-            ("PyTorchJob", PYTORCHJOB, 4, None, Spawn(1, 2, 4, "job-node-0-0.job", 29500)),
+            (
+                "plain, ranks asked for",
+                {},
+                0,
+                3,
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=3,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
+            ),
+            (
+                "plain, GPUs",
+                {},
+                8,
+                None,
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=8,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
+            ),
+            (
+                "plain, fewer than GPUs",
+                {},
+                8,
+                2,
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=2,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
+            ),
+            (
+                "torchrun",
+                TORCHRUN,
+                4,
+                None,
+                Rank(
+                    rank=5,
+                    world_size=8,
+                    local_rank=1,
+                    local_world_size=4,
+                    master_addr="a",
+                    master_port=1234,
+                ),
+            ),
+            (
+                "torchrun in srun",
+                SLURM | TORCHRUN,
+                4,
+                None,
+                Rank(
+                    rank=5,
+                    world_size=8,
+                    local_rank=1,
+                    local_world_size=4,
+                    master_addr="a",
+                    master_port=1234,
+                ),
+            ),
+            (
+                "torchrun in Kubeflow",
+                PYTORCHJOB | TORCHRUN,
+                4,
+                None,
+                Rank(
+                    rank=5,
+                    world_size=8,
+                    local_rank=1,
+                    local_world_size=4,
+                    master_addr="a",
+                    master_port=1234,
+                ),
+            ),
+            (
+                "Kubeflow",
+                KUBEFLOW,
+                4,
+                None,
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=4,
+                    master_addr="job-node-0-0.job",
+                    master_port=29500,
+                ),
+            ),
+            (
+                "PyTorchJob",
+                PYTORCHJOB,
+                4,
+                None,
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=4,
+                    master_addr="job-node-0-0.job",
+                    master_port=29500,
+                ),
+            ),
             (
                 "Kubeflow, ranks by GPUs",
                 KUBEFLOW | {"PET_NPROC_PER_NODE": "auto"},
                 8,
                 None,
-                Spawn(1, 2, 8, "job-node-0-0.job", 29500),
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=8,
+                    master_addr="job-node-0-0.job",
+                    master_port=29500,
+                ),
             ),
             (
                 "Kubeflow, one node",
                 KUBEFLOW | {"PET_NNODES": "1", "PET_NODE_RANK": "0"},
                 4,
                 None,
-                Spawn(0, 1, 4, "localhost", 29400),
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=4,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
             ),
-            ("a task per GPU", SLURM, 1, None, Rank(3, 4, 1, 2, "node07", 20017)),
-            ("a task per GPU that sees all", SLURM, 2, None, Rank(3, 4, 1, 2, "node07", 20017)),
-            ("nodes unlike", UNEVEN, 1, None, Rank(3, 4, 0, 1, "node07", 20017)),
+            (
+                "a task per GPU",
+                SLURM,
+                1,
+                None,
+                Rank(
+                    rank=3,
+                    world_size=4,
+                    local_rank=1,
+                    local_world_size=2,
+                    master_addr="node07",
+                    master_port=20017,
+                ),
+            ),
+            (
+                "a task per GPU that sees all",
+                SLURM,
+                2,
+                None,
+                Rank(
+                    rank=3,
+                    world_size=4,
+                    local_rank=1,
+                    local_world_size=2,
+                    master_addr="node07",
+                    master_port=20017,
+                ),
+            ),
+            (
+                "nodes unlike",
+                UNEVEN,
+                1,
+                None,
+                Rank(
+                    rank=3,
+                    world_size=4,
+                    local_rank=0,
+                    local_world_size=1,
+                    master_addr="node07",
+                    master_port=20017,
+                ),
+            ),
             (
                 "address given",
                 SLURM | {"MASTER_ADDR": "b", "MASTER_PORT": "9"},
                 1,
                 None,
-                Rank(3, 4, 1, 2, "b", 9),
+                Rank(
+                    rank=3,
+                    world_size=4,
+                    local_rank=1,
+                    local_world_size=2,
+                    master_addr="b",
+                    master_port=9,
+                ),
             ),
-            ("a task per node", PER_NODE, 8, None, Spawn(1, 2, 8, "node07", 20017)),
-            ("a task per node, ranks asked for", PER_NODE, 0, 3, Spawn(1, 2, 3, "node07", 20017)),
-            ("one task", ONE_TASK, 2, None, Spawn(0, 1, 2, "localhost", 29400)),
+            (
+                "a task per node",
+                PER_NODE,
+                8,
+                None,
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=8,
+                    master_addr="node07",
+                    master_port=20017,
+                ),
+            ),
+            (
+                "a task per node, ranks asked for",
+                PER_NODE,
+                0,
+                3,
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=3,
+                    master_addr="node07",
+                    master_port=20017,
+                ),
+            ),
+            (
+                "one task",
+                ONE_TASK,
+                2,
+                None,
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=2,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
+            ),
             ("element of an array", ELEMENT, 1, None, LOCAL),
-            ("in a batch script", SCRIPT, 2, None, Spawn(0, 1, 2, "localhost", 29400)),
-            ("Indexed Job", INDEXED, 2, None, Spawn(1, 2, 2, "pre-train-0.pre-worker.ns", 29400)),
+            (
+                "in a batch script",
+                SCRIPT,
+                2,
+                None,
+                Spawn(
+                    node_rank=0,
+                    nodes=1,
+                    local_world_size=2,
+                    master_addr="localhost",
+                    master_port=29400,
+                ),
+            ),
+            (
+                "Indexed Job",
+                INDEXED,
+                2,
+                None,
+                Spawn(
+                    node_rank=1,
+                    nodes=2,
+                    local_world_size=2,
+                    master_addr="pre-train-0.pre-worker.ns",
+                    master_port=29400,
+                ),
+            ),
             (
                 "Indexed Job, address given",
                 INDEXED | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"},
                 1,
                 None,
-                Spawn(1, 2, 1, "10.0.0.1", 1),
+                Spawn(
+                    node_rank=1, nodes=2, local_world_size=1, master_addr="10.0.0.1", master_port=1
+                ),
             ),
             ("Indexed Job of one pod", ONE_POD, 0, None, LOCAL),
         ]
@@ -165,7 +384,10 @@ def test_broken_environments_are_named(
 
 
 def test_spawned_ranks_are_numbered_over_nodes() -> None:
-    ranks = [Spawn(node, 3, 2, "a", 1).ranks() for node in range(3)]
+    ranks = [
+        Spawn(node_rank=node, nodes=3, local_world_size=2, master_addr="a", master_port=1).ranks()
+        for node in range(3)
+    ]
     assert [rank.rank for node in ranks for rank in node] == list(range(6))
     assert [rank.local_rank for rank in ranks[2]] == [0, 1]
     assert {rank.world_size for node in ranks for rank in node} == {6}
@@ -235,7 +457,17 @@ def end_with(*actions: object) -> int:
         if isinstance(action, float):
             time.sleep(action)
 
-    return run_ranks(Spawn(0, 1, len(actions), "localhost", 0), run, StopFlag())
+    return run_ranks(
+        Spawn(
+            node_rank=0,
+            nodes=1,
+            local_world_size=len(actions),
+            master_addr="localhost",
+            master_port=0,
+        ),
+        run,
+        StopFlag(),
+    )
 
 
 def test_the_parent_returns_the_code_of_its_ranks() -> None:
@@ -269,7 +501,16 @@ def test_signals_reach_every_rank() -> None:
             raise ValueError("never heard of it")
 
     try:
-        assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, stop) == 0
+        assert (
+            run_ranks(
+                Spawn(
+                    node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0
+                ),
+                run,
+                stop,
+            )
+            == 0
+        )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -47,7 +47,12 @@ def part(step: int, count: int, rank: Rank) -> Batch:
     images, labels = pictures(step, count)
     own = slice(*split(count, rank.rank, rank.world_size))
     ids = np.arange(count)[own]
-    return Batch(images[own], labels[own], ids, torch.ones(len(ids), dtype=torch.bool))
+    return Batch(
+        images=images[own],
+        labels=labels[own],
+        ids=ids,
+        valid=torch.ones(len(ids), dtype=torch.bool),
+    )
 
 
 def moved(before: dict[str, torch.Tensor], model: nn.Module) -> float:
@@ -81,14 +86,29 @@ def train(world_size: int, count: int, micro_batch: int | None, folder: Path) ->
                 statistics = model.get_buffer("bn1.running_mean").clone()
                 engine.step(step, part(step, size, rank), size)
                 distances.append(moved(before, model))
-            passes = Passes(FULL, world_size, micro_batch, synchronized=False)
+            passes = Passes(
+                full_batch=FULL, world_size=world_size, micro_batch=micro_batch, synchronized=False
+            )
             few = not passes.give_statistics(len(part(0, count, rank).labels), count)
             if few and rank.rank == 0:  # whose statistics are those of all
                 assert torch.equal(statistics, model.get_buffer("bn1.running_mean"))
         if rank.rank == 0:
             torch.save(distances, folder / "distances.pt")
 
-    assert run_ranks(Spawn(0, 1, world_size, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(
+                node_rank=0,
+                nodes=1,
+                local_world_size=world_size,
+                master_addr="localhost",
+                master_port=0,
+            ),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +128,9 @@ def test_with_synchronized_statistics_all_ranks_do_the_same(
     full: int, world_size: int, micro_batch: int | None, data: st.DataObject
 ) -> None:
     """However few images a rank has, and however many of them are bad."""
-    passes = Passes(full, world_size, micro_batch, synchronized=True)
+    passes = Passes(
+        full_batch=full, world_size=world_size, micro_batch=micro_batch, synchronized=True
+    )
     count = data.draw(st.integers(1, full))
     found = set()
     for rank in range(world_size):
@@ -127,7 +149,7 @@ def test_with_synchronized_statistics_all_ranks_do_the_same(
 def test_a_full_batch_gives_statistics_in_each_of_its_passes(
     full: int, micro_batch: int | None
 ) -> None:
-    passes = Passes(full, 1, micro_batch, synchronized=False)
+    passes = Passes(full_batch=full, world_size=1, micro_batch=micro_batch, synchronized=False)
     number = passes.count(full, full)
     for part in torch.arange(full).tensor_split(number):
         assert len(part) <= (micro_batch or full)
@@ -165,5 +187,10 @@ def test_an_auxiliary_head_may_see_one_value_of_one_image(alone: None) -> None:
         full_batch=1,
     )
     images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
-    one = Batch(images, torch.zeros(1).long(), np.zeros(1, np.int64), torch.ones(1).bool())
+    one = Batch(
+        images=images,
+        labels=torch.zeros(1).long(),
+        ids=np.zeros(1, np.int64),
+        valid=torch.ones(1).bool(),
+    )
     assert engine.step(0, one, 1).finite

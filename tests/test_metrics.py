@@ -27,7 +27,7 @@ from worker.metrics.pushgateway import Gateway
 from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
 from worker.metrics.scrape_port import Port, expected
-from worker.metrics.shared_outcome import Board
+from worker.metrics.shared_outcome import SharedOutcome
 from worker.metrics.textfile import textfile
 from worker.store import open_store
 from worker.store.traffic_counts import listen
@@ -68,8 +68,8 @@ def metrics_of(rank: int = 0) -> Metrics:
 
 
 @contextlib.contextmanager
-def running(metrics: Metrics, rank: int = 0) -> Iterator[Board]:
-    board = Board()
+def running(metrics: Metrics, rank: int = 0) -> Iterator[SharedOutcome]:
+    board = SharedOutcome()
     with exported(metrics, RUN, rank, local_rank=rank, board=board, patience=lambda: math.inf):
         yield board
 
@@ -109,14 +109,14 @@ def test_the_outcome_takes_the_place_of_what_was_pushed(gateway: Pushes) -> None
 
 
 def test_a_start_that_was_refused_takes_nothing_away(gateway: Pushes) -> None:
-    announce(RUN, ExitCode.CONFIGURATION, Board(), lambda: math.inf)
+    announce(RUN, ExitCode.CONFIGURATION, SharedOutcome(), lambda: math.inf)
     ((method, path, body, _),) = gateway
     assert (method, path) == ("POST", GROUP)
     assert "worker_step" not in body
 
 
 def test_who_was_superseded_leaves_the_group_to_the_newer_attempt(gateway: Pushes) -> None:
-    announce(RUN, ExitCode.SUPERSEDED, Board(), lambda: math.inf)
+    announce(RUN, ExitCode.SUPERSEDED, SharedOutcome(), lambda: math.inf)
     assert [path for _, path, _, _ in gateway] == [f"{GROUP}/superseded/true"]
 
 
@@ -125,7 +125,7 @@ def test_a_login_of_the_gateway_is_sent_and_not_shown(
 ) -> None:
     address = os.environ["WORKER_PUSHGATEWAY"].replace("//", "//me:p%40ss@")
     monkeypatch.setenv("WORKER_PUSHGATEWAY", address)
-    announce(RUN, ExitCode.DONE, Board(), lambda: math.inf)
+    announce(RUN, ExitCode.DONE, SharedOutcome(), lambda: math.inf)
     assert gateway[0][3] == f"Basic {base64.b64encode(b'me:p@ss').decode()}"
     found = Gateway.from_environment()
     assert found
@@ -284,7 +284,7 @@ def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
 
 
 def test_a_board_outlives_who_wrote_it() -> None:
-    board = Board()
+    board = SharedOutcome()
     assert board.read() == {}
 
     def write_and_die() -> None:

@@ -136,7 +136,14 @@ def test_a_model_of_ours_is_compared_with_its_card(tmp_path: Path) -> None:
     safetensors.torch.save_file(imagenet_state(), tmp_path / "model.safetensors")
     data = (tmp_path / "model.safetensors").read_bytes()
     backbone = build()
-    card = Card("resnet18", "fc", ("a", "b"), preprocessing_of("resnet18"), "0" * 64, {})
+    card = Card(
+        backbone="resnet18",
+        head="fc",
+        classes=("a", "b"),
+        preprocessing=preprocessing_of("resnet18"),
+        sha256="0" * 64,
+        metrics={},
+    )
     (tmp_path / "model.json").write_bytes(card.encode())
     with pytest.raises(ConfigurationError, match="is not what the model.json beside it describes"):
         load_pretrained(backbone, f"{tmp_path}/model.safetensors")

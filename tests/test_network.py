@@ -165,7 +165,14 @@ def stuck_beside_a_lost_rank(folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
 
-    assert run_ranks(Spawn(0, 1, 4, "localhost", 0), run, StopFlag()) == 69
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=4, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 69
+    )
 
 
 def test_ranks_that_are_stuck_notice_a_lost_one(tmp_path: Path) -> None:
@@ -204,7 +211,14 @@ def end_together(folder: Path) -> None:
             again.abandon()
             time.sleep(rank.rank)
 
-    assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
     assert not list(folder.iterdir())
 
 
@@ -222,7 +236,14 @@ def idle_for_long(folder: Path) -> None:
             dist.barrier()
             liveness.close()
 
-    assert run_ranks(Spawn(0, 1, 2, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=2, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
     assert not list(folder.iterdir())
 
 
@@ -243,7 +264,21 @@ def test_a_rendezvous_that_breaks_in_a_stop_is_a_stop(
     stop = StopFlag()
     if stops:
         threading.Timer(0.3, lambda: setattr(stop, "requested", True)).start()
-    with pytest.raises(kind), process_group(Rank(1, 2, 1, 2, "localhost", 1), None, stop):
+    with (
+        pytest.raises(kind),
+        process_group(
+            Rank(
+                rank=1,
+                world_size=2,
+                local_rank=1,
+                local_world_size=2,
+                master_addr="localhost",
+                master_port=1,
+            ),
+            None,
+            stop,
+        ),
+    ):
         pass
 
 
@@ -311,7 +346,14 @@ def test_a_rank_that_fails_alone_on_a_gpu_waits_for_nobody(monkeypatch: pytest.M
     monkeypatch.setattr(distributed, "start_cuda", lambda device: None)
     monkeypatch.setattr(dist, "init_process_group", lambda *given, **named: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
-    rank = Rank(0, 1, 0, 1, "localhost", 0)
+    rank = Rank(
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        local_world_size=1,
+        master_addr="localhost",
+        master_port=0,
+    )
     ended = pytest.raises(DataError)
     with ended, process_group(rank, socket.create_server(("127.0.0.1", 0)), StopFlag()):
         raise DataError("too many bad samples")

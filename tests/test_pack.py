@@ -177,7 +177,9 @@ def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
 
 @given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 9))
 def test_every_file_is_in_one_shard(count: int, room: int, seed: int) -> None:
-    files = [ImageFile(Path(str(n)), str(n), 0, 1 + n % 7) for n in range(count)]
+    files = [
+        ImageFile(path=Path(str(n)), key=str(n), label=0, bytes=1 + n % 7) for n in range(count)
+    ]
     shards = plan_shards(files, room, seed)
     assert sorted(file.key for shard in shards for file in shard) == sorted(f.key for f in files)
     assert all(sum(f.bytes for f in shard) <= room or len(shard) == 1 for shard in shards)

@@ -21,7 +21,7 @@ from worker.data.decode_processes import SLOTS, DecodeProcesses
 from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.in_process_loader import InProcess
 from worker.data.loader import Batch, Loader, Prepare
-from worker.data.process_part import Part
+from worker.data.process_part import ProcessPart
 from worker.data.reader import BadSample, SampleReader
 from worker.data.shared_slots import Slots
 from worker.errors import InfrastructureError
@@ -46,9 +46,9 @@ class Reading:
         if request.samples is not None:
             ids = np.asarray(request.samples, dtype=np.int64)
             parts = (ids[at : at + 5] for at in range(0, len(ids), 5))
-            return Work(parts, self._evaluated, in_order=True)
+            return Work(batches=parts, prepare_for=self._evaluated, in_order=True)
         prepare_for = Augmentation(PREPROCESSING, Augment(trivialaugment=True), 3).prepare_for(7)
-        return Work(self._batches(request), prepare_for, self._lead)
+        return Work(batches=self._batches(request), prepare_for=prepare_for, lead=self._lead)
 
     def _batches(self, request: Request) -> Iterable[Ids]:
         plan = EpochPlan(self._counts, BATCH, 0, epoch=request.epoch)
@@ -66,12 +66,20 @@ def open_part(
     count: int,
     sabotage: Callable[[SampleReader], None] | None,
     index: int,
-) -> Part:
+) -> ProcessPart:
     reader = open_reader(reading.uri)
     if sabotage:
         sabotage(reader)
     loader = Loader(reader, 2, ImageSpec(10**6))
-    return Part(index, count, {"train": reader}, {"train": loader}, reading.resolve, slots, 24)
+    return ProcessPart(
+        index=index,
+        count=count,
+        readers={"train": reader},
+        loaders={"train": loader},
+        resolve=reading.resolve,
+        slots=slots,
+        size=24,
+    )
 
 
 @contextmanager
@@ -90,7 +98,14 @@ def processes(
 
 def copied(batches: Generator[Batch]) -> list[Batch]:
     return [
-        Batch(b.images.clone(), b.labels.clone(), b.ids, b.valid.clone(), b.bad) for b in batches
+        Batch(
+            images=b.images.clone(),
+            labels=b.labels.clone(),
+            ids=b.ids,
+            valid=b.valid.clone(),
+            bad=b.bad,
+        )
+        for b in batches
     ]
 
 
@@ -118,11 +133,11 @@ def spoil(reader: SampleReader) -> None:
 def compare(uri: str) -> None:
     """Any number of processes gives what the rank by itself does, for any request, in any order."""
     requests = [
-        Request("train", 0),
-        Request("train", samples=range(3, 40)),
-        Request("train", 1, start=2),
-        Request("train", samples=[]),
-        Request("train", samples=[9]),
+        Request(dataset="train", epoch=0),
+        Request(dataset="train", samples=range(3, 40)),
+        Request(dataset="train", epoch=1, start=2),
+        Request(dataset="train", samples=[]),
+        Request(dataset="train", samples=[9]),
     ]
     for lead, sabotage in ((0, None), (1, None), (1, spoil)):
         reading = Reading(uri, lead)
@@ -143,7 +158,7 @@ def test_processes_give_what_the_rank_gives(dataset: Path) -> None:
 def hold(uri: str) -> None:
     """A batch stays as it is while the next is in use, and goes when the second after it comes."""
     with processes(Reading(uri), 2) as running:
-        batches = running.batches(Request("train"))
+        batches = running.batches(Request(dataset="train"))
         first, kept = next(batches), None
         kept = first.images.clone()
         next(batches)
@@ -158,10 +173,10 @@ def test_a_batch_in_use_is_not_overwritten(dataset: Path) -> None:
 def break_off(uri: str) -> None:
     with processes(Reading(uri), 3) as running:
         for taken in (0, 1, 3):
-            batches = running.batches(Request("train"))
+            batches = running.batches(Request(dataset="train"))
             list(itertools.islice(batches, taken))
             batches.close()
-        whole = list(running.batches(Request("train", samples=range(12))))
+        whole = list(running.batches(Request(dataset="train", samples=range(12))))
         assert [batch.ids.tolist() for batch in whole] == [
             [0, 1, 2, 3, 4],
             [5, 6, 7, 8, 9],
@@ -189,15 +204,22 @@ def break_off_and_compare(uri: str) -> None:
     reading = Reading(uri)
     alone = InProcess({"train": Loader(open_reader(uri), 0, ImageSpec(10**6))}, reading.resolve, 24)
     with processes(reading, 1, dawdle) as running:
-        batches = running.batches(Request("train", samples=range(50)))
+        batches = running.batches(Request(dataset="train", samples=range(50)))
         next(batches)
         time.sleep(0.2)
         batches.close()
         found = []
-        for batch in running.batches(Request("train")):
+        for batch in running.batches(Request(dataset="train")):
             time.sleep(0.3)
-            found.append(Batch(batch.images.clone(), batch.labels.clone(), batch.ids, batch.valid))
-        require_same(found, list(alone.batches(Request("train"))))
+            found.append(
+                Batch(
+                    images=batch.images.clone(),
+                    labels=batch.labels.clone(),
+                    ids=batch.ids,
+                    valid=batch.valid,
+                )
+            )
+        require_same(found, list(alone.batches(Request(dataset="train"))))
 
 
 def test_nothing_of_a_request_that_was_broken_off_is_in_the_next(dataset: Path) -> None:
@@ -217,11 +239,11 @@ def lose_store(reader: SampleReader) -> None:
 
 def meet_outage(uri: str) -> None:
     with processes(Reading(uri), 2, lose_store) as running:
-        batches = running.batches(Request("train", samples=range(20)))
+        batches = running.batches(Request(dataset="train", samples=range(20)))
         assert len(list(itertools.islice(batches, 2))) == 2
         with pytest.raises(InfrastructureError, match="the store is gone"):
             next(batches)
-        again = running.batches(Request("train", samples=range(5)))
+        again = running.batches(Request(dataset="train", samples=range(5)))
         assert len(list(again)) == 1
 
 
@@ -236,7 +258,7 @@ def have_bug(reader: SampleReader) -> None:
 def meet_bug(uri: str) -> None:
     found = pytest.raises(RuntimeError, match=r"a process that decodes[\s\S]*ZeroDivisionError")
     with processes(Reading(uri), 2, have_bug) as running, found:
-        next(running.batches(Request("train")))
+        next(running.batches(Request(dataset="train")))
 
 
 def test_a_bug_comes_with_its_traceback(dataset: Path) -> None:
@@ -245,7 +267,7 @@ def test_a_bug_comes_with_its_traceback(dataset: Path) -> None:
 
 def lose_process(uri: str) -> None:
     with processes(Reading(uri), 2) as running:
-        batches = running.batches(Request("train", samples=range(50)))
+        batches = running.batches(Request(dataset="train", samples=range(50)))
         next(batches)
         os.kill(running._children[1]._process.pid or 0, signal.SIGKILL)
         with pytest.raises(
@@ -274,7 +296,7 @@ def count_requests(uri: str) -> None:
     counted = Counted()
     traffic.listen(counted)
     with processes(Reading(uri), 2) as running:
-        list(running.batches(Request("train")))
+        list(running.batches(Request(dataset="train")))
     assert counted.requests >= len(open_index(uri).shards)
 
 

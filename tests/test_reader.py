@@ -28,7 +28,7 @@ from worker.data.read_cache import Cache
 from worker.data.reader import BadSample, SampleReader
 from worker.data.scratch import Scratch
 from worker.errors import ConfigurationError, InfrastructureError
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 from worker.store import Store, open_store
 
 
@@ -369,7 +369,7 @@ def simulated_index(shards: int, samples: int) -> Index:
 
 def measure_peak(shards: int, out: str) -> None:
     """Read 3840 of many samples of 40 KB, simulated; writes the growth of the peak in bytes."""
-    settle_memory(keep_freed=True)
+    configure_memory(keep_freed=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     index = simulated_index(shards, 1000)
     reader = SampleReader(Simulated(), index, Cache(64 << 20), lanes=32)  # type: ignore[arg-type]

@@ -32,8 +32,8 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.record import journal as journals
 from worker.record.journal import Journal, progress_name
-from worker.record.progress import Step
-from worker.record.telemetry import Report, merged
+from worker.record.progress import StepProgress
+from worker.record.telemetry import StepReport, merged
 from worker.report.compare import compare
 from worker.report.history import read_history
 from worker.report.html_page import compare_page, run_page
@@ -47,8 +47,19 @@ Write = Callable[[Job], str]
 EVIL = '<script>alert("x")</script>'
 
 
-def step(number: int, loss: float = 0.0, wait: float = 0.0) -> Step:
-    return Step(number, 10, 1, loss, 0.5, 1.0, wait, 0.0, {"head": 1e-3}, {"head": 1.0})
+def step(number: int, loss: float = 0.0, wait: float = 0.0) -> StepProgress:
+    return StepProgress(
+        step=number,
+        total_steps=10,
+        epoch=1,
+        loss=loss,
+        accuracy=0.5,
+        images_per_second=1.0,
+        wait_ratio=wait,
+        remaining_seconds=0.0,
+        rates={"head": 1e-3},
+        gradient_norms={"head": 1.0},
+    )
 
 
 # --- the journal -----------------------------------------------------------------------------
@@ -112,7 +123,12 @@ def test_a_journal_of_another_rank_writes_nothing(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.floats(0, 9), st.integers(1, 64), st.floats(0.1, 9)), min_size=1))
 def test_reports_are_merged_by_what_they_count(parts: list[tuple[float, int, float]]) -> None:
     reports = [
-        Report(step(number, loss, min(1.0, loss / 9)), images, images, seconds)
+        StepReport(
+            step=step(number, loss, min(1.0, loss / 9)),
+            images=images,
+            counted=images,
+            seconds=seconds,
+        )
         for number, (loss, images, seconds) in enumerate(parts)
     ]
     one = merged(reports)
@@ -125,9 +141,9 @@ def test_reports_are_merged_by_what_they_count(parts: list[tuple[float, int, flo
 
 
 def test_a_step_that_counted_nothing_has_no_loss() -> None:
-    left_out = Report(step(2, math.nan), 8, 0, 1.0)
+    left_out = StepReport(step=step(2, math.nan), images=8, counted=0, seconds=1.0)
     assert math.isnan(merged([left_out]).loss)
-    both = merged([Report(step(1, 3.0), 8, 8, 1.0), left_out])
+    both = merged([StepReport(step=step(1, 3.0), images=8, counted=8, seconds=1.0), left_out])
     assert (both.step, both.loss, both.images_per_second) == (2, 3.0, 8.0)
 
 
@@ -168,7 +184,9 @@ def test_a_mistake_is_kept_with_its_picture_and_place(alone: None, dataset: Path
     number = index.shards[0].samples + 1
     image = torch.zeros(3, 300, 300, dtype=torch.uint8)
     image[0] = 200
-    (row,) = gather_worst([Mistake(1.5, number, 0, 1, 0.9, image)], str)
+    (row,) = gather_worst(
+        [Mistake(loss=1.5, id=number, label=0, predicted=1, confidence=0.9, image=image)], str
+    )
     assert row["sample"] == str(number)
     named = SampleNames(open_store(f"{dataset}/val"), index)(number)
     assert re.fullmatch(rf"{index.shards[1].name}: sample 1 \(\w+/\w+\)", named)
@@ -186,11 +204,23 @@ def gather_mistakes(uri: str, folder: Path) -> None:
         image = torch.zeros(3, 8, 8, dtype=torch.uint8)
         own = range(rank.rank, 14, 2) if rank.rank < 2 else ()
         with process_group(rank, listener, StopFlag()):
-            mistakes = [Mistake(number % 7, number, 0, 1, 0.5, image) for number in own]
+            mistakes = [
+                Mistake(
+                    loss=number % 7, id=number, label=0, predicted=1, confidence=0.5, image=image
+                )
+                for number in own
+            ]
             rows = gather_worst(sorted(mistakes, key=lambda m: -m.loss), str)
         (folder / str(rank.rank)).write_text(json.dumps([row["loss"] for row in rows]))
 
-    assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 def test_the_worst_of_all_ranks_come_together(dataset: Path, tmp_path: Path) -> None:
@@ -412,9 +442,9 @@ def test_a_page_goes_where_it_was_sent_and_breaks_nothing(
 
 
 def test_many_groups_can_be_told_apart() -> None:
-    lines = [Line(f"_block{n}", [0, 1], [n, n + 1], n) for n in range(40)]
+    lines = [Line(name=f"_block{n}", x=[0, 1], y=[n, n + 1], color=n) for n in range(40)]
     marks = [(n / 100, f"block {n} released") for n in range(40)]
-    svg = draw(Chart("rates", "step", lines, marks=marks))
+    svg = draw(Chart(title="rates", x_label="step", lines=lines, marks=marks))
     names = re.findall(r">\u200b?(_block\d+)<", svg)
     assert 8 <= len(names) <= 12
     assert len(set(re.findall(r"stroke: (#[0-9a-f]{6})", svg))) >= 40

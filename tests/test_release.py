@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Run, Start, contents
 from worker.checkpoint.commit import list_commits
-from worker.report.history import Part, stitched
+from worker.report.history import AttemptHistory, stitched
 from worker.store import Store, open_store
 
 Job = dict[str, Any]
@@ -225,7 +225,7 @@ def test_a_resumed_run_reads_as_one() -> None:
         {"event": "start", "step": 2},
         *({"event": "step", "step": n} for n in (3, 4)),
     ]
-    events = stitched([Part(1, tuple(first)), Part(2, tuple(second))])
+    events = stitched([AttemptHistory(1, tuple(first)), AttemptHistory(2, tuple(second))])
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4]
 
 

@@ -60,7 +60,14 @@ def share(folder: Path, name: str) -> None:
         for part, data in parts.items():
             (folder / f"{rank.rank}-{part}").write_bytes(data)
 
-    assert run_ranks(Spawn(0, 1, 3, "localhost", 0), run, StopFlag()) == 0
+    assert (
+        run_ranks(
+            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            run,
+            StopFlag(),
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

@@ -9,7 +9,7 @@ from torch import Tensor
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # <malloc.h>
 
 
-def settle_memory(*, keep_freed: bool) -> None:
+def configure_memory(*, keep_freed: bool) -> None:
     """Have glibc keep one heap for all threads, and with `keep_freed` what a step frees.
 
     By default each thread that reads or decodes gets a heap of its own, whose holes took up to

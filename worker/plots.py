@@ -68,7 +68,7 @@ _FONT = re.compile(r"'DejaVu Sans'[^;\"]*")
 _COLOUR = re.compile("|".join(_ROLES), re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """A line through points, in the color of that number; with `dots` each is marked."""
 
@@ -79,7 +79,7 @@ class Line:
     dots: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chart:
     """Lines over an x axis, vertical `marks` with names and `rules` without, and single `dots`."""
 

@@ -39,7 +39,7 @@ class MemoryStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for key in sorted(key for key in self.objects if key.startswith(prefix)):
-            yield ObjectInfo(key, len(self.objects[key]), 1.0, "1")
+            yield ObjectInfo(key=key, size=len(self.objects[key]), modified=1.0, version="1")
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)

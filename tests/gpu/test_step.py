@@ -98,7 +98,7 @@ def test_bad_samples_count_as_none(exact: None) -> None:
         engine.expects_holes = True
         batch = batch_of(FULL, SIDE, CLASSES)
         valid = torch.arange(FULL) % 4 != 1
-        batch = Batch(batch.images, batch.labels, batch.ids, valid)
+        batch = Batch(images=batch.images, labels=batch.labels, ids=batch.ids, valid=valid)
         assert engine.step(0, batch, FULL).sums[2] == 12
         steps.append({name: after - before[name] for name, after in weights_of(engine).items()})
     require_alike(*steps)
@@ -146,7 +146,12 @@ def test_queuing_a_step_never_waits_for_the_device(settings: dict[str, Any]) -> 
 
 def pinned(batch: Batch) -> Batch:
     """As the loader gives it."""
-    return Batch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.ids, batch.valid)
+    return Batch(
+        images=batch.images.pin_memory(),
+        labels=batch.labels.pin_memory(),
+        ids=batch.ids,
+        valid=batch.valid,
+    )
 
 
 def test_fp32_means_tf32_in_convolutions_and_in_matrix_products() -> None:

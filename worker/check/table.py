@@ -18,7 +18,7 @@ class Caution(Exception):
 _BREAK = "\n  "  # between the lines of an error that has several
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A probe and its finding; `code` is the exit code that the finding asks for."""
 
@@ -38,21 +38,21 @@ class Table:
     def look(self, name: str, probe: Callable[[], str]) -> bool:
         """Add a row; false where the probe failed."""
         try:
-            self.rows.append(Row(name, "ok", probe()))
+            self.rows.append(Row(name=name, state="ok", text=probe()))
         except Caution as caution:
-            self.rows.append(Row(name, "warn", str(caution)))
+            self.rows.append(Row(name=name, state="warn", text=str(caution)))
         except WorkerError as error:
-            self.rows.append(Row(name, "FAIL", str(error), error.code))
+            self.rows.append(Row(name=name, state="FAIL", text=str(error), code=error.code))
             return False
         except Exception as error:  # its text may hold what a variable holds, a password too
             text = f"ended with {type(error).__name__}, please report it"
-            self.rows.append(Row(name, "FAIL", text, ExitCode.BUG))
+            self.rows.append(Row(name=name, state="FAIL", text=text, code=ExitCode.BUG))
             return False
         return True
 
     def skip(self, name: str, reason: str) -> None:
         """Add a row for what was not looked at."""
-        self.rows.append(Row(name, "-", f"not looked at: {reason}"))
+        self.rows.append(Row(name=name, state="-", text=f"not looked at: {reason}"))
 
     @property
     def storage_fails(self) -> bool:

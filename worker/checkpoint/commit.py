@@ -22,7 +22,7 @@ from worker.store import ObjectMissing, Piece, Store
 from worker.store.json_records import Record, complaint, read_record
 
 if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need not wait for
-    from worker.checkpoint.tensor_files import Stream
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class CommitRecord(Record):
         return self
 
 
-def write_parts(store: Store, name: CommitName, parts: "Mapping[str, Stream]") -> list[Part]:
+def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStream]") -> list[Part]:
     """Upload the parts, in this order; they are no checkpoint yet."""
     written = []
     for part, stream in parts.items():

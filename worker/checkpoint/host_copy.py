@@ -14,7 +14,7 @@ Key = Hashable
 _ALIGNMENT = 64  # bytes: a cache line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """The location of a tensor in a `HostCopy`: its offset in bytes, and its layout there."""
 
@@ -73,7 +73,9 @@ class HostCopy:
         known = self._places.get(key)
         if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
             layout = torch.empty_like(tensor, device="meta").stride()
-            known = Place(self._filled, tensor.dtype, tensor.shape, layout)
+            known = Place(
+                offset=self._filled, dtype=tensor.dtype, shape=tensor.shape, stride=layout
+            )
             self._filled += room_for(tensor)
             self._places[key] = known
             self._copies[key] = self.at(known)

@@ -11,7 +11,7 @@ from worker.store import ObjectMissing, Store
 from worker.store.json_records import Record, read_record
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `worker status` need not wait for
-    from worker.checkpoint.tensor_files import Stream
+    from worker.checkpoint.tensor_files import TensorStream
 
 DONE_NAME = "done.json"
 PUBLICATIONS = "publications/"
@@ -77,7 +77,7 @@ def read_done(store: Store) -> Done | None:
         return None
 
 
-def stage_part(store: Store, attempt: int, name: str, stream: "Stream") -> Part:
+def stage_part(store: Store, attempt: int, name: str, stream: "TensorStream") -> Part:
     """Write a part of a result under the name of its attempt; it counts for nothing yet.
 
     Args:

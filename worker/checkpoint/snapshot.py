@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from worker.checkpoint.commit import STATE_PART
 from worker.checkpoint.host_copy import HostCopy, Place, room_for
-from worker.checkpoint.tensor_files import Stream, read_tensors, stream_bytes, stream_tensors
+from worker.checkpoint.tensor_files import TensorStream, read_tensors, stream_bytes, stream_tensors
 from worker.manifest import Manifest
 from worker.model.learner import Learner
 from worker.model.pretrained_weights import load_tensors
@@ -58,7 +58,7 @@ class Snapshot:
     state: bytes
     tensors: Mapping[str, Mapping[str, Place]]
 
-    def parts(self, host: HostCopy) -> dict[str, Stream]:
+    def parts(self, host: HostCopy) -> dict[str, TensorStream]:
         """The objects of a checkpoint by name, to be written before `host` takes the next copy."""
         parts = {STATE_PART: stream_bytes(self.state)}
         for kind, places in self.tensors.items():
@@ -92,7 +92,7 @@ def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) ->
     return Snapshot(text.encode(), tensors)
 
 
-def stream_model(model: nn.Module) -> Stream:
+def stream_model(model: nn.Module) -> TensorStream:
     """The model's state dict as a safetensors file."""
     return stream_tensors(model.state_dict())
 

@@ -30,19 +30,19 @@ _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
-class Stream:
+class TensorStream:
     """An object that is written piece by piece: its size in bytes, and the pieces, ever anew."""
 
     size: int
     pieces: Callable[[], Iterator[Piece]]
 
 
-def stream_bytes(data: bytes) -> Stream:
+def stream_bytes(data: bytes) -> TensorStream:
     """Return a stream of data that is in memory already."""
-    return Stream(len(data), lambda: iter((data,)))
+    return TensorStream(len(data), lambda: iter((data,)))
 
 
-def stream_tensors(tensors: Mapping[str, Tensor]) -> Stream:
+def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
     """The safetensors file of these tensors, each made contiguous when its turn comes."""
     # Widest types first, so that all of them are aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -65,7 +65,7 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> Stream:
             flat = tensors[name].detach().contiguous().cpu().reshape(-1)
             yield flat.view(torch.uint8).numpy().data
 
-    return Stream(len(head) + end, pieces)
+    return TensorStream(len(head) + end, pieces)
 
 
 def read_tensors(data: bytearray) -> dict[str, Tensor]:

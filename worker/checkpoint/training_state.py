@@ -14,7 +14,7 @@ _Accuracy = Annotated[float, Field(ge=0, le=1)]
 _Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
     """Steps done, the last step that was evaluated, and what came of it."""
 

@@ -44,7 +44,7 @@ OPERATIONS: dict[str, Apply] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """The largest strength of each operation, and how many are applied, at which of 31 levels."""
 
@@ -90,9 +90,19 @@ class Policy:
 
 def rand_augment(operations: int, magnitude: int) -> Policy:
     """RandAugment: N operations at one strength M of 0 to 30."""
-    return Policy(0.3, 150 / 331, 30.0, 0.9, 4, operations, magnitude)
+    return Policy(
+        shear=0.3,
+        translate=150 / 331,
+        rotate=30.0,
+        color=0.9,
+        posterize=4,
+        operations=operations,
+        level=magnitude,
+    )
 
 
 def trivial_augment() -> Policy:
     """TrivialAugment (wide): one operation at any strength."""
-    return Policy(0.99, 32.0, 135.0, 0.99, 6, 1, None)
+    return Policy(
+        shear=0.99, translate=32.0, rotate=135.0, color=0.99, posterize=6, operations=1, level=None
+    )

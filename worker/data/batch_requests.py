@@ -11,7 +11,7 @@ from worker.data.loader import Batch, Prepare
 from worker.data.reader import SampleReader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """The batches of a training epoch, or some samples of a data set as evaluation sees them.
 
@@ -27,7 +27,7 @@ class Request:
     """Ids of the samples to be evaluated, in order; None in training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """A request in full: the batches, how their images are prepared, and how they are divided."""
 

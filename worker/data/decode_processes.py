@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from worker.data.batch_requests import Request, Work
 from worker.data.loader import DECODE_AHEAD, Batch
-from worker.data.process_part import Part, Word, serve
+from worker.data.process_part import ProcessPart, Word, serve
 from worker.data.shared_slots import Slots
 from worker.forks import Child
 from worker.store.traffic_counts import replay
@@ -35,7 +35,7 @@ class DecodeProcesses:
 
     def __init__(
         self,
-        parts: Sequence[Callable[[], Part]],
+        parts: Sequence[Callable[[], ProcessPart]],
         resolve: Callable[[Request], Work],
         slots: Slots,
     ) -> None:

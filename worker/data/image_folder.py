@@ -23,7 +23,7 @@ _SPLITS = {
 _METADATA = re.compile(r"__[^/]*__/")  # webdataset passes over what lies in such folders
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageFile:
     """An image to pack: its file, its key in the tar, its label and its size in bytes."""
 
@@ -33,7 +33,7 @@ class ImageFile:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """A data set to write: `name` is `train`, `val`, `test`, or empty for a folder without splits.
 
@@ -202,11 +202,13 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Foun
             nested += len(relative.parts) > 2
             key = _key(relative, keys)
             keys.add(key)
-            files.append(ImageFile(path, key, label, path.stat().st_size))
+            files.append(ImageFile(path=path, key=key, label=label, bytes=path.stat().st_size))
     if not files:
         where = folders[0].parent if folders else name
         raise ConfigurationError(f"{where}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return Split(name, classes, tuple(files), +passed_over, nested)
+    return Split(
+        name=name, classes=classes, files=tuple(files), passed_over=+passed_over, nested=nested
+    )
 
 
 def _key(relative: Path, taken: set[str]) -> str:

@@ -23,7 +23,7 @@ import xxhash
 from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from worker.data.shard_scan import Row, Scan
+from worker.data.shard_scan import SampleRow, Scan
 from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store import ObjectMissing, Store, open_store, require_no_query
 
@@ -208,7 +208,9 @@ def require_no_index(store: Store, remedy: str) -> None:
     raise ConfigurationError(f"{store.uri}: holds a data set already; {remedy} or give --overwrite")
 
 
-def write_sidecar(store: Store, name: str, scan: Scan, sound: Sequence[tuple[Row, int]]) -> Shard:
+def write_sidecar(
+    store: Store, name: str, scan: Scan, sound: Sequence[tuple[SampleRow, int]]
+) -> Shard:
     """Write the sidecar of shard `name`, of rows and class numbers; returns its index entry."""
     buffer = io.BytesIO()
     table = [(*row[:-1], label) for row, label in sound]

@@ -32,7 +32,7 @@ from worker.data.index import (
     write_sidecar,
 )
 from worker.data.reader import BadSample
-from worker.data.shard_scan import Problem, Row, Scan, Unsound, depth_for, scan_shard
+from worker.data.shard_scan import Problem, SampleRow, Scan, Unsound, depth_for, scan_shard
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
 from worker.store import ObjectMissing, Store, read_uri
@@ -45,11 +45,11 @@ _STAGED_VERSION = 3
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _MAX_CLASSES = 1 << 16  # a label far beyond is an id of something else
 _ROW_DTYPE = np.dtype(
-    [(name, "<u8") for name in Row._fields if name != "label"] + [("label", "<u4")]
+    [(name, "<u8") for name in SampleRow._fields if name != "label"] + [("label", "<u4")]
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tar:
     """A shard to index, as the store lists it.
 
@@ -84,7 +84,11 @@ def find_tars(uri: str) -> Source:
         return Source(store, _named(store, dict.fromkeys(address.names)))
     listed = [info for info in store.list() if info.key.endswith(".tar")]
     _require_names(store, [info.key for info in listed])
-    tars = tuple(Tar(info.key, info.size, info.version) for info in listed if "/" not in info.key)
+    tars = tuple(
+        Tar(name=info.key, size=info.size, version=info.version)
+        for info in listed
+        if "/" not in info.key
+    )
     if not tars:
         folders = sorted({info.key.rpartition("/")[0] for info in listed})
         more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
@@ -143,7 +147,8 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
         more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
         raise ConfigurationError(f"{store.uri}{missing[0]}: no such object{more}")
     return tuple(
-        Tar(name, known[name].size, known[name].version, samples) for name, samples in names.items()
+        Tar(name=name, size=known[name].size, version=known[name].version, samples=samples)
+        for name, samples in names.items()
     )
 
 
@@ -162,7 +167,7 @@ def read_classes(uri: str) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Indexed:
     """The result of indexing: the index, and what is to be reported of it.
 
@@ -238,7 +243,7 @@ def index_tars(
     present = set().union(*(each.labels for each in finished))
     empty = [name for number, name in enumerate(classes) if number not in present]
     passed_over = sum((each.passed_over for each in finished), Counter[str]())
-    return Indexed(index, empty, lines, passed_over)
+    return Indexed(index=index, empty=empty, left_out=lines, passed_over=passed_over)
 
 
 def _names_there(store: Store) -> tuple[str, ...]:
@@ -395,9 +400,9 @@ def _decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | No
     if max_pixels and facts["max_pixels"] != max_pixels:
         return None
     return Scan(
-        facts["bytes"],
-        facts["sha256"],
-        [Row._make((*row[:5], facts["labels"][row[5]])) for row in rows],
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        rows=[SampleRow._make((*row[:5], facts["labels"][row[5]])) for row in rows],
         passed_over=Counter(facts["passed_over"]),
         highest=facts["highest"],
     )

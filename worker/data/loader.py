@@ -42,7 +42,7 @@ class Bad:
     text: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """A rank's part of a global batch, possibly empty.
 
@@ -65,7 +65,7 @@ class Batch:
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             labels = torch.zeros(len(ids), dtype=torch.int64)
             valid = torch.ones(len(ids), dtype=torch.bool)
-        return cls(images.permute(0, 3, 1, 2), labels, ids, valid)
+        return cls(images=images.permute(0, 3, 1, 2), labels=labels, ids=ids, valid=valid)
 
     def leave_out(self, place: int, problem: BadSample, name: str) -> None:
         """Mark the sample at `place` as bad."""

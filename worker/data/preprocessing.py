@@ -21,7 +21,7 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
         return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Sizes in pixels, mean and std per RGB channel of [0, 1]; those of the weights' preset."""
 

@@ -28,8 +28,8 @@ class Word(enum.Enum):
     ENDED = "nothing more will be said of the request"
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass(frozen=True, kw_only=True)
+class ProcessPart:
     """Process `index` of `count`: its readers and loaders by data set, and where batches lie.
 
     `size` is the side of the images in pixels.
@@ -64,7 +64,7 @@ class Part:
         )
 
 
-def serve(connection: Connection, open_part: Callable[[], Part]) -> None:
+def serve(connection: Connection, open_part: Callable[[], ProcessPart]) -> None:
     """Answer requests until the rank closes its end of the connection."""
     torch.set_num_threads(1)
     gc.freeze()  # what came with the fork stays shared with the parent
@@ -87,7 +87,7 @@ class _RankGone(Exception):
 
 
 class _Server:
-    def __init__(self, connection: Connection, open_part: Callable[[], Part]) -> None:
+    def __init__(self, connection: Connection, open_part: Callable[[], ProcessPart]) -> None:
         self._connection = connection
         self._traffic = Relay()
         listen(self._traffic)

@@ -24,7 +24,7 @@ from worker.store import ObjectMissing, Store
 _RUN_BYTES = 1 << 22  # at most: a request costs as much time as some of these
 _NO_ROWS = np.empty(0, SIDECAR_DTYPE)
 
-Run = tuple[int, int]  # shard number, run number within the shard
+ReadRun = tuple[int, int]  # shard number, run number within the shard
 
 
 class BadSample(DataError):
@@ -43,7 +43,7 @@ class Sample:
     label: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Fetched:
     """The bytes of a run, their offset in the shard, and the sidecar rows of its samples.
 
@@ -149,21 +149,21 @@ class SampleReader:
         key = key_in(fetched.data[start : start + int(row["length"])])
         return f"{text}, byte {row['offset']}{f' ({key})' if key else ''}"
 
-    def _place(self, sample_id: int) -> tuple[int, int, Run]:
+    def _place(self, sample_id: int) -> tuple[int, int, ReadRun]:
         """Shard, number within it, and run."""
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         number = int(sample_id - self._starts[shard])
         return shard, number, (shard, number // int(self._per_run[shard]))
 
-    def _start(self, run: Run) -> Future[Any]:
+    def _start(self, run: ReadRun) -> Future[Any]:
         return self._cache.get(self._key(run), lambda: self._load_run(run, again=False))
 
-    def _key(self, run: Run) -> tuple[str, str, int, int]:
+    def _key(self, run: ReadRun) -> tuple[str, str, int, int]:
         """Return the identity of a shard's contents, as other parts of the set share the cache."""
         shard, number = run
         return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 
-    def _load_run(self, run: Run, *, again: bool) -> _Fetched:
+    def _load_run(self, run: ReadRun, *, again: bool) -> _Fetched:
         """Read a run; `again` from the store itself, after something was wrong with it."""
         shard, number = run
         entry = self._index.shards[shard]
@@ -171,7 +171,13 @@ class SampleReader:
             key = self._store.uri, entry.sidecar
             sidecar = self._cache.get_here(key, lambda: self._load_sidecar(entry))
         except (ObjectMissing, BadSample) as error:
-            return _Fetched(_NO_ROWS, 0, b"", again, f"its shard's sidecar cannot be used: {error}")
+            return _Fetched(
+                rows=_NO_ROWS,
+                start=0,
+                data=b"",
+                again=again,
+                problem=f"its shard's sidecar cannot be used: {error}",
+            )
         first = number * int(self._per_run[shard])
         rows = cast(Sidecar, sidecar)[first : first + int(self._per_run[shard])]
         start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
@@ -181,10 +187,12 @@ class SampleReader:
             try:
                 data = self._store.get(entry.name, start, stop)
             except ObjectMissing:
-                return _Fetched(rows, start, b"", again, "its shard is missing")
+                return _Fetched(
+                    rows=rows, start=start, data=b"", again=again, problem="its shard is missing"
+                )
             if self.scratch:
                 self.scratch.put(name, data)
-        return _Fetched(rows, start, data, again)
+        return _Fetched(rows=rows, start=start, data=data, again=again)
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
         try:
@@ -192,7 +200,7 @@ class SampleReader:
         except ValueError as error:
             raise BadSample("missing", str(error)) from None
 
-    def _scratch_name(self, run: Run) -> str:
+    def _scratch_name(self, run: ReadRun) -> str:
         return f"{self._contents(run[0])} {run[1]} {self._per_run[run[0]]}"
 
     def _contents(self, shard: int) -> str:

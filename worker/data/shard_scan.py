@@ -11,7 +11,7 @@ import xxhash
 
 from worker.data.deep_png import highest_sample, is_deep
 from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, SIGNATURES
-from worker.data.tar_members import Fetch, Malformed, Member, Stream, read_members
+from worker.data.tar_members import Fetch, Malformed, Member, ShardStream, read_members
 from worker.text import printable, read_name, read_text
 
 _HEAD_BYTES = 32
@@ -27,7 +27,7 @@ _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """A sample: its tar members and its image within the shard, in bytes, and its label's text.
 
     `digest` is the xxh3-64 of [offset, offset + length).
@@ -49,7 +49,7 @@ class Problem:
     text: str
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scan:
     """The result of a pass over a shard; `problems` have no row.
 
@@ -58,7 +58,7 @@ class Scan:
 
     bytes: int = 0
     sha256: str = ""
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SampleRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     highest: int = 0
@@ -95,7 +95,7 @@ class _Sample:
         self.digest = xxhash.xxh3_64()
         self._ahead = xxhash.xxh3_64()
 
-    def add(self, suffix: str, member: Member, stream: Stream) -> None:
+    def add(self, suffix: str, member: Member, stream: ShardStream) -> None:
         """Take in a member, and all between it and the last one."""
         self.twice = suffix if suffix in self.members else self.twice
         self.members[suffix] = member
@@ -113,11 +113,11 @@ class _Sample:
         """The bytes of the image, or its first if it is larger than is kept."""
         return self.heads[next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)]
 
-    def look_at(self, member: Member, stream: Stream) -> None:
+    def look_at(self, member: Member, stream: ShardStream) -> None:
         """Read over a member of no sample, which lies within this one if more of it follows."""
         self._read(member, stream, None)
 
-    def _read(self, member: Member, stream: Stream, suffix: str | None) -> None:
+    def _read(self, member: Member, stream: ShardStream, suffix: str | None) -> None:
         kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
         if wanted and self._whole:
             wanted = _MAX_DEEP_BYTES
@@ -152,7 +152,7 @@ def scan_shard(
         look: Is given each image, and raises `Unsound` for what is wrong with it; images are held
             in memory for it, one at a time.
     """
-    stream = Stream(fetch, size)
+    stream = ShardStream(fetch, size)
     scan = Scan(bytes=size)
     seen: set[int] = set()
     for sample in _samples(stream, scan, whole=look is not None):
@@ -177,7 +177,7 @@ def scan_shard(
     return scan
 
 
-def _samples(stream: Stream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
+def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
     """The samples: neighbors with the same key. Notes a malformed archive."""
     sample: _Sample | None = None
     try:
@@ -220,7 +220,7 @@ def _passed_over(member: Member, match: re.Match[str] | None) -> str:
     return ""
 
 
-def _row(sample: _Sample, label_field: str) -> Row:
+def _row(sample: _Sample, label_field: str) -> SampleRow:
     members = sample.members
     if sample.twice:
         raise Unsound(f"has two members .{printable(sample.twice)}")
@@ -237,7 +237,7 @@ def _row(sample: _Sample, label_field: str) -> Row:
     if not image.size or not sample.heads[suffix].startswith(SIGNATURES):
         raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
     first = image.data_offset - sample.offset
-    return Row(sample.offset, length, sample.digest.intdigest(), first, image.size, label)
+    return SampleRow(sample.offset, length, sample.digest.intdigest(), first, image.size, label)
 
 
 def _without_image(suffixes: list[str]) -> str:

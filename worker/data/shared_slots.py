@@ -28,7 +28,12 @@ class Slots:
         """The batch of these samples that lies in slot `index`, as it is there."""
         slot, length = index % self.count, len(ids)
         images = self._images[slot, :length].permute(0, 3, 1, 2)
-        return Batch(images, self._labels[slot, :length], ids, self._valid[slot, :length])
+        return Batch(
+            images=images,
+            labels=self._labels[slot, :length],
+            ids=ids,
+            valid=self._valid[slot, :length],
+        )
 
     def lock_pages(self) -> None:
         """Page-lock the memory for the GPU of this process, which then copies beside it.

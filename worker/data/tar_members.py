@@ -54,7 +54,7 @@ class Malformed(Exception):
         self.offset = offset
 
 
-class Stream(io.RawIOBase):
+class ShardStream(io.RawIOBase):
     """A shard as a file that fetches its chunks in order and keeps what is not yet forgotten."""
 
     def __init__(self, fetch: Fetch, size: int) -> None:
@@ -128,7 +128,7 @@ class Stream(io.RawIOBase):
         return bool(chunk)
 
 
-def read_members(stream: Stream) -> Iterator[Member]:
+def read_members(stream: ShardStream) -> Iterator[Member]:
     """Yield the members in order; whoever takes one may forget the bytes before its end.
 
     Raises `Malformed` for an archive that does not end as it must.
@@ -182,7 +182,7 @@ class _Header(tarfile.TarInfo):
         following.sparse = [(0, 0)]
 
 
-def _require_end(stream: Stream, end: int) -> None:
+def _require_end(stream: ShardStream, end: int) -> None:
     """Raise `Malformed` unless a block of zeros comes next, and only zeros after it."""
     mark = stream.span(end, end + _BLOCK)
     if mark.strip(b"\0"):

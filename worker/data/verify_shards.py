@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import xxhash
 
 from worker.data.index import Index, Shard, decode_sidecar
-from worker.data.tar_members import Stream
+from worker.data.tar_members import ShardStream
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 
@@ -47,7 +47,7 @@ def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], N
         return data
 
     # One byte more than was indexed, so that a longer shard shows.
-    stream = Stream(fetch, shard.bytes + 1)
+    stream = ShardStream(fetch, shard.bytes + 1)
     bad = []
     try:
         for row in sidecar:

@@ -23,7 +23,7 @@ _FETCHES = 32
 lanes by default, so that the first batch from a store far away takes few round trips."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
     """Sizes in bytes; `threads` is None for one per core."""
 
@@ -33,7 +33,7 @@ class LoaderSettings:
     scratch_limit: int
 
 
-def check_supply(data: Data, gpus: int) -> None:
+def check_decoding(data: Data, gpus: int) -> None:
     """Raise `ConfigurationError` where the environment or the machine cannot be as `data` needs."""
     read_settings()
     if data.decoder == "cuda" and not gpus:
@@ -82,8 +82,8 @@ def read_settings() -> LoaderSettings:
     """Return the settings of the environment; raises `ConfigurationError` for a malformed one."""
     threads = os.environ.get("WORKER_LOADER_THREADS")
     return LoaderSettings(
-        None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
-        number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
-        os.environ.get("WORKER_SCRATCH", ""),
-        number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1) << 30,
+        threads=None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
+        memory=number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
+        scratch=os.environ.get("WORKER_SCRATCH", ""),
+        scratch_limit=number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1) << 30,
     )

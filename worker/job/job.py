@@ -41,7 +41,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierAttempts:
     """The traces of earlier attempts: the identity of the output, and the newest one's manifest.
 
     The manifest is empty if its record is damaged.
@@ -51,7 +51,7 @@ class Earlier:
     manifest: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A manifest with everything that it names opened and built."""
 
@@ -67,7 +67,7 @@ class Job:
     """What has been published of it, of however many epochs."""
     commits: tuple[CommitName, ...]
     """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
-    earlier: Earlier | None
+    earlier: EarlierAttempts | None
 
     @property
     def done(self) -> Done | None:
@@ -204,17 +204,17 @@ def open_job(manifest: Manifest) -> Job:
         earlier = _read_earlier(output)
         commits = _commits_from_newest(output)
     return Job(
-        manifest,
-        output,
-        train,
-        val,
-        preprocessing,
-        backbone,
-        groups,
-        criterion,
-        result,
-        commits,
-        earlier,
+        manifest=manifest,
+        output=output,
+        train=train,
+        val=val,
+        preprocessing=preprocessing,
+        backbone=backbone,
+        groups=groups,
+        criterion=criterion,
+        result=result,
+        commits=commits,
+        earlier=earlier,
     )
 
 
@@ -285,7 +285,7 @@ def _naming(field: str) -> Iterator[None]:
         raise type(error)(f"{field}: {error}") from None
 
 
-def _read_earlier(output: Store) -> Earlier | None:
+def _read_earlier(output: Store) -> EarlierAttempts | None:
     numbers = attempt_numbers(output)
     owner = owner_of(output, numbers)
     if owner is None:
@@ -293,7 +293,7 @@ def _read_earlier(output: Store) -> Earlier | None:
             log.warning("%s: nothing there tells whose it is, so it is this job's", output.uri)
         return None
     newest = first_whole(output, numbers[::-1])
-    return Earlier(owner, dict(newest.manifest) if newest else {})
+    return EarlierAttempts(owner, dict(newest.manifest) if newest else {})
 
 
 def require_own_output(job: Job) -> None:

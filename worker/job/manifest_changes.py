@@ -10,7 +10,7 @@ Kind = Literal["silent", "noted", "vain", "refused"]
 _SILENT = ("checkpoint.", "record.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """A setting that differs.
 
@@ -45,13 +45,18 @@ def changes_between(
         resumes: Whether there is a checkpoint to resume from.
     """
     refused = [
-        Change(field, kept_identity.get(field), value, "refused")
+        Change(field=field, before=kept_identity.get(field), now=value, kind="refused")
         for field, value in identity.items()
         if kept_identity.get(field) != value
     ]
     told = {change.field for change in refused}
     others = [
-        Change(path, before.get(path), now.get(path), kind_of(path, resumes=resumes))
+        Change(
+            field=path,
+            before=before.get(path),
+            now=now.get(path),
+            kind=kind_of(path, resumes=resumes),
+        )
         for path in sorted({*before, *now} if before else ())
         if before.get(path) != now.get(path) and path not in told
     ]

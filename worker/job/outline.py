@@ -16,7 +16,7 @@ _MAX_SHARE_OF_START = 0.1
 _MIN_IMAGES = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupOutline:
     """A rate group; `release_step` is 0 for what is trained at once and None for never."""
 
@@ -34,7 +34,7 @@ class GroupOutline:
     """At the steps that the outline lists."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outline:
     """A job on some number of ranks, at the step from which it would resume."""
 
@@ -101,7 +101,19 @@ def outline_job(job: Job, ranks: int) -> Outline:
         window=manifest.data.shuffle.window,
         ranks=ranks,
         shards_per_rank=[plan.shards(rank, ranks) for rank in range(ranks)],
-        decoding=str(decoding_of(Rank(0, ranks, 0, _ranks_here(ranks), "", 0), job.lanes)),
+        decoding=str(
+            decoding_of(
+                Rank(
+                    rank=0,
+                    world_size=ranks,
+                    local_rank=0,
+                    local_world_size=_ranks_here(ranks),
+                    master_addr="",
+                    master_port=0,
+                ),
+                job.lanes,
+            )
+        ),
         settings={
             "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
             "train": manifest.train.model_dump(mode="json"),

@@ -19,8 +19,8 @@ _MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, kw_only=True)
+class ResumePreview:
     """The outcome of a start: its attempt, and the step and commit that it would resume from.
 
     `done` says that there is nothing to do, and why, if that is so.
@@ -46,7 +46,7 @@ class Standing:
         return asdict(self)
 
 
-def find_standing(job: Job) -> Standing:
+def find_resume_preview(job: Job) -> ResumePreview:
     """Read and verify checkpoints as a start would; writes nothing."""
     commits = [
         name
@@ -62,7 +62,7 @@ def find_standing(job: Job) -> Standing:
             break
         passed_over.append(str(name))
     step = found.step if found else 0
-    return Standing(
+    return ResumePreview(
         done=describe_done(job, job.done) if job.done else None,
         attempt=next_number(
             attempt_numbers(job.output), lambda number: read_attempt(job.output, number)
@@ -86,7 +86,7 @@ def describe_done(job: Job, done: Done) -> str:
     )
 
 
-def describe_standing(standing: Standing) -> str:
+def describe_resume_preview(standing: ResumePreview) -> str:
     """The standing as text."""
     where = "would start at step 0"
     size = f"{standing.bytes / 1e6:.1f} MB, verified"

@@ -38,7 +38,13 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     listener = _listen(spawn) if spawn.node_rank == 0 else None
     if listener and spawn.nodes == 1:
         port = listener.getsockname()[1]
-        spawn = Spawn(0, 1, spawn.local_world_size, spawn.master_addr, port)
+        spawn = Spawn(
+            node_rank=0,
+            nodes=1,
+            local_world_size=spawn.local_world_size,
+            master_addr=spawn.master_addr,
+            master_port=port,
+        )
     if spawn.world_size == 1:
         return exit_code(lambda: run(spawn.ranks()[0], listener))
     parent = os.getpid()

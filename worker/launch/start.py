@@ -17,7 +17,7 @@ from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training
 from worker.environment import check_environment
 from worker.errors import ConfigurationError, WorkerError
-from worker.job.decoding import check_supply
+from worker.job.decoding import check_decoding
 from worker.job.job import Job, open_job, require_same_experiment
 from worker.job.resume_preview import describe_done
 from worker.launch.guard import exit_code
@@ -26,10 +26,10 @@ from worker.launch.topology import Spawn, detect, require_divisible
 from worker.learn.rate_sweep import Sweep
 from worker.logs import bind
 from worker.manifest import Manifest
-from worker.memory import settle_memory
+from worker.memory import configure_memory
 from worker.metrics.exporters import announce, exported
 from worker.metrics.run_labels import Owner
-from worker.metrics.shared_outcome import Board
+from worker.metrics.shared_outcome import SharedOutcome
 from worker.model.export import check_exports
 from worker.model.pretrained_weights import load_pretrained
 from worker.ranks.process_group import device_of, process_group
@@ -39,7 +39,7 @@ from worker.record.progress import Progress
 from worker.store import open_store
 from worker.store.traffic_counts import listen
 from worker.train.find_rates import sweep_rates
-from worker.train.loaders import Supply
+from worker.train.loaders import Loaders
 from worker.train.session import Session
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
-    board, own = Board(), os.getpid()
+    board, own = SharedOutcome(), os.getpid()
     leads = _leads(place)
 
     def say_last(code: int) -> None:
@@ -80,7 +80,7 @@ def _train(
     gpus: int,
     place: Rank | Spawn,
     *,
-    board: Board,
+    board: SharedOutcome,
     stop: StopFlag,
     live: bool,
     say_last: Callable[[int], None],
@@ -137,10 +137,17 @@ def find_rates(
     job = open_job(manifest)
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
-    rank = Rank(0, 1, 0, 1, "localhost", 0)
+    rank = Rank(
+        rank=0,
+        world_size=1,
+        local_rank=0,
+        local_world_size=1,
+        master_addr="localhost",
+        master_port=0,
+    )
     stop.has_begun = True
     with (
-        contextlib.closing(Supply(job, rank, device_of(rank))) as supply,
+        contextlib.closing(Loaders(job, rank, device_of(rank))) as supply,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
     ):
         return job, sweep_rates(
@@ -151,7 +158,7 @@ def find_rates(
 def check_place(manifest: Manifest, gpus: int) -> None:
     """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
     check_environment()
-    check_supply(manifest.data, gpus)
+    check_decoding(manifest.data, gpus)
     check_exports(manifest.final)
     if manifest.train.compile:
         _require_compiler(gpus)
@@ -181,7 +188,7 @@ def _settle() -> int:
     """Prepare this process for ranks; returns the number of GPUs."""
     # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
     gpus = torch.cuda.device_count()
-    settle_memory(keep_freed=not gpus)
+    configure_memory(keep_freed=not gpus)
     # gloo may connect every rank with every other, which the default of 1,024 files bounds.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
@@ -203,7 +210,7 @@ def _run_rank(
     rank: Rank,
     listener: socket.socket | None,
     *,
-    board: Board,
+    board: SharedOutcome,
     stop: StopFlag,
     live: bool,
     say_last: Callable[[int], None],
@@ -218,7 +225,7 @@ def _run_rank(
         if rank.rank == 0:
             size = room_for_training(job.backbone.model, job.groups, job.manifest)
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
-        supply = stack.enter_context(contextlib.closing(Supply(job, rank, device_of(rank))))
+        supply = stack.enter_context(contextlib.closing(Loaders(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
         session = Session(
             job, rank, stop, progress=progress, supply=supply, saver=saver, say_last=say_last

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _IPV6 = re.compile(r"\[?[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spawn:
     """This process starts `local_world_size` ranks itself, as node `node_rank` of `nodes`."""
 
@@ -39,12 +39,12 @@ class Spawn:
         first = self.node_rank * self.local_world_size
         return [
             Rank(
-                first + local,
-                self.world_size,
-                local,
-                self.local_world_size,
-                self.master_addr,
-                self.master_port,
+                rank=first + local,
+                world_size=self.world_size,
+                local_rank=local,
+                local_world_size=self.local_world_size,
+                master_addr=self.master_addr,
+                master_port=self.master_port,
             )
             for local in range(self.local_world_size)
         ]
@@ -75,7 +75,9 @@ def detect(
         return _slurm(env, per_node, nproc)
     if "JOB_COMPLETION_INDEX" in env:
         return _indexed_job(env, per_node, own_name)
-    return Spawn(0, 1, per_node, "localhost", _PORT)
+    return Spawn(
+        node_rank=0, nodes=1, local_world_size=per_node, master_addr="localhost", master_port=_PORT
+    )
 
 
 def first_host(nodelist: str) -> str:
@@ -103,12 +105,12 @@ def require_divisible(batch_size: int, world_size: int) -> None:
 def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
     _refuse_nproc(nproc, "LOCAL_RANK")
     rank = Rank(
-        _integer(env, "RANK"),
-        _integer(env, "WORLD_SIZE", least=1),
-        _integer(env, "LOCAL_RANK"),
-        _integer(env, "LOCAL_WORLD_SIZE", "1", least=1),
-        _host(env, "MASTER_ADDR"),
-        _port(env, "MASTER_PORT"),
+        rank=_integer(env, "RANK"),
+        world_size=_integer(env, "WORLD_SIZE", least=1),
+        local_rank=_integer(env, "LOCAL_RANK"),
+        local_world_size=_integer(env, "LOCAL_WORLD_SIZE", "1", least=1),
+        master_addr=_host(env, "MASTER_ADDR"),
+        master_port=_port(env, "MASTER_PORT"),
     )
     _require_below("RANK", rank.rank, "WORLD_SIZE", rank.world_size)
     if "LOCAL_WORLD_SIZE" in env:
@@ -129,11 +131,23 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
         per_node = _integer(env, "PET_NPROC_PER_NODE", least=1)
     nodes = _integer(env, "PET_NNODES", least=1)
     if nodes == 1:
-        return Spawn(0, 1, per_node, "localhost", _PORT)
+        return Spawn(
+            node_rank=0,
+            nodes=1,
+            local_world_size=per_node,
+            master_addr="localhost",
+            master_port=_PORT,
+        )
     port = _port(env, "PET_MASTER_PORT", str(_PORT))
     node = _integer(env, "PET_NODE_RANK")
     _require_below("PET_NODE_RANK", node, "PET_NNODES", nodes)
-    return Spawn(node, nodes, per_node, _host(env, "PET_MASTER_ADDR"), port)
+    return Spawn(
+        node_rank=node,
+        nodes=nodes,
+        local_world_size=per_node,
+        master_addr=_host(env, "PET_MASTER_ADDR"),
+        master_port=port,
+    )
 
 
 def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
@@ -146,7 +160,13 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     in_step = "SLURM_STEP_ID" in env
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
     if tasks == 1:
-        return Spawn(0, 1, per_node, "localhost", _PORT)
+        return Spawn(
+            node_rank=0,
+            nodes=1,
+            local_world_size=per_node,
+            master_addr="localhost",
+            master_port=_PORT,
+        )
     if not in_step:
         raise ConfigurationError(
             f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
@@ -161,7 +181,13 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     node = _integer(env, "SLURM_NODEID")
     _require_below("SLURM_NODEID", node, "SLURM_STEP_NUM_NODES", nodes)
     if tasks == nodes:
-        return Spawn(node, nodes, per_node, address, port)
+        return Spawn(
+            node_rank=node,
+            nodes=nodes,
+            local_world_size=per_node,
+            master_addr=address,
+            master_port=port,
+        )
     _refuse_nproc(nproc, "SLURM_STEP_NUM_TASKS")
     local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
     if len(local) != nodes:
@@ -175,7 +201,15 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     # Slurm binds each task to cores of its own if the job says how many.
     names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
     cores = _integer(env, names[0], least=1) if names else None
-    return Rank(rank, tasks, local_rank, local_world_size, address, port, cores)
+    return Rank(
+        rank=rank,
+        world_size=tasks,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        master_addr=address,
+        master_port=port,
+        cores=cores,
+    )
 
 
 def _tasks_per_node(text: str) -> list[int]:
@@ -197,10 +231,22 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
             "set it to the Job's completions"
         )
     if nodes == 1:
-        return Spawn(0, 1, per_node, "localhost", _PORT)
+        return Spawn(
+            node_rank=0,
+            nodes=1,
+            local_world_size=per_node,
+            master_addr="localhost",
+            master_port=_PORT,
+        )
     named = bool(env.get("MASTER_ADDR"))
     address = _host(env, "MASTER_ADDR") if named else _first_pod(own_name(), index)
-    return Spawn(index, nodes, per_node, address, _port(env, "MASTER_PORT", str(_PORT)))
+    return Spawn(
+        node_rank=index,
+        nodes=nodes,
+        local_world_size=per_node,
+        master_addr=address,
+        master_port=_port(env, "MASTER_PORT", str(_PORT)),
+    )
 
 
 def _first_pod(own: str, index: int) -> str:

@@ -22,7 +22,7 @@ from worker.ranks.process_group import total
 _TOP = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Result over the sound samples of the validation set.
 

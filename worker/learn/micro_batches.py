@@ -8,7 +8,7 @@ images than usual, as of the last batch of an epoch.
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Passes:
     """The passes of a job's batches on one rank.
 

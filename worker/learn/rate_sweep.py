@@ -14,7 +14,7 @@ _MIN_FALL = 0.1
 _COLUMNS = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Loss, smoothed, at each base rate; `suggestion` is a base rate, None without a clear fall."""
 
@@ -61,7 +61,12 @@ def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sw
     if len(rates) < _MIN_POINTS:
         raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
     smoothed = smooth(losses)
-    return Sweep(tuple(rates), tuple(smoothed), suggest(rates, smoothed), diverged)
+    return Sweep(
+        rates=tuple(rates),
+        losses=tuple(smoothed),
+        suggestion=suggest(rates, smoothed),
+        diverged=diverged,
+    )
 
 
 def describe_sweep(sweep: Sweep, base: float) -> str:

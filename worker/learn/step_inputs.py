@@ -12,7 +12,7 @@ from worker.data.preprocessing import Preprocessing
 from worker.ranks.device_transfer import Uploader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """Images, float32 [N, 3, S, S], and per image, [N]: label, partner's label, weight.
 
@@ -62,4 +62,6 @@ def _filled(
     if not count:
         images = images.new_zeros(1, *images.shape[1:])
         labels, partners, weights = (x.new_zeros(1) for x in (labels, partners, weights))
-    return Inputs(images, labels, partners, weights, own, count)
+    return Inputs(
+        images=images, labels=labels, partners=partners, weights=weights, own=own, count=count
+    )

@@ -9,8 +9,8 @@ from torch import Tensor
 from worker.ranks.device_transfer import Readout
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
     """The results of a step.
 
     `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
@@ -25,7 +25,7 @@ class Outcome:
     seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Numbers:
     """The numbers of a step: of this rank's images the first three, of all ranks the others."""
 
@@ -67,15 +67,17 @@ class Pending:
         loss, right, count, norm, *rest = self._readout.read()
         groups = len(self._names)
         scale = rest[groups] if len(rest) > groups else 1.0
-        return Numbers(loss, right, count, norm, rest[:groups], scale)
+        return Numbers(
+            loss=loss, right=right, count=count, norm=norm, norms=rest[:groups], scale=scale
+        )
 
-    def outcome(self, numbers: Numbers, *, finite: bool) -> Outcome:
+    def outcome(self, numbers: Numbers, *, finite: bool) -> StepResult:
         """The outcome of a step that was `finite` or not; what is not finite is not summed."""
         sums = torch.tensor([numbers.loss, numbers.right, numbers.count], dtype=torch.float64)
         counts = finite and bool(sums.isfinite().all())
-        return Outcome(
-            sums if counts else torch.zeros_like(sums),
-            finite,
-            dict(zip(self._names, numbers.norms, strict=True)),
-            self._seconds,
+        return StepResult(
+            sums=sums if counts else torch.zeros_like(sums),
+            finite=finite,
+            norms=dict(zip(self._names, numbers.norms, strict=True)),
+            seconds=self._seconds,
         )

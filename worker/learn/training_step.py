@@ -16,7 +16,7 @@ from worker.learn.loss import Criterion
 from worker.learn.micro_batch_trial import largest_that_fits
 from worker.learn.micro_batches import Passes
 from worker.learn.step_inputs import Inputs, prepare
-from worker.learn.step_result import Outcome, Pending
+from worker.learn.step_result import Pending, StepResult
 from worker.manifest import Train
 from worker.model.activation_checkpointing import checkpoint_activations
 from worker.model.backbone import logits_of
@@ -70,7 +70,12 @@ class Engine:
         self._upload = Uploader(self.device)
         self._full_batch = full_batch
         self._share = -(-full_batch // rank.world_size)
-        self._passes = Passes(full_batch, rank.world_size, train.micro_batch, train.sync_batch_norm)
+        self._passes = Passes(
+            full_batch=full_batch,
+            world_size=rank.world_size,
+            micro_batch=train.micro_batch,
+            synchronized=train.sync_batch_norm,
+        )
         self._planned = self._passes  # as all ranks have them, whatever fits into their memory
         self.expects_holes = False
         """Whether samples have been bad before, on any rank: a pass may have fewer than planned."""
@@ -92,7 +97,7 @@ class Engine:
 
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
-    ) -> Outcome:
+    ) -> StepResult:
         """Run all stages of a step in a row; see `launch`."""
         self.launch(step, batch, global_count, blend)
         self.update()
@@ -141,11 +146,11 @@ class Engine:
         step.spend("optimizer", time.monotonic() - began)
         self._updated = step
 
-    def settle(self) -> Outcome | None:
+    def settle(self) -> StepResult | None:
         """Return the outcome of the step that was last updated, once; None if it was returned."""
         return self._finish(self._updated) if self._updated else None
 
-    def _finish(self, step: Pending) -> Outcome:
+    def _finish(self, step: Pending) -> StepResult:
         """Wait for a step's numbers, and do what depends on them.
 
         An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is

@@ -20,7 +20,7 @@ _SIDE = 128
 _TAG = 1  # the ledger is sent under 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mistake:
     """A sample with another class than its own seen in it, at a `confidence` from 0 to 1.
 
@@ -70,7 +70,14 @@ class Worst:
             return []
         scores, ids, labels, predicted, chances, images = (kept.cpu() for kept in self._kept)
         return [
-            Mistake(float(score), int(number), int(label), int(best), float(chance), image.clone())
+            Mistake(
+                loss=float(score),
+                id=int(number),
+                label=int(label),
+                predicted=int(best),
+                confidence=float(chance),
+                image=image.clone(),
+            )
             for score, number, label, best, chance, image in zip(
                 scores, ids, labels, predicted, chances, images, strict=True
             )

@@ -24,7 +24,7 @@ from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
 from worker.metrics.run_outcome import KEPT, Outcome
 from worker.metrics.scrape_port import Port, expected
-from worker.metrics.shared_outcome import Board
+from worker.metrics.shared_outcome import SharedOutcome
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -45,7 +45,13 @@ Patience = Callable[[], float]
 
 @contextmanager
 def exported(
-    metrics: Metrics, owner: Owner, rank: int, *, local_rank: int, board: Board, patience: Patience
+    metrics: Metrics,
+    owner: Owner,
+    rank: int,
+    *,
+    local_rank: int,
+    board: SharedOutcome,
+    patience: Patience,
 ) -> Iterator[None]:
     """Hand out the metrics of a rank while inside.
 
@@ -85,7 +91,7 @@ def exported(
             port.close()
 
 
-def announce(owner: Owner, code: int, board: Board, patience: Patience) -> None:
+def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) -> None:
     """Replace the metrics of a run that has ended by its outcome, wherever they went.
 
     Whoever has scraped regularly is waited for, as long as `patience` says and no longer than a

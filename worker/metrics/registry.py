@@ -22,8 +22,8 @@ _SAVE_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True)
+class MetricEntry:
     """A metric as its documentation shows it; `kind` is Prometheus' word for it."""
 
     name: str
@@ -32,11 +32,16 @@ class Entry:
     text: str
 
 
-def entry_of(metric: Any) -> Entry:
+def entry_of(metric: Any) -> MetricEntry:
     """The documentation of a metric."""
     suffix = "_total" if isinstance(metric, Counter) else ""
     kind = type(metric).__name__.lower()
-    return Entry(metric._name + suffix, kind, metric._labelnames, metric._documentation)
+    return MetricEntry(
+        name=metric._name + suffix,
+        kind=kind,
+        labels=metric._labelnames,
+        text=metric._documentation,
+    )
 
 
 class Family(Generic[M]):
@@ -228,7 +233,7 @@ class Metrics:
             if metric.name.removeprefix("worker_") in names and metric.samples
         }
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[MetricEntry]:
         """Return all metrics, in the order in which they are shown."""
         for family in vars(self).values():
             if isinstance(family, Family):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Gauge
 
 from worker.errors import ExitCode
-from worker.metrics.registry import Entry, Metrics, entry_of
+from worker.metrics.registry import MetricEntry, Metrics, entry_of
 
 KEPT = (
     "step",
@@ -47,7 +47,7 @@ class Outcome:
             gauge.labels(*self._job).set(value)
         return self.registry
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[MetricEntry]:
         """Return the metrics that only an end has."""
         return map(entry_of, (self._code, self._end, self._reason))
 

@@ -7,7 +7,7 @@ from typing import Any
 _BYTES = 4096
 
 
-class Board:
+class SharedOutcome:
     """A few values in memory that processes share from a fork on; it has no name to be left over.
 
     One process writes; what it was killed in the middle of writing reads as nothing.

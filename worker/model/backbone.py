@@ -32,7 +32,7 @@ _UNDECAYED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A classifier and the dotted names of its replaced layers, that of the main head last."""
 
@@ -76,7 +76,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
             for key, rows in list(layer.named_parameters()):
                 layer.register_parameter(key, nn.Parameter(rows[:classes].clone()))
         setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", classes)
-    return Backbone(name, model, heads, image_size)
+    return Backbone(name=name, model=model, heads=heads, image_size=image_size)
 
 
 def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:

@@ -11,8 +11,8 @@ from worker.model.skeleton import find_heads, skeleton
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 
-@dataclass(frozen=True)
-class Entry:
+@dataclass(frozen=True, kw_only=True)
+class CatalogEntry:
     """A backbone with its ImageNet head; `blocks` from the image to the head, to match on."""
 
     name: str
@@ -26,7 +26,7 @@ class Entry:
         return asdict(self)
 
 
-def catalog(names: list[str]) -> list[Entry]:
+def catalog(names: list[str]) -> list[CatalogEntry]:
     """An entry per backbone."""
     entries = []
     for name in names:
@@ -34,11 +34,19 @@ def catalog(names: list[str]) -> list[Entry]:
         layout = layout_of(name, size)
         heads = find_heads(skeleton(name, size))
         blocks = tuple(block.name for block in layout.blocks[:-1])
-        entries.append(Entry(name, sum(layout.sizes.values()), size, heads, blocks))
+        entries.append(
+            CatalogEntry(
+                name=name,
+                parameters=sum(layout.sizes.values()),
+                image_size=size,
+                heads=heads,
+                blocks=blocks,
+            )
+        )
     return entries
 
 
-def describe_catalogue(entries: list[Entry]) -> str:
+def describe_catalogue(entries: list[CatalogEntry]) -> str:
     """A table, numbered blocks of one series in short."""
     rows = [("backbone", "parameters", "pixels", "head", "blocks to match on, image to head")]
     for entry in entries:

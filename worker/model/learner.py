@@ -12,7 +12,7 @@ from worker.model.optimizer import build_optimizer
 from worker.model.rate_groups import RateGroup
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Learner:
     """The model's side of a checkpoint."""
 

@@ -50,7 +50,7 @@ class _CardRecord(Record):
     metrics: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """A written model; `sha256` is that of its weights, `metrics` JSON data."""
 
@@ -83,7 +83,14 @@ def read_card(store: Store) -> Card:
     fields = kept.preprocessing.model_dump()
     fields["interpolation"] = InterpolationMode(fields["interpolation"])
     known = Preprocessing(**fields)
-    return Card(kept.backbone, kept.head, kept.classes, known, kept.sha256, dict(kept.metrics))
+    return Card(
+        backbone=kept.backbone,
+        head=kept.head,
+        classes=kept.classes,
+        preprocessing=known,
+        sha256=kept.sha256,
+        metrics=dict(kept.metrics),
+    )
 
 
 def preset_beside(weights: str | None) -> Preprocessing | None:

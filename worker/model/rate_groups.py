@@ -44,7 +44,7 @@ class Layout:
         return self.blocks[-1].parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RateGroup:
     """Parameters with the same settings; `lr` is the full rate, 0 for what is always frozen."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from worker.ranks.device_transfer import Readout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Signals:
     """The flags of a rank; for each field, the highest of all ranks counts."""
 

@@ -30,7 +30,7 @@ class Piece:
     rows: Rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochAudit:
     """An epoch: samples trained on, ids never or more than once; `complete` if it was finished.
 
@@ -144,7 +144,16 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
         lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)
         repeated = np.flatnonzero(counts > 1)
         lists = [tuple(found.tolist()) for found in (lost, repeated, np.sort(left_out))]
-        audits.append(EpochAudit(epoch, len(ids), lists[0], lists[1], complete, lists[2]))
+        audits.append(
+            EpochAudit(
+                epoch=epoch,
+                trained=len(ids),
+                lost=lists[0],
+                repeated=lists[1],
+                complete=complete,
+                left_out=lists[2],
+            )
+        )
     return audits
 
 

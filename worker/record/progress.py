@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, kw_only=True)
+class StepProgress:
     """The progress of a job; `loss` and `accuracy` are means since the last report.
 
     `wait_ratio` is the share of the time for which the rank that waits most has waited for images;
@@ -41,7 +41,7 @@ class Progress:
         self._interval = _LIVE_SECONDS if live else _LINE_SECONDS
         self._next = time.monotonic()
 
-    def show(self, step: Step) -> None:
+    def show(self, step: StepProgress) -> None:
         """Show one step, unless the last one was shown a moment ago."""
         if time.monotonic() < self._next:
             return
@@ -59,7 +59,7 @@ class Progress:
             end_live()
 
 
-def describe(step: Step) -> str:
+def describe(step: StepProgress) -> str:
     """Return one line, the most important first, as a narrow terminal cuts the end."""
     rates = sorted({f"{rate:.2g}": rate for rate in step.rates.values()}.items(), key=_rate)
     ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]

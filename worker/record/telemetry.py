@@ -8,26 +8,26 @@ from dataclasses import asdict, dataclass, replace
 from worker.metrics.gpu_usage import show_gpu
 from worker.metrics.registry import Metrics
 from worker.record.journal import Journal
-from worker.record.progress import Progress, Step
+from worker.record.progress import Progress, StepProgress
 
 _MAX_IN_HISTORY = 2000
 _PASSING = ("total_steps", "remaining_seconds")
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
     """A `step`, with the `images` and `seconds` of its speed and how many `counted` for its means.
 
     Where none counted, as in steps that were left out, its loss and accuracy are not numbers.
     """
 
-    step: Step
+    step: StepProgress
     images: int
     counted: float
     seconds: float
 
 
-def merged(reports: Sequence[Report]) -> Step:
+def merged(reports: Sequence[StepReport]) -> StepProgress:
     """Several reports in a row as one."""
     sound = [report for report in reports if report.counted]
     counted = sum(report.counted for report in sound) or math.nan
@@ -53,7 +53,7 @@ class Telemetry:
         self._every = max(1, total_steps // _MAX_IN_HISTORY)
         self._noted = 0
         self._trained: set[str] = set()
-        self._reports: list[Report] = []
+        self._reports: list[StepReport] = []
 
     def step(
         self, step: int, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
@@ -72,7 +72,7 @@ class Telemetry:
             metrics.phase_seconds(phase).observe(part)
         metrics.phase_seconds("other").observe(max(0.0, seconds - sum(phases.values())))
 
-    def report(self, report: Report) -> None:
+    def report(self, report: StepReport) -> None:
         """Tell what the steps since the last report gave."""
         step, metrics = report.step, self._metrics
         for name, rate in step.rates.items():

@@ -15,7 +15,7 @@ _SIDE_BY_SIDE = 16
 
 
 @dataclass(frozen=True)
-class Part:
+class AttemptHistory:
     """An attempt's part of the history: its number and its events, in order."""
 
     attempt: int
@@ -46,7 +46,7 @@ class Part:
 class History:
     """The parts of all attempts that told anything, and the `events` that count."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[AttemptHistory, ...]
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -75,11 +75,11 @@ def read_history(store: Store) -> History:
     told: dict[int, list[dict[str, Any]]] = {}
     for (attempt, _), lines in zip(pieces, found, strict=True):
         told.setdefault(attempt, []).extend(lines)
-    parts = (Part(number, tuple(events)) for number, events in sorted(told.items()))
+    parts = (AttemptHistory(number, tuple(events)) for number, events in sorted(told.items()))
     return History(tuple(p for p in parts if any(e["event"] == "start" for e in p.events)))
 
 
-def stitched(parts: Sequence[Part]) -> list[dict[str, Any]]:
+def stitched(parts: Sequence[AttemptHistory]) -> list[dict[str, Any]]:
     """The events that count: of each attempt, those before the step at which the next began."""
     kept: list[dict[str, Any]] = []
     for part in parts:

@@ -15,7 +15,7 @@ from worker.learn.confusion import Rows, by_class
 from worker.logs import count
 from worker.manifest.defaults import is_default
 from worker.report.compare import compare, results_of, shown, shown_setting
-from worker.report.history import Part
+from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
 from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
 from worker.report.run_facts import describe_cost, facts_of
@@ -145,7 +145,7 @@ def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
     return [row for _, row in sorted((silent | told).items())]
 
 
-def _attempt_row(part: Part) -> tuple[str, ...]:
+def _attempt_row(part: AttemptHistory) -> tuple[str, ...]:
     end, began = part.end, part.events[0]["time"]
     ended = _SILENT
     if end:

@@ -18,7 +18,7 @@ _EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
 _BAD = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run as its records tell it.
 

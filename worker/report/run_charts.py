@@ -23,7 +23,9 @@ def learning(run: Run) -> list[str]:
             _line("validation", evaluations, [event[name] for event in evaluations], 1, dots=True),
         ]
         lines = [line for line in lines if line.x]
-        chart = Chart(name, "step", lines, rules=resumes(run), percent=name == "accuracy")
+        chart = Chart(
+            title=name, x_label="step", lines=lines, rules=resumes(run), percent=name == "accuracy"
+        )
         charts.append(draw(chart))
     return charts
 
@@ -40,7 +42,16 @@ def rates(run: Run) -> list[str]:
             for number, name in enumerate(names)
         ]
         charts.append(
-            draw(Chart(title, "step", lines, marks=marks, rules=resumes(run), log_y=True))
+            draw(
+                Chart(
+                    title=title,
+                    x_label="step",
+                    lines=lines,
+                    marks=marks,
+                    rules=resumes(run),
+                    log_y=True,
+                )
+            )
         )
     return charts
 
@@ -51,12 +62,20 @@ def speed(run: Run) -> list[str]:
     images = [_line("images/s", steps, [event["images_per_second"] for event in steps])]
     waits = [_line("wait", steps, [event["wait_ratio"] for event in steps], 1)]
     return [
-        draw(Chart("images per second", "step", images, rules=resumes(run), y_range=(0, None))),
         draw(
             Chart(
-                "waiting for data",
-                "step",
-                waits,
+                title="images per second",
+                x_label="step",
+                lines=images,
+                rules=resumes(run),
+                y_range=(0, None),
+            )
+        ),
+        draw(
+            Chart(
+                title="waiting for data",
+                x_label="step",
+                lines=waits,
                 rules=resumes(run),
                 y_range=(0, 1),
                 percent=True,
@@ -82,11 +101,11 @@ def timeline(run: Run) -> list[str]:
             step = event.get("step", step)
             xs.append((event["time"] - began) / seconds)
             ys.append(step)
-        lines.append(Line(f"attempt {part.attempt}", xs, ys, part.attempt - 1))
+        lines.append(Line(name=f"attempt {part.attempt}", x=xs, y=ys, color=part.attempt - 1))
     chart = Chart(
-        "steps over time",
-        f"{unit} since the first attempt began",
-        lines,
+        title="steps over time",
+        x_label=f"{unit} since the first attempt began",
+        lines=lines,
         dots=[
             ((event["time"] - began) / seconds, event["step"])
             for part in parts
@@ -121,7 +140,17 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
         lines = [line for line in lines if line.x]
         if lines:
             low = 0.0 if field == "images_per_second" else None
-            charts.append(draw(Chart(title, "epoch", lines, percent=percent, y_range=(low, None))))
+            charts.append(
+                draw(
+                    Chart(
+                        title=title,
+                        x_label="epoch",
+                        lines=lines,
+                        percent=percent,
+                        y_range=(low, None),
+                    )
+                )
+            )
     return charts
 
 
@@ -131,7 +160,7 @@ def _over_epochs(run: Run, title: str, kind: str, field: str, color: int) -> Lin
     events = run.history.of(kind)
     xs = [event["step"] / per_epoch for event in events]
     ys = [math.nan if event[field] is None else event[field] for event in events]
-    return Line(title, xs, ys, color, dots=kind == "evaluation")
+    return Line(name=title, x=xs, y=ys, color=color, dots=kind == "evaluation")
 
 
 def _line(
@@ -144,4 +173,4 @@ def _line(
 ) -> Line:
     """A line over steps, with a gap where there is no value."""
     ys = [math.nan if value is None else value for value in values]
-    return Line(name, [event["step"] for event in events], ys, color, dots=dots)
+    return Line(name=name, x=[event["step"] for event in events], y=ys, color=color, dots=dots)

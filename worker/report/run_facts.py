@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.logs import count
-from worker.report.history import Part
+from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
 
 _HOUR = 3600.0
@@ -35,7 +35,7 @@ def describe_cost(run: Run) -> str:
     return f"{hours:.1f} {'GPU' if on_gpus else 'CPU rank'}-hours"
 
 
-def _ranks(part: Part) -> int:
+def _ranks(part: AttemptHistory) -> int:
     return int(part.start["world_size"])
 
 

@@ -21,7 +21,7 @@ _SILENCE = "no sign of life: it was killed, or is cut off from its storage"
 _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """`state` is `done`, `running`, `stopped`, `superseded`, `failed (CODE)` or `silent`.
 

@@ -8,9 +8,9 @@ def draw_sweep(sweep: Sweep, name: str) -> str:
     """The sweep as an SVG document."""
     rate = sweep.suggestion
     chart = Chart(
-        f"{name}: smoothed loss over base rate",
-        "base rate",
-        [Line("loss", sweep.rates, clipped(sweep))],
+        title=f"{name}: smoothed loss over base rate",
+        x_label="base rate",
+        lines=[Line(name="loss", x=sweep.rates, y=clipped(sweep))],
         marks=[(rate, f"suggested {rate:.1e}")] if rate is not None else [],
         log_x=True,
     )

@@ -13,7 +13,7 @@ class ObjectMissing(ConfigurationError):
     """A named object does not exist; callers that expect this catch it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
     """An object of a listing: key below the store's root, bytes, time written (Unix seconds).
 

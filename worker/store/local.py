@@ -103,7 +103,12 @@ class LocalStore:
                     with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                         status = path.stat()
                         found.append(
-                            ObjectInfo(key, status.st_size, status.st_mtime, _version(status))
+                            ObjectInfo(
+                                key=key,
+                                size=status.st_size,
+                                modified=status.st_mtime,
+                                version=_version(status),
+                            )
                         )
         yield from sorted(found, key=lambda info: info.key)
 

@@ -297,7 +297,12 @@ class S3Store:
                 modified = item["LastModified"].timestamp()
                 # Another version has another time, where stores make ETags of no contents.
                 version = f"{item.get('ETag')} {modified}"
-                yield ObjectInfo(item["Key"][len(self.prefix) :], item["Size"], modified, version)
+                yield ObjectInfo(
+                    key=item["Key"][len(self.prefix) :],
+                    size=item["Size"],
+                    modified=modified,
+                    version=version,
+                )
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]

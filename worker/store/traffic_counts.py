@@ -29,7 +29,7 @@ class _Nobody:
 
 
 @dataclass
-class Moved:
+class TransferCount:
     """Add what a request has moved so far."""
 
     size: int = 0
@@ -85,9 +85,9 @@ def replay(events: Iterable[Event]) -> None:
 
 
 @contextmanager
-def measured(operation: str) -> Iterator[Moved]:
+def measured(operation: str) -> Iterator[TransferCount]:
     """Tell of the try of a request that is made inside, whether it succeeds or not."""
-    moved, began = Moved(), time.monotonic()
+    moved, began = TransferCount(), time.monotonic()
     try:
         yield moved
     finally:

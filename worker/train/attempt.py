@@ -20,7 +20,7 @@ from worker.train.bad_samples import Quarantine
 from worker.train.durable_state import DurableState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """A rank of an attempt; its methods are called by all ranks together."""
 

@@ -17,7 +17,7 @@ _EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
 _EVALUATION_BYTES = 64 << 20  # page-locked several times over on a GPU
 
 
-class Feed:
+class BatchFeed:
     """Pure functions of the job and this rank, the same in each of its processes.
 
     Where batches are blended, each is `led` by the sample before its first.
@@ -46,11 +46,13 @@ class Feed:
         """Resolve a request."""
         if request.samples is None:
             return Work(
-                self._training(request.epoch, request.start),
-                self._augmentation.prepare_for(request.epoch),
+                batches=self._training(request.epoch, request.start),
+                prepare_for=self._augmentation.prepare_for(request.epoch),
                 lead=self.led,
             )
-        return Work(self._evaluation(request.samples), self._evaluated, in_order=True)
+        return Work(
+            batches=self._evaluation(request.samples), prepare_for=self._evaluated, in_order=True
+        )
 
     def blend(self, step: int) -> Blend | None:
         """Return how global batch `step`, counted from the job's start, is blended."""

@@ -14,8 +14,8 @@ from worker.model.learner import Learner
 _LOOK_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class _Entry:
+@dataclass(frozen=True, kw_only=True)
+class _TensorEntry:
     """A tensor of the optimizer's state: parameter, what it is to it, its shape and dtype."""
 
     parameter: str
@@ -66,12 +66,12 @@ def _share_optimizer(learner: Learner) -> None:
     parameters = dict(learner.model.named_parameters())
     state = learner.optimizer.state
     own = [
-        _Entry(name, kind, tuple(tensor.shape), tensor.dtype)
+        _TensorEntry(parameter=name, kind=kind, shape=tuple(tensor.shape), dtype=tensor.dtype)
         for name, parameter in parameters.items()
         for kind, tensor in state.get(parameter, {}).items()
         if isinstance(tensor, Tensor)
     ]
-    entries: list[_Entry] = shared(own)
+    entries: list[_TensorEntry] = shared(own)
     leads = dist.get_rank() == 0
     if not leads:
         state.clear()
@@ -82,7 +82,7 @@ def _share_optimizer(learner: Learner) -> None:
         dist.broadcast(state[parameter][entry.kind], src=0)
 
 
-def _like(parameter: Tensor, entry: _Entry) -> Tensor:
+def _like(parameter: Tensor, entry: _TensorEntry) -> Tensor:
     """Room for a tensor in the memory format of its parameter, as `restore_snapshot` makes it."""
     if entry.shape == tuple(parameter.shape):
         return torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)

@@ -18,11 +18,11 @@ from worker.learn.training_step import Engine
 from worker.model.optimizer import set_rates
 from worker.ranks.agreement import Agreement, Signals
 from worker.ranks.process_group import highest, total
-from worker.record.progress import Step
-from worker.record.telemetry import Report, Telemetry
+from worker.record.progress import StepProgress
+from worker.record.telemetry import StepReport, Telemetry
 from worker.train.attempt import Attempt
 from worker.train.bad_samples import Quarantine
-from worker.train.batches import Feed
+from worker.train.batches import BatchFeed
 from worker.train.step_timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _MAX_NOTED = 100  # of them in the history
 _MAX_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Queued:
     """A step that the device may still be at work on: what is to be noted of it."""
 
@@ -55,7 +55,7 @@ class Steps:
         self,
         attempt: Attempt,
         engine: Engine,
-        feed: Feed,
+        feed: BatchFeed,
         bad: Quarantine,
         telemetry: Telemetry,
     ) -> None:
@@ -140,7 +140,10 @@ class Steps:
         self._engine.update()
         trained = slice(self._feed.led, None)
         self._queued = _Queued(
-            size, batch.ids[trained], batch.valid[trained].numpy().copy(), waited
+            size=size,
+            ids=batch.ids[trained],
+            valid=batch.valid[trained].numpy().copy(),
+            waited=waited,
         )
         return fresh, agreed
 
@@ -209,7 +212,7 @@ class Steps:
         steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
         interval = min(steps * self._watch.mean, 60 * (checkpoint.every_minutes or math.inf))
         self._attempt.metrics.checkpoint_interval().set(interval)
-        step = Step(
+        step = StepProgress(
             step=done,
             total_steps=job.total_steps,
             epoch=-(-done // job.steps_per_epoch),
@@ -221,4 +224,6 @@ class Steps:
             rates=job.rates(done - 1),
             gradient_norms=self._norms,
         )
-        self._telemetry.report(Report(step, images, counted, seconds))
+        self._telemetry.report(
+            StepReport(step=step, images=images, counted=counted, seconds=seconds)
+        )

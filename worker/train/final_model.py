@@ -9,7 +9,7 @@ from torch import nn
 from worker.checkpoint.commit import Part
 from worker.checkpoint.publication_record import stage_part
 from worker.checkpoint.snapshot import stream_model
-from worker.checkpoint.tensor_files import Stream, stream_bytes
+from worker.checkpoint.tensor_files import TensorStream, stream_bytes
 from worker.job.job import Job
 from worker.model.export import exports
 from worker.model.model_card import CARD_NAME, WEIGHTS_NAME, Card
@@ -33,16 +33,16 @@ def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, 
 
 def _beside(
     job: Job, model: nn.Module, digest: str, result: Mapping[str, Any]
-) -> Iterator[tuple[str, Stream]]:
+) -> Iterator[tuple[str, TensorStream]]:
     for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
         yield f"final/{export}", stream_bytes(data)
     card = Card(
-        job.backbone.name,
-        job.backbone.head,
-        job.train.index.classes,
-        job.preprocessing,
-        digest,
-        dict(result),
+        backbone=job.backbone.name,
+        head=job.backbone.head,
+        classes=job.train.index.classes,
+        preprocessing=job.preprocessing,
+        sha256=digest,
+        metrics=dict(result),
     )
     yield f"final/{CARD_NAME}", stream_bytes(card.encode())
     manifest = json.dumps(job.manifest.model_dump(mode="json"), indent=1)

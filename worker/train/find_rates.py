@@ -23,7 +23,7 @@ from worker.ranks.process_group import device_of
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.train.batches import TRAIN
-from worker.train.loaders import Supply
+from worker.train.loaders import Loaders
 
 _DIVERGED = 4.0
 
@@ -31,7 +31,7 @@ _DIVERGED = 4.0
 def sweep_rates(
     job: Job,
     rank: Rank,
-    supply: Supply,
+    supply: Loaders,
     *,
     steps: int,
     low: float,
@@ -83,10 +83,10 @@ def _released(group: RateGroup) -> RateGroup:
     return group if group.release is None else replace(group, release=0)
 
 
-def _endless(job: Job, supply: Supply) -> Generator[tuple[Batch, int]]:
+def _endless(job: Job, supply: Loaders) -> Generator[tuple[Batch, int]]:
     """The job's batches with their global sizes, epoch after epoch."""
     for epoch in itertools.count():
         plan = job.plan(epoch)
-        with closing(supply.batches(Request(TRAIN, epoch))) as batches:
+        with closing(supply.batches(Request(dataset=TRAIN, epoch=epoch))) as batches:
             for step, batch in enumerate(batches):
                 yield batch, plan.size(step)

@@ -13,7 +13,7 @@ from worker.data.decode_processes import SLOTS, DecodeProcesses
 from worker.data.decoded_cache import DecodedImages
 from worker.data.in_process_loader import InProcess
 from worker.data.loader import Batch, Decoder, Loader
-from worker.data.process_part import Part
+from worker.data.process_part import ProcessPart
 from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.data.scratch import Scratch
@@ -21,12 +21,12 @@ from worker.data.shared_slots import Slots
 from worker.job.decoding import decoding_of, fetches_for, read_settings
 from worker.job.job import Job
 from worker.ranks.rank import Rank
-from worker.train.batches import TRAIN, VAL, Feed
+from worker.train.batches import TRAIN, VAL, BatchFeed
 
 log = logging.getLogger(__name__)
 
 
-class Supply:
+class Loaders:
     """The batches of one rank; to be made before this process starts CUDA or any thread."""
 
     def __init__(self, job: Job, rank: Rank, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Supply:
         self._settings = read_settings()
         self._decoding = decoding_of(rank, job.lanes)
         self._lanes = -(-job.lanes // rank.world_size)
-        self.feed = Feed(job, rank, on_gpu=device.type == "cuda")
+        self.feed = BatchFeed(job, rank, on_gpu=device.type == "cuda")
         self._size = job.preprocessing.crop_size
         self._batches: Batches | None = None
         if self._decoding.threads and job.manifest.data.decoder == "cpu":
@@ -75,12 +75,12 @@ class Supply:
         parts = [functools.partial(self._part, index, slots) for index in range(processes)]
         return DecodeProcesses(parts, self.feed.work, slots)
 
-    def _part(self, index: int, slots: Slots) -> Part:
+    def _part(self, index: int, slots: Slots) -> ProcessPart:
         """A part, in its own process."""
         processes = self._decoding.processes
         readers = self._readers(processes)
         loaders = self._loaders(readers, -(-self._decoding.threads // processes), None)
-        return Part(
+        return ProcessPart(
             index=index,
             count=processes,
             readers=readers,

@@ -35,7 +35,7 @@ from worker.train.broadcast_state import share_learner, shared, wait_for_rank_0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Resumed:
     """The state of an attempt at its start; `commit` is what it resumes from, if anything."""
 
@@ -59,13 +59,13 @@ def begin_attempt(
     attempt = _claim(job, rank, facts)
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
-    found = _Found(State(), None, 0, False)
+    found = _Found(state=State(), commit=None, lost=0, done=False)
     if rank.rank == 0:
         found = _restore(job, learner, metrics, beat)
     wait_for_rank_0(beat)
     found = shared(found)
     if found.done:
-        return Resumed(attempt, State(), None, True)
+        return Resumed(attempt=attempt, state=State(), commit=None, done=True)
     if found.commit or job.manifest.model.pretrained:
         share_learner(learner)
     metrics.step().set(found.state.step)
@@ -73,10 +73,10 @@ def begin_attempt(
     metrics.steps_lost().set(found.lost)
     if rank.rank == 0:
         _announce(job, rank, attempt, found.state.step, found.lost)
-    return Resumed(attempt, found.state, found.commit, False)
+    return Resumed(attempt=attempt, state=found.state, commit=found.commit, done=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Found:
     """State of the job in its output as rank 0 has found it, and the steps lost to get there."""
 
@@ -89,7 +89,7 @@ class _Found:
 def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
     # After the claim: from here on an older attempt commits nothing more.
     if settle(job.output, job.manifest.train.epochs, beat):
-        return _Found(State(), None, 0, True)
+        return _Found(state=State(), commit=None, lost=0, done=True)
     newest = 0
     for name in list_commits(job.output):
         if name.step > job.total_steps or not read_commit_record(job.output, name):
@@ -100,7 +100,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
             if parts:
                 state = _state_in(parts, name, job)
                 restore_snapshot(parts, learner)
-                return _Found(state, name, newest - state.step, False)
+                return _Found(state=state, commit=name, lost=newest - state.step, done=False)
         except ValueError as error:
             log.warning(
                 "checkpoint %s cannot be read (%s), trying an older one", name, complaint(error)
@@ -113,7 +113,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
-    return _Found(State(), None, newest, False)
+    return _Found(state=State(), commit=None, lost=newest, done=False)
 
 
 def _state_in(parts: Parts, name: CommitName, job: Job) -> State:

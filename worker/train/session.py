@@ -38,7 +38,7 @@ from worker.train.batches import TRAIN
 from worker.train.durable_state import DurableState
 from worker.train.epoch_steps import Steps
 from worker.train.finish import finish
-from worker.train.loaders import Supply
+from worker.train.loaders import Loaders
 from worker.train.resume import Resumed, begin_attempt
 from worker.train.validation import Validation
 
@@ -55,7 +55,7 @@ class Session:
         stop: StopFlag,
         *,
         progress: Progress,
-        supply: Supply,
+        supply: Loaders,
         saver: Saver | None,
         say_last: Callable[[int], None],
     ) -> None:
@@ -127,15 +127,15 @@ class Session:
             beat=watchdog.beat,
         )
         return Attempt(
-            job,
-            rank,
-            self._stop,
-            self.metrics,
-            learner,
-            durable,
-            recorder,
-            journal,
-            watchdog,
+            job=job,
+            rank=rank,
+            stop=self._stop,
+            metrics=self.metrics,
+            learner=learner,
+            durable=durable,
+            recorder=recorder,
+            journal=journal,
+            watchdog=watchdog,
         )
 
     def _end_now(self, text: str) -> None:
@@ -184,7 +184,7 @@ class Session:
             return
         start, stop = split(len(ids), self._rank.rank, self._rank.world_size)
         bad: list[Bad] = []
-        for batch in self._supply.batches(Request(TRAIN, samples=ids[start:stop])):
+        for batch in self._supply.batches(Request(dataset=TRAIN, samples=ids[start:stop])):
             bad += batch.bad
         self._steps.leave_out(bad)
 
@@ -198,7 +198,7 @@ class Session:
                 return
             epoch, start = divmod(state.step, job.steps_per_epoch)
             plan = job.plan(epoch)
-            request = Request(TRAIN, epoch, start)
+            request = Request(dataset=TRAIN, epoch=epoch, start=start)
             with contextlib.closing(self._supply.batches(request)) as batches:
                 self._steps.run(plan, batches)
 

@@ -18,14 +18,14 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.train.bad_samples import Quarantine
 from worker.train.batches import VAL
-from worker.train.loaders import Supply
+from worker.train.loaders import Loaders
 
 
 class Validation:
     """A rank's share of the validation set; `bad` lists what could not be used of it."""
 
     def __init__(
-        self, job: Job, val: Dataset, rank: Rank, supply: Supply, beat: Callable[[], None]
+        self, job: Job, val: Dataset, rank: Rank, supply: Loaders, beat: Callable[[], None]
     ) -> None:
         self._job = job
         self._val = val
@@ -47,7 +47,7 @@ class Validation:
         """
         self.error = None
         bad: list[Bad] = []
-        batches = self._supply.batches(Request(VAL, samples=self._samples))
+        batches = self._supply.batches(Request(dataset=VAL, samples=self._samples))
         with contextlib.closing(batches):
             result = evaluate(
                 learner,
