@@ -21,8 +21,8 @@ from worker.errors import Superseded
 from worker.store import ObjectMissing, Piece, Store
 from worker.store.json_records import Record, complaint, read_record
 
-if TYPE_CHECKING:  # torch takes seconds, which who only looks at commits need not wait for
-    pass
+if TYPE_CHECKING:  # torch takes seconds to import, which readers of commits need not wait for
+    from worker.checkpoint.tensor_files import TensorStream
 
 log = logging.getLogger(__name__)
 

@@ -59,7 +59,7 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     from worker.job.job import open_job, require_same_experiment
     from worker.job.outline import outline_job
     from worker.job.outline_text import describe_outline
-    from worker.job.resume_preview import find_resume_preview
+    from worker.job.resume_preview import describe_resume_preview, find_resume_preview
     from worker.launch.topology import require_divisible
     from worker.model.pretrained_weights import load_pretrained
 
@@ -70,13 +70,13 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     if not resume:
         require_same_experiment(job)
     outline = outline_job(job, ranks)
-    standing = find_resume_preview(job) if resume else None
+    preview = find_resume_preview(job) if resume else None
     if as_json:
-        more = {"resume": standing.as_dict()} if standing else {}
+        more = {"resume": preview.as_dict()} if preview else {}
         click.echo(json.dumps({**outline.as_dict(), **more}, indent=1))
     else:
         click.echo(describe_outline(outline))
-        click.echo(f"\n{describe_resume_preview(standing)}" if standing else "", nl=bool(standing))
+        click.echo(f"\n{describe_resume_preview(preview)}" if preview else "", nl=bool(preview))
     require_same_experiment(job)
 
 

@@ -86,23 +86,23 @@ def describe_done(job: Job, done: Done) -> str:
     )
 
 
-def describe_resume_preview(standing: ResumePreview) -> str:
-    """The standing as text."""
+def describe_resume_preview(preview: ResumePreview) -> str:
+    """The preview as text."""
     where = "would start at step 0"
-    size = f"{standing.bytes / 1e6:.1f} MB, verified"
-    if standing.commit:
-        where = f"would resume after step {standing.step}: checkpoint {standing.commit}, {size}"
-    lines = [f"resume     attempt {standing.attempt} {where}; steps: {standing.total_steps}"]
-    if standing.done:
-        lines = [f"resume     {standing.done}"]
-        if standing.commit:
-            lines.append(f"           newest checkpoint: {standing.commit}, {size}")
-    if standing.passed_over:
-        names = ", ".join(standing.passed_over)
-        lines.append(f"damaged    {names}; {standing.steps_lost} steps would be done again")
-    if standing.changes:
+    size = f"{preview.bytes / 1e6:.1f} MB, verified"
+    if preview.commit:
+        where = f"would resume after step {preview.step}: checkpoint {preview.commit}, {size}"
+    lines = [f"resume     attempt {preview.attempt} {where}; steps: {preview.total_steps}"]
+    if preview.done:
+        lines = [f"resume     {preview.done}"]
+        if preview.commit:
+            lines.append(f"           newest checkpoint: {preview.commit}, {size}")
+    if preview.passed_over:
+        names = ", ".join(preview.passed_over)
+        lines.append(f"damaged    {names}; {preview.steps_lost} steps would be done again")
+    if preview.changes:
         rows = [("changed", "before", "now", "is")]
-        rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in standing.changes]
+        rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in preview.changes]
         lines += ["", *table(rows, left=4)]
     else:
         lines.append("changed    nothing")
