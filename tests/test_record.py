@@ -25,13 +25,14 @@ from worker.data.sample_keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn
+from worker.layout import progress_name
 from worker.learn.worst_images import MAX_KEPT, Mistake, Worst, gather_worst
 from worker.plots import Chart, Line, draw
 from worker.ranks.process_group import process_group
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.record import journal as journals
-from worker.record.journal import Journal, progress_name
+from worker.record.journal import Journal
 from worker.record.progress import StepProgress
 from worker.record.telemetry import StepReport, merged
 from worker.report.compare import compare

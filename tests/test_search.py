@@ -11,12 +11,7 @@ import pytest
 
 from tests.search import Actor, Objects, Program, Replayed, Search, Violation, World
 from worker.checkpoint import claim as attempt
-from worker.checkpoint.claim import (
-    Identity,
-    claim_attempt,
-    ensure_newest,
-    read_attempt,
-)
+from worker.checkpoint.claim import Identity, claim_attempt, ensure_newest, read_attempt
 from worker.checkpoint.commit import (
     PART_NAMES,
     CommitName,

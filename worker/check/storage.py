@@ -11,6 +11,7 @@ import botocore.exceptions as boto_errors
 
 from worker.check.table import NO_STORAGE, Caution, Table
 from worker.errors import ConfigurationError, first_line
+from worker.layout import ATTEMPTS
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 from worker.store.aws_settings import check_settings
@@ -57,7 +58,7 @@ def look_at_output(table: Table, store: Store) -> None:
 
 
 def _list(store: Store, _key: str) -> str:
-    attempts = sum(1 for _ in store.list("attempts/"))
+    attempts = sum(1 for _ in store.list(ATTEMPTS))
     return f"{store.uri} holds {count(attempts, 'attempt')}" if attempts else f"{store.uri} is new"
 
 

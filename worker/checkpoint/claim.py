@@ -7,7 +7,6 @@ claim a number, and claims by a conditional PUT, so that one that is refused lea
 import datetime
 import json
 import os
-import re
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,10 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue
 
 from worker.errors import ConfigurationError, InfrastructureError, Superseded
+from worker.layout import ATTEMPT, ATTEMPTS, attempt_name
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import Record, read_record
 
-ATTEMPTS = "attempts/"
-_NAME = re.compile(r"attempts/([0-9]{6,9})\.json")
 _MAX_TRIES = 100
 
 Identity = Mapping[str, str]
@@ -35,14 +33,9 @@ class AttemptRecord(Record):
     started: str | None = None
 
 
-def attempt_name(number: int) -> str:
-    """Return the name of the object that claims a number."""
-    return f"{ATTEMPTS}{number:06d}.json"
-
-
 def attempt_numbers(store: Store) -> list[int]:
     """Return the numbers of all attempts, in order."""
-    matches = (_NAME.fullmatch(info.key) for info in store.list(ATTEMPTS))
+    matches = (ATTEMPT.fullmatch(info.key) for info in store.list(ATTEMPTS))
     return sorted(int(match[1]) for match in matches if match)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Collection
 
 from worker.checkpoint.claim import ensure_newest
 from worker.checkpoint.commit import (
-    CHECKPOINTS,
-    COMMITS,
     PART_NAMES,
     CommitName,
     delete_commit,
@@ -16,6 +14,7 @@ from worker.checkpoint.commit import (
 )
 from worker.checkpoint.retention import abandoned, expendable
 from worker.errors import WorkerError
+from worker.layout import CHECKPOINTS, COMMITS, part_name
 from worker.logs import count
 from worker.store import Store
 
@@ -45,7 +44,7 @@ def clean(
         for part in PART_NAMES:
             # Some stores do not let uploads be listed.
             with contextlib.suppress(WorkerError):
-                store.abort_uploads(f"{CHECKPOINTS}{name}/{part}")
+                store.abort_uploads(part_name(name, part))
         delete_parts(store, name)
     if dead:
         log.info("%s of dead attempts removed", count(len(dead), "unfinished checkpoint"))

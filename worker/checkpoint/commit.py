@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from worker.checkpoint.claim import ensure_newest
 from worker.errors import Superseded
+from worker.layout import CHECKPOINTS, COMMITS, commit_name, part_name
 from worker.store import ObjectMissing, Piece, Store
 from worker.store.json_records import Record, complaint, read_record
 
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 Parts = dict[str, bytearray]
 """The parts of a checkpoint in memory, by name; tensors can be views of them."""
 
-COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
 MAX_STEPS = 10**12 - 1
 STATE_PART = "state.json"
 PART_NAMES = (
@@ -97,9 +97,7 @@ def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStrea
     written = []
     for part, stream in parts.items():
         digest = hashlib.sha256()
-        store.put_stream(
-            f"{CHECKPOINTS}{name}/{part}", stream.size, digested(stream.pieces(), digest)
-        )
+        store.put_stream(part_name(name, part), stream.size, digested(stream.pieces(), digest))
         written.append(Part(part, stream.size, digest.hexdigest()))
     return written
 
@@ -116,7 +114,7 @@ def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
         "parts": [asdict(part) for part in parts],
     }
     if not store.put_if_absent(
-        f"{COMMITS}{name}.json",
+        commit_name(name),
         json.dumps(record).encode(),
         lambda: ensure_newest(store, name.attempt),
     ):
@@ -135,7 +133,7 @@ def list_commits(store: Store) -> list[CommitName]:
 def read_commit_record(store: Store, name: CommitName) -> CommitRecord | None:
     """Return the record of a commit, or None if it is missing, damaged or of another checkpoint."""
     try:
-        record = read_record(store, f"{COMMITS}{name}.json", CommitRecord)
+        record = read_record(store, commit_name(name), CommitRecord)
     except ObjectMissing:
         return None
     if record and (record.step, record.attempt) != (name.step, name.attempt):
@@ -161,7 +159,7 @@ def read_commit(
         # Before anything is read: a size that was altered may be more than any memory holds.
         sizes = {info.key: info.size for info in store.list(f"{CHECKPOINTS}{name}/")}
         for part in record.parts:
-            found = sizes.get(f"{CHECKPOINTS}{name}/{part.name}")
+            found = sizes.get(part_name(name, part.name))
             if found != part.bytes:
                 raise ValueError(f"{part.name} has {found or 0} bytes, not {part.bytes}")
         return {
@@ -178,7 +176,7 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
     """Return one part of a checkpoint, or None if it is not as it was committed."""
     record = read_commit_record(store, name)
     for part in record.parts if record else ():
-        key = f"{CHECKPOINTS}{name}/{part.name}"
+        key = part_name(name, part.name)
         if part.name == wanted and part.bytes <= _READ:
             try:
                 data = store.get(key, 0, _READ)
@@ -190,7 +188,7 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
 
 def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], None]) -> bytearray:
     """Return a part, compared with its digest as it comes in; read once more on a mismatch."""
-    key = f"{CHECKPOINTS}{name}/{part.name}"
+    key = part_name(name, part.name)
 
     def read(start: int) -> bytes:
         # One byte more than there should be, to see where there is more.
@@ -222,7 +220,7 @@ def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterat
 
 def delete_commit(store: Store, name: CommitName) -> None:
     """Remove a checkpoint: first the record, so that it is never there with parts missing."""
-    store.delete(f"{COMMITS}{name}.json")
+    store.delete(commit_name(name))
     delete_parts(store, name)
 
 

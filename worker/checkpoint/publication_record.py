@@ -1,21 +1,18 @@
 """Records of a job's result: what an attempt has published, and what users see as done."""
 
 import hashlib
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from worker.checkpoint.commit import MAX_STEPS, Part, digested
+from worker.layout import DONE_NAME, PUBLICATION, PUBLICATIONS, publication_name, staged_name
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import Record, read_record
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `worker status` need not wait for
     from worker.checkpoint.tensor_files import TensorStream
 
-DONE_NAME = "done.json"
-PUBLICATIONS = "publications/"
-_PATTERN = re.compile(r"publications/([0-9]{6,9})\.json")
 
 Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 
@@ -101,15 +98,5 @@ def read_publication(store: Store, number: int) -> Publication | None:
 
 def publication_numbers(store: Store) -> list[int]:
     """Return the numbers of all publications, in order."""
-    matches = (_PATTERN.fullmatch(info.key) for info in store.list(PUBLICATIONS))
+    matches = (PUBLICATION.fullmatch(info.key) for info in store.list(PUBLICATIONS))
     return sorted(int(match[1]) for match in matches if match)
-
-
-def publication_name(number: int) -> str:
-    """Return the name of the object that holds a publication."""
-    return f"{PUBLICATIONS}{number:06d}.json"
-
-
-def staged_name(attempt: int, name: str) -> str:
-    """Return where an attempt stages a part of its result."""
-    return f"records/{attempt:06d}/result/{name}"

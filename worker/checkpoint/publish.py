@@ -20,17 +20,14 @@ from typing import Any
 from worker.checkpoint.claim import attempt_numbers, next_number
 from worker.checkpoint.commit import Part
 from worker.checkpoint.publication_record import (
-    DONE_NAME,
-    PUBLICATIONS,
     Done,
     Publication,
-    publication_name,
     publication_numbers,
     read_done,
     read_publication,
-    staged_name,
 )
 from worker.errors import InfrastructureError, WorkerError
+from worker.layout import DONE_NAME, PUBLICATIONS, publication_name, staged_name
 from worker.store import ObjectMissing, Piece, Store
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ from torch import nn
 
 from worker.data.decode_image import MAX_PIXELS, ImageSpec, decode
 from worker.errors import ConfigurationError
+from worker.layout import WEIGHTS_NAME
 from worker.model.backbone import build_backbone, logits_of
-from worker.model.model_card import WEIGHTS_NAME, Card, read_card
+from worker.model.model_card import Card, read_card
 from worker.model.pretrained_weights import load_tensors
 from worker.store import ObjectMissing, open_store
 

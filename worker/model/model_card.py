@@ -10,11 +10,9 @@ from torchvision.transforms import InterpolationMode
 
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
+from worker.layout import CARD_NAME, WEIGHTS_NAME
 from worker.store import ObjectMissing, Store, open_store
 from worker.store.json_records import Record, complaint
-
-CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
-
 
 _MAX_BYTES = 1 << 26
 _Side = Annotated[int, Field(ge=8, le=4096)]

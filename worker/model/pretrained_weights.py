@@ -13,10 +13,11 @@ from torchvision import models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from worker.errors import ConfigurationError, InfrastructureError
+from worker.layout import CARD_NAME, WEIGHTS_NAME
 from worker.logs import count
 from worker.model.backbone import Backbone
 from worker.model.foreign_weights import read_state, unwrapped
-from worker.model.model_card import CARD_NAME, WEIGHTS_NAME, read_card
+from worker.model.model_card import read_card
 from worker.model.skeleton import is_auxiliary
 from worker.store import ObjectMissing, open_store, read_uri
 

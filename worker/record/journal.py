@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError
+from worker.layout import history_name, progress_name
 from worker.plain import plain
 from worker.ranks.stop_signal import StopFlag
 from worker.redaction import redacted
@@ -26,11 +27,6 @@ _FIRST_SECONDS = 3.0  # who has just started a job wants to see it begin
 _FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
 _LAST_WORD_SECONDS = 5.0
 _PIECE_CHARACTERS = 1 << 18
-
-
-def progress_name(attempt: int) -> str:
-    """The object that says where an attempt stands."""
-    return f"records/{attempt:06d}/progress.json"
 
 
 class Journal:
@@ -79,7 +75,7 @@ class Journal:
             if not events:
                 return
             text = self._text + "".join(f"{json.dumps(event)}\n" for event in events)
-            name = f"records/{self._attempt:06d}/history/{self._piece:06d}.jsonl"
+            name = history_name(self._attempt, self._piece)
             self._store.put(name, text.encode())
             with self._lock:
                 del self._events[: len(events)]

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,12 +12,12 @@ from worker.checkpoint.claim import AttemptRecord, attempt_numbers, first_whole
 from worker.data.epoch_plan import steps_per_epoch
 from worker.data.index import Index
 from worker.errors import ConfigurationError, DataError, WorkerError
+from worker.layout import LEDGER, RECORDS
 from worker.store import Store
 
 Rows = npt.NDArray[np.int64]
 
 _SHOWN = 10
-_LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class EpochAudit:
 def read_ledger(store: Store) -> list[Piece]:
     """Return all pieces of a run's ledger; raises `ConfigurationError` if it kept none."""
     pieces = []
-    for info in store.list("records/"):
-        match = _LEDGER.fullmatch(info.key)
+    for info in store.list(RECORDS):
+        match = LEDGER.fullmatch(info.key)
         if match:
             rows = _read_rows(store, info.key)
             attempt, first, _ = map(int, match.groups())

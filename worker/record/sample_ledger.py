@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from worker.data.epoch_plan import Ids
 from worker.errors import WorkerError
+from worker.layout import confusion_name, ledger_name, mistakes_name
 from worker.learn.confusion import Rows
 from worker.ranks.process_group import meaningful_errors
 from worker.ranks.rank import Rank
@@ -26,21 +27,6 @@ _PIECE_BYTES = 1 << 20
 _RANKS_PER_PIECE = 8
 _NOTHING = -1  # in place of a step: this row holds nothing
 _NO_ROWS = np.empty((0, 2), np.int64)
-
-
-def ledger_name(attempt: int, first: int, rank: int) -> str:
-    """The object that holds what `rank` and those after it trained on from step `first` on."""
-    return f"records/{attempt:06d}/samples/{first:08d}-{rank:04d}.npy"
-
-
-def confusion_name(attempt: int, step: int) -> str:
-    """The object that holds the rows of an evaluation's confusion matrix."""
-    return f"records/{attempt:06d}/confusion/{step:08d}.npy"
-
-
-def mistakes_name(attempt: int, step: int) -> str:
-    """The object that holds the pictures that an evaluation got most wrong."""
-    return f"records/{attempt:06d}/mistakes/{step:08d}.json"
 
 
 def encode_array(array: npt.NDArray[np.int64]) -> bytes:

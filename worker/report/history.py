@@ -1,16 +1,15 @@
 """The history of a run as one, however often it was stopped."""
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from worker.layout import HISTORY, RECORDS
 from worker.report.read_records import read_history_lines
 from worker.store import Store
 
-_PIECE = re.compile(r"records/(\d+)/history/.*\.jsonl")
 _SIDE_BY_SIDE = 16
 
 
@@ -67,8 +66,8 @@ def read_history(store: Store) -> History:
     """The history in a run's records; without parts where nothing was told yet."""
     pieces = [
         (int(match[1]), info.key)
-        for info in store.list("records/")
-        if (match := _PIECE.fullmatch(info.key))
+        for info in store.list(RECORDS)
+        if (match := HISTORY.fullmatch(info.key))
     ]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         found = list(pool.map(lambda piece: read_history_lines(store, piece[1]), pieces))

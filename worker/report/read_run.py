@@ -1,21 +1,18 @@
 """Everything that a run has left in its store, read once."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from worker.checkpoint.claim import attempt_numbers, read_attempt
 from worker.checkpoint.publication_record import Done, read_done
 from worker.job.manifest_changes import flat
+from worker.layout import BAD_SAMPLES, EVALUATION, RECORDS, environment_name, plan_name
 from worker.learn.confusion import Rows
 from worker.report.history import History, read_history
 from worker.report.read_records import read_confusion, read_data
 from worker.report.record_schemas import BadSampleList, EnvironmentRecord, MistakeList, PlanRecord
 from worker.report.status import Status, read_status
 from worker.store import Store
-
-_EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
-_BAD = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +47,16 @@ def read_run(store: Store) -> Run:
     """Read a run. Raises `ConfigurationError` for an address that holds none."""
     status, history = read_status(store), read_history(store)
     done = read_done(store)
-    names = [info.key for info in store.list("records/")]
+    names = [info.key for info in store.list(RECORDS)]
     evaluated, found = _evaluation(names, done.weights.step if done else None)
     attempts = {number: read_attempt(store, number) for number in attempt_numbers(store)}
     manifests = [record.manifest for record in attempts.values() if record]
-    plans = [read_data(store, f"records/{n:06d}/plan.json", PlanRecord) for n in attempts]
+    plans = [read_data(store, plan_name(n), PlanRecord) for n in attempts]
     plan: dict[str, Any] = next((plan for plan in reversed(plans) if plan), {})
     environments = {
         number: facts
         for number in attempts
-        if (facts := read_data(store, f"records/{number:06d}/environment.json", EnvironmentRecord))
+        if (facts := read_data(store, environment_name(number), EnvironmentRecord))
     }
     classes = len(plan.get("classes", ()))
     confusion = None
@@ -87,7 +84,7 @@ def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[
     """The step of the evaluation to show, and the objects that tell of it by kind."""
     found: dict[int, dict[str, str]] = {}
     for name in names:  # in order of the attempts, so that the newest of a step wins
-        match = _EVALUATION.fullmatch(name)
+        match = EVALUATION.fullmatch(name)
         if match:
             found.setdefault(int(match[3]), {})[match[2]] = name
     step = wanted if wanted in found else max(found, default=None)
@@ -96,7 +93,7 @@ def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[
 
 def _bad_samples(store: Store, names: list[str]) -> list[dict[str, Any]]:
     """Return the bad samples of each data set, from the last attempt that listed any."""
-    last = {match[2]: name for name in names if (match := _BAD.fullmatch(name))}
+    last = {match[2]: name for name in names if (match := BAD_SAMPLES.fullmatch(name))}
     return [
         {"data": data, **row}
         for data, name in last.items()

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.charts import bar, duration
-from worker.checkpoint.claim import AttemptRecord, attempt_name, attempt_numbers, read_attempt
-from worker.checkpoint.commit import COMMITS, list_commits, read_commit_record
+from worker.checkpoint.claim import AttemptRecord, attempt_numbers, read_attempt
+from worker.checkpoint.commit import list_commits, read_commit_record
 from worker.checkpoint.publication_record import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
+from worker.layout import COMMITS, attempt_name, progress_name
 from worker.logs import count
-from worker.record.journal import PROGRESS_SECONDS, progress_name
+from worker.record.journal import PROGRESS_SECONDS
 from worker.report.record_schemas import End, ProgressRecord
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import read_record

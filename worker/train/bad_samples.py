@@ -10,6 +10,7 @@ import torch.distributed as dist
 from worker.data.error_budget import allowed
 from worker.data.loader import Bad
 from worker.job.job import Dataset
+from worker.layout import bad_samples_name
 from worker.metrics.registry import Metrics
 from worker.store import Store
 
@@ -71,5 +72,5 @@ class Quarantine:
     def write(self, store: Store, attempt: int) -> None:
         """List them in the record of the run."""
         rows = [asdict(bad) for bad in self._listed.values()]
-        name = f"records/{attempt:06d}/bad-samples/{self._field.removeprefix('data.')}.json"
+        name = bad_samples_name(attempt, self._field.removeprefix("data."))
         store.put(name, json.dumps(rows, indent=1).encode())

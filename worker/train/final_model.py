@@ -11,8 +11,9 @@ from worker.checkpoint.publication_record import stage_part
 from worker.checkpoint.snapshot import stream_model
 from worker.checkpoint.tensor_files import TensorStream, stream_bytes
 from worker.job.job import Job
+from worker.layout import CARD_NAME, FINAL, MANIFEST_NAME, WEIGHTS_NAME
 from worker.model.export import exports
-from worker.model.model_card import CARD_NAME, WEIGHTS_NAME, Card
+from worker.model.model_card import Card
 
 
 def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, Any]) -> list[Part]:
@@ -24,7 +25,7 @@ def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, 
         model: The model.
         result: What came of it, as JSON data.
     """
-    weights = stage_part(job.output, attempt, f"final/{WEIGHTS_NAME}", stream_model(model))
+    weights = stage_part(job.output, attempt, FINAL + WEIGHTS_NAME, stream_model(model))
     parts = [weights]
     for name, stream in _beside(job, model, weights.sha256, result):
         parts.append(stage_part(job.output, attempt, name, stream))
@@ -35,7 +36,7 @@ def _beside(
     job: Job, model: nn.Module, digest: str, result: Mapping[str, Any]
 ) -> Iterator[tuple[str, TensorStream]]:
     for export, data in exports(model, job.preprocessing.crop_size, job.manifest.final):
-        yield f"final/{export}", stream_bytes(data)
+        yield FINAL + export, stream_bytes(data)
     card = Card(
         backbone=job.backbone.name,
         head=job.backbone.head,
@@ -44,6 +45,6 @@ def _beside(
         sha256=digest,
         metrics=dict(result),
     )
-    yield f"final/{CARD_NAME}", stream_bytes(card.encode())
+    yield FINAL + CARD_NAME, stream_bytes(card.encode())
     manifest = json.dumps(job.manifest.model_dump(mode="json"), indent=1)
-    yield "manifest.json", stream_bytes(manifest.encode())
+    yield MANIFEST_NAME, stream_bytes(manifest.encode())

@@ -22,6 +22,7 @@ from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.training_state import State
 from worker.job.job import Job, require_no_result, require_own_output
 from worker.job.outline import outline_job
+from worker.layout import environment_name, plan_name
 from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
@@ -144,9 +145,8 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
                 "changed without effect, as training resumes from a checkpoint: %s", "; ".join(vain)
             )
         plan = outline_job(job, rank.world_size).as_dict()
-        for name, kept in (("environment", facts), ("plan", plan)):
-            data = json.dumps(kept, indent=1).encode()
-            job.output.put(f"records/{number:06d}/{name}.json", data)
+        for name, kept in ((environment_name(number), facts), (plan_name(number), plan)):
+            job.output.put(name, json.dumps(kept, indent=1).encode())
     return int(total(number)[0])
 
 

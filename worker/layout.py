@@ -1,0 +1,95 @@
+"""The names of all objects that a job writes below its output, and their parsers.
+
+docs/output.md lists them for users. Numbers are padded, so that listings are in order.
+"""
+
+import re
+
+ATTEMPTS, PUBLICATIONS, RECORDS = "attempts/", "publications/", "records/"
+COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
+DONE_NAME, MANIFEST_NAME = "done.json", "manifest.json"
+CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
+FINAL = "final/"
+
+ATTEMPT = re.compile(r"attempts/([0-9]{6,9})\.json")
+"""Group 1: the attempt."""
+PUBLICATION = re.compile(r"publications/([0-9]{6,9})\.json")
+"""Group 1: the publication."""
+HISTORY = re.compile(r"records/(\d+)/history/.*\.jsonl")
+"""Group 1: the attempt."""
+EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
+"""Groups: the attempt, the kind of record, the step."""
+BAD_SAMPLES = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
+"""Groups: the attempt, the split."""
+LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
+"""Groups: the attempt, the first step, the first rank."""
+
+
+def attempt_name(number: int) -> str:
+    """Return the name of the object that claims an attempt's number."""
+    return f"{ATTEMPTS}{number:06d}.json"
+
+
+def publication_name(number: int) -> str:
+    """Return the name of the object that holds a publication."""
+    return f"{PUBLICATIONS}{number:06d}.json"
+
+
+def commit_name(checkpoint: object) -> str:
+    """Return the name of the object that commits a checkpoint, `<step>-<attempt>`."""
+    return f"{COMMITS}{checkpoint}.json"
+
+
+def part_name(checkpoint: object, part: str) -> str:
+    """Return the name of a part of a checkpoint."""
+    return f"{CHECKPOINTS}{checkpoint}/{part}"
+
+
+def record_name(attempt: int, name: str) -> str:
+    """Return the name of a record of an attempt."""
+    return f"{RECORDS}{attempt:06d}/{name}"
+
+
+def staged_name(attempt: int, name: str) -> str:
+    """Return the name under which an attempt stages a part of its result."""
+    return record_name(attempt, f"result/{name}")
+
+
+def progress_name(attempt: int) -> str:
+    """Return the name of an attempt's progress record."""
+    return record_name(attempt, "progress.json")
+
+
+def plan_name(attempt: int) -> str:
+    """Return the name of the plan as it was at the start of an attempt."""
+    return record_name(attempt, "plan.json")
+
+
+def environment_name(attempt: int) -> str:
+    """Return the name of an attempt's environment record."""
+    return record_name(attempt, "environment.json")
+
+
+def history_name(attempt: int, piece: int) -> str:
+    """Return the name of a piece of an attempt's history."""
+    return record_name(attempt, f"history/{piece:06d}.jsonl")
+
+
+def ledger_name(attempt: int, first: int, rank: int) -> str:
+    """Return the name of the ledger of `rank` and those after it, from step `first` on."""
+    return record_name(attempt, f"samples/{first:08d}-{rank:04d}.npy")
+
+
+def confusion_name(attempt: int, step: int) -> str:
+    """Return the name of the rows of an evaluation's confusion matrix."""
+    return record_name(attempt, f"confusion/{step:08d}.npy")
+
+
+def mistakes_name(attempt: int, step: int) -> str:
+    """Return the name of the images that an evaluation got most wrong."""
+    return record_name(attempt, f"mistakes/{step:08d}.json")
+
+
+def bad_samples_name(attempt: int, split: str) -> str:
+    """Return the name of the list of bad samples of a split, `train` or `val`."""
+    return record_name(attempt, f"bad-samples/{split}.json")
