@@ -17,10 +17,10 @@ from typing import Any
 import boto3
 import pytest
 import torch.distributed as dist
-from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
+import tests.examples  # noqa: F401 -- the profile of `make quick`
 from tests.docker import Docker, start_docker
 from tests.pictures import write_pictures
 from tests.servers import REAL
@@ -37,13 +37,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.record.ledger_audit"])
 
 
-settings.register_profile("ci", settings())
-settings.register_profile("dev", max_examples=25)
 _LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}
 """Fixtures that need a server, or processes of their own."""
 _LONGER_FILES = {
-    *("test_architecture", "test_backbones", "test_crash", "test_fuzz", "test_search"),
-    *("test_share", "test_elastic", "test_launch", "test_plan"),
+    *("test_activations", "test_architecture", "test_backbones", "test_cli", "test_crash"),
+    *("test_elastic", "test_engine", "test_fuzz", "test_launch", "test_metrics", "test_plan"),
+    *("test_leftovers", "test_model", "test_record", "test_search", "test_share", "test_stop"),
+    "test_symptoms",
 }
 """Files whose tests compute for long, or start processes without a fixture."""
 

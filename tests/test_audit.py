@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import keys
+from tests.examples import examples
 from tests.learners import ALONE
 from worker.data.epoch_plan import EpochPlan
 from worker.record import sample_ledger as record
@@ -29,7 +30,7 @@ def rows(first: int, stop: int) -> np.ndarray:
     return np.concatenate(found) if found else np.empty((0, 2), dtype=np.int64)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=5))
 def test_work_that_was_thrown_away_does_not_count(runs: list[tuple[int, int]]) -> None:
     pieces, committed = [], 0

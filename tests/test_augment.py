@@ -97,7 +97,7 @@ def test_operations_are_those_of_torchvision(
         interpolation=transform.interpolation,
         fill=transform._fill,
     )
-    strength = policy.magnitude(name, level, SIDE, negative)
+    strength = policy.magnitude(name, level, SIDE, negative=negative)
     difference = OPERATIONS[name](image, strength).int() - expected.int()
     assert difference.abs().max() <= 1  # torchvision's magnitudes are rounded to float32
 

@@ -13,12 +13,13 @@ import pytest
 import simplejpeg
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from tests.conftest import open_index
+from tests.examples import examples
 from worker.cli import main
 from worker.data.decode_image import ImageSpec, decode, orientation
 from worker.data.jpeg_header import count_scans, read_header
@@ -149,7 +150,7 @@ def test_what_is_no_whole_picture_is_bad(harm: Callable[[bytes], bytes], kind: s
     assert raised.value.reason == "undecodable"
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.sampled_from(["JPEG", "WEBP"]), st.data())
 def test_noise_never_crashes(kind: str, data: st.DataObject) -> None:
     exif = Image.Exif()

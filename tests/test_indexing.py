@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import webdataset
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import Run, contents, keys, labels_of, open_index, open_reader
+from tests.examples import examples
 from worker.data import shard_scan as shard_module
 from worker.data import tar_members as tar_module
 from worker.data.shard_scan import scan_shard
@@ -168,7 +169,7 @@ def test_malformed_shards_are_described(
     assert problem.offset == offset
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(0, len(WHOLE) - 1))
 def test_no_cut_goes_unnoticed(at: int) -> None:
     end = scan(WHOLE).rows[-1].offset + scan(WHOLE).rows[-1].length
@@ -180,7 +181,7 @@ def test_no_cut_goes_unnoticed(at: int) -> None:
         assert all(row in scan(WHOLE).rows for row in found.rows)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 2000))
 def test_the_size_of_the_chunks_does_not_matter(chunk: int) -> None:
     expected = scan(WHOLE)

@@ -267,7 +267,7 @@ def test_no_way_out_can_fail_training_and_each_fault_is_told_once(
 def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("export", "gateway"):
+    for module in ("exporters", "pushgateway"):
         monkeypatch.setattr(f"worker.metrics.{module}.TIMEOUT_SECONDS", 0.6)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{deaf.getsockname()[1]}")

@@ -217,7 +217,7 @@ def test_splits_are_known_by_their_usual_names(
         (("train/a/0.png", "valid/a/0.png", "val/a/0.png"), "val and valid are both a val split"),
         (("train/a/0.png", "extra/a/0.png"), "extra: holds 1 image and is no split like train"),
         (("val/a/0.png", "test/a/0.png"), "holds test, val and no train"),
-        (("cafe\u0301/0.png", "calf\u00e9/0.png"), "class 'calf\u00e9', as"),
+        (("cafe\u0301/0.png", "caf\u00e9/0.png"), "class 'caf\u00e9', as"),
         (("cat/0.png", "cat /0.png"), "class 'cat', as 'cat' beside it"),
         (("c\x07at/0.png", "dog/0.png"), r"b'c\\x07at' holds the character U\+0007"),
         (("c\udce9at/0.png", "dog/0.png"), r"b'c\\xe9at' holds the character U\+DCE9"),
@@ -264,7 +264,7 @@ def test_odd_names_are_read_by_any_webdataset_reader(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     tree(
         photos,
-        *("__x__/0.png", "a.b/v1.2.png", "a.b/v1_2.png", "c/calf\udce9.png", "c/__y__.png"),
+        *("__x__/0.png", "a.b/v1.2.png", "a.b/v1_2.png", "c/caf\udce9.png", "c/__y__.png"),
     )
     (split,) = find_splits(photos)
     store = open_store(f"{tmp_path}/out")

@@ -4,9 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from worker.data.epoch_plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_uniform, split
 
 
@@ -28,13 +29,13 @@ def epoch_of(plan: EpochPlan) -> Ids:
     return np.concatenate([plan.batch(step) for step in range(plan.steps)])
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1500)
 @given(plans())
 def test_each_sample_comes_exactly_once(plan: EpochPlan) -> None:
     assert sorted(epoch_of(plan)) == list(range(plan.total))
 
 
-@settings(max_examples=1500, deadline=None)
+@examples(1500)
 @given(plans(), st.integers(1, 12), st.data())
 def test_ranks_share_the_same_global_batches(
     plan: EpochPlan, world_size: int, data: st.DataObject
@@ -48,7 +49,7 @@ def test_ranks_share_the_same_global_batches(
         assert plan.size(step) == sum(map(len, parts))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 96), st.integers(1, 12)
 )
@@ -64,7 +65,7 @@ def test_shards_per_rank_are_counted(counts: list[int], batch_size: int, world_s
     assert [alone.shards(rank, 8) for rank in range(8)] == [8] * 8
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(plans())
 def test_only_the_last_batch_may_be_smaller(plan: EpochPlan) -> None:
     sizes = [len(plan.batch(step)) for step in range(plan.steps)]
@@ -136,7 +137,7 @@ def test_default_lanes_divide_the_batch(batch_size: int) -> None:
     assert lanes <= max(32, batch_size // 16)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 99), st.permutations(range(50)))
 def test_uniform_numbers_belong_to_the_sample(seed: int, epoch: int, ids: list[int]) -> None:
     whole = keyed_uniform(7, seed, epoch, np.arange(50))

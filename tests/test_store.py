@@ -384,7 +384,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         open_store(str(tmp_path)).get("pipe")
 
 
-@pytest.mark.parametrize("uri", ["a\0b", "s3://b/\x07", "s3://bucket/calf\udce9", "file:///\n"])
+@pytest.mark.parametrize("uri", ["a\0b", "s3://b/\x07", "s3://bucket/caf\udce9", "file:///\n"])
 def test_addresses_hold_no_control_characters(uri: str) -> None:
     with pytest.raises(ConfigurationError, match="holds characters that no address may hold"):
         open_store(uri)

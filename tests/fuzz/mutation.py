@@ -41,7 +41,7 @@ _TOKENS = (
         b"null",
         b"true",
         b"\xed\xa0\x80",
-        b"calf\xe9",
+        b"caf\xe9",
         b"ustar\x0000",
         b"\xff\xd8",
         b"\xff\xda",

@@ -1,0 +1,14 @@
+"""How many examples a property test takes: all of them in `make test`, few in `make quick`."""
+
+from typing import Any
+
+from hypothesis import settings
+
+FEW = 25
+settings.register_profile("dev", max_examples=FEW)
+
+
+def examples(count: int, **more: Any) -> settings:
+    """Return hypothesis' settings for so many examples, without a deadline."""
+    few = settings().max_examples == FEW
+    return settings(max_examples=min(count, FEW) if few else count, deadline=None, **more)
