@@ -193,7 +193,7 @@ def test_an_output_without_a_bucket_is_one_failure(
     ended = run("check", write(remote))
     assert ended.code == 78
     table = rows(ended.out)
-    assert "create it (worker put --create-bucket)" in table["output: list"][1]
+    assert "create it (--create-bucket of worker pack or put)" in table["output: list"][1]
     assert table["output: delete"] == ("-", "not looked at: no such bucket")
 
 

@@ -96,7 +96,7 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "scale: 0.05",
             "layer_decay: 0.5, freeze: always",
-            "optimizer.groups[0]: what is always frozen has no rate; remove it or freeze",
+            "optimizer.groups[0]: an always frozen group has no rate; remove the rate or `freeze`",
         ),
         ("  name: adam", "  name: adam\n  momentum: 0.9", "optimizer: momentum belongs to sgd"),
         (

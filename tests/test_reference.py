@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.environment import VARIABLES
 from worker.errors import ExitCode
 from worker.manifest.reference import describe_manifest
 
@@ -27,7 +28,7 @@ def test_the_environment_page_has_every_variable() -> None:
         for path in (ROOT / "worker").rglob("*.py")
         for name in re.findall(r'"(WORKER_[A-Z_]+)"', path.read_text())
     }
-    assert documented == read
+    assert documented == read == set(VARIABLES)
 
 
 def test_the_page_of_exit_codes_has_every_code() -> None:

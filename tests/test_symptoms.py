@@ -249,7 +249,7 @@ STORE: dict[str, Fault] = {
         env, 400, b"Client sent an HTTP request to an HTTPS server.\n"
     ),
     "`https://` where no TLS is spoken": tls_without,
-    "`AWS_CA_BUNDLE` names no file": lambda env: given(
+    "`AWS_CA_BUNDLE` names no file (and the endpoint is https)": lambda env: given(
         env, AWS_CA_BUNDLE="/nowhere/ca.pem", AWS_ENDPOINT_URL="https://127.0.0.1:9"
     ),
     "a proxy that is not there": lambda env: by_proxy(env, free_port()),
@@ -264,7 +264,7 @@ STORE: dict[str, Fault] = {
     "a wrong secret": lambda env: answered(env, 403, error_body("SignatureDoesNotMatch")),
     "a right that is missing": lambda env: answered(env, 403, error_body("AccessDenied")),
     "credentials that have expired": lambda env: answered(env, 400, error_body("ExpiredToken")),
-    "the wrong region": lambda env: answered(
+    "the wrong region, on a store that has one": lambda env: answered(
         env,
         400,
         error_body("AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),

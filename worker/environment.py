@@ -1,5 +1,6 @@
 """Settings of the place that a job runs at, from the environment."""
 
+import difflib
 import math
 import os
 import re
@@ -86,6 +87,28 @@ def metrics_port() -> int:
     if port > LAST_PORT:
         raise ConfigurationError(f"WORKER_METRICS_PORT: must be at most {LAST_PORT}, not {port}")
     return port
+
+
+VARIABLES = (
+    *("WORKER_COLLECTIVE_SECONDS", "WORKER_GRACE_SECONDS", "WORKER_LOADER_THREADS"),
+    *("WORKER_METRICS_PORT", "WORKER_METRICS_TEXTFILE", "WORKER_NODES", "WORKER_PUSHGATEWAY"),
+    *("WORKER_READ_MEMORY_MIB", "WORKER_RENDEZVOUS_SECONDS", "WORKER_REVISION"),
+    *("WORKER_SCRATCH", "WORKER_SCRATCH_GIB", "WORKER_STALL_SECONDS"),
+    "WORKER_STORE_DEADLINE_SECONDS",
+)
+"""All variables of our own; docs/environment.md says what they mean."""
+
+
+def unknown_variables() -> list[str]:
+    """Return the variables that begin like ours and are none, each with the one that it resembles.
+
+    Only those that resemble one: others may be somebody else's.
+    """
+    strange = [name for name in os.environ if name.startswith("WORKER_") and name not in VARIABLES]
+    pairs = [
+        (name, difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.8)) for name in strange
+    ]
+    return [f"{name} is not known; did you mean {near[0]}?" for name, near in pairs if near]
 
 
 def check_environment() -> None:

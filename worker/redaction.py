@@ -10,6 +10,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "[hidden]"
 _SHORTEST = 6
+_SHORTEST_ID = 16
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|SIGNATURE|COOKIE|WEBHOOK|CONN(ECTION)?_STR|"
     r"(API|ACCESS|PRIVATE|ACCOUNT|ENCRYPTION|SIGNING|LICENSE|SSH|AUTH)_?KEY|"
@@ -116,7 +117,9 @@ def _secrets() -> list[str]:
     """The values of variables named like a secret that are no place of one; passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        if _is_secret(name) and not _is_path(value):
+        # The id of a key is no secret by itself, and some people's is their name.
+        word = name.upper().endswith("_ID") and len(value) < _SHORTEST_ID
+        if _is_secret(name) and not _is_path(value) and not word:
             found.add(value)
         login = _PASSWORD.search(value)
         if login:

@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from worker.check.table import Caution
-from worker.environment import metrics_port, number, rendezvous_seconds
+from worker.environment import (
+    VARIABLES,
+    check_environment,
+    metrics_port,
+    number,
+    rendezvous_seconds,
+    unknown_variables,
+)
 from worker.errors import ConfigurationError
 from worker.job.decoding import SCRATCH_GIB, decoding_of
 from worker.launch.topology import Spawn, first_host
@@ -23,6 +30,16 @@ from worker.ranks.rank import Rank
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _NCCL_BYTES = 1 << 30
+
+
+def probe_environment() -> str:
+    """Check that variables of our own are well-formed, and that none is misspelled."""
+    check_environment()
+    unknown = unknown_variables()
+    if unknown:
+        raise Caution("; ".join(unknown))
+    known = sorted(name for name in VARIABLES if name in os.environ)
+    return ", ".join(known) or "no WORKER_* variable is set"
 
 
 def probe_devices() -> str:
@@ -84,10 +101,11 @@ def probe_scratch() -> str:
     if not folder:
         return "WORKER_SCRATCH is not set; every rank reads from the store"
     wanted = number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1)
+    place = Path(folder).absolute()
+    existing = next(path for path in (place, *place.parents) if path.exists())
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free / (1 << 30)
+        with tempfile.NamedTemporaryFile(dir=existing):
+            free = shutil.disk_usage(existing).free / (1 << 30)
     except OSError as error:
         raise Caution(
             f"WORKER_SCRATCH: {folder}: {error.strerror}; training would continue without it"
@@ -97,7 +115,8 @@ def probe_scratch() -> str:
             f"WORKER_SCRATCH: {folder} has {free:.1f} GiB free; set WORKER_SCRATCH_GIB below that, "
             f"or a larger volume (now {wanted} may be used)"
         )
-    return f"{folder}: {free:.0f} GiB free, up to {wanted} used"
+    made = "" if existing == place else ", does not exist yet and will be made"
+    return f"{folder}: {free:.0f} GiB free, up to {wanted} used{made}"
 
 
 def probe_shared_memory() -> str:
@@ -127,7 +146,9 @@ def probe_metrics() -> str:
         try:
             socket.create_server(("", first)).close()
         except OSError as error:
-            raise Caution(f"WORKER_METRICS_PORT: {port}: {error}") from None
+            raise Caution(
+                f"WORKER_METRICS_PORT: {port}: {error.strerror}; choose another port"
+            ) from None
         ways.append(f"port {port} is free")
     gateway = Gateway.from_environment()
     if gateway:
@@ -146,5 +167,9 @@ def _probe_gateway(gateway: Gateway) -> str:
     except urllib.error.HTTPError as error:
         raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
     except Exception as error:
-        raise Caution(f"WORKER_PUSHGATEWAY: cannot be reached ({type(error).__name__})") from None
+        reason = getattr(error, "reason", None) or error
+        raise Caution(
+            f"WORKER_PUSHGATEWAY: {gateway.address} cannot be reached ({reason}); metrics would be "
+            "lost"
+        ) from None
     return "the Pushgateway is ready"

@@ -18,6 +18,8 @@ def find_images(address: str) -> list[str]:
     if not is_folder and not address.endswith("/"):
         return [address]
     names = [info.key for info in store.list() if is_image_name(info.key)]
+    if not names and isinstance(store, LocalStore) and not is_folder:
+        raise ConfigurationError(f"{address}: no such folder")
     if not names:
         raise ConfigurationError(f"{address}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [f"{address.rstrip('/')}/{name}" for name in names]

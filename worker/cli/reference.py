@@ -21,11 +21,13 @@ def models(pattern: str, as_json: bool) -> None:
     from fnmatch import fnmatchcase
 
     from worker.model.catalog import catalog, describe_catalogue
-    from worker.model.skeleton import known_models
+    from worker.model.skeleton import known_models, nearest_models
 
     names = [name for name in known_models() if fnmatchcase(name, pattern)]
     if not names:
-        raise click.BadParameter(f"no backbone is named {pattern!r}", param_hint="PATTERN")
+        near = nearest_models(pattern.strip("*"))
+        remedy = f"; did you mean {near[0]}?" if near else ""
+        raise click.BadParameter(f"no backbone is named {pattern!r}{remedy}", param_hint="PATTERN")
     entries = catalog(names)
     rows = [entry.as_dict() for entry in entries]
     click.echo(json.dumps(rows, indent=1) if as_json else describe_catalogue(entries))

@@ -184,9 +184,10 @@ def read_index(address: Address) -> Index:
         known = {shard.name: shard for shard in index.shards}
         missing = [name for name in address.names if name not in known]
         if missing:
-            raise ConfigurationError(
-                f"{uri}: lists no {missing[0]}; correct the pattern or index again"
-            )
+            remedy = "correct the pattern or index again"
+            if set(missing[0]) & set("*?["):
+                remedy = "only braces are patterns here, as in train-{000..099}.tar"
+            raise ConfigurationError(f"{uri}: lists no {missing[0]}; {remedy}")
         index = index.model_copy(update={"shards": tuple(known[name] for name in address.names)})
     if not index.samples:
         raise ConfigurationError(f"{uri}: lists no samples; pack or index again")

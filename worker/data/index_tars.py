@@ -104,7 +104,7 @@ def _instead(store: Store) -> str:
         return f", but {packed[0]}, which is compressed; unpack it to a plain .tar first"
     if any(map(is_image_name, names)):
         return ", but images; make shards of them by `worker pack`"
-    return ""
+    return "; check the address" if names else ", nor anything else; check the address"
 
 
 def _require_names(store: Store, names: list[str]) -> None:
@@ -145,7 +145,9 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
     missing = [name for name in names if name not in known]
     if missing:
         more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
-        raise ConfigurationError(f"{store.uri}{missing[0]}: no such object{more}")
+        raise ConfigurationError(
+            f"{store.uri}{missing[0]}: no such object{more}; correct the pattern"
+        )
     return tuple(
         Tar(name=name, size=known[name].size, version=known[name].version, samples=samples)
         for name, samples in names.items()

@@ -157,7 +157,8 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
         )
     found += _tiny(groups, layout)
     found += [
-        f"{group.name} is released at step {group.release}, but there are {job.total_steps}"
+        f"{group.name} is released at step {group.release} of {job.total_steps} steps, so never "
+        "trained"
         for group in groups
         if group.release is not None and group.release >= job.total_steps
     ]

@@ -98,8 +98,14 @@ def require_divisible(batch_size: int, world_size: int) -> None:
         near = sorted(sorted(sizes, key=lambda size: abs(size - world_size))[:3])
         raise ConfigurationError(
             f"train.batch_size: {batch_size} is not a multiple of the {world_size} ranks; "
-            f"start {', '.join(map(str, near))} ranks or change the batch"
+            f"start {_any_of(near)} ranks or change the batch"
         )
+
+
+def _any_of(numbers: list[int]) -> str:
+    """Return `2, 4 or 8`."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:

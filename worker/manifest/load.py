@@ -25,7 +25,11 @@ _ELSEWHERE = {
     "num_epochs": "train.epochs",
     "learning_rate": "optimizer.lr",
     "wd": "optimizer.weight_decay",
+    "data_dir": "data.train",
     "dataset": "data.train",
+    "pretrained": "model.weights",
+    "train_dir": "data.train",
+    "val_dir": "data.val",
     "train_data": "data.train",
     "train_prefix": "data.train",
     "val_data": "data.val",
@@ -47,7 +51,10 @@ def load_manifest(uri: str) -> Manifest:
     try:
         data = read_uri(uri, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ConfigurationError(f"manifest {uri}: is larger than {MAX_BYTES} bytes")
+            raise ConfigurationError(
+                f"manifest {uri}: is larger than {MAX_BYTES} bytes, so it is no "
+                "manifest; check the address"
+            )
         text = read_text(data)
     except ObjectMissing as error:
         raise ConfigurationError(f"manifest {error}; check the address") from None

@@ -96,7 +96,7 @@ class Group(Section):
             raise ValueError("give either geometric or layer_decay")
         rates = (self.scale, self.lr, self.geometric, self.layer_decay)
         if self.freeze == "always" and any(rate is not None for rate in rates):
-            raise ValueError("what is always frozen has no rate; remove it or freeze")
+            raise ValueError("an always frozen group has no rate; remove the rate or `freeze`")
         return self
 
 

@@ -12,6 +12,7 @@ from torchvision import models
 
 from worker.errors import ConfigurationError, first_line
 
+_MAX_NEAR = 20
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Names of auxiliary classifiers; they take part in training only."""
@@ -30,11 +31,20 @@ def known_models() -> list[str]:
     return names
 
 
+def nearest_models(name: str) -> list[str]:
+    """Return the models with a similar name, the most similar first; of equals, by name."""
+
+    def distance(known: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name, known).ratio(), known
+
+    return sorted(difflib.get_close_matches(name, known_models(), n=_MAX_NEAR), key=distance)
+
+
 def require_known(name: str) -> None:
     """Raise `ConfigurationError` with the nearest names for one that torchvision does not have."""
     known = known_models()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
+        near = nearest_models(name)[:3]
         remedy = f"did you mean {' or '.join(near)}?" if near else "`worker models` lists them"
         raise ConfigurationError(f"model.backbone: no model {name!r}; {remedy}")
 

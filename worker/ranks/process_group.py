@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ _CONNECTED = 512
 """The most ranks that are all connected from the start. With more, only its neighbors notice a rank
 that is lost before others have talked to it."""
 _CPU = torch.device("cpu")
+_SOURCE_PLACE = re.compile(r"^\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+\]? ?")
 
 
 def device_of(rank: Rank) -> torch.device:
@@ -102,7 +104,9 @@ def meaningful_errors() -> Iterator[None]:
                 f"NCCL refuses these ranks, as it does two on one GPU: {first_line(error)}"
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise InfrastructureError(f"lost another rank: {first_line(error)}") from None
+            raise InfrastructureError(
+                f"lost another rank ({_gloo_reason(error)}); its own log says why it ended"
+            ) from None
         if isinstance(error, torch.OutOfMemoryError):
             raise ConfigurationError(
                 "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
@@ -112,6 +116,12 @@ def meaningful_errors() -> Iterator[None]:
         if failure:
             raise failure from None
         raise
+
+
+def _gloo_reason(error: Exception) -> str:
+    """Return what gloo or NCCL says, without the place in its source and its advice."""
+    reason = _SOURCE_PLACE.sub("", first_line(error)).partition(". This is typically")[0]
+    return reason[:1].lower() + reason[1:]
 
 
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:

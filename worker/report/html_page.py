@@ -149,7 +149,7 @@ def _attempt_row(part: AttemptHistory) -> tuple[str, ...]:
     end, began = part.end, part.events[0]["time"]
     ended = _SILENT
     if end:
-        ended = f"{end['code']}: {end['text']}" if end["text"] else str(end["code"])
+        ended = f"{end['code']}: {end['text']}" if end["text"] else f"{end['code']}: done"
     return (
         str(part.attempt),
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),

@@ -10,6 +10,7 @@ from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
 
 _HOUR = 3600.0
+_MIN_HOURS = 0.1
 _DAY = "%Y-%m-%d"
 
 
@@ -31,8 +32,9 @@ def describe_cost(run: Run) -> str:
     hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
     if not hours:
         return ""
+    hours, unit = (hours, "hours") if hours >= _MIN_HOURS else (60 * hours, "minutes")
     on_gpus = any(facts.get("device", "cpu") != "cpu" for facts in run.environments.values())
-    return f"{hours:.1f} {'GPU' if on_gpus else 'CPU rank'}-hours"
+    return f"{hours:.1f} {'GPU' if on_gpus else 'CPU rank'}-{unit}"
 
 
 def _ranks(part: AttemptHistory) -> int:

@@ -35,6 +35,8 @@ def open_store(uri: str) -> Store:
             f"{uri}: is no address; give s3://BUCKET/PREFIX, file:///PATH or a path"
         ) from None
     if parts.scheme == "s3":
+        if uri.startswith("s3:/") and not uri.startswith("s3://"):
+            raise ConfigurationError(f"{uri}: lacks a slash; give s3://BUCKET/PREFIX")
         if not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
         return S3Store(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}"))

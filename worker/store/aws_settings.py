@@ -16,6 +16,7 @@ _IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
+_ECHO = " (a file or Secret made with `echo` ends with a line break: use `printf %s`)"
 _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -36,7 +37,7 @@ def check_settings(env: Mapping[str, str]) -> None:
         if env.get(name) and not _REGION.fullmatch(env[name]):
             raise ConfigurationError(f"{name}: {env[name][:60]!r} is not the name of a region")
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
-        raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is")
+        raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
     tls = not endpoint_in(env).startswith("http://")
     used = [*(_CERTIFICATES if tls else ()), *(() if env.get(_PAIR[0]) else _IDENTITIES)]
     for name in used:
@@ -72,8 +73,7 @@ def _require_plain(name: str, value: str) -> None:
         where = "ends" if value == value.lstrip() else "begins"
         what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'blank'}"
     raise ConfigurationError(
-        f"{name}: {what}; set it again without (a file or Secret made with `echo` ends with a line "
-        "break: use `printf %s`)"
+        f"{name}: {what}; set it again without{_ECHO if 'line break' in what else ''}"
     )
 
 
@@ -82,7 +82,7 @@ def _check_endpoint(name: str, url: str) -> None:
     if not separator or scheme.lower() not in ("http", "https"):
         where = url.rpartition("@")[2][:200]
         how = "has another scheme" if separator else "has no scheme"
-        host = where.partition("://")[2] or where
+        host = where.partition("://")[2] or re.sub("^https?:/*", "", where)
         raise ConfigurationError(f"{name}: {where!r} {how}; give http://{host} or https://{host}")
     host = rest.partition("/")[0].rpartition("@")[2]
     if host.count(":") > 1 and not host.startswith("[") and "@" not in url:

@@ -1,15 +1,18 @@
 """Buckets, which are made on request only."""
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
 
+from worker.errors import ConfigurationError
 from worker.store.error_kinds import code_of, status_of
 from worker.store.s3 import S3Store
 
 _OWN = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _DEFAULT_REGION = "us-east-1"
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def create_bucket(uri: str) -> bool:
@@ -20,6 +23,11 @@ def create_bucket(uri: str) -> bool:
     parts = urlsplit(uri)
     if parts.scheme != "s3":
         return False
+    if not _NAME.fullmatch(parts.netloc):
+        raise ConfigurationError(
+            f"{uri}: {parts.netloc} is no valid name of a bucket; take 3 to 63 lowercase letters, "
+            "digits, dots and dashes"
+        )
     return S3Store(parts.netloc, "").request("create", lambda s3: _create(s3, parts.netloc))
 
 

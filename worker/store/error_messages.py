@@ -34,7 +34,9 @@ _MAX_WORDS = 200
 NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
 _REFUSALS = {
-    "NoSuchBucket": (f"{NO_BUCKET}; correct the name, or create it (worker put --create-bucket)"),
+    "NoSuchBucket": (
+        f"{NO_BUCKET}; correct the name, or create it (--create-bucket of worker pack or put)"
+    ),
     "InvalidAccessKeyId": (
         "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
     ),

@@ -38,11 +38,12 @@ PLACE = Path(os.environ["WORKER_KUBE"])
 FABRIC = "kube-fabric"
 DNS_IP = "198.18.0.2"
 PRODUCT = Path(os.environ.get("PRODUCT", ".")).resolve()
-IMAGE_PATHS = [str(PRODUCT), sys.base_prefix]  # what the "image" shows: the checkout with its .venv, and its interpreter
+# What the "image" shows: the checkout, its .venv (which may be a link), and the interpreter.
+IMAGE_PATHS = list(dict.fromkeys([str(PRODUCT), str((PRODUCT / ".venv").resolve()), sys.base_prefix]))
 ENTRYPOINT = [str(PLACE / "pkg/tini/usr/bin/tini-static"), "--", "worker"]
 IMAGE_ENV = {
     "PATH": f"{PRODUCT}/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/tmp", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(PRODUCT), "HOME": "/tmp", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 
 
