@@ -13,6 +13,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from worker.numbers import ceil_div
+
 matplotlib.use("agg")
 
 # Colors that stand for roles; the page says what they are. Each is drawn as itself by whatever
@@ -107,7 +109,7 @@ def draw(chart: Chart) -> str:
             _add(axes, line, colors[line.color])
         _frame(axes, chart)
         handles, names = axes.get_legend_handles_labels()
-        every = -(-len(names) // _MAX_LEGEND)
+        every = ceil_div(len(names), _MAX_LEGEND)
         if len(names) > 1:
             handles, names = handles[::every], names[::every]
             look: Any = {"ncols": 4, "fontsize": 8, "handlelength": 1.4}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worker.memory import lock_pages
+from worker.numbers import ceil_div
 
 Key = Hashable
 
@@ -26,7 +27,7 @@ class Place:
 
 def room_for(tensor: Tensor) -> int:
     """Return the number of bytes that a tensor takes up in a `HostCopy`."""
-    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return ceil_div(tensor.nbytes, _ALIGNMENT) * _ALIGNMENT
 
 
 class HostCopy:

@@ -12,6 +12,8 @@ or dropped, and every rank takes part in every step (with no sample, if fewer ar
 import numpy as np
 import numpy.typing as npt
 
+from worker.numbers import ceil_div
+
 Ids = npt.NDArray[np.int64]
 
 _LANES = 32
@@ -41,12 +43,12 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
 
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
     """The slice [start, stop) of `total` things that is `rank`'s; early ranks get the larger."""
-    return -(-rank * total // world_size), -(-(rank + 1) * total // world_size)
+    return ceil_div(rank * total, world_size), ceil_div((rank + 1) * total, world_size)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Global batches of an epoch, the last and perhaps smaller one included."""
-    return -(-samples // batch_size)
+    return ceil_div(samples, batch_size)
 
 
 def default_lanes(batch_size: int) -> int:

@@ -11,6 +11,7 @@ from worker.environment import number
 from worker.errors import ConfigurationError
 from worker.logs import count
 from worker.manifest import Data
+from worker.numbers import ceil_div
 from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.rank import Rank
 
@@ -46,7 +47,7 @@ def processes_for(threads: int, lanes: int) -> int:
     Two processes that share a lane both fetch what lies in it: so no more than there are lanes, and
     if few less divide the lanes evenly, those.
     """
-    wished = max(1, min(-(-threads // _THREADS_PER_PROCESS), lanes))
+    wished = max(1, min(ceil_div(threads, _THREADS_PER_PROCESS), lanes))
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)
     return even if even >= _MIN_SHARE_EVEN * wished else wished
 
@@ -74,7 +75,7 @@ def decoding_of(rank: Rank, lanes: int) -> Decoding:
     """Return how this rank of a job with so many lanes would decode on this machine."""
     chosen = read_settings().threads
     threads = cores_per_rank(rank) if chosen is None else chosen
-    own = -(-lanes // rank.world_size)
+    own = ceil_div(lanes, rank.world_size)
     return Decoding(threads, processes_for(threads, own) if threads else 0)
 
 

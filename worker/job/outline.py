@@ -8,6 +8,7 @@ import torch
 from worker.job.decoding import decoding_of
 from worker.job.job import Dataset, Job
 from worker.model.rate_groups import Layout, RateGroup
+from worker.numbers import ceil_div
 from worker.ranks.rank import Rank
 
 _POINTS = 60
@@ -149,7 +150,7 @@ def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
         found.append("the warm-up takes the whole run, so the full rates are never reached")
-    share = -(-job.full_batch // ranks)
+    share = ceil_div(job.full_batch, ranks)
     if min(share, train.micro_batch or share) < _MIN_IMAGES:
         found.append(
             "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "

@@ -218,11 +218,11 @@ def _run_rank(
     bind(rank=rank.rank)
     if rank.rank:
         logging.getLogger("worker").setLevel(logging.WARNING)
-    progress = Progress(live=live and rank.rank == 0)
+    progress = Progress(live=live and rank.leads)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         saver = None
-        if rank.rank == 0:
+        if rank.leads:
             size = room_for_training(job.backbone.model, job.groups, job.manifest)
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
         supply = stack.enter_context(contextlib.closing(Loaders(job, rank, device_of(rank))))

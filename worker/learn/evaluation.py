@@ -16,6 +16,7 @@ from worker.learn.training_step import autocast
 from worker.learn.worst_images import Mistake, Worst
 from worker.model.backbone import logits_of
 from worker.model.learner import Learner
+from worker.numbers import ceil_div
 from worker.ranks.device_transfer import Mark, Uploader
 from worker.ranks.process_group import total
 
@@ -125,7 +126,7 @@ class _Logits:
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-            self._size = -(-size // 2)
+            self._size = ceil_div(size, 2)
             torch.cuda.empty_cache()
 
 

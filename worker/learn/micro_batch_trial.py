@@ -8,6 +8,7 @@ import torch
 
 from worker.errors import ConfigurationError
 from worker.learn.step_inputs import Inputs
+from worker.numbers import ceil_div
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def largest_that_fits(
     while True:
         try:
             # Two parts, as the second meets the gradients of the first in memory.
-            for part in itertools.islice(inputs.split(-(-len(inputs.labels) // size)), 2):
+            for part in itertools.islice(inputs.split(ceil_div(len(inputs.labels), size)), 2):
                 attempt(part)
             reset()
             return size
@@ -44,7 +45,7 @@ def largest_that_fits(
                     "data.image_size: the GPU's memory does not hold one image; "
                     "take a smaller size or backbone"
                 ) from None
-        size = -(-size // 2)
+        size = ceil_div(size, 2)
         log.warning(
             "rank %d is out of memory; it continues in micro-batches of %d images", rank, size
         )

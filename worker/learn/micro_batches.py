@@ -7,6 +7,8 @@ images than usual, as of the last batch of an epoch.
 
 from dataclasses import dataclass
 
+from worker.numbers import ceil_div
+
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
@@ -30,14 +32,14 @@ class Passes:
         """Images in the smallest pass of a full batch."""
         if self.synchronized:
             return self._planned(self.full_batch)
-        share = -(-self.full_batch // self.world_size)
+        share = ceil_div(self.full_batch, self.world_size)
         return share // self.count(share, self.full_batch)
 
     def count(self, images: int, global_count: int) -> int:
         """Return the number of passes for the `images` that a rank has of a global batch."""
         if self.synchronized:
-            images = -(-global_count // self.world_size)
-        return -(-max(1, images) // (self.micro_batch or max(1, images)))
+            images = ceil_div(global_count, self.world_size)
+        return ceil_div(max(1, images), self.micro_batch or max(1, images))
 
     def give_statistics(self, images: int, global_count: int) -> bool:
         """Return whether BatchNorm may take its statistics from a pass.
@@ -61,5 +63,5 @@ class Passes:
 
     def _planned(self, global_count: int) -> int:
         """Return the images in the smallest pass of any rank."""
-        shares = {global_count // self.world_size, -(-global_count // self.world_size)}
+        shares = {global_count // self.world_size, ceil_div(global_count, self.world_size)}
         return min(share // self.count(share, global_count) for share in shares)

@@ -23,6 +23,7 @@ from worker.model.backbone import logits_of
 from worker.model.batch_norm import BatchStatistics, RunningStatistics
 from worker.model.learner import Learner
 from worker.model.optimizer import freeze_at, start_momentum
+from worker.numbers import ceil_div
 from worker.ranks.data_parallel import in_parallel, without_exchange
 from worker.ranks.device_transfer import Uploader
 from worker.ranks.process_group import total
@@ -69,7 +70,7 @@ class Engine:
         self.device = next(learner.model.parameters()).device
         self._upload = Uploader(self.device)
         self._full_batch = full_batch
-        self._share = -(-full_batch // rank.world_size)
+        self._share = ceil_div(full_batch, rank.world_size)
         self._passes = Passes(
             full_batch=full_batch,
             world_size=rank.world_size,

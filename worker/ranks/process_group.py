@@ -130,7 +130,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     torch would wait for the others deaf to signals, so that is done here, in short looks.
     """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = rank.rank == 0 and not agent
+    serves = rank.leads and not agent
     looks = _looks(rank, stop)
     store = None
     while not store:

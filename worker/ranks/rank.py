@@ -15,3 +15,8 @@ class Rank:
     master_port: int
     cores: int | None = None
     """CPU cores of this rank's own, where the scheduler gives each rank some; else ranks share."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which writes and logs for all."""
+        return self.rank == 0

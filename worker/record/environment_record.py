@@ -11,6 +11,7 @@ import torchvision
 
 import worker
 from worker.metrics.registry import Metrics
+from worker.numbers import ceil_div
 from worker.ranks.cpu_cores import cores_of_node
 from worker.ranks.rank import Rank
 
@@ -46,7 +47,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
         "backend": "nccl" if on_gpu else "gloo",
         "precision": str(precision or torch.float32).removeprefix("torch."),
         "world_size": rank.world_size,
-        "nodes": -(-rank.world_size // rank.local_world_size),
+        "nodes": ceil_div(rank.world_size, rank.local_world_size),
         "ranks_per_node": rank.local_world_size,
         "cores_per_node": cores_of_node(),
         "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},

@@ -13,6 +13,7 @@ from worker.data.epoch_plan import steps_per_epoch
 from worker.data.index import Index
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.layout import LEDGER, RECORDS
+from worker.numbers import ceil_div
 from worker.store import Store
 
 Rows = npt.NDArray[np.int64]
@@ -134,7 +135,7 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
     steps = steps_per_epoch(samples, batch_size)
     done = max(done, int(rows[:, 0].max()) + 1)
     audits = []
-    for epoch in range(-(-done // steps)):
+    for epoch in range(ceil_div(done, steps)):
         planned = rows[rows[:, 0] // steps == epoch, 1]
         left_out = -1 - planned[planned < 0]
         ids = planned[planned >= 0]

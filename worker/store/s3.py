@@ -17,6 +17,7 @@ import urllib3.exceptions
 
 from worker.environment import store_deadline
 from worker.errors import WorkerError
+from worker.numbers import ceil_div
 from worker.store.client import renew_client, s3_client
 from worker.store.error_kinds import (
     LOST_RACE,
@@ -106,7 +107,7 @@ class S3Store:
 
     def _write(self, key: str, size: int, pieces: Iterable[Piece], condition: Condition) -> bool:
         """Write an object, in parts if it is large; false if the condition did not hold."""
-        part = max(_PART, -(-size // _MAX_PARTS))
+        part = max(_PART, ceil_div(size, _MAX_PARTS))
         name = self._name(key)
         if size <= part:
             body = b"".join(pieces)

@@ -42,7 +42,7 @@ class Attempt:
     @property
     def leads(self) -> bool:
         """Whether this rank leads: it writes and logs for all."""
-        return self.rank.rank == 0
+        return self.rank.leads
 
     def save(self) -> None:
         """Begin to save, after the save that may be under way."""

@@ -10,6 +10,7 @@ from worker.data.epoch_plan import Ids, split
 from worker.data.loader import Prepare
 from worker.data.mixup import Blend, draw_blend
 from worker.job.job import Job
+from worker.numbers import ceil_div
 from worker.ranks.rank import Rank
 
 TRAIN, VAL = "train", "val"
@@ -39,7 +40,7 @@ class BatchFeed:
     def most_images(self) -> int:
         """The size of the largest batch that this rank may read."""
         batch_size = self._job.manifest.train.batch_size
-        share = -(-batch_size // self._rank.world_size) + self.led
+        share = ceil_div(batch_size, self._rank.world_size) + self.led
         return max(share, self._evaluation_batch)
 
     def work(self, request: Request) -> Work:

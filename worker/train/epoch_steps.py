@@ -16,6 +16,7 @@ from worker.data.loader import Bad, Batch
 from worker.errors import ConfigurationError
 from worker.learn.training_step import Engine
 from worker.model.optimizer import set_rates
+from worker.numbers import ceil_div
 from worker.ranks.agreement import Agreement, Signals
 from worker.ranks.process_group import highest, total
 from worker.record.progress import StepProgress
@@ -215,7 +216,7 @@ class Steps:
         step = StepProgress(
             step=done,
             total_steps=job.total_steps,
-            epoch=-(-done // job.steps_per_epoch),
+            epoch=ceil_div(done, job.steps_per_epoch),
             loss=loss / counted if counted else math.nan,
             accuracy=right / counted if counted else math.nan,
             images_per_second=images / seconds,

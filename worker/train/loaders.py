@@ -20,6 +20,7 @@ from worker.data.scratch import Scratch
 from worker.data.shared_slots import Slots
 from worker.job.decoding import decoding_of, fetches_for, read_settings
 from worker.job.job import Job
+from worker.numbers import ceil_div
 from worker.ranks.rank import Rank
 from worker.train.batches import TRAIN, VAL, BatchFeed
 
@@ -35,7 +36,7 @@ class Loaders:
         self._device = device
         self._settings = read_settings()
         self._decoding = decoding_of(rank, job.lanes)
-        self._lanes = -(-job.lanes // rank.world_size)
+        self._lanes = ceil_div(job.lanes, rank.world_size)
         self.feed = BatchFeed(job, rank, on_gpu=device.type == "cuda")
         self._size = job.preprocessing.crop_size
         self._batches: Batches | None = None
@@ -79,7 +80,7 @@ class Loaders:
         """A part, in its own process."""
         processes = self._decoding.processes
         readers = self._readers(processes)
-        loaders = self._loaders(readers, -(-self._decoding.threads // processes), None)
+        loaders = self._loaders(readers, ceil_div(self._decoding.threads, processes), None)
         return ProcessPart(
             index=index,
             count=processes,
@@ -94,7 +95,7 @@ class Loaders:
         """Readers in this process, one of several with one bound on memory and scratch."""
         cache = Cache(self._settings.memory // processes, fetches_for(processes))
         scratch = self._scratch(processes)
-        sets = {TRAIN: (self._job.train, -(-self._lanes // processes))}
+        sets = {TRAIN: (self._job.train, ceil_div(self._lanes, processes))}
         if self._job.val:
             sets[VAL] = (self._job.val, 1)
         return {

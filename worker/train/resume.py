@@ -61,7 +61,7 @@ def begin_attempt(
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
     found = _Found(state=State(), commit=None, lost=0, done=False)
-    if rank.rank == 0:
+    if rank.leads:
         found = _restore(job, learner, metrics, beat)
     wait_for_rank_0(beat)
     found = shared(found)
@@ -72,7 +72,7 @@ def begin_attempt(
     metrics.step().set(found.state.step)
     metrics.resume_step().set(found.state.step)
     metrics.steps_lost().set(found.lost)
-    if rank.rank == 0:
+    if rank.leads:
         _announce(job, rank, attempt, found.state.step, found.lost)
     return Resumed(attempt=attempt, state=found.state, commit=found.commit, done=False)
 
@@ -129,7 +129,7 @@ def _state_in(parts: Parts, name: CommitName, job: Job) -> State:
 
 def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
     number = 0
-    if rank.rank == 0:
+    if rank.leads:
         number = claim_attempt(
             job.output,
             job.identity,

@@ -21,6 +21,7 @@ from worker.learn.evaluation import Evaluation
 from worker.learn.training_step import Engine
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner, build_learner
+from worker.numbers import ceil_div
 from worker.ranks.agreement import Signals, agree
 from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.peer_liveness import Liveness
@@ -85,11 +86,11 @@ class Session:
             learner = build_learner(job.backbone.model, job.groups, job.manifest, self._device)
             resumed = begin_attempt(job, rank, learner, self.metrics, watchdog.beat)
             if resumed.done:
-                if rank.rank == 0:
+                if rank.leads:
                     log.info("job %s was done by another attempt meanwhile", job.manifest.job)
                 return
             journal = stack.enter_context(
-                kept(job.output, resumed.attempt, leads=rank.rank == 0, stop=self._stop)
+                kept(job.output, resumed.attempt, leads=rank.leads, stop=self._stop)
             )
             stack.enter_context(meaningful_errors())
             self._journal = journal
@@ -106,7 +107,7 @@ class Session:
         self, learner: Learner, resumed: Resumed, journal: Journal, watchdog: Watchdog
     ) -> Attempt:
         job, rank, state = self._job, self._rank, resumed.state
-        share = -(-job.manifest.train.batch_size // rank.world_size)
+        share = ceil_div(job.manifest.train.batch_size, rank.world_size)
         recorder = Recorder(
             job.output,
             resumed.attempt,
@@ -245,7 +246,7 @@ class Session:
         early, stale = self._job.manifest.train.early_stop, self._attempt.state.stale
         if not early or stale < early.patience:
             return False
-        if self._rank.rank == 0:
+        if self._rank.leads:
             log.info("no better accuracy for %d epochs; training ends early", stale)
         return True
 
@@ -273,7 +274,7 @@ class Session:
         self._attempt.journal.stand(
             validation_accuracy=result.accuracy, best_accuracy=state.best_accuracy
         )
-        if self._rank.rank == 0:
+        if self._rank.leads:
             log.info(
                 "epoch %d/%d  validation accuracy %.2f%%  loss %.4f  best %.2f%%",
                 epoch,

@@ -1,0 +1,6 @@
+"""Arithmetic that Python lacks."""
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Return the quotient of two integers, rounded up."""
+    return -(-numerator // denominator)
