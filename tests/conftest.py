@@ -216,11 +216,20 @@ class Running:
 
 def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
     """Call a function in a process that may fork ranks, as pytest's own may not once it used torch."""
-    process = _CONTEXT.Process(target=function, args=arguments)
+    # The server that forks it has the environment of the test that was the first to need it.
+    process = _CONTEXT.Process(target=_in_environment, args=(dict(os.environ), function, arguments))
     process.start()
     process.join(120)
     process.kill()
     assert process.exitcode == 0
+
+
+def _in_environment(
+    env: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    os.environ.clear()
+    os.environ |= env
+    function(*arguments)
 
 
 Start = Callable[..., Running]

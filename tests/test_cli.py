@@ -92,7 +92,7 @@ def test_the_manifest_of_the_readme_draws_no_warning(
     assert {"features.1", "features.2+features.3"} <= set(groups)
 
 
-def test_put_uploads_a_file_and_makes_the_bucket(run: Run, tmp_path: Path) -> None:
+def test_put_uploads_a_file_and_makes_the_bucket(run: Run, aws: None, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("version: 1\n")
     refused = run("put", f"{tmp_path}/job.yaml", "s3://put-bucket/jobs/")
     assert refused.code == 78

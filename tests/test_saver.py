@@ -88,7 +88,7 @@ def refused_by_the_store(uri: str) -> None:
             saver.write(NAME, snapshot)
 
 
-def test_an_error_of_the_store_is_raised_where_it_is_waited_for() -> None:
+def test_an_error_of_the_store_is_raised_where_it_is_waited_for(aws: None) -> None:
     in_fresh_process(refused_by_the_store, "s3://no-such-bucket/run/")
 
 
