@@ -71,7 +71,7 @@ def test_pack_and_plan(
     assert not [key for key in keys(open_store(bucket)) if key.startswith("run")]
     refused = run("plan", "--ranks", "5", write(job))
     assert refused.code == 78
-    assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in refused.err
+    assert "12 is not a multiple of the 5 ranks; start 3, 4 or 6" in refused.err
 
 
 def test_the_manifest_of_the_readme_draws_no_warning(

@@ -410,7 +410,7 @@ def test_first_host(nodelist: str, host: str) -> None:
 def test_a_batch_that_the_ranks_cannot_share_names_sizes_that_can() -> None:
     require_divisible(48, 3)
     with pytest.raises(
-        ConfigurationError, match="64 is not a multiple of the 3 ranks; start 1, 2, 4"
+        ConfigurationError, match="64 is not a multiple of the 3 ranks; start 1, 2 or 4"
     ):
         require_divisible(64, 3)
 

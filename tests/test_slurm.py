@@ -237,7 +237,7 @@ def test_what_is_wrong_is_not_run_again(
     log = place.log(number)
     assert (shown["ExitCode"], shown["Restarts"]) == ("78:0", "0"), log
     said = {
-        "batch_size": "13 is not a multiple of the 2 ranks; start 1, 13",
+        "batch_size": "13 is not a multiple of the 2 ranks; start 1 or 13",
         "environment": "chmod 600",
         "path": "worker is not on the PATH; set PATH in",
     }
