@@ -88,8 +88,11 @@ class EpochPlan:
         self._key = (seed, epoch)
         order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
         self._ends = np.cumsum(counts[order])
-        # Adding this to a position in the permuted shards gives the sample's id.
+        # Position p lies in the first permuted shard whose end is beyond p. Ids number samples in
+        # index order, so a shard's samples keep their distance from its first id: adding this to p
+        # gives the id.
         self._shift = np.cumsum(counts)[order] - self._ends
+        # Lanes are consecutive, of lengths that differ by one at most.
         bounds = np.arange(self._lanes + 1) * self.total // self._lanes
         self._starts, self._lengths = bounds[:-1], np.diff(bounds)
 
@@ -105,11 +108,13 @@ class EpochPlan:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps}")
+        # Each lane gives `per_lane` samples, the last step what is left of it.
         taken = np.clip(self._lengths - step * self._per_lane, 0, self._per_lane)
         ends = np.cumsum(taken)
         start, stop = split(int(ends[-1]), rank, world_size)
         if start == stop:
             return np.empty(0, dtype=np.int64)
+        # Only the lanes that this rank's part of the batch comes from are computed.
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         lanes = np.arange(first, last + 1)
         positions = self._positions(lanes, step)
@@ -130,12 +135,14 @@ class EpochPlan:
 
     def _positions(self, lanes: Ids, step: int) -> Ids:
         """Positions in the permuted shards that `lanes` give to `step`, lane by lane."""
+        # A step takes [low, high) of every lane, which may lie across two windows or more.
         low = step * self._per_lane
         high = low + self._per_lane
         windows = range(low // self._window, (high - 1) // self._window + 1)
         shuffled = np.concatenate([self._shuffle(lanes, number) for number in windows], axis=1)
         first = windows[0] * self._window
         inside = shuffled[:, low - first : high - first]
+        # Lanes that are one sample shorter have nothing to give at their very end.
         return (self._starts[lanes, None] + inside)[inside < self._lengths[lanes, None]]
 
     def _shuffle(self, lanes: Ids, number: int) -> Ids:
@@ -145,6 +152,7 @@ class EpochPlan:
         """
         offsets = number * self._window + np.arange(self._window)
         keys = keyed_hash(*self._key, _SAMPLES, lanes[:, None], offsets[None, :])
+        # Beyond the end of a lane there is no sample; the largest key keeps those places last.
         keys[offsets[None, :] >= self._lengths[lanes, None]] = np.iinfo(np.uint64).max
         return offsets[np.argsort(keys, axis=1, kind="stable")]
 

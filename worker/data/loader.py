@@ -146,6 +146,8 @@ class Loader:
                     self._prefetch(ids[places])
                     fetching.append((ids, places))
                     ahead = self._fetch_ahead(len(places))
+                # Fetched batches move on to be decoded; each is allocated only now, as shared
+                # memory for batches is scarce.
                 while fetching and len(decoding) <= decode_ahead:
                     ids, places = fetching.popleft()
                     batch = allocate(ids)
@@ -155,6 +157,7 @@ class Loader:
                     return
                 yield _finish(*decoding.popleft())
         finally:
+            # Broken off: what has not begun is cancelled, what has is waited for by `drain`.
             futures = [future for _, started in decoding for future in started]
             self._running = [future for future in futures if not future.cancel()]
 

@@ -80,6 +80,7 @@ class Preprocessing:
         """
         height, width = image.shape[-2:]
         short = min(height, width)
+        # Truncated, as torchvision's `Resize` does.
         h, w = (int(self.resize_size * side / short) for side in (height, width))
         if h * w > _MAX_PIXELS:
             raise BadSample("too_large", f"{width} x {height} pixels resize to {w} x {h}")

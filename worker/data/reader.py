@@ -109,17 +109,20 @@ class SampleReader:
             self._start((shard, run))
 
     def read(self, sample_id: int) -> Sample:
-        """The sample with this id.
+        """Return the sample with this id.
 
-        Raises `BadSample` where its bytes are not those that were indexed (after reading them a
-        second time), and what the store raises.
+        Raises `BadSample` if its bytes are not those that were indexed, even when they are read a
+        second time, and whatever the store raises.
         """
         shard, number, run = self._place(sample_id)
         place = number % int(self._per_run[shard])
+        # Samples next to each other are fetched together; another thread may have begun already.
         future = self._start(run)
         while True:
             fetched: _Fetched = future.result()
             if not fetched.problem:
+                # `offset` and `length` span the tar members of the sample, headers included, and
+                # `first` and `size` the image within them.
                 offset, length, digest, first, size, label = fetched.rows[place].item()
                 data = memoryview(fetched.data)[offset - fetched.start :][:length]
                 if xxhash.xxh3_64_intdigest(data) == digest:
@@ -129,6 +132,8 @@ class SampleReader:
                 text = "the shard ends before it" if short else "its bytes are not those indexed"
                 text = fetched.problem or text
                 raise BadSample("missing" if fetched.problem else "altered", text)
+            # What differs may have been damaged on the way: replace it in the cache, once for all
+            # threads that wait for this run.
             second = functools.partial(self._load_run, run, again=True)
             future = self._cache.get(self._key(run), second, instead_of=future)
 

@@ -129,7 +129,11 @@ class Scratch:
             return True
 
     def _make_room(self, *, spare: bool) -> int:
-        """Remove stale files where too little is free; returns how many bytes may be written."""
+        """Remove stale files if too little is free; return how many bytes may be written.
+
+        Stale is what was last used before this process began. `spare` files (decoded images) may
+        only take room that no shard of the job will need.
+        """
         files = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -149,6 +153,7 @@ class Scratch:
         )
         # Spare files are removed first, and nothing else is to make room for one.
         stale = [entry for entry in stale if not (spare and entry[0])]
+        # Not even removing all of it would be enough: keep it, it may be of use to others.
         if used - sum(size for _, _, size, _ in stale) > wanted:
             return 0
         for _, _, size, path in stale:

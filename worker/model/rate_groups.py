@@ -128,13 +128,17 @@ def _by_depth(
     if not (group.layer_decay or group.geometric or by_block):
         yield whole
         return
+    # Counted from the head: `distance` over all blocks of the model, as `layer_decay` wants it, and
+    # `number` over those of this group, as `geometric` and `block_every` do.
     own = [(i, b) for i, b in enumerate(reversed(layout.blocks)) if b.parameters & taken]
     for number, (distance, block) in enumerate(own):
         changes: dict[str, Any] = {"parameters": tuple(block.parameters & taken)}
+        # The name of the group tells pieces of a block apart that several groups share.
         changes["name"] = block.name if taken >= block.parameters else f"{whole.name}:{block.name}"
         if group.layer_decay:
             changes["lr"] = rate * group.layer_decay**distance
         if group.geometric:
+            # From `to` at the head down to `from`, by equal factors.
             low, high = group.geometric.from_, group.geometric.to
             changes["lr"] = high * (low / high) ** (number / max(1, len(own) - 1))
         if until and by_block:

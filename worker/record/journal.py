@@ -100,10 +100,12 @@ class Journal:
 
     def _write_regularly(self) -> None:
         while True:
+            # Read before writing, so that what is noted before `close` is written in any case.
             last = self._closed.is_set()
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
                 self._put_standing()
+                # The longer a run, the rarer: the number of pieces stays bounded.
                 interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
                 if last or (self._piece == 1 and not self._text) or since > interval:
                     self.flush()
@@ -113,6 +115,7 @@ class Journal:
                 log.warning("the record is not written: %s", error)
             if last:
                 return
+            # Often at first, when somebody is likely to watch.
             self._closed.wait(min(PROGRESS_SECONDS, max(_FIRST_SECONDS, elapsed / 4)))
 
     def _put_standing(self) -> None:
@@ -124,7 +127,7 @@ class Journal:
 
 @contextmanager
 def kept(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator[Journal]:
-    """The journal of an attempt, which hears of its end, whatever that is."""
+    """Open the journal of an attempt, and record the end of the attempt, whatever it is."""
     journal = Journal(store, attempt, leads=leads)
     error: BaseException | None = None
     try:
