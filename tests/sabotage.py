@@ -163,15 +163,15 @@ def without_onnx() -> None:
 def another_experiment_first() -> None:
     """While the ranks meet, another experiment claims the same output."""
     from worker.checkpoint.claim import claim_attempt
-    from worker.train import session
+    from worker.train import run_rank
 
-    real = getattr(session, "begin_attempt")
+    real = getattr(run_rank, "begin_attempt")
 
     def begin_attempt(job: Any, *arguments: Any) -> Any:
         claim_attempt(job.output, {**job.identity, "train.seed": "77"}, {}, lambda: None)
         return real(job, *arguments)
 
-    setattr(session, "begin_attempt", begin_attempt)
+    setattr(run_rank, "begin_attempt", begin_attempt)
 
 
 def unreadable_validation() -> None:

@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 20.0
 
 # Where: module, function, and which of the calls that it is asked for.
 POINTS = {
-    "start": ("worker.train.session", "begin_attempt", "any"),
+    "start": ("worker.train.run_rank", "begin_attempt", "any"),
     "claimed": ("worker.train.resume", "list_commits", "any"),
     "first batch": ("worker.learn.training_step", "Engine.launch", "step 0"),
     "mid-epoch": ("worker.learn.training_step", "Engine.launch", "step 3"),

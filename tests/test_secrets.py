@@ -67,7 +67,7 @@ def remote(job: dict[str, Any], bucket: str, dataset: Path) -> tuple[dict[str, A
 
 def spill() -> None:
     """Have the worker fail with every secret in its hands, after a library has warned of them."""
-    from worker.train import session
+    from worker.train import trainer
 
     def fail(*_: object) -> None:
         everything = " ".join(os.environ.values())
@@ -79,7 +79,7 @@ def spill() -> None:
             f"https://host/?{quote(QUERY)} https://host/#{QUERY}"
         )
 
-    session.Session._train = fail  # type: ignore[assignment,method-assign]
+    trainer.Trainer.train = fail  # type: ignore[assignment,method-assign]
 
 
 def require_clean(*texts: str | bytes) -> None:

@@ -28,6 +28,7 @@ from worker.logs import bind
 from worker.manifest import Manifest
 from worker.memory import configure_memory
 from worker.metrics.exporters import announce, exported
+from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
 from worker.metrics.shared_outcome import SharedOutcome
 from worker.model.export import check_exports
@@ -38,9 +39,10 @@ from worker.ranks.stop_signal import StopFlag
 from worker.record.progress import Progress
 from worker.store import open_store
 from worker.store.traffic_counts import listen
+from worker.train.context import RankContext
 from worker.train.find_rates import sweep_rates
 from worker.train.loaders import Loaders
-from worker.train.session import Session
+from worker.train.run_rank import run_rank
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     board, own = SharedOutcome(), os.getpid()
     leads = _leads(place)
 
-    def say_last(code: int) -> None:
+    def report_exit(code: int) -> None:
         # A rank that was forked leaves it to its parent, which outlives it.
         if leads and os.getpid() == own and (code or board.read()):
             with contextlib.suppress(WorkerError):  # of the output, which has been told
@@ -69,9 +71,11 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
                 announce(owner, code, board, stop.patience)
 
     code = exit_code(
-        lambda: _train(manifest, gpus, place, board=board, stop=stop, live=live, say_last=say_last)
+        lambda: _train(
+            manifest, gpus, place, board=board, stop=stop, live=live, report_exit=report_exit
+        )
     )
-    say_last(code)
+    report_exit(code)
     return code
 
 
@@ -83,7 +87,7 @@ def _train(
     board: SharedOutcome,
     stop: StopFlag,
     live: bool,
-    say_last: Callable[[int], None],
+    report_exit: Callable[[int], None],
 ) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
     check_place(manifest, gpus)
@@ -102,7 +106,7 @@ def _train(
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
-        _run_rank(job, rank, listener, board=board, stop=stop, live=live, say_last=say_last)
+        _run_rank(job, rank, listener, board=board, stop=stop, live=live, report_exit=report_exit)
 
     if isinstance(place, Rank):
         stop.has_begun = True
@@ -147,11 +151,11 @@ def find_rates(
     )
     stop.has_begun = True
     with (
-        contextlib.closing(Loaders(job, rank, device_of(rank))) as supply,
+        contextlib.closing(Loaders(job, rank, device_of(rank))) as loaders,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
     ):
         return job, sweep_rates(
-            job, rank, supply, steps=steps, low=low, high=high, stop=stop, advance=advance
+            job, rank, loaders, steps=steps, low=low, high=high, stop=stop, advance=advance
         )
 
 
@@ -213,7 +217,7 @@ def _run_rank(
     board: SharedOutcome,
     stop: StopFlag,
     live: bool,
-    say_last: Callable[[int], None],
+    report_exit: Callable[[int], None],
 ) -> None:
     bind(rank=rank.rank)
     if rank.rank:
@@ -225,16 +229,14 @@ def _run_rank(
         if rank.leads:
             size = room_for_training(job.backbone.model, job.groups, job.manifest)
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
-        supply = stack.enter_context(contextlib.closing(Loaders(job, rank, device_of(rank))))
+        loaders = stack.enter_context(contextlib.closing(Loaders(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
-        session = Session(
-            job, rank, stop, progress=progress, supply=supply, saver=saver, say_last=say_last
-        )
-        listen(session.metrics)
+        metrics = Metrics(job.manifest.job, job.output.uri, rank.rank)
+        listen(metrics)
         owner = Owner(job.manifest.job, job.output.uri)
         stack.enter_context(
             exported(
-                session.metrics,
+                metrics,
                 owner,
                 rank.rank,
                 local_rank=rank.local_rank,
@@ -242,4 +244,15 @@ def _run_rank(
                 patience=stop.patience,
             )
         )
-        session.run()
+        run_rank(
+            RankContext(
+                job=job,
+                rank=rank,
+                stop=stop,
+                metrics=metrics,
+                progress=progress,
+                loaders=loaders,
+                saver=saver,
+                report_exit=report_exit,
+            )
+        )

@@ -31,7 +31,7 @@ _DIVERGED = 4.0
 def sweep_rates(
     job: Job,
     rank: Rank,
-    supply: Loaders,
+    loaders: Loaders,
     *,
     steps: int,
     low: float,
@@ -62,14 +62,14 @@ def sweep_rates(
     rates: list[float] = []
     losses: list[float] = []
     with ExitStack() as stack:
-        supply.start()
-        batches = stack.enter_context(closing(_endless(job, supply)))
+        loaders.start()
+        batches = stack.enter_context(closing(_endless(job, loaders)))
         for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
             if stop.requested:
                 raise StopRequested("stopped on request; nothing is kept of a sweep")
             rates.append(low * (high / low) ** (step / max(1, steps - 1)))
             set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
-            outcome = engine.step(step, batch, size, supply.feed.blend(step))
+            outcome = engine.step(step, batch, size, loaders.feed.blend(step))
             loss, _, counted = outcome.sums.tolist()
             losses.append(loss / counted if outcome.finite and counted else math.inf)
             advance(1)
@@ -83,10 +83,10 @@ def _released(group: RateGroup) -> RateGroup:
     return group if group.release is None else replace(group, release=0)
 
 
-def _endless(job: Job, supply: Loaders) -> Generator[tuple[Batch, int]]:
+def _endless(job: Job, loaders: Loaders) -> Generator[tuple[Batch, int]]:
     """The job's batches with their global sizes, epoch after epoch."""
     for epoch in itertools.count():
         plan = job.plan(epoch)
-        with closing(supply.batches(Request(dataset=TRAIN, epoch=epoch))) as batches:
+        with closing(loaders.batches(Request(dataset=TRAIN, epoch=epoch))) as batches:
             for step, batch in enumerate(batches):
                 yield batch, plan.size(step)

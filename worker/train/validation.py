@@ -25,11 +25,11 @@ class Validation:
     """A rank's share of the validation set; `bad` lists what could not be used of it."""
 
     def __init__(
-        self, job: Job, val: Dataset, rank: Rank, supply: Loaders, beat: Callable[[], None]
+        self, job: Job, val: Dataset, rank: Rank, loaders: Loaders, beat: Callable[[], None]
     ) -> None:
         self._job = job
         self._val = val
-        self._supply = supply
+        self._loaders = loaders
         self._beat = beat
         self._samples = range(*split(val.index.samples, rank.rank, rank.world_size))
         self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
@@ -47,7 +47,7 @@ class Validation:
         """
         self.error = None
         bad: list[Bad] = []
-        batches = self._supply.batches(Request(dataset=VAL, samples=self._samples))
+        batches = self._loaders.batches(Request(dataset=VAL, samples=self._samples))
         with contextlib.closing(batches):
             result = evaluate(
                 learner,

@@ -1,0 +1,170 @@
+"""The epochs of an attempt: train, evaluate, save, and stop early."""
+
+import contextlib
+import logging
+import math
+import time
+from dataclasses import asdict
+from typing import NoReturn
+
+from worker.data.batch_requests import Request
+from worker.data.epoch_plan import split
+from worker.data.loader import Bad
+from worker.errors import ConfigurationError, WorkerError, error_of
+from worker.learn.evaluation import Evaluation
+from worker.learn.training_step import Engine
+from worker.ranks.agreement import Signals, agree
+from worker.ranks.process_group import total
+from worker.record.progress import Progress
+from worker.record.telemetry import Telemetry
+from worker.train.attempt import Attempt
+from worker.train.bad_samples import Quarantine
+from worker.train.batches import TRAIN
+from worker.train.epoch_steps import Steps
+from worker.train.loaders import Loaders
+from worker.train.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains an attempt to its end; every method is called by all ranks together."""
+
+    def __init__(self, attempt: Attempt, loaders: Loaders, progress: Progress) -> None:
+        job, manifest = attempt.job, attempt.job.manifest
+        self._attempt = attempt
+        self._loaders = loaders
+        engine = Engine(
+            attempt.learner,
+            job.preprocessing,
+            job.criterion,
+            train=manifest.train,
+            clip_norm=manifest.optimizer.clip_norm,
+            rank=attempt.rank,
+            full_batch=job.full_batch,
+        )
+        loaders.start()
+        self._validation = (
+            Validation(job, job.val, attempt.rank, loaders, self._beat) if job.val else None
+        )
+        self._steps = Steps(
+            attempt,
+            engine,
+            loaders.feed,
+            Quarantine("data.train", job.train, manifest.data.error_budget),
+            Telemetry(attempt.metrics, attempt.journal, progress, job.total_steps),
+        )
+
+    def train(self) -> None:
+        """Train, or raise `StopRequested` with everything committed."""
+        attempt, state, job = self._attempt, self._attempt.state, self._attempt.job
+        self._recheck_bad_samples()
+        attempt.metrics.steps().set(job.total_steps)
+        while True:
+            if state.step % job.steps_per_epoch == 0 and state.step:
+                self._end_epoch()
+            if state.step >= job.total_steps or self._stops_early():
+                return
+            epoch, start = divmod(state.step, job.steps_per_epoch)
+            request = Request(dataset=TRAIN, epoch=epoch, start=start)
+            with contextlib.closing(self._loaders.batches(request)) as batches:
+                self._steps.run(job.plan(epoch), batches)
+
+    def _recheck_bad_samples(self) -> None:
+        """Check whether samples that earlier attempts have left out are still bad."""
+        rank, ids = self._attempt.rank, list(self._attempt.state.bad_samples)
+        if not ids:
+            return
+        start, stop = split(len(ids), rank.rank, rank.world_size)
+        bad: list[Bad] = []
+        for batch in self._loaders.batches(Request(dataset=TRAIN, samples=ids[start:stop])):
+            bad += batch.bad
+        self._steps.leave_out(bad)
+
+    def _end_epoch(self) -> None:
+        """Evaluate and save what an epoch has done, unless an earlier attempt has."""
+        attempt, state = self._attempt, self._attempt.state
+        if state.evaluated == state.step:
+            return
+        if self._validation:
+            result = self._evaluate(self._validation)
+            if result is None:
+                self._end_without_evaluation(self._validation.error)
+            early = attempt.job.manifest.train.early_stop
+            state.note_evaluation(result.loss, result.accuracy, early.min_delta if early else 0.0)
+            _record_evaluation(attempt, result)
+            if result.loss is None:
+                self._refuse_loss()
+        state.evaluated = state.step
+        attempt.save()
+
+    def _end_without_evaluation(self, error: WorkerError | None) -> NoReturn:
+        """Commit the epoch that could not be evaluated, and raise why."""
+        fault = agree(Signals(fault=int(error.code) if error else 0)).fault
+        if not fault:
+            self._attempt.end_on_request(" before its evaluation")
+        self._attempt.commit()
+        raise error if error and error.code == fault else error_of(fault)
+
+    def _evaluate(self, validation: Validation) -> Evaluation | None:
+        """Return the evaluation of the model as it is, or None if a stop or an error came first."""
+        attempt, state = self._attempt, self._attempt.state
+        result = validation.run(attempt.learner, attempt.stop)
+        if result is None:
+            return None
+        if total(len(validation.fresh))[0]:
+            attempt.list_bad(validation.bad, validation.fresh)
+            attempt.require_budget(validation.bad)
+        evaluation, rows, mistakes = result
+        attempt.recorder.evaluated(state.step, rows, mistakes, state.best_step)
+        return evaluation
+
+    def _stops_early(self) -> bool:
+        """Return whether accuracy has not improved for as long as the manifest allows."""
+        attempt, stale = self._attempt, self._attempt.state.stale
+        early = attempt.job.manifest.train.early_stop
+        if not early or stale < early.patience:
+            return False
+        if attempt.leads:
+            log.info("no better accuracy for %d epochs; training ends early", stale)
+        return True
+
+    def _refuse_loss(self) -> None:
+        """End the job, or warn, if the validation loss is not finite."""
+        attempt, text = self._attempt, "the validation loss is not finite"
+        if attempt.job.manifest.train.non_finite == "fail":
+            attempt.commit()
+            raise ConfigurationError(
+                f"optimizer.lr: {text}; lower the rates" if attempt.leads else ""
+            )
+        if attempt.leads:
+            log.warning(text)
+
+    def _beat(self) -> None:
+        """Record that an evaluation is under way."""
+        self._attempt.watchdog.beat()
+        self._attempt.metrics.last_step().set(time.time())
+
+
+def _record_evaluation(attempt: Attempt, result: Evaluation) -> None:
+    """Write an evaluation to the metrics, the history, the progress record and the log."""
+    state, metrics, journal = attempt.state, attempt.metrics, attempt.journal
+    epoch = state.step // attempt.job.steps_per_epoch
+    loss = math.nan if result.loss is None else result.loss
+    metrics.accuracy("validation").set(result.accuracy)
+    metrics.loss("validation").set(loss)
+    metrics.best_accuracy().set(state.best_accuracy or 0.0)
+    # No row of it is cut, but a list of thousands of classes would be most of the history.
+    kept = {k: v for k, v in asdict(result).items() if k != "per_class"}
+    journal.event("evaluation", epoch=epoch, step=state.step, **kept)
+    journal.stand(validation_accuracy=result.accuracy, best_accuracy=state.best_accuracy)
+    if attempt.leads:
+        log.info(
+            "epoch %d/%d  validation accuracy %.2f%%  loss %.4f  best %.2f%%",
+            epoch,
+            attempt.job.manifest.train.epochs,
+            100 * result.accuracy,
+            loss,
+            100 * (state.best_accuracy or 0.0),
+            extra={"fields": {"event": "evaluation", "epoch": epoch, **asdict(result)}},
+        )
