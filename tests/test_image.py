@@ -98,7 +98,7 @@ def test_sixteen_bits_keep_the_upper_eight() -> None:
     assert np.array_equal(found[..., 0], found[..., 2])
 
 
-def test_cmyk_colours_are_not_inverted() -> None:
+def test_cmyk_colors_are_not_inverted() -> None:
     red = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (0, 255, 255, 0)])
     assert pixels(encoded(red, "JPEG", quality=95))[8, 8].tolist() == [255, 0, 0]
 

@@ -294,7 +294,7 @@ def shared_batch() -> tuple[int, str]:
 
 
 PLACES: dict[str, Callable[[], tuple[int, str]]] = {
-    "a batch that ranks cannot share": shared_batch,
+    "a batch not divisible by the ranks": shared_batch,
     "`RANK` without torchrun": lambda: place(RANK="0"),
     "a Slurm script without `srun`": lambda: place(SLURM_JOB_ID="7", SLURM_NTASKS="4"),
     "an Indexed Job without its size": lambda: place(JOB_COMPLETION_INDEX="1"),
@@ -308,7 +308,7 @@ ELSEWHERE = {
     "a certificate of another name",
     "a certificate that has expired",
     "a CA file that holds no certificate",
-    "answers that never end",
+    "a response that never completes",
     "two writers are not kept apart",
     "a node that never comes",
     "the rendezvous port is taken",
@@ -363,7 +363,7 @@ def test_symptoms_of_certificates(
 
 
 def test_a_symptom_of_slow_networks(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
-    require("answers that never end", *dripping(monkeypatch, s3_endpoint))
+    require("a response that never completes", *dripping(monkeypatch, s3_endpoint))
 
 
 def test_an_endpoint_by_its_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:

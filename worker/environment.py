@@ -105,8 +105,10 @@ def unknown_variables() -> list[str]:
     Only those that resemble one: others may be somebody else's.
     """
     strange = [name for name in os.environ if name.startswith("WORKER_") and name not in VARIABLES]
+    # Kubernetes sets such variables for a Service that is called `worker`.
+    strange = [name for name in strange if not re.search("_(SERVICE|PORT)_|_SERVICE", name)]
     pairs = [
-        (name, difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.8)) for name in strange
+        (name, difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)) for name in strange
     ]
     return [f"{name} is not known; did you mean {near[0]}?" for name, near in pairs if near]
 

@@ -1,6 +1,6 @@
-"""An exception type per exit code; only the edge of the CLI turns them into codes.
+"""An exception type per exit code; `launch.guard` turns them into codes.
 
-The codes are an API for schedulers (README, "Exit codes").
+The codes are an API for schedulers (docs/exit-codes.md).
 """
 
 from collections.abc import Iterable
@@ -63,7 +63,7 @@ def first_line(error: BaseException) -> str:
 
 
 def error_of(code: int) -> WorkerError:
-    """The error of this exit code without a text, which another rank has told."""
+    """The error of this exit code without a text, reported by another rank."""
     kinds = WorkerError.__subclasses__()
     return next((kind for kind in kinds if kind.code == code), WorkerError)("")
 
@@ -93,7 +93,7 @@ def exit_code_of(status: int) -> int:
     watchdog when a collective has timed out, so they are 69; any other signal is a crash of ours,
     70.
     """
-    if status > _SHELL:  # a shell in between has its own way to tell of a signal
+    if status > _SHELL:  # a shell in between encodes signals differently
         status = _SHELL - status
     if status < 0:
         outside = -status in (SIGKILL, SIGTERM, SIGABRT)

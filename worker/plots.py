@@ -104,7 +104,7 @@ def draw(chart: Chart) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=chart.size, layout="constrained")
         axes = figure.add_subplot()
-        colors = _colours(max((line.color for line in chart.lines), default=0) + 1)
+        colors = _colors(max((line.color for line in chart.lines), default=0) + 1)
         for line in chart.lines:
             _add(axes, line, colors[line.color])
         _frame(axes, chart)
@@ -120,7 +120,7 @@ def draw(chart: Chart) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same as a document of its own, on the ground that the reader's system prefers."""
+    """The same as a document of its own, on the background that the reader's system prefers."""
     style = (
         "<style>svg{background:#fff}@media(prefers-color-scheme:dark){svg{background:#16181b;"
         "--ink:#c3c8ce;--grid:#33383e;--mark:#fb8a5a;--c0:#6aa7f5}}</style>"
@@ -129,7 +129,7 @@ def standalone(svg: str) -> str:
     return f"{head}>{style}{rest}"
 
 
-def _colours(count: int) -> Sequence[str]:
+def _colors(count: int) -> Sequence[str]:
     """Return the page's colors, or if they are too few, a ramp from one to another."""
     if count <= len(COLORS):
         return COLORS

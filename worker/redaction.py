@@ -117,8 +117,8 @@ def _secrets() -> list[str]:
     """The values of variables named like a secret that are no place of one; passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        # The id of a key is no secret by itself, and some people's is their name.
-        word = name.upper().endswith("_ID") and len(value) < _SHORTEST_ID
+        # The id of an access key is no secret by itself, and a short one may be somebody's name.
+        word = name.upper().endswith("ACCESS_KEY_ID") and len(value) < _SHORTEST_ID
         if _is_secret(name) and not _is_path(value) and not word:
             found.add(value)
         login = _PASSWORD.search(value)

@@ -49,7 +49,7 @@ def test_a_run_says_which_gpu_it_ran_on(run: Run, write: Write, job: Job, tmp_pa
     assert run("audit", job["output"]).code == 0
     report = tmp_path / "report.html"
     assert run("report", job["output"], "--out", str(report)).code == 0
-    assert "GPU-hours" in report.read_text()
+    assert "GPU-minutes" in report.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""The first row of a preflight, for which nothing slow is imported: most mistakes are in it."""
+"""The first rows of a preflight, for which nothing slow is imported: most mistakes are in them."""
 
+import os
 from urllib.parse import urlsplit
 
 from worker.check.storage import probe_credentials
-from worker.check.table import CREDENTIALS, NO_STORAGE, Table
+from worker.check.table import CREDENTIALS, NO_STORAGE, Caution, Table
+from worker.environment import VARIABLES, check_environment, unknown_variables
 from worker.manifest import Manifest, load_manifest
 
 
@@ -28,3 +30,13 @@ def look_at_manifest(table: Table, uri: str) -> Manifest | None:
     if found and not remote and "s3://" in found[0].model_dump_json():
         table.look(CREDENTIALS, probe_credentials)
     return next(iter(found), None)
+
+
+def probe_environment() -> str:
+    """Check that variables of our own are well-formed, and that none is misspelled."""
+    check_environment()
+    unknown = unknown_variables()
+    if unknown:
+        raise Caution("; ".join(unknown))
+    known = sorted(name for name in VARIABLES if name in os.environ)
+    return ", ".join(known) or "no WORKER_* variable is set"

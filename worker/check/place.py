@@ -10,14 +10,7 @@ from pathlib import Path
 import torch
 
 from worker.check.table import Caution
-from worker.environment import (
-    VARIABLES,
-    check_environment,
-    metrics_port,
-    number,
-    rendezvous_seconds,
-    unknown_variables,
-)
+from worker.environment import metrics_port, number, rendezvous_seconds
 from worker.errors import ConfigurationError
 from worker.job.decoding import SCRATCH_GIB, decoding_of
 from worker.launch.topology import Spawn, first_host
@@ -30,16 +23,6 @@ from worker.ranks.rank import Rank
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _NCCL_BYTES = 1 << 30
-
-
-def probe_environment() -> str:
-    """Check that variables of our own are well-formed, and that none is misspelled."""
-    check_environment()
-    unknown = unknown_variables()
-    if unknown:
-        raise Caution("; ".join(unknown))
-    known = sorted(name for name in VARIABLES if name in os.environ)
-    return ", ".join(known) or "no WORKER_* variable is set"
 
 
 def probe_devices() -> str:
@@ -102,8 +85,8 @@ def probe_scratch() -> str:
         return "WORKER_SCRATCH is not set; every rank reads from the store"
     wanted = number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1)
     place = Path(folder).absolute()
-    existing = next(path for path in (place, *place.parents) if path.exists())
     try:
+        existing = next(path for path in (place, *place.parents) if path.exists())
         with tempfile.NamedTemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free / (1 << 30)
     except OSError as error:

@@ -7,7 +7,6 @@ import torch
 
 from worker.check.place import (
     probe_devices,
-    probe_environment,
     probe_metrics,
     probe_processors,
     probe_rendezvous,
@@ -58,7 +57,6 @@ class _Preflight:
     def look(self) -> None:
         """Add all rows."""
         table, manifest = self.table, self._manifest
-        table.look("environment", probe_environment)
         table.look("devices", self._devices)
         table.look("ranks", self._topology)
         table.look("processors", self._processors)

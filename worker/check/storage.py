@@ -26,7 +26,7 @@ def probe_credentials() -> str:
     try:
         found = boto3.session.Session().get_credentials()
         if found:
-            found.get_frozen_credentials()  # trades a token for keys, where they come by one
+            found.get_frozen_credentials()  # exchanges a token, if there is one, for keys
     except (boto_errors.BotoCoreError, boto_errors.ClientError) as error:
         raise ConfigurationError(first_line(error)) from None
     if found is None:

@@ -1,4 +1,4 @@
-"""Rows of a preflight: what was looked at, how it stands, what to do about it."""
+"""Rows of a preflight: what was looked at, its state, what to do about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -104,7 +104,7 @@ def claim_attempt(
 
 
 def _origin() -> dict[str, Any]:
-    """Return what tells this start from every other."""
+    """Return what identifies this start."""
     return {
         "id": uuid.uuid4().hex,
         "host": socket.gethostname(),

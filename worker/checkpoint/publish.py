@@ -2,7 +2,7 @@
 
 An attempt writes its result under its own name, and a conditional PUT of a publication, which names
 the parts and their digests, makes it the job's. Only then are the parts copied to where users look
-for them, by whoever comes by, and `done.json` is written last.
+for them, by whichever process gets there first, and `done.json` is written last.
 
 A result of more epochs replaces one of fewer; of several of as many epochs, the first counts.
 Whoever copies looks at an object, then at the publications, and then writes on condition that the

@@ -48,7 +48,7 @@ class Saver:
             replay([message])
 
     def close(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it is doing."""
         self._child.hang_up()
         self._child.end(time.monotonic())
 
@@ -86,7 +86,7 @@ def _serve(connection: Connection, output: Store, host: HostCopy) -> None:
         try:
             name, snapshot = connection.recv()
             connection.send(_written(output, host, name, snapshot))
-        except (EOFError, OSError):  # the rank has hung up
+        except (EOFError, OSError):  # the rank has closed the connection
             return
 
 

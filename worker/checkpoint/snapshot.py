@@ -98,7 +98,7 @@ def stream_model(model: nn.Module) -> TensorStream:
 
 
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Put everything back; a parameter without optimizer state (frozen until now) starts afresh.
+    """Restore everything; a parameter without optimizer state (frozen until now) starts without.
 
     A moving average that was asked for since starts from the model. Raises `ValueError` before
     anything is changed if a part is not what a checkpoint of this learner holds.
@@ -156,8 +156,8 @@ def _fitting_optimizer(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the state by parameter and kind, of what this optimizer trains and keeps.
 
-    Another optimizer than the one that wrote it starts afresh. Raises `ValueError` for a tensor
-    that does not fit its parameter, and where one is missing beside others.
+    An optimizer other than the one that wrote it starts from scratch. Raises `ValueError` for a
+    tensor that does not fit its parameter, and if one of several is missing.
     """
     kinds = _kinds_of(learner.optimizer)
     names = {parameter: name for name, parameter in learner.model.named_parameters()}

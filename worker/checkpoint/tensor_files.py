@@ -31,7 +31,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class TensorStream:
-    """An object that is written piece by piece: its size in bytes, and the pieces, ever anew."""
+    """An object that is written in pieces: its size in bytes, and a source of the pieces."""
 
     size: int
     pieces: Callable[[], Iterator[Piece]]

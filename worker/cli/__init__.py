@@ -1,4 +1,4 @@
-"""The command line, and the edge where errors become exit codes."""
+"""The command line, by the kind of what a command is about."""
 
 from worker.cli import datasets, objects, reference, runs, training
 from worker.cli.group import main

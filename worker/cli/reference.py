@@ -20,7 +20,7 @@ def models(pattern: str, as_json: bool) -> None:
     """
     from fnmatch import fnmatchcase
 
-    from worker.model.catalog import catalog, describe_catalogue
+    from worker.model.catalog import catalog, describe_catalog
     from worker.model.skeleton import known_models, nearest_models
 
     names = [name for name in known_models() if fnmatchcase(name, pattern)]
@@ -30,7 +30,7 @@ def models(pattern: str, as_json: bool) -> None:
         raise click.BadParameter(f"no backbone is named {pattern!r}{remedy}", param_hint="PATTERN")
     entries = catalog(names)
     rows = [entry.as_dict() for entry in entries]
-    click.echo(json.dumps(rows, indent=1) if as_json else describe_catalogue(entries))
+    click.echo(json.dumps(rows, indent=1) if as_json else describe_catalog(entries))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Commands about runs that have been."""
+"""Commands on existing runs."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ _ENDS = ("done", "failed")
 @click.option("--watch", is_flag=True, help="Look again until it is done or has failed.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
 def status(run: str, watch: bool, as_json: bool) -> None:
-    """Tell where RUN stands: state, step, speed, last commit, attempt, expected end.
+    """Show the state of RUN: state, step, speed, last commit, attempt, expected end.
 
     RUN is the output of a job. Only the store is read, so everything is up to half a minute
     old. A run that has said nothing for a minute and a half is `silent`.
@@ -31,7 +31,7 @@ def status(run: str, watch: bool, as_json: bool) -> None:
 
     store = open_store(run)
     lines = 0
-    with contextlib.suppress(KeyboardInterrupt):  # the way out of a watch
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends a watch
         while True:
             found = read_status(store)
             text = json.dumps(found.as_dict()) if as_json else describe_status(found)

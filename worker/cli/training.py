@@ -92,20 +92,21 @@ def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
 def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
     """Look at all that MANIFEST needs of this place, without training.
 
-    Credentials, every right that is needed in the store, data, classes, weights, groups, ranks and
-    their rendezvous, scratch, shared memory and metrics: one row each, with the remedy for what
-    fails. Exits with 0, with 78 for what has to be put right, or with 69 where storage does not
-    answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
+    Environment, credentials, every permission needed in the store, data, classes, weights,
+    groups, ranks and their rendezvous, scratch, shared memory and metrics: one row each, with the
+    remedy for what fails. Exits with 0, with 78 for what has to be put right, with 69 if storage
+    does not answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
     """
     from worker.ranks.stop_signal import StopFlag
 
     StopFlag().install()  # a pod that is evicted while it checks has not failed
-    from worker.check.manifest import look_at_manifest
+    from worker.check.manifest import look_at_manifest, probe_environment
     from worker.check.table import Table
 
+    table = Table()
+    table.look("environment", probe_environment)
     if sys.stdout.isatty():  # a person is waiting; a job would rather sit out an outage
         os.environ.setdefault("WORKER_STORE_DEADLINE_SECONDS", "10")
-    table = Table()
     loaded = look_at_manifest(table, manifest)
     if loaded or table.storage_fails:
         from worker.check.preflight import look_at_place

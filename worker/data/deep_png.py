@@ -57,7 +57,7 @@ def highest_sample(data: bytes) -> int:
     if not is_deep(data) or _declared_depth(memoryview(data)):
         return 0
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if image.width * image.height > _MAX_PIXELS:  # training has its own word about it
+        if image.width * image.height > _MAX_PIXELS:  # training reports it
             return 0
         image.load()
         return int(_samples(image, memoryview(data)).max(initial=0))

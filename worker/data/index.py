@@ -7,9 +7,9 @@ the shard is.
 """
 
 import codecs
+import contextlib
 import hashlib
 import io
-import itertools
 import json
 import math
 import re
@@ -24,14 +24,14 @@ from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from worker.data.shard_scan import SampleRow, Scan
-from worker.errors import ConfigurationError, InfrastructureError, first_line
+from worker.errors import ConfigurationError, InfrastructureError, WorkerError, first_line
 from worker.store import ObjectMissing, Store, open_store, require_no_query
 
 INDEX_NAME = "index.json"
 _MAX_SHARDS = 1_000_000
 _MAX_BYTES = 1 << 50  # of a shard
 _MAX_SAMPLES = 1 << 40
-_MAX_LOOKED_AT = 1000  # objects, for an index in another place
+_USUAL_SPLITS = ("train", "training", "val", "validation", "test")
 _MAX_INDEX_BYTES = 1 << 30
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\..*)?")
@@ -195,9 +195,12 @@ def read_index(address: Address) -> Index:
 
 
 def _index_below(store: Store) -> str | None:
-    """Return the address of an index one folder below, if there is one among the first objects."""
-    found = (i.key for i in itertools.islice(store.list(), _MAX_LOOKED_AT))
-    return next((f"{store.uri}{key}" for key in found if key.partition("/")[2] == INDEX_NAME), None)
+    """Return the address of the index of a split, if the address names the folder above it."""
+    for split in _USUAL_SPLITS:
+        with contextlib.suppress(WorkerError):  # a hint is no reason for another failure
+            store.get(f"{split}/{INDEX_NAME}", 0, 1)
+            return f"{store.uri}{split}/{INDEX_NAME}"
+    return None
 
 
 def require_no_index(store: Store, remedy: str) -> None:

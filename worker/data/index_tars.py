@@ -43,7 +43,7 @@ _MAX_LISTED = 10_000
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4)|zip)$", re.IGNORECASE)
 _STAGED_VERSION = 3
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_MAX_CLASSES = 1 << 16  # a label far beyond is an id of something else
+_MAX_CLASSES = 1 << 16  # a much larger label is not a class number
 _ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in SampleRow._fields if name != "label"] + [("label", "<u4")]
 )
@@ -97,7 +97,7 @@ def find_tars(uri: str) -> Source:
 
 
 def _instead(store: Store) -> str:
-    """Describe what there is in place of tars, and what to do about it."""
+    """Describe what was found instead of tars, and what to do about it."""
     names = [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
     packed = [name for name in names if _COMPRESSED.search(name)]
     if packed:

@@ -39,7 +39,7 @@ class Cache:
     ) -> Future[Sized]:
         """The value of `key`, which `load` makes unless it is there or on its way.
 
-        `instead_of` is a value that will not do: it is replaced, unless another thread has.
+        `instead_of` is a value to be replaced: it is replaced, unless another thread has.
         """
         with self._lock:
             future = self._items.get(key)

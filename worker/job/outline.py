@@ -19,7 +19,7 @@ _MIN_IMAGES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOutline:
-    """A rate group; `release_step` is 0 for what is trained at once and None for never."""
+    """A rate group; `release_step` is 0 if trained from the start and None for never."""
 
     name: str
     match: tuple[str, ...]

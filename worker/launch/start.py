@@ -66,7 +66,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     def report_exit(code: int) -> None:
         # A rank that was forked leaves it to its parent, which outlives it.
         if leads and os.getpid() == own and (code or board.read()):
-            with contextlib.suppress(WorkerError):  # of the output, which has been told
+            with contextlib.suppress(WorkerError):  # of the output, already reported
                 owner = Owner(manifest.job, open_store(manifest.output).uri)
                 announce(owner, code, board, stop.patience)
 
@@ -102,7 +102,7 @@ def _train(
             changes = "; ".join(map(str, job.changes))
             log.warning("changed since, without effect: %s", changes)
         return 0
-    if not isinstance(place, Rank) or place.rank == 0:  # who gives them to all others
+    if not isinstance(place, Rank) or place.rank == 0:  # which broadcasts them
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
@@ -196,7 +196,7 @@ def _settle() -> int:
     # gloo may connect every rank with every other, which the default of 1,024 files bounds.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    # Likewise they may use OpenMP only if their parent has not.
+    # Ranks may use OpenMP only if their parent has not.
     torch.set_num_threads(1)
     return gpus
 

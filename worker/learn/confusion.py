@@ -54,7 +54,7 @@ def merged(parts: list[Rows]) -> Rows:
 
 
 def by_class(rows: Rows, classes: int) -> npt.NDArray[np.int64]:
-    """Return images and right ones of each true class, [2, classes]."""
+    """Return images and correct ones of each true class, [2, classes]."""
     found = np.zeros((2, classes), np.int64)
     np.add.at(found[0], rows[:, 0], rows[:, 2])
     right = rows[rows[:, 0] == rows[:, 1]]

@@ -24,7 +24,7 @@ class Criterion:
     auxiliary_weight: float = 0.0
 
     def losses(self, logits: Tensor, auxiliary: Sequence[Tensor], inputs: Inputs) -> Tensor:
-        """The loss of each image, [N]; 0 for one that only fills up."""
+        """The loss of each image, [N]; 0 for padding."""
         losses = self._blended(logits, inputs)
         for other in auxiliary:
             losses = losses + self.auxiliary_weight * self._blended(other, inputs)

@@ -40,7 +40,9 @@ _ELSEWHERE = {
     "device": "",
 }
 """What other tools call our settings; those without a path are no setting here."""
-_NO_SETTING = "remove it, as it is read from the data or set by the environment (see the README)"
+_NO_SETTING = (
+    "remove it, as it is read from the data or set by the environment (docs/environment.md)"
+)
 
 
 def load_manifest(uri: str) -> Manifest:

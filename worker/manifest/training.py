@@ -109,11 +109,11 @@ class Schedule(Section):
     warmup: Span | None = None
     """Linear rise to the full rate before the rest of the schedule."""
     final: Fraction | None = None
-    """Of `cosine` and `linear`: the last rate as a share of the full rate. Default: 0."""
+    """`cosine` and `linear` only: the last rate as a share of the full rate. Default: 0."""
     every: Span | None = None
-    """Of `step`: how often the rates are multiplied by `factor`."""
+    """`step` only: how often the rates are multiplied by `factor`."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of `step`. Default: 0.1."""
+    """`step` only. Default: 0.1."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> "Schedule":
@@ -138,7 +138,7 @@ class Optimizer(Section):
     lr: Positive
     """Base rate, which the groups' `scale` multiplies."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `sgd`. Default: 0.9; `one_cycle` sets its own."""
+    """`sgd` only. Default: 0.9; `one_cycle` sets its own."""
     weight_decay: NonNegative = 0.0
     """L2 penalty, or decoupled weight decay with `adamw`."""
     decay_norms_and_biases: bool = True

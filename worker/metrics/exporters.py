@@ -40,7 +40,7 @@ _SETTINGS = {
 }
 
 Patience = Callable[[], float]
-"""Seconds that may be spent from now on."""
+"""Seconds that are left from now on."""
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def _await_scrapes(
         return
     wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
-    # No longer than is left afterwards: who is killed at the very end has the wrong exit code.
+    # No longer than is left afterwards: a process killed at the very end has the wrong exit code.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
     ):

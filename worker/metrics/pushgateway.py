@@ -32,7 +32,7 @@ class Gateway:
 
     @staticmethod
     def from_environment() -> "Gateway | None":
-        """Return that of WORKER_PUSHGATEWAY; raises `ConfigurationError` if it is malformed."""
+        """Return the gateway of WORKER_PUSHGATEWAY; raises `ConfigurationError` if malformed."""
         text = os.environ.get("WORKER_PUSHGATEWAY")
         if not text:
             return None
@@ -57,7 +57,7 @@ class Gateway:
         self._send(push_to_gateway, owner, more, registry=registry)
 
     def add(self, registry: CollectorRegistry, owner: Owner) -> None:
-        """Put these metrics beside what the gateway holds of a run, or in place of their like."""
+        """Add these metrics to the group of a run, replacing those of the same name."""
         self._send(pushadd_to_gateway, owner, {}, registry=registry)
 
     def delete(self, owner: Owner, **more: str) -> None:

@@ -33,7 +33,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Answers a few at a time; whoever comes then takes the place of who has been there longest.
+    """Answers a few at a time; a new client displaces the oldest.
 
     So nobody who connects and says nothing keeps others out, or takes the descriptors that storage
     needs.
@@ -91,7 +91,7 @@ class Port:
 
 
 def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
-    """Return who will ask again, and within how many seconds: who came twice, and recently.
+    """Return who will ask again, and within how many seconds: clients that scraped twice recently.
 
     Pure.
     """

@@ -46,7 +46,7 @@ def catalog(names: list[str]) -> list[CatalogEntry]:
     return entries
 
 
-def describe_catalogue(entries: list[CatalogEntry]) -> str:
+def describe_catalog(entries: list[CatalogEntry]) -> str:
     """A table, numbered blocks of one series in short."""
     rows = [("backbone", "parameters", "pixels", "head", "blocks to match on, image to head")]
     for entry in entries:

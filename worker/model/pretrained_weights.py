@@ -36,10 +36,10 @@ _POSITIONS = "encoder.pos_embedding"
 def load_pretrained(backbone: Backbone, weights: str) -> int:
     """Load `weights` into everything but the head; returns the number of tensors loaded.
 
-    `weights` is an address of a file (see `foreign`), or a torchvision weights name. A head in it
-    is left out, as are prefixes of wrappers such as `module.`, and a ViT's position embeddings are
-    resized to the job's images. Auxiliary classifiers that it lacks start at random. Raises
-    `ConfigurationError` where names or shapes do not fit, naming them.
+    `weights` is an address of a file (see `foreign_weights`), or a torchvision weights name. A head
+    in it is left out, as are prefixes of wrappers such as `module.`, and a ViT's position
+    embeddings are resized to the job's images. Auxiliary classifiers that it lacks start at
+    random. Raises `ConfigurationError` if names or shapes do not fit, naming them.
     """
     inside = ""
     if "/" in weights or "." in weights:  # as no name of torchvision's has

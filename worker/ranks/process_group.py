@@ -33,7 +33,7 @@ _CONNECTED = 512
 """The most ranks that are all connected from the start. With more, only its neighbors notice a rank
 that is lost before others have talked to it."""
 _CPU = torch.device("cpu")
-_SOURCE_PLACE = re.compile(r"^\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+\]? ?")
+_SOURCE_PLACE = re.compile(r"( in:)? ?\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+[\],]* ?")
 
 
 def device_of(rank: Rank) -> torch.device:
@@ -120,8 +120,10 @@ def meaningful_errors() -> Iterator[None]:
 
 def _gloo_reason(error: Exception) -> str:
     """Return what gloo or NCCL says, without the place in its source and its advice."""
-    reason = _SOURCE_PLACE.sub("", first_line(error)).partition(". This is typically")[0]
-    return reason[:1].lower() + reason[1:]
+    reason = (
+        _SOURCE_PLACE.sub(": ", first_line(error)).partition(". This is typically")[0].strip(": ")
+    )
+    return reason[:1].lower() + reason[1:] if reason[1:2].islower() else reason
 
 
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:

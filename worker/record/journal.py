@@ -23,7 +23,7 @@ from worker.store import Store
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
-_FIRST_SECONDS = 3.0  # who has just started a job wants to see it begin
+_FIRST_SECONDS = 3.0  # a user who has just started a job wants to see progress
 _FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
 _LAST_WORD_SECONDS = 5.0
 _PIECE_CHARACTERS = 1 << 18

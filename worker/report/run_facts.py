@@ -28,7 +28,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 
 def describe_cost(run: Run) -> str:
-    """Return the time of all ranks together, in GPU-hours or, on CPUs, rank-hours."""
+    """Return the time of all ranks together, in hours or minutes of GPUs or of CPU ranks."""
     hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
     if not hours:
         return ""

@@ -23,11 +23,6 @@ def create_bucket(uri: str) -> bool:
     parts = urlsplit(uri)
     if parts.scheme != "s3":
         return False
-    if not _NAME.fullmatch(parts.netloc):
-        raise ConfigurationError(
-            f"{uri}: {parts.netloc} is no valid name of a bucket; take 3 to 63 lowercase letters, "
-            "digits, dots and dashes"
-        )
     return S3Store(parts.netloc, "").request("create", lambda s3: _create(s3, parts.netloc))
 
 
@@ -40,6 +35,11 @@ def _create(s3: Any, name: str) -> bool:
             if status_of(error) == 403:
                 return False
             raise
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"s3://{name}/: {name} is no valid name of a bucket; take 3 to 63 lowercase letters, "
+            "digits, dots and dashes"
+        )
     region = s3.meta.region_name
     where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None
     try:

@@ -29,8 +29,8 @@ class ObjectInfo:
 class Store(Protocol):
     """Objects below one root; keys are relative, with forward slashes.
 
-    Every method raises `ConfigurationError` for what no retry heals (no such bucket, no rights),
-    `InfrastructureError` when retries gave up, `ObjectMissing` when a named object is not there.
+    Every method raises `ConfigurationError` for errors that retrying cannot fix (no such bucket, no
+    rights), `InfrastructureError` when retries gave up, `ObjectMissing` when a named object is not there.
     """
 
     uri: str
@@ -50,7 +50,7 @@ class Store(Protocol):
     def put_if_absent(
         self, key: str, data: bytes, check: Callable[[], None] = lambda: None
     ) -> bool:
-        """Create an object unless it exists; false when somebody else's is there.
+        """Create an object unless it exists; false when another writer's object exists.
 
         `data` must be unique to the caller: an object with just these bytes counts as created by
         this call, since a retry can meet its own first try. `check` is called right before every

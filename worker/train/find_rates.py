@@ -42,8 +42,8 @@ def sweep_rates(
     """Train from the start for `steps` steps, the base rate growing from `low` to `high`.
 
     Every group keeps its ratio to the base rate and all but the always frozen are trained. Ends
-    early where the loss is four times its least. Raises `ConfigurationError` where that is too
-    soon to tell anything. Nothing is kept of the weights.
+    early once the loss exceeds four times its minimum. Raises `ConfigurationError` if that is
+    too soon to tell anything. Nothing is kept of the weights.
     """
     device = device_of(rank)
     torch.set_num_threads(cores_per_rank(rank))
