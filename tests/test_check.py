@@ -61,7 +61,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert ended.code == 78
     table = rows(ended.out)
     assert table["ranks"][0] == "FAIL"
-    assert "12 is not a multiple of the 5 ranks; start 3, 4, 6" in table["ranks"][1]
+    assert "12 is not a multiple of the 5 ranks; start 3, 4 or 6" in table["ranks"][1]
     assert table["data.val"][0] == "FAIL"
     assert "no such bucket; correct the name" in table["data.val"][1]
     assert table["data.train"][0] == "ok"
@@ -69,7 +69,27 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
-    assert "2 of 18 fail, 2 warnings" in ended.out
+    assert "2 of 19 fail, 2 warnings" in ended.out
+
+
+def test_settings_of_the_place_are_checked_and_change_nothing(
+    run: Run, write: Write, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_SCRACH", "/tmp")
+    monkeypatch.setenv("WORKER_SERVICE_PORT", "80")  # of a Service that is called `worker`
+    monkeypatch.setenv("WORKER_SCRATCH", f"{tmp_path}/none/yet")
+    table = rows(run("check", write(job)).out)
+    wrong = "WORKER_SCRACH is not known; did you mean WORKER_SCRATCH?"
+    assert table["environment"] == ("warn", wrong)
+    assert table["scratch"][0] == "ok"
+    assert "does not exist yet and will be made" in table["scratch"][1]
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setenv("WORKER_SCRATCH", f"{tmp_path}/{'x' * 300}")
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "30s")
+    ended = run("check", write(job))
+    assert rows(ended.out)["scratch"][0] == "warn"
+    assert rows(ended.out)["environment"][0] == "FAIL"
+    assert ended.code == 78
 
 
 def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:

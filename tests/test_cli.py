@@ -104,12 +104,34 @@ def test_put_uploads_a_file_and_makes_the_bucket(run: Run, aws: None, tmp_path: 
     assert "s3://put-bucket/jobs/job.yaml: 11 bytes" in ended.out
     assert run("put", f"{tmp_path}/job.yaml", f"{tmp_path}/there/other.yaml").code == 0
     assert (tmp_path / "there" / "other.yaml").read_text() == "version: 1\n"
+    misnamed = run("put", f"{tmp_path}/job.yaml", "s3://My_Bucket/", "--create-bucket")
+    assert misnamed.code == 78
+    assert "My_Bucket is no valid name of a bucket; take 3 to 63 lowercase" in misnamed.err
     for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is a folder")):
         assert complaint in run("put", str(path), "s3://put-bucket/").err
     for address in ("s3://put-bucket", str(tmp_path)):
         assert "end it with a slash to put job.yaml there" in (
             run("put", f"{tmp_path}/job.yaml", address).err
         )
+
+
+def test_an_index_in_the_folder_of_a_split_is_pointed_at(
+    run: Run, write: Write, job: dict[str, Any]
+) -> None:
+    job["data"]["train"] = job["data"]["train"].removesuffix("train/")
+    ended = run("plan", write(job))
+    assert ended.code == 78
+    assert re.search(
+        r"index.json: no such object, but \S+/train/index.json is one; give", ended.err
+    )
+
+
+def test_models_with_a_similar_name_are_suggested(
+    run: Run, write: Write, job: dict[str, Any]
+) -> None:
+    job["model"]["backbone"] = "efficientnet_bo"
+    assert "did you mean efficientnet_b0 or efficientnet_b1" in run("plan", write(job)).err
+    assert "did you mean efficientnet_b0?" in run("models", "efficentnet*").err
 
 
 def test_the_schema_is_json(run: Run) -> None:

@@ -371,6 +371,27 @@ def test_ranks_that_nccl_refuses_are_configuration() -> None:
         raise error
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "[/__w/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1653. "
+            "This is typically caused by a remote worker crashing. GLHF!",
+            "connection closed by peer [127.0.0.1]:1653",
+        ),
+        (
+            "NCCL error in: /pytorch/c10d/NCCLUtils.cpp:94, remote process exited, gloo",
+            "NCCL error: remote process exited, gloo",
+        ),
+    ],
+    ids=["gloo", "NCCL"],
+)
+def test_why_a_rank_was_lost_is_told_in_few_words(text: str, reason: str) -> None:
+    with pytest.raises(InfrastructureError) as raised, meaningful_errors():
+        raise dist.DistBackendError(text)
+    assert str(raised.value) == f"lost another rank ({reason}); its own log says why it ended"
+
+
 def test_a_lost_rank_is_infrastructure() -> None:
     with pytest.raises(InfrastructureError, match="lost another rank"), meaningful_errors():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Connection closed by peer")

@@ -224,6 +224,15 @@ def test_credentials_of_a_file_stay_there(
     require_clean(*contents(output).values())
 
 
+def test_a_short_id_of_a_key_may_be_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
+    monkeypatch.setenv("MY_SECRET_ID", "hunter2hunter2")
+    text = "file:///home/stranger/x hunter2hunter2 AKIAIOSFODNN7EXAMPLE"
+    assert redacted(text) == "file:///home/stranger/x [hidden] AKIAIOSFODNN7EXAMPLE"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    assert redacted(text) == "file:///home/stranger/x [hidden] [hidden]"
+
+
 def test_what_is_no_secret_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")

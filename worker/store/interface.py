@@ -30,7 +30,8 @@ class Store(Protocol):
     """Objects below one root; keys are relative, with forward slashes.
 
     Every method raises `ConfigurationError` for errors that retrying cannot fix (no such bucket, no
-    rights), `InfrastructureError` when retries gave up, `ObjectMissing` when a named object is not there.
+    rights), `InfrastructureError` when retries gave up, `ObjectMissing` if a named object is
+    missing.
     """
 
     uri: str

@@ -106,7 +106,7 @@ def _open_attempt(
 
 
 class _LastWords:
-    """What a rank reports before its process, whose main thread is stuck, is ended with 69."""
+    """The report of a rank before its process, whose main thread is stuck, is ended with 69."""
 
     def __init__(self, report_exit: Callable[[int], None]) -> None:
         self._report_exit = report_exit
