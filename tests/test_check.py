@@ -104,8 +104,8 @@ def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path)
     assert ended.returncode == 78
     *lines, last = ended.stdout.splitlines()
     assert last == "False"
-    assert lines[0].startswith("FAIL  manifest")
-    mistakes = [line.split(":")[0].strip() for line in lines[1:6]]
+    assert lines[1].startswith("FAIL  manifest")
+    mistakes = [line.split(":")[0].strip() for line in lines[2:7]]
     assert mistakes == ["output", "data", "model", "optimizer", "train"]
     assert lines[-3].strip().startswith("fast: unknown key")
     assert lines[-2] == "-     all else  not looked at: the manifest cannot be read"

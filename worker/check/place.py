@@ -150,9 +150,9 @@ def _probe_gateway(gateway: Gateway) -> str:
     except urllib.error.HTTPError as error:
         raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
     except Exception as error:
-        reason = getattr(error, "reason", None) or error
+        # Never the error's text: it may hold a part of the address, a password for one.
+        reason = getattr(getattr(error, "reason", error), "strerror", None) or type(error).__name__
         raise Caution(
-            f"WORKER_PUSHGATEWAY: {gateway.address} cannot be reached ({reason}); metrics would be "
-            "lost"
+            f"WORKER_PUSHGATEWAY: cannot be reached ({reason}); correct it, or metrics will be lost"
         ) from None
     return "the Pushgateway is ready"
