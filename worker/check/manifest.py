@@ -38,5 +38,5 @@ def probe_environment() -> str:
     unknown = unknown_variables()
     if unknown:
         raise Caution("; ".join(unknown))
-    known = sorted(name for name in VARIABLES if name in os.environ)
+    known = sorted(name for name in VARIABLES if os.environ.get(name))
     return ", ".join(known) or "no WORKER_* variable is set"
