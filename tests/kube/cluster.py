@@ -236,8 +236,13 @@ def evict(pod: Object) -> None:
 def kill(pod: Object) -> None:
     """Kill a pod's worker hard, as the kernel does when memory runs out."""
     mark = f"{NAMESPACE}/{name_of(pod)} worker started pid "
-    lines = (PLACE / "logs/kubelet.log").read_text().splitlines()
-    pid = [line for line in lines if mark in line][-1].split(" pid ")[1].split()[0]
+
+    def started() -> list[str]:
+        lines = (PLACE / "logs/kubelet.log").read_text().splitlines()
+        return [line for line in lines if mark in line]
+
+    # A pod runs from its first init container on.
+    pid = wait_for(f"the worker of {name_of(pod)}", started)[-1].split(" pid ")[1].split()[0]
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.kill(int(child), 9)
 
