@@ -146,7 +146,11 @@ def test_json_and_short_floats_are_taken() -> None:
         ),
         ("match: features.1,", "match: [],", "optimizer.groups[0].match: "),
         ("match: features.1,", "match: 3,", "optimizer.groups[0].match: "),
-        ("  lr: 1.0e-3", "  lr: 1.0e-3\n  lr: 2.0e-3", 'line 14: found duplicate key "lr"'),
+        (
+            "  lr: 1.0e-3",
+            "  lr: 1.0e-3\n  lr: 2.0e-3",
+            'line 14: the key "lr" was given before; remove one of the two',
+        ),
         ("train: {epochs", "train: [epochs", "line 20: "),
     ],
 )

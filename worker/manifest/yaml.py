@@ -1,5 +1,6 @@
 """YAML 1.2 or JSON text as plain data, in bounded time and memory."""
 
+import re
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -17,6 +18,7 @@ from worker.errors import first_line
 MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 50
+_DUPLICATE = re.compile(r'found duplicate key "(.*?)" with value .*')
 
 
 def parse_yaml(text: str) -> Any:
@@ -31,6 +33,8 @@ def parse_yaml(text: str) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = str(error.problem or error).splitlines()[0]
+        # The values that it quotes are not those of the text.
+        problem = _DUPLICATE.sub(r'the key "\1" was given before; remove one of the two', problem)
         raise ValueError(f"line {line}: {problem}") from None
     except (YAMLError, TypeError, ValueError, RecursionError, LookupError) as error:
         raise ValueError(first_line(error)) from None
