@@ -73,7 +73,7 @@ def _require_plain(name: str, value: str) -> None:
         where = "ends" if value == value.lstrip() else "begins"
         what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'blank'}"
     raise ConfigurationError(
-        f"{name}: {what}; set it again without{_ECHO if 'line break' in what else ''}"
+        f"{name}: {what}; set it again without it{_ECHO if 'line break' in what else ''}"
     )
 
 
