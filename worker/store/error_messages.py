@@ -108,7 +108,8 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
             "host to NO_PROXY"
         )
     if is_transient(error):
-        return InfrastructureError(f"{uri}: the store answers {status} {code}")
+        name = "" if code == str(status) else f" {code}"  # a gateway's answer has none
+        return InfrastructureError(f"{uri}: the store answers {status}{name}")
     if status == 404 and code != "NoSuchBucket":
         return ObjectMissing(f"{uri}: no such object")
     return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
