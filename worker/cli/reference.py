@@ -59,7 +59,7 @@ def schema(markdown: bool) -> None:
 def demo(keep: Path | None) -> None:
     """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
 
-    Needs the packages moto[server] and scikit-learn, but no network and no GPU; takes less than two
+    Needs the packages moto[server] and scikit-learn, but no network and no GPU; takes about two
     minutes on 2 cores.
     """
     try:
