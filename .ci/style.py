@@ -5,7 +5,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,23 +34,15 @@ _PHRASES = {
 }
 _PHRASE = re.compile(rf"\b({'|'.join(_PHRASES)})\b", re.IGNORECASE)
 _MAX_PROSE = 120
+_CHECKED = ("worker/**/*.py", "bench/**/*.py", "docs/*.md", "*.md")
 
 
 def main(names: list[str]) -> int:
     """Print every finding; returns 1 if there is one."""
-    listed = (
-        names
-        or subprocess.run(
-            ["git", "ls-files", "worker", "bench", "*.md"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        ).stdout.split()
-    )
-    found = [
-        line for name in sorted(listed) if (ROOT / name).exists() for line in _check(ROOT / name)
+    paths = [ROOT / name for name in names] or [
+        path for pattern in _CHECKED for path in sorted(ROOT.glob(pattern))
     ]
+    found = [line for path in paths for line in _check(path)]
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0
 
