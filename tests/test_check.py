@@ -89,6 +89,7 @@ def test_settings_of_the_place_are_checked_and_change_nothing(
     ended = run("check", write(job))
     assert rows(ended.out)["scratch"][0] == "warn"
     assert rows(ended.out)["environment"][0] == "FAIL"
+    assert "1 of 18 fail" in ended.out, "the cause once, not in every row that it is read for"
     assert ended.code == 78
 
 

@@ -106,7 +106,7 @@ def unknown_variables() -> list[str]:
     """
     strange = [name for name in os.environ if name.startswith("WORKER_") and name not in VARIABLES]
     # Kubernetes sets such variables for a Service that is called `worker`.
-    strange = [name for name in strange if not re.search("_(SERVICE|PORT)_|_SERVICE", name)]
+    strange = [name for name in strange if not re.search("_SERVICE|_PORT_", name)]
     pairs = [
         (name, difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)) for name in strange
     ]

@@ -1,4 +1,7 @@
-"""The command line, by the kind of what a command is about."""
+"""The command line, and the edge at which its errors become exit codes.
+
+Commands import what they need when they run: neither `--help` nor a stop signal waits for torch.
+"""
 
 from worker.cli import datasets, objects, reference, runs, training
 from worker.cli.group import main

@@ -61,7 +61,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
     board, own = SharedOutcome(), os.getpid()
-    leads = _leads(place)
+    leads = place.leads
 
     def report_exit(code: int) -> None:
         # A rank that was forked leaves it to its parent, which outlives it.
@@ -90,11 +90,12 @@ def _train(
     report_exit: Callable[[int], None],
 ) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
+    check_environment()
     check_place(manifest, gpus)
     job = open_job(manifest)
     require_same_experiment(job)
     if job.done:
-        if _leads(place):
+        if place.leads:
             # A result of more epochs may have been cut short while it was copied over it.
             settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
@@ -102,7 +103,7 @@ def _train(
             changes = "; ".join(map(str, job.changes))
             log.warning("changed since, without effect: %s", changes)
         return 0
-    if not isinstance(place, Rank) or place.rank == 0:  # which broadcasts them
+    if not isinstance(place, Rank) or place.leads:  # which broadcasts them
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
@@ -112,11 +113,6 @@ def _train(
         stop.has_begun = True
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
-
-
-def _leads(place: Rank | Spawn) -> bool:
-    """Return whether rank 0 runs, or will run, on this node."""
-    return place.rank == 0 if isinstance(place, Rank) else place.node_rank == 0
 
 
 def find_rates(
@@ -133,6 +129,7 @@ def find_rates(
     Raises `WorkerError` for what is wrong with the manifest or ends the sweep.
     """
     gpus = _settle()
+    check_environment()
     check_place(manifest, gpus)
     base = manifest.optimizer.lr
     low, high = low or base * _LOW, high or base * _HIGH
@@ -161,7 +158,6 @@ def find_rates(
 
 def check_place(manifest: Manifest, gpus: int) -> None:
     """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
-    check_environment()
     check_decoding(manifest.data, gpus)
     check_exports(manifest.final)
     if manifest.train.compile:

@@ -34,6 +34,11 @@ class Spawn:
     def world_size(self) -> int:
         return self.nodes * self.local_world_size
 
+    @property
+    def leads(self) -> bool:
+        """Whether rank 0 is among those that this process starts."""
+        return self.node_rank == 0
+
     def ranks(self) -> list[Rank]:
         """The ranks to start here."""
         first = self.node_rank * self.local_world_size
@@ -75,9 +80,7 @@ def detect(
         return _slurm(env, per_node, nproc)
     if "JOB_COMPLETION_INDEX" in env:
         return _indexed_job(env, per_node, own_name)
-    return Spawn(
-        node_rank=0, nodes=1, local_world_size=per_node, master_addr="localhost", master_port=_PORT
-    )
+    return _one_node(per_node)
 
 
 def first_host(nodelist: str) -> str:
@@ -100,6 +103,13 @@ def require_divisible(batch_size: int, world_size: int) -> None:
             f"train.batch_size: {batch_size} is not a multiple of the {world_size} ranks; "
             f"start {_any_of(near)} ranks or change the batch"
         )
+
+
+def _one_node(per_node: int) -> Spawn:
+    """Return the start of all ranks of a job on this machine."""
+    return Spawn(
+        node_rank=0, nodes=1, local_world_size=per_node, master_addr="localhost", master_port=_PORT
+    )
 
 
 def _any_of(numbers: list[int]) -> str:
@@ -137,13 +147,7 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
         per_node = _integer(env, "PET_NPROC_PER_NODE", least=1)
     nodes = _integer(env, "PET_NNODES", least=1)
     if nodes == 1:
-        return Spawn(
-            node_rank=0,
-            nodes=1,
-            local_world_size=per_node,
-            master_addr="localhost",
-            master_port=_PORT,
-        )
+        return _one_node(per_node)
     port = _port(env, "PET_MASTER_PORT", str(_PORT))
     node = _integer(env, "PET_NODE_RANK")
     _require_below("PET_NODE_RANK", node, "PET_NNODES", nodes)
@@ -166,13 +170,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     in_step = "SLURM_STEP_ID" in env
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
     if tasks == 1:
-        return Spawn(
-            node_rank=0,
-            nodes=1,
-            local_world_size=per_node,
-            master_addr="localhost",
-            master_port=_PORT,
-        )
+        return _one_node(per_node)
     if not in_step:
         raise ConfigurationError(
             f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
@@ -237,13 +235,7 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
             "set it to the Job's completions"
         )
     if nodes == 1:
-        return Spawn(
-            node_rank=0,
-            nodes=1,
-            local_world_size=per_node,
-            master_addr="localhost",
-            master_port=_PORT,
-        )
+        return _one_node(per_node)
     named = bool(env.get("MASTER_ADDR"))
     address = _host(env, "MASTER_ADDR") if named else _first_pod(own_name(), index)
     return Spawn(

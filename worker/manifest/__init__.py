@@ -1,4 +1,9 @@
-"""The job manifest: sections, defaults and what is wrong with one."""
+"""The job manifest: sections, defaults and what is wrong with one.
+
+Strict: unknown keys and wrong types are refused, and every complaint names the field's path and
+the remedy. What depends on the place (endpoint, credentials, ranks, scratch) is environment and
+has no key here.
+"""
 
 from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle
 from worker.manifest.job import Checkpoint, Final, Manifest, Record
