@@ -22,7 +22,7 @@ from worker.data.mixup import Blend
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn
+from worker.launch.topology import one_node
 from worker.learn import evaluation as evaluation_module
 from worker.learn import training_step as engine_module
 from worker.learn.evaluation import evaluate
@@ -122,13 +122,7 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
 
     assert (
         run_ranks(
-            Spawn(
-                node_rank=0,
-                nodes=1,
-                local_world_size=world_size,
-                master_addr="localhost",
-                master_port=0,
-            ),
+            one_node(world_size),
             run,
             StopFlag(),
         )
@@ -216,7 +210,7 @@ def train_on_one_image() -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=1, master_addr="localhost", master_port=0),
+            one_node(1),
             run,
             StopFlag(),
         )
@@ -291,13 +285,7 @@ def release(world_size: int, folder: Path) -> None:
 
     assert (
         run_ranks(
-            Spawn(
-                node_rank=0,
-                nodes=1,
-                local_world_size=world_size,
-                master_addr="localhost",
-                master_port=0,
-            ),
+            one_node(world_size),
             run,
             StopFlag(),
         )
@@ -639,7 +627,7 @@ def compiled_graphs(folder: Path, tries_memory: bool) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=2, master_addr="localhost", master_port=0),
+            one_node(2),
             run,
             StopFlag(),
         )

@@ -21,7 +21,7 @@ from worker.errors import (
 )
 from worker.forks import STOP_SIGNALS
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn, detect, first_host, require_divisible
+from worker.launch.topology import Spawn, detect, first_host, one_node, require_divisible
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 
@@ -503,9 +503,7 @@ def test_signals_reach_every_rank() -> None:
     try:
         assert (
             run_ranks(
-                Spawn(
-                    node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0
-                ),
+                one_node(3),
                 run,
                 stop,
             )

@@ -16,7 +16,7 @@ from tests.learners import ALONE, everything, manifest_of
 from worker.data.epoch_plan import split
 from worker.data.loader import Batch
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn
+from worker.launch.topology import one_node
 from worker.learn.loss import Criterion
 from worker.learn.micro_batches import Passes
 from worker.learn.training_step import Engine
@@ -97,13 +97,7 @@ def train(world_size: int, count: int, micro_batch: int | None, folder: Path) ->
 
     assert (
         run_ranks(
-            Spawn(
-                node_rank=0,
-                nodes=1,
-                local_world_size=world_size,
-                master_addr="localhost",
-                master_port=0,
-            ),
+            one_node(world_size),
             run,
             StopFlag(),
         )

@@ -20,7 +20,7 @@ from tests.conftest import Run, in_fresh_process
 from tests.sabotage import killed_while_others_are_in_native_code, killed_while_reading
 from worker.errors import ConfigurationError, DataError, InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn
+from worker.launch.topology import one_node
 from worker.ranks import gpu_faults as cuda
 from worker.ranks import network_interface as interface
 from worker.ranks import process_group as distributed
@@ -167,7 +167,7 @@ def stuck_beside_a_lost_rank(folder: Path) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=4, master_addr="localhost", master_port=0),
+            one_node(4),
             run,
             StopFlag(),
         )
@@ -213,7 +213,7 @@ def end_together(folder: Path) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            one_node(3),
             run,
             StopFlag(),
         )
@@ -238,7 +238,7 @@ def idle_for_long(folder: Path) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=2, master_addr="localhost", master_port=0),
+            one_node(2),
             run,
             StopFlag(),
         )

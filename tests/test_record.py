@@ -24,7 +24,7 @@ from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_in
 from worker.data.sample_keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn
+from worker.launch.topology import one_node
 from worker.layout import progress_name
 from worker.learn.worst_images import MAX_KEPT, Mistake, Worst, gather_worst
 from worker.plots import Chart, Line, draw
@@ -216,7 +216,7 @@ def gather_mistakes(uri: str, folder: Path) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            one_node(3),
             run,
             StopFlag(),
         )

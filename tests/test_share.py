@@ -20,7 +20,7 @@ from worker.checkpoint import commit
 from worker.checkpoint.commit import CommitName, publish_commit, read_commit, write_parts
 from worker.checkpoint.tensor_files import read_tensors, stream_bytes, stream_tensors
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn
+from worker.launch.topology import one_node
 from worker.model.learner import Learner, build_learner
 from worker.ranks.process_group import process_group
 from worker.ranks.rank import Rank
@@ -62,7 +62,7 @@ def share(folder: Path, name: str) -> None:
 
     assert (
         run_ranks(
-            Spawn(node_rank=0, nodes=1, local_world_size=3, master_addr="localhost", master_port=0),
+            one_node(3),
             run,
             StopFlag(),
         )

@@ -7,7 +7,6 @@ the shard is.
 """
 
 import codecs
-import contextlib
 import hashlib
 import io
 import json
@@ -197,9 +196,13 @@ def read_index(address: Address) -> Index:
 def _index_below(store: Store) -> str | None:
     """Return the address of the index of a split, if the address names the folder above it."""
     for split in _USUAL_SPLITS:
-        with contextlib.suppress(WorkerError):  # a hint is no reason for another failure
+        try:
             store.get(f"{split}/{INDEX_NAME}", 0, 1)
-            return f"{store.uri}{split}/{INDEX_NAME}"
+        except ObjectMissing:
+            continue
+        except WorkerError:  # a hint is no reason for another failure, nor for waiting
+            return None
+        return f"{store.uri}{split}/{INDEX_NAME}"
     return None
 
 

@@ -20,7 +20,7 @@ class Header:
 
 
 def read_header(data: memoryview) -> Header | None:
-    """Return the header of a JPEG; None where it is anything out of the ordinary.
+    """Return the header of a JPEG; None if it is out of the ordinary.
 
     Costs microseconds, where a search through the whole image costs a good part of its decoding.
     """

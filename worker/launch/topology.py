@@ -80,7 +80,7 @@ def detect(
         return _slurm(env, per_node, nproc)
     if "JOB_COMPLETION_INDEX" in env:
         return _indexed_job(env, per_node, own_name)
-    return _one_node(per_node)
+    return one_node(per_node)
 
 
 def first_host(nodelist: str) -> str:
@@ -105,7 +105,7 @@ def require_divisible(batch_size: int, world_size: int) -> None:
         )
 
 
-def _one_node(per_node: int) -> Spawn:
+def one_node(per_node: int) -> Spawn:
     """Return the start of all ranks of a job on this machine."""
     return Spawn(
         node_rank=0, nodes=1, local_world_size=per_node, master_addr="localhost", master_port=_PORT
@@ -147,7 +147,7 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
         per_node = _integer(env, "PET_NPROC_PER_NODE", least=1)
     nodes = _integer(env, "PET_NNODES", least=1)
     if nodes == 1:
-        return _one_node(per_node)
+        return one_node(per_node)
     port = _port(env, "PET_MASTER_PORT", str(_PORT))
     node = _integer(env, "PET_NODE_RANK")
     _require_below("PET_NODE_RANK", node, "PET_NNODES", nodes)
@@ -170,7 +170,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     in_step = "SLURM_STEP_ID" in env
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
     if tasks == 1:
-        return _one_node(per_node)
+        return one_node(per_node)
     if not in_step:
         raise ConfigurationError(
             f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
@@ -235,7 +235,7 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
             "set it to the Job's completions"
         )
     if nodes == 1:
-        return _one_node(per_node)
+        return one_node(per_node)
     named = bool(env.get("MASTER_ADDR"))
     address = _host(env, "MASTER_ADDR") if named else _first_pod(own_name(), index)
     return Spawn(
