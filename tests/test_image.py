@@ -282,6 +282,7 @@ def test_the_scans_of_a_progressive_jpeg_are_counted() -> None:
     assert count_scans(data) == bytes(data).count(b"\xff\xda") > 5
 
 
+@examples(300)  # without a deadline, which a busy machine misses
 @given(st.binary(max_size=80), st.integers(0, 700), st.integers(0, 255), st.booleans())
 def test_orientation_is_what_pillow_finds_whatever_the_segments(
     segment: bytes, place: int, value: int, turned: bool
