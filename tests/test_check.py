@@ -78,6 +78,7 @@ def test_settings_of_the_place_are_checked_and_change_nothing(
     monkeypatch.setenv("WORKER_SCRACH", "/tmp")
     monkeypatch.setenv("WORKER_SERVICE_PORT", "80")  # of a Service that is called `worker`
     monkeypatch.setenv("WORKER_SCRATCH", f"{tmp_path}/none/yet")
+    monkeypatch.setenv("WORKER_SCRATCH_GIB", "1")  # the machine of the tests may have no more
     table = rows(run("check", write(job)).out)
     wrong = "WORKER_SCRACH is not known; did you mean WORKER_SCRATCH?"
     assert table["environment"] == ("warn", wrong)
