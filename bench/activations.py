@@ -12,7 +12,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from tests.learners import batch_of, engine_of, learner_of, manifest_of
+from bench.learners import batch_of, engine_of, learner_of, manifest_of
 from worker.model.backbone import build_backbone
 
 _MODELS = ("resnet50", "efficientnet_b0", "vit_b_16")

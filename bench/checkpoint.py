@@ -27,9 +27,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from bench.learners import batch_of, engine_of, learner_of, manifest_of
 from bench.server import serve_sink
-from tests.learners import batch_of, engine_of, learner_of, manifest_of
-from tests.servers import free_port, start_minio, wait_for
+from bench.servers import free_port, start_minio, wait_for
 from worker.checkpoint.background_thread import Background
 from worker.checkpoint.claim import claim_attempt
 from worker.checkpoint.commit import CommitName, publish_commit

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.learners import batch_of, engine_of, learner_of, manifest_of
+from bench.learners import batch_of, engine_of, learner_of, manifest_of
 from worker.memory import configure_memory
 from worker.model.backbone import build_backbone
 

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from tests.learners import ALONE
+from bench.learners import ALONE
 from worker.record.sample_ledger import Recorder
 from worker.store import open_store
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from moto.server import ThreadedMotoServer
 
 from bench.checkpoint import set_environment
-from tests.learners import CPU
+from bench.learners import CPU
 from worker.checkpoint.claim import claim_attempt
 from worker.checkpoint.cleanup import clean
 from worker.checkpoint.commit import (

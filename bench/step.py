@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 
-from tests.learners import ALONE, CPU, Waits, batch_of, everything, manifest_of
+from bench.learners import ALONE, CPU, Waits, batch_of, everything, manifest_of
 from worker.data.preprocessing import Preprocessing
 from worker.learn.loss import Criterion
 from worker.learn.training_step import Engine

@@ -1,16 +1,9 @@
-"""An S3 server, small data sets, and `worker` processes that start from one preloaded server."""
+"""An S3 server, small data sets, and `worker` commands in processes of their own."""
 
 import inspect
-import json
 import logging
-import multiprocessing
 import os
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +13,18 @@ import torch.distributed as dist
 from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
-import tests.examples  # noqa: F401 -- the profile of `make quick`
-from tests.docker import Docker, start_docker
-from tests.pictures import write_pictures
-from tests.servers import REAL
+import tests.support.examples  # noqa: F401 -- the profile of `make quick`
+from bench.servers import REAL
+from tests.support.docker import Docker, start_docker
+from tests.support.pictures import write_pictures
+from tests.support.processes import Run, Running, Sabotage, Start
+from tests.support.stores import contents
 from worker.data.image_folder import find_splits
-from worker.data.index import Index, parse_address, read_index
 from worker.data.pack_images import write_split
-from worker.data.read_cache import Cache
-from worker.data.reader import SampleReader
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
 SHARED = Path(__file__).parents[2] / "shared"
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.record.ledger_audit"])
 
 
 _LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}
@@ -156,86 +146,6 @@ def docker(engine: Docker) -> Iterator[Docker]:
     engine.clean()
 
 
-@dataclass
-class Ended:
-    """How a `worker` command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """The JSON log lines."""
-        return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
-
-
-Sabotage = Callable[[], None] | None
-"""Called in the process before its command, to have something fail in it; must be picklable."""
-
-
-class Running:
-    """A `worker` command in a process of its own."""
-
-    def __init__(self, arguments: tuple[str, ...], folder: Path, sabotage: Sabotage) -> None:
-        self._out, self._err = folder / "out.txt", folder / "err.txt"
-        self._process: ForkServerProcess = _CONTEXT.Process(
-            target=_run_command,
-            args=(arguments, dict(os.environ), str(self._out), str(self._err), sabotage),
-        )
-        self._process.start()
-        assert self._process.pid
-        self.pid = self._process.pid
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process, if it still runs."""
-        if self._process.is_alive():
-            os.kill(self.pid, number)
-
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Wait until the log holds `text`."""
-        deadline = time.monotonic() + seconds
-        while text not in self._read(self._err):
-            assert self._process.is_alive(), f"ended without {text!r}: {self._read(self._err)}"
-            assert time.monotonic() < deadline, f"no {text!r} in {self._read(self._err)}"
-            time.sleep(0.02)
-
-    def wait(self, seconds: float = 120) -> Ended:
-        """Wait for the end."""
-        self._process.join(seconds)
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join()
-            pytest.fail(f"still running after {seconds} s: {self._read(self._err)}")
-        return Ended(self._process.exitcode, self._read(self._out), self._read(self._err))
-
-    @staticmethod
-    def _read(path: Path) -> str:
-        return path.read_text() if path.exists() else ""
-
-
-def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
-    """Call a function in a process that may fork ranks, as pytest's own may not once it used torch."""
-    # The server that forks it has the environment of the test that was the first to need it.
-    process = _CONTEXT.Process(target=_in_environment, args=(dict(os.environ), function, arguments))
-    process.start()
-    process.join(120)
-    process.kill()
-    assert process.exitcode == 0
-
-
-def _in_environment(
-    env: dict[str, str], function: Callable[..., None], arguments: tuple[object, ...]
-) -> None:
-    os.environ.clear()
-    os.environ |= env
-    function(*arguments)
-
-
-Start = Callable[..., Running]
-Run = Callable[..., Ended]
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `worker ARGUMENTS` in a process forked from one that has torch imported."""
@@ -256,24 +166,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def run(start: Start) -> Run:
     """Runs `worker ARGUMENTS` to its end."""
     return lambda *arguments, **more: start(*arguments, **more).wait()
-
-
-def _run_command(
-    arguments: tuple[str, ...], env: dict[str, str], out: str, err: str, sabotage: Sabotage
-) -> None:
-    """Become `worker ARGUMENTS` with its own environment and output files."""
-    for number, path in ((1, out), (2, err)):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, number)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    os.environ.clear()
-    os.environ |= env
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored, if tests run under it
-    from worker.cli import main
-
-    if sabotage:
-        sabotage()
-    main(["--log-format", "json", *arguments], prog_name="worker")
 
 
 @pytest.fixture(scope="session")
@@ -319,40 +211,6 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
         return str(path)
 
     return save
-
-
-def keys(store: Store) -> list[str]:
-    """All object names of a store."""
-    return [info.key for info in store.list()]
-
-
-def unfinish(store: Store) -> None:
-    """Take back that a job is done, as if it had never published its result."""
-    for key in keys(store):
-        if key == "done.json" or key.startswith("publications/"):
-            store.delete(key)
-
-
-def contents(store: Store) -> dict[str, bytes]:
-    """All objects of a store."""
-    return {key: store.get(key) for key in keys(store)}
-
-
-def open_index(uri: str) -> Index:
-    """The index of a data set."""
-    return read_index(parse_address(uri))
-
-
-def open_reader(uri: str) -> SampleReader:
-    """A reader of a data set with a cache of its own."""
-    address = parse_address(uri)
-    return SampleReader(address.store, read_index(address), Cache(64 << 20))
-
-
-def labels_of(uri: str) -> list[int]:
-    """The labels of a data set, by sample id."""
-    reader = open_reader(uri)
-    return [reader.read(number).label for number in range(open_index(uri).samples)]
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import Run
-from tests.sabotage import note_recomputing
+from tests.support.processes import Run
+from tests.support.sabotage import note_recomputing
 from worker.model.activation_checkpointing import _blocks, checkpoint_activations
 from worker.model.backbone import build_backbone, logits_of
 

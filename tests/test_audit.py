@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import keys
-from tests.examples import examples
-from tests.learners import ALONE
+from bench.learners import ALONE
+from tests.support.examples import examples
+from tests.support.stores import keys
 from worker.data.epoch_plan import EpochPlan
 from worker.record import sample_ledger as record
 from worker.record.ledger_audit import Piece, audit_epochs, read_ledger, surviving_rows

@@ -10,7 +10,8 @@ import xxhash
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from tests.learners import batch_of, engine_of, learner_of, manifest_of, snapshot_of
+from bench.learners import batch_of, engine_of, learner_of, manifest_of
+from tests.support.snapshots import snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.errors import ConfigurationError
 from worker.model.backbone import build_backbone, layout_of, preprocessing_of

@@ -4,7 +4,6 @@ import io
 import json
 import signal
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Run, Start, contents, keys, open_index
-from tests.pictures import write_pictures
-from tests.servers import free_port
+from bench.servers import free_port
+from tests.support.pictures import write_pictures
+from tests.support.processes import Job, Run, Start, Write
+from tests.support.stores import contents, keys, open_index
 from worker.data.image_folder import find_splits
 from worker.data.index import decode_sidecar
 from worker.data.pack_images import write_split
 from worker.learn.confusion import by_class
 from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store
-
-Write = Callable[[dict[str, Any]], str]
-Job = dict[str, Any]
 
 
 def flip_a_bit(store: Store, shard: int = 1, sample: int = 2) -> tuple[str, bytes]:

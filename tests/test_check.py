@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run, keys
-from tests.proxy import Request, proxy
+from tests.support.processes import Run, Write
+from tests.support.proxy import Request, proxy
+from tests.support.stores import keys
 from worker.check.table import Table
 from worker.store import open_store
-
-Write = Callable[[dict[str, Any]], str]
 
 
 def rows(out: str) -> dict[str, tuple[str, str]]:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.conftest import keys
-from tests.learners import CPU, everything, manifest_of, rate_group, snapshot_of
+from bench.learners import CPU, everything, manifest_of, rate_group
+from tests.support.snapshots import snapshot_of
+from tests.support.stores import keys
 from worker.checkpoint import retention
 from worker.checkpoint.claim import attempt_numbers, claim_attempt, ensure_newest
 from worker.checkpoint.cleanup import clean

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ import torch
 from ruamel.yaml import YAML
 from torchvision.models import get_model as build_model
 
-from tests.conftest import Run, keys
+from tests.support.processes import Run, Write
+from tests.support.stores import keys
 from worker.store import open_store
-
-Write = Callable[[dict[str, Any]], str]
 
 
 def test_help_names_every_command_and_exit_code(run: Run) -> None:

@@ -10,18 +10,16 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Run
+from tests.support.processes import Job, Run, Write
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import open_store
 
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 PATIENCE_SECONDS = 20.0
 
 # Where: module, function, and which of the calls that it is asked for.

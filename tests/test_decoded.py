@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Run, open_index
-from tests.sabotage import keep_small_images
+from tests.support.processes import Run
+from tests.support.sabotage import keep_small_images
+from tests.support.stores import open_index
 from worker.data import loader as loader_module
 from worker.data.augment import Augmentation
 from worker.data.decode_image import ImageSpec

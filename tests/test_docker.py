@@ -12,8 +12,8 @@ import boto3
 import pytest
 from ruamel.yaml import YAML
 
-from tests.docker import CONTAINED, MINIO, ROOT, WORKER, Docker
-from tests.servers import wait_until
+from bench.servers import wait_until
+from tests.support.docker import CONTAINED, MINIO, ROOT, WORKER, Docker
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench.reference import run as run_reference
-from tests.conftest import SHARED, Run, Start
+from tests.conftest import SHARED
+from tests.support.processes import Run, Start
 from worker.store import open_store
 
 WEIGHTS = SHARED / "weights" / "efficientnet_b0_from_lite0.safetensors"

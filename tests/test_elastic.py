@@ -8,7 +8,6 @@ import signal
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Run, Start, in_fresh_process, keys
+from tests.support.processes import Run, Start, Write, in_fresh_process
+from tests.support.stores import keys
 from tests.test_train import global_batches
 from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.index_tars import find_tars, index_tars
@@ -24,8 +24,6 @@ from worker.store import Store, open_store
 
 IMAGES, EPOCHS, BATCH = 4000, 3, 48
 STEPS = -(-IMAGES // BATCH)
-
-Write = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture(scope="module")

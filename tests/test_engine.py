@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from tests.conftest import in_fresh_process
-from tests.learners import ALONE, Waits, manifest_of, rate_group, snapshot_of
+from bench.learners import ALONE, Waits, manifest_of, rate_group
+from tests.support.processes import in_fresh_process
+from tests.support.snapshots import snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.data.epoch_plan import split
 from worker.data.loader import Batch

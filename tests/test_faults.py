@@ -3,18 +3,16 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.conftest import Run, Start, contents, unfinish
-from tests.proxy import FAULTS, Proxy, Request, proxy
+from tests.support.processes import Job, Run, Start, Write
+from tests.support.proxy import FAULTS, Proxy, Request, proxy
+from tests.support.stores import contents, unfinish
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import Store, open_store
-
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 
 
 @pytest.fixture

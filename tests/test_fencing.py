@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run, Start, contents
-from tests.sabotage import pause_in_export
-from tests.test_crash import Job, Write
+from tests.support.processes import Job, Run, Start, Write
+from tests.support.sabotage import pause_in_export
+from tests.support.stores import contents
 from worker.store import Store, open_store
 
 PAUSE_ROUNDS, OUTPUT_ROUNDS = 30, 30

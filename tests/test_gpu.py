@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from tests.conftest import open_reader
+from tests.support.stores import open_reader
 from worker.data import decode_on_gpu as gpu
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import Ids

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from tests.conftest import open_index
-from tests.examples import examples
+from tests.support.examples import examples
+from tests.support.stores import open_index
 from worker.cli import main
 from worker.data.decode_image import ImageSpec, decode, orientation
 from worker.data.jpeg_header import count_scans, read_header

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import Run, contents, keys, labels_of, open_index, open_reader
-from tests.examples import examples
+from tests.support.examples import examples
+from tests.support.processes import Run
+from tests.support.stores import contents, keys, labels_of, open_index, open_reader
 from worker.data import shard_scan as shard_module
 from worker.data import tar_members as tar_module
 from worker.data.shard_scan import scan_shard

@@ -15,8 +15,8 @@ import kubeflow_trainer_api.models as kubeflow
 import kubernetes_validate
 import pytest
 
-from tests.docker import CONTAINED, MINIO, ROOT, WORKER, Docker
-from tests.manifests import (
+from tests.support.docker import CONTAINED, MINIO, ROOT, WORKER, Docker
+from tests.support.manifests import (
     EXAMPLES,
     FATAL,
     STOPPED,

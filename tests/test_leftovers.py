@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.conftest import in_fresh_process
-from tests.learners import ALONE, everything, manifest_of
+from bench.learners import ALONE, everything, manifest_of
+from tests.support.processes import in_fresh_process
 from worker.data.epoch_plan import split
 from worker.data.loader import Batch
 from worker.launch.spawn import run_ranks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import open_index, open_reader
+from tests.support.stores import open_index, open_reader
 from worker.data.augment import Augmentation
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import EpochPlan, Ids

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.servers import free_port
+from bench.servers import free_port
 from worker.errors import ExitCode
 from worker.metrics.docs_table import describe_metrics
 from worker.metrics.exporters import announce, exported

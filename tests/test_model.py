@@ -18,13 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from tests.learners import (
-    batch_of,
-    engine_of,
-    everything,
-    learner_of,
-    manifest_of,
-)
+from bench.learners import batch_of, engine_of, everything, learner_of, manifest_of
 from worker.errors import ConfigurationError
 from worker.manifest import Schedule, Span
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of

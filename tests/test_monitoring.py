@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import generate_latest
 from ruamel.yaml import YAML
 
-from tests.conftest import Start
-from tests.monitoring import (
+from bench.servers import free_port, wait_until
+from tests.support.monitoring import (
     MONITORING,
     Prometheus,
     dashboard_queries,
@@ -22,7 +22,7 @@ from tests.monitoring import (
     start_prometheus,
     start_pushgateway,
 )
-from tests.servers import free_port, wait_until
+from tests.support.processes import Start
 from worker.checkpoint.commit import list_commits
 from worker.metrics.run_outcome import Outcome
 from worker.store import open_store

@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.conftest import Run, in_fresh_process
-from tests.sabotage import killed_while_others_are_in_native_code, killed_while_reading
+from tests.support.processes import Run, in_fresh_process
+from tests.support.sabotage import killed_while_others_are_in_native_code, killed_while_reading
 from worker.errors import ConfigurationError, DataError, InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import one_node

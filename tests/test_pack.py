@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import Run, contents, keys, labels_of, open_index
-from tests.pictures import write_pictures
+from tests.support.pictures import write_pictures
+from tests.support.processes import Run
+from tests.support.stores import contents, keys, labels_of, open_index
 from worker.data.image_folder import ImageFile, find_splits
 from worker.data.pack_images import plan_shards, write_split
 from worker.errors import ConfigurationError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.examples import examples
+from tests.support.examples import examples
 from worker.data.epoch_plan import EpochPlan, Ids, default_lanes, keyed_hash, keyed_uniform, split
 
 

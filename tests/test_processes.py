@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Run, Start, in_fresh_process, open_index, open_reader
+from tests.support.processes import Run, Start, in_fresh_process
+from tests.support.stores import open_index, open_reader
 from worker.data.augment import Augmentation
 from worker.data.batch_requests import Request, Work
 from worker.data.decode_image import ImageSpec
@@ -301,7 +302,7 @@ def count_requests(uri: str) -> None:
 
 
 def test_what_processes_ask_of_the_store_is_counted(dataset: Path, bucket: str) -> None:
-    from tests.conftest import contents
+    from tests.support.stores import contents
     from worker.store import open_store
 
     store = open_store(f"{bucket}/train/")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from tests.conftest import in_fresh_process, open_index, open_reader
+from tests.support.processes import in_fresh_process
+from tests.support.stores import open_index, open_reader
 from worker.data.epoch_plan import EpochPlan
 from worker.data.index import (
     SIDECAR_DTYPE,

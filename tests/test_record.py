@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import Run, Start, contents, in_fresh_process, keys, open_index
+from tests.support.processes import Job, Run, Start, Write, in_fresh_process
+from tests.support.stores import contents, keys, open_index
 from worker.data.sample_keys import SampleNames
 from worker.errors import InfrastructureError, StopRequested
 from worker.launch.spawn import run_ranks
@@ -41,9 +41,6 @@ from worker.report.html_page import compare_page, run_page
 from worker.report.read_run import read_run
 from worker.report.status import read_status
 from worker.store import Store, open_store
-
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 
 EVIL = '<script>alert("x")</script>'
 

@@ -4,19 +4,17 @@ import copy
 import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Run, Start, contents
+from tests.support.processes import Job, Run, Start, Write
+from tests.support.stores import contents
 from worker.checkpoint.commit import list_commits
 from worker.report.history import AttemptHistory, stitched
 from worker.store import Store, open_store
 
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 RELEASE = 4  # of ten steps; then a block more each step
 
 

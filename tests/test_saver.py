@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import in_fresh_process
-from tests.learners import CPU, batch_of, engine_of, learner_of, manifest_of
+from bench.learners import CPU, batch_of, engine_of, learner_of, manifest_of
+from tests.support.processes import in_fresh_process
 from worker.checkpoint.commit import CommitName, publish_commit, read_commit
 from worker.checkpoint.host_copy import HostCopy
 from worker.checkpoint.saver_process import Saver

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.search import Actor, Objects, Program, Replayed, Search, Violation, World
+from tests.support.search import Actor, Objects, Program, Replayed, Search, Violation, World
 from worker.checkpoint import claim as attempt
 from worker.checkpoint.claim import Identity, claim_attempt, ensure_newest, read_attempt
 from worker.checkpoint.commit import (

@@ -6,19 +6,18 @@ import os
 import signal
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 
-from tests.conftest import Ended, Run, Start, contents, keys
-from tests.servers import free_port
+from bench.servers import free_port
+from tests.support.processes import Ended, Run, Start, Write
+from tests.support.stores import contents, keys
 from worker.redaction import redacted
 from worker.store import Store, open_store
-
-Write = Callable[[dict[str, Any]], str]
 
 SEED = "planted"  # in every secret
 SECRETS = {

@@ -5,7 +5,6 @@ import json
 import signal
 import socket
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import Run, Start, in_fresh_process
-from tests.learners import everything, manifest_of, snapshot_of
-from tests.sabotage import slow_steps
+from bench.learners import everything, manifest_of
+from tests.support.processes import Run, Start, Write, in_fresh_process
+from tests.support.sabotage import slow_steps
+from tests.support.snapshots import snapshot_of
 from worker.checkpoint import commit
 from worker.checkpoint.commit import CommitName, publish_commit, read_commit, write_parts
 from worker.checkpoint.tensor_files import read_tensors, stream_bytes, stream_tensors
@@ -27,8 +27,6 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.store import open_store
 from worker.train.broadcast_state import share_learner
-
-Write = Callable[[dict[str, Any]], str]
 
 
 def trained_learner(rank: int, name: str) -> Learner:

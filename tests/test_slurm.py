@@ -13,8 +13,8 @@ import boto3
 import pytest
 from ruamel.yaml import YAML
 
-from tests.servers import Server, start_minio, wait_until
-from tests.slurm import Slurm, start_slurm
+from bench.servers import Server, start_minio, wait_until
+from tests.support.slurm import Slurm, start_slurm
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "slurm"

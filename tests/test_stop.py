@@ -9,15 +9,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import sabotage
-from tests.conftest import Run, Start, contents, unfinish
+from tests.support import sabotage
+from tests.support.processes import Job, Run, Start, Write
+from tests.support.stores import contents, unfinish
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.environment import check_environment
 from worker.errors import ConfigurationError
@@ -26,9 +25,6 @@ from worker.metrics.run_labels import Owner
 from worker.metrics.textfile import textfile
 from worker.ranks.stop_signal import StopFlag, budget
 from worker.store import open_store
-
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 
 
 def steps_done(file: Path) -> int:

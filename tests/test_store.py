@@ -14,9 +14,10 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.conftest import keys
-from tests.proxy import Proxy, Request, proxy
-from tests.servers import Server, start_minio, start_rgw
+from bench.servers import Server, start_minio
+from tests.support.ceph import start_rgw
+from tests.support.proxy import Proxy, Request, proxy
+from tests.support.stores import keys
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.store import ObjectMissing, Store, open_store, read_uri
 from worker.store.client import renew_client, s3_client

@@ -21,16 +21,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.conftest import Run
-from tests.proxy import proxy
-from tests.sabotage import killed_while_reading
+from tests.support.processes import Job, Run, Write
+from tests.support.proxy import proxy
+from tests.support.sabotage import killed_while_reading
 from worker.errors import WorkerError
 from worker.launch.topology import detect, require_divisible
 from worker.store import open_store
 from worker.store.client import renew_client, s3_client
 
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 PAGE = Path(__file__).parent.parent / "docs" / "troubleshooting.md"
 
 

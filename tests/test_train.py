@@ -21,8 +21,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.conftest import Ended, Run, Start, keys, open_index, open_reader, unfinish
-from tests.sabotage import two_ranks_per_piece
+from tests.support.processes import Ended, Job, Run, Start, Write
+from tests.support.sabotage import two_ranks_per_piece
+from tests.support.stores import keys, open_index, open_reader, unfinish
 from worker.data.decode_image import ImageSpec, decode
 from worker.data.image_folder import find_splits
 from worker.data.pack_images import write_split
@@ -33,8 +34,6 @@ from worker.model.backbone import build_backbone, preprocessing_of
 from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store
 
-Job = dict[str, Any]
-Write = Callable[[Job], str]
 EPOCHS, STEPS = 2, 5  # 52 samples in batches of 12
 
 

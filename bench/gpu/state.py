@@ -4,7 +4,7 @@ import time
 
 from bench.gpu.section import Result, Setting
 from bench.gpu.tools import ahead, alone, engine_of, noise, plans_of, seconds_per, wait_for
-from tests.learners import manifest_of
+from bench.learners import manifest_of
 from worker.checkpoint.background_thread import Background
 from worker.checkpoint.commit import CommitName
 from worker.checkpoint.saver_process import Saver

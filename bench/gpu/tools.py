@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bench.gpu.section import Setting
-from tests.learners import ALONE, manifest_of
+from bench.learners import ALONE, manifest_of
 from worker.data.loader import Batch
 from worker.learn.loss import Criterion
 from worker.learn.training_step import Engine

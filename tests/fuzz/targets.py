@@ -22,9 +22,10 @@ import xxhash
 from PIL import Image
 from torch import nn
 
+from bench.learners import CPU, everything, manifest_of
 from tests.fuzz.memory import MemoryStore
 from tests.fuzz.mutation import damaged, damaged_json, text_of
-from tests.learners import CPU, everything, manifest_of, snapshot_of
+from tests.support.snapshots import snapshot_of
 from worker.checkpoint.claim import claim_attempt, ensure_newest
 from worker.checkpoint.commit import (
     CommitName,

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tests.conftest import Run, Start
+from tests.support.processes import Run, Start
 from worker.store import Store, open_store
 
 pytestmark = pytest.mark.gpu

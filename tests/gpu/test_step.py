@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.learners import ALONE, CPU, batch_of, everything, manifest_of, snapshot_of
+from bench.learners import ALONE, CPU, batch_of, everything, manifest_of
+from tests.support.snapshots import snapshot_of
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.data.loader import Batch
 from worker.learn.loss import Criterion

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import binary, free_port, note_real, wait_until
+from bench.servers import binary, free_port, note_real, wait_until
 
 NODES = 2
 _START_SECONDS = 60.0

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import binary, note_real
+from bench.servers import binary, note_real
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BASE = "python:3.11-slim-bookworm"
 WORKER, MINIO = "worker:local", "minio:local"
 _CACHE = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))

@@ -14,9 +14,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.servers import binary, free_port, note_real, wait_for
+from bench.servers import binary, free_port, note_real, wait_for
 
-MONITORING = Path(__file__).parents[1] / "k8s/monitoring"
+MONITORING = Path(__file__).parents[2] / "k8s/monitoring"
 STALLED_SECONDS = 8
 _SECONDS = re.compile(r"> 900$", re.MULTILINE)
 

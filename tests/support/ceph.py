@@ -1,86 +1,14 @@
-"""Real servers for the tests; `.ci/servers` puts them on the machine."""
+"""Ceph's S3 server for the tests; `.ci/servers` puts it on the machine."""
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
-
-START_SECONDS = 90.0
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server on loopback: what leads `worker` and boto3 there."""
-
-    endpoint: str
-    environment: dict[str, str]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def binary(name: str) -> str:
-    """Where a server's program is."""
-    cache = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))
-    found = shutil.which(name, path=f"{cache}/bin:{os.environ['PATH']}:/usr/sbin")
-    assert found, f"{name} is not on this machine; run .ci/servers"
-    return found
-
-
-REAL: dict[str, str] = {}
-"""What has run for real in this session, as it names itself; shown at its end."""
-
-
-def note_real(program: str, *arguments: str) -> None:
-    """Note a real component by what it says when called with `arguments`."""
-    done = subprocess.run([binary(program), *arguments], capture_output=True, text=True)
-    REAL[program] = (done.stdout or done.stderr).strip().splitlines()[0]
-
-
-@contextlib.contextmanager
-def start_minio(folder: Path) -> Iterator[Server]:
-    """MinIO over http."""
-    note_real("minio", "--version")
-    port = free_port()
-    secrets = {"MINIO_ROOT_USER": "minio-key", "MINIO_ROOT_PASSWORD": "minio-secret"}
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [
-            binary("nice"),
-            "-n",
-            "19",
-            binary("minio"),
-            "server",
-            "--quiet",
-            "--address",
-            f"127.0.0.1:{port}",
-            folder / "data",
-        ],
-        env={**os.environ, **secrets, "MINIO_BROWSER": "off"},
-        stdout=log,
-        stderr=log,
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/minio/health/live", folder / "log")
-        yield _server(f"http://127.0.0.1:{port}", *secrets.values())
-    finally:
-        process.terminate()
-        process.wait(20)
+from bench.servers import START_SECONDS, Server, binary, free_port, note_real, server_at, wait_for
 
 
 @contextlib.contextmanager
@@ -103,7 +31,7 @@ def start_rgw(folder: Path) -> Iterator[Server]:
     try:
         cluster.start()
         wait_for(f"https://127.0.0.1:{port}/", folder / "log/client.rgw.log", certificate)
-        server = _server(f"https://127.0.0.1:{port}", "rgw-key", "rgw-secret")
+        server = server_at(f"https://127.0.0.1:{port}", "rgw-key", "rgw-secret")
         yield Server(server.endpoint, {**server.environment, "AWS_CA_BUNDLE": str(certificate)})
     finally:
         cluster.stop()
@@ -202,47 +130,3 @@ class _Ceph:
             timeout=START_SECONDS,
         )
         assert done.returncode == 0, f"{name}: {done.stderr[-2000:]}"
-
-
-def wait_until(look: Callable[[], T | None], seconds: float, tell: Callable[[], str]) -> T:
-    """Look until something true is seen, and return it; `tell` says what was seen instead."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"nothing after {seconds} s: {tell()}"
-        time.sleep(0.2)
-
-
-def wait_for(url: str, log: Path, certificate: Path | None = None) -> None:
-    """Wait until a server answers."""
-    import ssl
-
-    context = ssl.create_default_context(cafile=str(certificate)) if certificate else None
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            opener.open(url, timeout=5).close()
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            text = log.read_text()[-2000:] if log.exists() else ""
-            assert time.monotonic() < deadline, f"{url} does not answer: {text}"
-            time.sleep(0.1)
-
-
-def _server(endpoint: str, key: str, secret: str) -> Server:
-    return Server(
-        endpoint,
-        {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "WORKER_STORE_DEADLINE_SECONDS": "20",
-        },
-    )
