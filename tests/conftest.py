@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 import tests.support.examples  # noqa: F401 -- the profile of `make quick`
 from bench.servers import REAL
 from tests.support.docker import Docker, start_docker
+from tests.support.paths import SHARED
 from tests.support.pictures import write_pictures
 from tests.support.processes import Run, Running, Sabotage, Start
 from tests.support.stores import contents
@@ -24,29 +25,28 @@ from worker.data.pack_images import write_split
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 _LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}
 """Fixtures that need a server, or processes of their own."""
+_LONGER_FOLDERS = {"fuzz", "gpu", "jobs", "kube", "learn", "places", "train"}
 _LONGER_FILES = {
-    *("test_activations", "test_architecture", "test_backbones", "test_cli", "test_crash"),
-    *("test_elastic", "test_engine", "test_fuzz", "test_launch", "test_metrics", "test_plan"),
-    *("test_leftovers", "test_model", "test_record", "test_search", "test_share", "test_stop"),
-    "test_symptoms",
+    *("test_activation_checkpointing", "test_catalog", "test_epoch_plan", "test_exporters"),
+    *("test_html_page", "test_optimizer", "test_pretrained_weights", "test_pushgateway"),
+    *("test_scrape_port", "test_skeleton", "test_spawn", "test_tensor_files"),
 }
-"""Files whose tests compute for long, or start processes without a fixture."""
+"""Tests that compute for long, or start processes without a fixture."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need neither a server nor a process, for `make quick`."""
     for item in items:
-        name = Path(item.path).stem
         source = inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
         marks = {mark.name for mark in item.iter_markers()}
         if not (
             _LONGER_THAN_UNIT & set(getattr(item, "fixturenames", ()))
-            or name in _LONGER_FILES
+            or item.path.stem in _LONGER_FILES
+            or item.path.parent.name in _LONGER_FOLDERS
             or marks & {"e2e", "heavy", "kube", "gpu"}
             or "in_fresh_process" in source
             or "subprocess" in source

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support.paths import ROOT
+
 T = TypeVar("T")
 Object = dict[str, Any]
 
-ROOT = Path(__file__).parents[2]
 MACHINE = Path(__file__).parent / "machine"
 PLACE = Path(os.environ.get("WORKER_KUBE", Path.home() / ".cache" / "worker-kube"))
 NAMESPACE = "training"

@@ -28,10 +28,11 @@ from tests.kube.cluster import (
     wait_for,
     worker,
 )
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.kube, pytest.mark.usefixtures("cluster")]
 
-EXAMPLES = sorted(path.name for path in (kube.ROOT / "k8s/examples").iterdir())
+EXAMPLES = sorted(path.name for path in (ROOT / "k8s/examples").iterdir())
 PAIR = ("multi-node", "credentials")
 LONG = 25
 SMALL = "resources: {limits: {nvidia.com/gpu: 0}, requests: {cpu: 100m, memory: 1Mi}}"
@@ -81,7 +82,7 @@ def created(pod: Object) -> float:
     "example", [name for name in EXAMPLES if name in ("namespace", "one-pod", "multi-node")]
 )
 def test_a_server_takes_the_examples(example: str) -> None:
-    path = str(kube.ROOT / "k8s/examples" / example)
+    path = str(ROOT / "k8s/examples" / example)
     said = kubectl("apply", "--dry-run=server", "--validate=strict", "-k", path)
     assert "Warning" not in said
 

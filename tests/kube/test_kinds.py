@@ -22,6 +22,7 @@ from tests.kube.cluster import (
     stored,
     wait_for,
 )
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.kube, pytest.mark.usefixtures("controllers", "cluster")]
 
@@ -75,17 +76,17 @@ value: 1000
 def controllers(plane: None) -> None:
     """The controllers of all three, with their webhooks."""
     addons = str(kube.MACHINE / "addons.py")
-    python = str(kube.ROOT / ".venv/bin/python")
+    python = str(ROOT / ".venv/bin/python")
     kube.run(python, addons, "crds")
     kube.run(python, addons, "start", "jobset", "trainer", "kueue")
 
 
 @pytest.mark.parametrize("example", ["jobset", "kueue"])
 def test_a_server_takes_the_examples(example: str) -> None:
-    path = str(kube.ROOT / "k8s/examples" / example)
+    path = str(ROOT / "k8s/examples" / example)
     assert "Warning" not in kubectl("apply", "--dry-run=server", "--validate=strict", "-k", path)
     monitoring = ("apply", "-n", kube.NAMESPACE, "--dry-run=server", "-k")
-    assert "Warning" not in kubectl(*monitoring, str(kube.ROOT / "k8s/monitoring"))
+    assert "Warning" not in kubectl(*monitoring, str(ROOT / "k8s/monitoring"))
 
 
 def test_a_job_set_resumes_and_ends_at_once_where_it_must() -> None:

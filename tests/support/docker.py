@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.servers import binary, note_real
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 BASE = "python:3.11-slim-bookworm"
 WORKER, MINIO = "worker:local", "minio:local"
 _CACHE = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))

@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from bench.servers import binary, note_real
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("k8s/examples/*/kustomization.yaml"))
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 FATAL, STOPPED = {2, 65, 76, 78}, {75}

@@ -15,8 +15,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from bench.servers import binary, free_port, note_real, wait_for
+from tests.support.paths import ROOT
 
-MONITORING = Path(__file__).parents[2] / "k8s/monitoring"
+MONITORING = ROOT / "k8s/monitoring"
 STALLED_SECONDS = 8
 _SECONDS = re.compile(r"> 900$", re.MULTILINE)
 

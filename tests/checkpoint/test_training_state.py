@@ -1,0 +1,12 @@
+"""The state of training that a checkpoint holds beside tensors."""
+
+from worker.checkpoint.training_state import State
+
+
+def test_the_best_evaluation_is_that_of_the_lower_loss_among_equals() -> None:
+    state = State()
+    for step, accuracy, loss in ((1, 0.5, 0.9), (2, 0.8, 0.7), (3, 0.8, 0.6), (4, 0.8, None)):
+        state.step = step
+        state.note_evaluation(loss, accuracy, 0.0)
+    assert (state.best_step, state.best_accuracy, state.best_loss) == (3, 0.8, 0.6)
+    assert (state.evaluated, state.stale) == (4, 2)

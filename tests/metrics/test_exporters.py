@@ -1,0 +1,121 @@
+"""Metrics on ports, and the last scrape of a job."""
+
+import contextlib
+import logging
+import math
+import socket
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from bench.servers import free_port
+from tests.support.exporting import RUN, Pushes, metrics_of, running
+from worker.errors import ExitCode
+from worker.metrics.exporters import announce, exported
+
+
+def read(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_each_rank_has_a_port_and_rank_0_alone_speaks_for_the_job(
+    gateway: Pushes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    first, second = metrics_of(0), metrics_of(1)
+    for metrics in (first, second):
+        metrics.loss("train").set(0.5)
+        metrics.step_seconds().observe(0.1)
+    with running(first), running(second, rank=1):
+        texts = [read(port), read(port + 1)]
+    assert ["worker_loss" in text for text in texts] == [True, False]
+    assert ['rank="1"' in text for text in texts] == [False, True]
+    # Scraped already: pushed as well, each series would stand twice in Prometheus.
+    assert {push[0] for push in gateway} <= {"DELETE"}
+
+
+def test_who_scrapes_sees_the_end_and_nobody_else_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
+    with running(metrics_of()) as board:
+        read(port)
+    began = time.monotonic()
+    announce(RUN, ExitCode.DONE, board, lambda: math.inf)
+    assert time.monotonic() - began < 1  # scraped once, by whoever was curious
+    with running(metrics_of()) as board:
+        read(port)
+        read(port)
+    seen: list[str] = []
+
+    def look() -> None:
+        while not seen:
+            with contextlib.suppress(OSError):
+                seen.append(read(port))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    announce(RUN, ExitCode.DATA, board, lambda: math.inf)
+    thread.join()
+    assert "worker_exit_code" in seen[0]
+    with running(metrics_of()) as board:
+        read(port)
+        read(port)
+    end = time.monotonic() + 1  # what a stop leaves
+    announce(RUN, ExitCode.DATA, board, lambda: end - time.monotonic())
+    assert 0.2 < end - time.monotonic() < 0.6  # half of it is kept
+
+
+def test_no_way_out_can_fail_training_and_each_fault_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("worker.metrics.exporters._INTERVAL_SECONDS", 0.05)
+    monkeypatch.setenv("WORKER_METRICS_TEXTFILE", "/nowhere/at/all")
+    metrics = metrics_of()
+    with socket.create_server(("127.0.0.1", 0)) as strange:
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = strange.accept()
+                    client.sendall(b"SSH-2.0-OpenSSH\r\n")
+                    client.close()
+
+        threading.Thread(target=greet, daemon=True).start()
+        monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{strange.getsockname()[1]}")
+        with caplog.at_level(logging.WARNING), running(metrics):
+            time.sleep(0.3)
+        told = caplog.text.count("metrics: WORKER_PUSHGATEWAY does not work")
+        monkeypatch.setenv("WORKER_METRICS_PORT", "many")
+        with caplog.at_level(logging.WARNING), running(metrics):
+            pass
+    assert told == caplog.text.count("METRICS_TEXTFILE does not work") - 1 == 1
+    assert "WORKER_METRICS_PORT: must be a whole number" in caplog.text
+    text = "".join(str(family.samples) for family in metrics.registry.collect())
+    assert "'way': 'pushgateway'" in text
+    assert "'way': 'textfile'" in text
+
+
+def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("exporters", "pushgateway"):
+        monkeypatch.setattr(f"worker.metrics.{module}.TIMEOUT_SECONDS", 0.6)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{deaf.getsockname()[1]}")
+        began = time.monotonic()
+        with running(metrics_of()) as board:
+            pass
+        announce(RUN, ExitCode.DONE, board, lambda: math.inf)
+        assert time.monotonic() - began < 3
+        began = time.monotonic()
+        with exported(metrics_of(), RUN, 0, local_rank=0, board=board, patience=lambda: 0.1):
+            pass
+        announce(RUN, ExitCode.DONE, board, lambda: 0.1)
+        assert time.monotonic() - began < 0.5  # in a stop, no longer than is left for it

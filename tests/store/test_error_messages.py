@@ -1,0 +1,48 @@
+"""Errors of stores and of proxies in front of them."""
+
+import pytest
+
+from tests.support.proxy import Proxy
+from tests.support.stores import keys
+from worker.errors import ConfigurationError, InfrastructureError
+from worker.store import Store
+
+
+@pytest.mark.parametrize("status", ["301", "302", "307", "308"])
+def test_a_redirect_is_named_and_not_followed(status: str, faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: status
+    for ask in (lambda: store.get("object"), lambda: list(store.list())):
+        with pytest.raises(ConfigurationError) as raised:
+            ask()
+        text = str(raised.value)
+        assert f"{server.endpoint} redirects to https://store.invalid; give that in" in text
+        assert "secret" not in text
+
+
+@pytest.mark.parametrize("status", ["507", "522", "500"])
+def test_every_fault_of_a_server_may_pass(status: str, faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: status if request.number == 1 else None
+    assert store.get("object") == b"0123456789"
+    server.plan = lambda request: status
+    with pytest.raises(InfrastructureError, match=f"the store answers {status}"):
+        store.get("object")
+
+
+def test_answers_of_proxies_are_told_from_those_of_s3(faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    server.plan = lambda request: "chunked"
+    assert store.get("object") == b"0123456789"
+    assert store.get("object", 2, 5) == b"234"
+    server.plan = lambda request: "whole"  # the range is ignored
+    assert store.get("object", 2, 5) == b"234"
+    for fault in ("html", "blank"):
+        server.plan = lambda request, fault=fault: fault  # type: ignore[misc]
+        for ask in (lambda: list(store.list()), lambda: store.put("new", b"x")):
+            with pytest.raises(InfrastructureError, match="as S3 does|answers 500"):
+                ask()
+        with pytest.raises(InfrastructureError, match="as S3 does|answers 500"):
+            store.put_if_absent("newer", b"x")
+    server.plan = lambda request: None
+    assert keys(store) == ["object"]

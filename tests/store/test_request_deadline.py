@@ -1,0 +1,53 @@
+"""Requests end with their deadline, however slowly they drip."""
+
+import contextlib
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from tests.support.proxy import Proxy
+from tests.support.stores import keys
+from worker.errors import InfrastructureError
+from worker.store import Store
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip head"])
+def test_a_drip_ends_with_the_deadline(fault: str, faulty: tuple[Proxy, Store]) -> None:
+    """A byte now and then is no answer, whether of the head or of the body."""
+    server, store = faulty
+    server.plan = lambda request: fault
+    for ask in (lambda: store.get("object"), lambda: list(store.list())):
+        began = time.monotonic()
+        with pytest.raises(InfrastructureError, match=r"gives no whole answer within \d s"):
+            ask()
+        assert time.monotonic() - began < 6
+    server.plan = lambda request: None
+    assert store.get("object") == b"0123456789"
+
+
+def test_a_drip_is_noticed_by_each_process(faulty: tuple[Proxy, Store]) -> None:
+    server, store = faulty
+    assert store.get("object")  # the monitor has a thread in this process
+    server.plan = lambda request: "drip"
+
+    def read() -> None:
+        with contextlib.suppress(InfrastructureError):
+            store.get("object")
+            os._exit(1)
+
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join(8)
+    assert child.exitcode == 0
+
+
+def test_a_check_before_a_write_does_not_lift_its_deadline(faulty: tuple[Proxy, Store]) -> None:
+    """The check makes requests of its own, within the one that is limited."""
+    server, store = faulty
+    server.plan = lambda request: "drip head" if request.conditional else None
+    began = time.monotonic()
+    with pytest.raises(InfrastructureError):
+        store.put_if_absent("new", b"x", lambda: print(keys(store)))
+    assert time.monotonic() - began < 6

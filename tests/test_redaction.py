@@ -1,0 +1,66 @@
+"""Secrets are hidden, and nothing else."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from worker.redaction import redacted
+
+
+def test_a_password_may_hold_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "p@ss<word>zz")
+    assert redacted("s3://u:p@ss<word>zz@host/x") == "s3://host/x"
+    assert redacted("s3://user:pa<ss@host/x and s3://b/k") == "s3://host/x and s3://b/k"
+    assert "word" not in redacted("it is p@ss<word>zz")
+
+
+def test_the_current_folder_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/somebody/data")
+    monkeypatch.setenv("OLDPWD", "/home/somebody")
+    assert redacted("file:///home/somebody/data/x") == "file:///home/somebody/data/x"
+
+
+@pytest.mark.parametrize("name", ["SSH_AUTH_SOCK", "API_KEY", "MONKEY", "KEYRING_HOME", "PASSAGE"])
+def test_a_path_that_exists_is_no_secret(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, str(tmp_path))
+    assert redacted(f"file://{tmp_path}/x") == f"file://{tmp_path}/x"
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "DB_PASSWORD", "HF_TOKEN", "MYSQL_PWD", "X_SECRET_1"])
+def test_what_is_named_like_a_secret_is_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "hunter2hunter2")
+    assert redacted("x hunter2hunter2 y") == "x [hidden] y"
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("MONKEY_AUTHOR", "hunter2hunter2")
+    assert redacted("x hunter2hunter2 y") == "x hunter2hunter2 y"
+
+
+def test_redaction_takes_linear_time() -> None:
+    for piece in ("?", "?sig", "://a:", "sig", "://a/", "?a=", "=sig", "://a@"):
+        began = time.monotonic()
+        redacted(piece * 20_000 + "@!")
+        assert time.monotonic() - began < 2, piece
+
+
+def test_a_short_id_of_a_key_may_be_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stranger")
+    monkeypatch.setenv("MY_SECRET_ID", "hunter2hunter2")
+    text = "file:///home/stranger/x hunter2hunter2 AKIAIOSFODNN7EXAMPLE"
+    assert redacted(text) == "file:///home/stranger/x [hidden] AKIAIOSFODNN7EXAMPLE"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    assert redacted(text) == "file:///home/stranger/x [hidden] [hidden]"
+
+
+def test_what_is_no_secret_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    for text in (
+        "/var/run/secrets/token does not exist",
+        "false, s3://bucket/key: step 3?",
+        "see https://host/docs?page=3",
+        "mail me@host",
+    ):
+        assert redacted(text) == text
