@@ -28,7 +28,8 @@ def main() -> None:
     print(f"{'':<18}{'activations, MB':>26}{'of':>6}{'step':>20}{'of':>7}")
     for name in _MODELS:
         (plain, slow), (less, more) = (
-            _forked(name, options.images, options.side, setting) for setting in (False, True)
+            _forked(name, options.images, options.side, setting=setting)
+            for setting in (False, True)
         )
         print(
             f"{name:<18}{plain / 1e6:14.0f} -> {less / 1e6:<8.0f}{less / plain:6.2f}"
@@ -37,11 +38,11 @@ def main() -> None:
         )
 
 
-def _forked(name: str, images: int, side: int, setting: bool) -> tuple[float, float]:
+def _forked(name: str, images: int, side: int, *, setting: bool) -> tuple[float, float]:
     """`_measure` in a process of its own, as only the highest memory of a process is known."""
     read, write = os.pipe()
     if os.fork() == 0:
-        found = _measure(name, images, side, setting)
+        found = _measure(name, images, side, setting=setting)
         os.write(write, " ".join(map(str, found)).encode())
         os._exit(0)
     os.close(write)
@@ -51,7 +52,7 @@ def _forked(name: str, images: int, side: int, setting: bool) -> tuple[float, fl
     return memory, seconds
 
 
-def _measure(name: str, images: int, side: int, setting: bool) -> tuple[float, float]:
+def _measure(name: str, images: int, side: int, *, setting: bool) -> tuple[float, float]:
     """Bytes that steps add to those of the model and its optimizer, and seconds of a step."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     store = dist.HashStore()  # type: ignore[attr-defined]

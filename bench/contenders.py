@@ -77,7 +77,7 @@ def fast_image(data: bytes) -> Any:
     return out.flip(-1) if next(numbers) < 0.5 else out
 
 
-def webdataset(workers: int, tuned: bool) -> Iterable[Any]:
+def webdataset(workers: int, *, tuned: bool) -> Iterable[Any]:
     import webdataset as wds
 
     transform = fast_image if tuned else stock_transform()

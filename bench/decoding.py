@@ -47,6 +47,7 @@ class Decoding:
         threads: int,
         batch_size: int,
         preprocessing: Preprocessing,
+        *,
         augment: Augment | None = None,
         scratch: Path | None = None,
     ) -> None:

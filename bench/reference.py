@@ -86,12 +86,12 @@ def run(photos: str, weights: str, variant: str, seed: int, epochs: int = 6) -> 
         model.train()
         for images, labels in loader:
             for number in frozen_blocks(variant, step):
-                model.features[number].requires_grad_(False).eval()
+                model.features[number].requires_grad_(requires_grad=False).eval()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            model.requires_grad_(True).train()
+            model.requires_grad_(requires_grad=True).train()
         accuracies.append(accuracy(model, val_loader))
     return accuracies
 

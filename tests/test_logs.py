@@ -19,7 +19,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     monkeypatch.setattr(logs, "_bound", {})
     yield
-    logging.captureWarnings(False)
+    logging.captureWarnings(capture=False)
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.level, logger.propagate = handlers, level, propagate
 

@@ -93,7 +93,7 @@ def configure_logs(style: str) -> None:
     handler = _TerminalHandler(sys.stderr) if is_live(style) else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if _is_json(style) else TextFormatter())
     handler.addFilter(_Once())
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     for name in ("worker", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -45,7 +45,11 @@ def decoding(setting: Setting) -> Result:
     heavy = Augment.model_validate({"randaugment": {"operations": 2, "magnitude": 9}})
     for count, augment in [*((n, None) for n in sorted({1, cores // 2, cores})), (cores, heavy)]:
         source = Decoding(
-            str(setting.folder / "tars"), count, 64, preprocessing_of("resnet50").at(side), augment
+            str(setting.folder / "tars"),
+            count,
+            64,
+            preprocessing_of("resnet50").at(side),
+            augment=augment,
         )
         with _drained(source) as decoded:
             time.sleep(seconds / 3)

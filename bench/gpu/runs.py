@@ -83,7 +83,7 @@ def _manifest(setting: Setting, name: str, backbone: str, **parts: dict[str, Any
 
 
 def _train(
-    manifest: Path, stop_at: int | None = None, cores: int | None = None, scratch: bool = False
+    manifest: Path, *, stop_at: int | None = None, cores: int | None = None, scratch: bool = False
 ) -> int:
     """The exit code of `worker train`, in a fork; sent SIGTERM after step `stop_at`."""
     child = os.fork()

@@ -72,14 +72,14 @@ def steps(setting: Setting) -> Result:
     with alone(setting):
         for name, images, side in plans_of(setting):
             rows = found[f"{name}, {images} images"] = {}
-            rows["bare loop"] = round(images / _bare(setting, name, images, side, False))
+            rows["bare loop"] = round(images / _bare(setting, name, images, side, compiled=False))
             batch = noise(setting, images, side)
             for label, plan in plans.items():
                 step = ahead(engine_of(setting, name, side, **plan), batch, images)
                 rows[label] = round(images / seconds_per(setting, step))
             if not setting.dry:
                 rows["bare loop, compiled"] = round(
-                    images / _bare(setting, name, images, side, True)
+                    images / _bare(setting, name, images, side, compiled=True)
                 )
     return found
 
@@ -168,7 +168,7 @@ def exchange(setting: Setting) -> Result:
         }
 
 
-def _bare(setting: Setting, name: str, images: int, side: int, compiled: bool) -> float:
+def _bare(setting: Setting, name: str, images: int, side: int, *, compiled: bool) -> float:
     """Seconds of a step on data that stays on the device, without anything around it."""
     device = device_of(setting)
     model = models.get_model(name, weights=None).to(device).to(memory_format=torch.channels_last)

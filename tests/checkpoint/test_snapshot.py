@@ -89,7 +89,7 @@ def test_momentum_survives_a_change_of_groups() -> None:
     first, last = ("0.weight", "0.bias"), ("1.weight", "1.bias")
     before = learner(rate_group("a", 0.1, *first, release=9), rate_group("b", 0.1, *last))
     for name in first:
-        before.model.get_parameter(name).requires_grad_(False)
+        before.model.get_parameter(name).requires_grad = False
     step(before)
     parts = snapshot_of(before, {})
     after = learner(rate_group("all", 0.1, *first, *last))

@@ -29,7 +29,7 @@ def test_a_checkpoint_is_plain_safetensors() -> None:
         "wide": torch.randn(3, 4, dtype=torch.float64),
         "half": torch.randn(5).to(torch.bfloat16),
         "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        "flag": torch.tensor(True),
+        "flag": torch.tensor(data=True),
         "none": torch.empty(0, 3),
         "count": torch.tensor(7),
     }

@@ -248,7 +248,7 @@ def kill(pod: Object) -> None:
     os.kill(int(child), 9)
 
 
-def control(state: str, node: object, on: bool = True) -> None:
+def control(state: str, node: object, *, on: bool = True) -> None:
     """Have a node lose its power (`dead`) or be removed (`removed`), or give it back."""
     mark = PLACE / "state" / "control" / f"{state}.{node}"
     mark.touch() if on else mark.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ from worker.ranks.stop_signal import StopFlag
 def test_uneven_parts_give_the_step_of_the_global_batch(
     world_size: int, blended: bool, tmp_path: Path
 ) -> None:
-    alone = results(1, tmp_path, blended)
-    together = results(world_size, tmp_path, blended)
+    alone = results(1, tmp_path, blended=blended)
+    together = results(world_size, tmp_path, blended=blended)
     assert torch.allclose(alone["sums"], together["sums"], atol=1e-4)
     assert alone["sums"][:, 2].tolist() == [11, 6, 2, 1]
     for name, tensor in alone["weights"].items():
@@ -61,7 +61,7 @@ def test_a_blend_takes_pixels_and_label_from_the_image_before(tmp_path: Path) ->
         nn.functional.cross_entropy(outputs, x[part.valid], reduction="sum").item()
         for x in (labels, labels_before)
     )
-    loss = results(1, tmp_path, True)["sums"][0, 0].item()
+    loss = results(1, tmp_path, blended=True)["sums"][0, 0].item()
     assert loss == pytest.approx(0.75 * own + 0.25 * other, rel=1e-5)
 
 
@@ -103,7 +103,7 @@ SAME_ON_ALL = {
 def test_settings_mean_the_same_on_any_ranks(setting: str, tmp_path: Path) -> None:
     train_settings, optimizer_settings = SAME_ON_ALL[setting]
     settings = manifest_of([{"match": "*"}], train_settings, **optimizer_settings)
-    alone, together = (results(ranks, tmp_path, False, settings) for ranks in (1, 3))
+    alone, together = (results(ranks, tmp_path, settings=settings) for ranks in (1, 3))
     plain = results(1, tmp_path)
     for name, tensor in alone["weights"].items():
         assert torch.allclose(tensor, together["weights"][name], atol=1e-5), name
@@ -272,7 +272,7 @@ def test_only_reading_a_step_waits_for_the_device(
     engine._decides_on_device = True
     engine._criterion = Criterion(0.1, (1.0,) * CLASSES)
     mixed = blend(0) if blended else None
-    whole = batch(0, 0, 1, blended)
+    whole = batch(0, 0, 1, led=blended)
     for _ in range(2):
         engine.step(0, whole, SIZES[0], mixed)
     with Waits() as waits:

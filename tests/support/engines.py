@@ -47,7 +47,7 @@ PLAIN = manifest_of([{"match": "*"}])
 HOLES = {(0, 5), (1, 0), (2, 1)}  # (step, place) of bad samples
 
 
-def batch(step: int, rank: int, world_size: int, led: bool = False) -> Batch:
+def batch(step: int, rank: int, world_size: int, *, led: bool = False) -> Batch:
     torch.manual_seed(step)
     images = torch.randint(0, 256, (SIZES[step], 3, 8, 8), dtype=torch.uint8)
     start, stop = split(SIZES[step], rank, world_size)
@@ -99,7 +99,7 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
             sums = [
                 engine.step(
                     step,
-                    batch(step, rank.rank, world_size, blended),
+                    batch(step, rank.rank, world_size, led=blended),
                     size,
                     blend(step) if blended else None,
                 ).sums
@@ -128,7 +128,7 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
 
 
 def results(
-    world_size: int, folder: Path, blended: bool = False, settings: Manifest = PLAIN
+    world_size: int, folder: Path, *, blended: bool = False, settings: Manifest = PLAIN
 ) -> dict[str, Any]:
     """What rank 0 ends with, like all others, and the sums over ranks."""
     in_fresh_process(train, world_size, folder, blended, settings)

@@ -56,6 +56,7 @@ _BUDGET = 0.01
 @click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket of DEST if it is not there.")
 def pack(
+    *,
     folder: Path,
     dest: str,
     shard_size: float,
@@ -154,6 +155,7 @@ def _tell(split: "Split", index: "Index", uri: str) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
 def index(
+    *,
     source: str,
     label_field: str,
     classes: str | None,

@@ -16,7 +16,7 @@ _SLASHES = 2  # of s3://BUCKET
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("address")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket if it is not there.")
-def put(file: Path, address: str, create_bucket: bool) -> None:
+def put(*, file: Path, address: str, create_bucket: bool) -> None:
     """Upload FILE, such as a manifest or weights, to ADDRESS.
 
     An ADDRESS that ends in a slash takes the file under its own name. What is there is replaced.

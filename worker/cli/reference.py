@@ -12,7 +12,7 @@ from worker.errors import ConfigurationError
 @main.command()
 @click.argument("pattern", default="*")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
-def models(pattern: str, as_json: bool) -> None:
+def models(*, pattern: str, as_json: bool) -> None:
     """List the backbones: parameters, input size, head, and the blocks to match on.
 
     PATTERN chooses by name, such as 'resnet*'. A block a+b has two names to match on, a and b;
@@ -43,7 +43,7 @@ def metrics() -> None:
 
 @main.command()
 @click.option("--markdown", is_flag=True, help="A table of all keys instead.")
-def schema(markdown: bool) -> None:
+def schema(*, markdown: bool) -> None:
     """Print the JSON Schema of the manifest."""
     from worker.manifest import Manifest
     from worker.manifest.reference import describe_manifest

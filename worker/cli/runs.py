@@ -20,7 +20,7 @@ _ENDS = ("done", "failed")
 @click.argument("run")
 @click.option("--watch", is_flag=True, help="Look again until it is done or has failed.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
-def status(run: str, watch: bool, as_json: bool) -> None:
+def status(*, run: str, watch: bool, as_json: bool) -> None:
     """Show the state of RUN: state, step, speed, last commit, attempt, expected end.
 
     RUN is the output of a job. Only the store is read, so everything is up to half a minute
@@ -74,7 +74,7 @@ def report(run: str, out: str) -> None:
 @click.argument("runs", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="All settings and results as JSON.")
 @click.option("--out", help="Also write a page with the curves, to this path or address.")
-def compare(runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
+def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     """Put RUNS side by side: results, and the settings that differ.
 
     A run is the output of a job, finished or not. The best of each result is marked.
@@ -151,7 +151,7 @@ def audit(run: str) -> None:
 @click.argument("images", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per image, one a line.")
-def predict(model: str, images: tuple[str, ...], top: int, as_json: bool) -> int:
+def predict(*, model: str, images: tuple[str, ...], top: int, as_json: bool) -> int:
     """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
 
     Every IMAGE is an address or a path of a JPEG, PNG or WebP, or of a folder of them (a prefix

@@ -46,7 +46,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     "--resume", is_flag=True, help="Verify the checkpoint from which a start would resume."
 )
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
-def plan(manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
+def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     """Show what MANIFEST would train, at which rates, without training.
 
     Checks all that `train` checks before it starts: the manifest, data, weights and groups. With

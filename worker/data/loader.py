@@ -61,7 +61,7 @@ class Batch:
         """A batch to write into."""
         shape = (len(ids), size, size, 3)
         # Threads could not write into a tensor that was made in the caller's inference mode.
-        with torch.inference_mode(False):
+        with torch.inference_mode(mode=False):
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             labels = torch.zeros(len(ids), dtype=torch.int64)
             valid = torch.ones(len(ids), dtype=torch.bool)

@@ -17,7 +17,7 @@ _MAX_PIXELS = 1 << 26
 @functools.cache
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """A value per channel of [0, 255], kept on the device: to put it there waits for the device."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
