@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def manifest_of(groups: list[dict[str, Any]], train: Any = None, **optimizer: Any) -> Manifest:
-    """A manifest of which only the optimizer and training settings matter."""
+    """A manifest in which only the settings of optimizer and training matter."""
     optimizer = {"lr": 1e-3, "weight_decay": 1e-5, "groups": groups, **optimizer}
     data = {
         "version": 1,
@@ -78,7 +78,7 @@ def rate_group(name: str, lr: float, *parameters: str, **changes: Any) -> RateGr
 
 
 def everything(model: nn.Module, lr: float) -> tuple[RateGroup, ...]:
-    """All parameters of a model at one rate."""
+    """Put all parameters of a model into one group."""
     return (rate_group("*", lr, *(name for name, _ in model.named_parameters())),)
 
 

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def binary(name: str) -> str:
-    """Where a server's program is."""
+    """Return the path of a server's program."""
     cache = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))
     found = shutil.which(name, path=f"{cache}/bin:{os.environ['PATH']}:/usr/sbin")
     if not found:

@@ -37,7 +37,19 @@ def whole_number(env: Mapping[str, str], name: str, default: str | None, least: 
 
 
 def number(name: str, default: int, least: int = 0) -> int:
-    """The whole number that a variable of this process holds; see `whole_number`."""
+    """Return the whole number that a variable of this process holds; see `whole_number`.
+
+    Args:
+        name: The variable.
+        default: The value if it is not set.
+        least: The lowest allowed value.
+
+    Returns:
+        The number.
+
+    Raises:
+        ConfigurationError: For anything else, naming the variable.
+    """
     return whole_number(os.environ, name, str(default), least)
 
 

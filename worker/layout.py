@@ -76,7 +76,16 @@ def history_name(attempt: int, piece: int) -> str:
 
 
 def ledger_name(attempt: int, first: int, rank: int) -> str:
-    """Return the name of the ledger of `rank` and those after it, from step `first` on."""
+    """Return the name of an object of the ledger.
+
+    Args:
+        attempt: The number of the attempt.
+        first: The first step in it.
+        rank: The lowest of the ranks in it.
+
+    Returns:
+        The name below the output.
+    """
     return record_name(attempt, f"samples/{first:08d}-{rank:04d}.npy")
 
 

@@ -28,7 +28,15 @@ def clean(
     keep: int,
     best_step: int | None,
 ) -> None:
-    """Right after the commit `own`: delete old checkpoints, and parts that were never committed."""
+    """Delete old checkpoints, and parts that were never committed, right after a commit.
+
+    Args:
+        store: The output of the job.
+        own: The commit that was just made.
+        trusted: Commits that this attempt wrote or has verified.
+        keep: The number of trusted commits to keep, at least 1.
+        best_step: The step of the best weights, which are kept as well; None if there are none.
+    """
     ensure_newest(store, own.attempt)  # what a newer attempt needs is not known here
     for name in expendable(list_commits(store), trusted, keep, best_step):
         delete_commit(store, name)

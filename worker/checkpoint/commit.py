@@ -93,7 +93,16 @@ class CommitRecord(Record):
 
 
 def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStream]") -> list[Part]:
-    """Upload the parts, in this order; they are no checkpoint yet."""
+    """Upload the parts of a checkpoint, which is none until they are published.
+
+    Args:
+        store: The output of the job.
+        name: The commit that they will belong to.
+        parts: The contents by the name of the part, uploaded in this order.
+
+    Returns:
+        What the commit will record about each part.
+    """
     written = []
     for part, stream in parts.items():
         digest = hashlib.sha256()
@@ -103,10 +112,16 @@ def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStrea
 
 
 def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
-    """Make the parts a checkpoint.
+    """Make uploaded parts a checkpoint by writing its record.
 
-    Raises `Superseded` where a newer attempt has started, looked for before every try, or where
-    the record exists with other contents.
+    Args:
+        store: The output of the job.
+        name: The commit.
+        parts: What `write_parts` returned.
+
+    Raises:
+        Superseded: If a newer attempt exists (checked before every try), or if the record exists
+            with other contents.
     """
     record = {
         "step": name.step,
@@ -173,7 +188,16 @@ def read_commit(
 
 
 def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | None:
-    """Return one part of a checkpoint, or None if it is not as it was committed."""
+    """Return one part of a checkpoint.
+
+    Args:
+        store: The output of the job.
+        name: The commit.
+        wanted: The name of the part.
+
+    Returns:
+        The bytes of the part; None if it is not as it was committed.
+    """
     record = read_commit_record(store, name)
     for part in record.parts if record else ():
         key = part_name(name, part.name)

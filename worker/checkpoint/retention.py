@@ -15,10 +15,18 @@ def expendable(
     keep: int,
     best_step: int | None = None,
 ) -> list[CommitName]:
-    """Return the commits older than the newest `keep` trusted ones, oldest first, less the best.
+    """Return the commits that may be deleted, oldest first.
 
-    Trusted are those that this attempt wrote or has verified; others may be damaged and so never
-    count, and nothing goes before `keep` (at least 1) trusted ones exist.
+    Args:
+        commits: All commits, in order.
+        trusted: Commits that this attempt wrote or has verified. Others may be damaged, so they
+            never count.
+        keep: The number of trusted commits to keep, at least 1; nothing is expendable before there
+            are as many.
+        best_step: The step of the best weights, never expendable; None if there are none.
+
+    Returns:
+        The commits older than the newest `keep` trusted ones, less the best.
     """
     newest = sorted(set(trusted), reverse=True)[:keep]
     if len(newest) < keep:
@@ -32,9 +40,16 @@ def abandoned(
     attempt: int,
     now: float,
 ) -> list[CommitName]:
-    """Checkpoints without a commit that older attempts than `attempt` have left, oldest first.
+    """Return the checkpoints that older attempts have left without a commit.
 
-    `written` is when the last part of each was, `now` the time by the same clock, in seconds.
+    Args:
+        written: The time at which the last part of each checkpoint was written, in seconds.
+        commits: The checkpoints that have a commit.
+        attempt: The number of this attempt.
+        now: The time now, in seconds by the same clock.
+
+    Returns:
+        Their names, oldest first.
     """
     return sorted(
         name

@@ -68,7 +68,16 @@ class Snapshot:
 
 
 def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: Manifest) -> int:
-    """Return the most bytes that the training state of a model takes up in a `HostCopy`."""
+    """Return an upper bound of the bytes that the training state takes up in a `HostCopy`.
+
+    Args:
+        model: The model.
+        groups: Its rate groups, which decide what has optimizer state.
+        manifest: The manifest, which decides about optimizer and average.
+
+    Returns:
+        Bytes.
+    """
     scalar = room_for(torch.zeros(()))
     weights = sum(map(room_for, model.state_dict().values()))
     moments = 1 if manifest.optimizer.name == "sgd" else 2
@@ -79,7 +88,16 @@ def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: M
 
 
 def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) -> Snapshot:
-    """Copy the training state to `host`; `state` is JSON data that travels along."""
+    """Copy the training state to host memory.
+
+    Args:
+        learner: The model, its optimizer, and what is around them.
+        host: The memory to copy to.
+        state: JSON data to store with the tensors.
+
+    Returns:
+        The copy; training may continue as soon as it is returned.
+    """
     kinds = {_MODEL: learner.model.state_dict()}
     if learner.average:
         kinds[_AVERAGE] = learner.average.state_dict()

@@ -50,7 +50,13 @@ class State:
         return dataclasses.asdict(self)
 
     def note_evaluation(self, loss: float | None, accuracy: float, min_delta: float) -> None:
-        """Take in the result of an evaluation; better means by more than `min_delta`."""
+        """Take in the result of an evaluation.
+
+        Args:
+            loss: Mean loss, which decides between equal accuracies; None if it is not finite.
+            accuracy: Top-1 accuracy, in [0, 1].
+            min_delta: By how much the accuracy must rise for early stopping to see an improvement.
+        """
         self.evaluated = self.step
         self.loss, self.accuracy = loss, accuracy
         if self.best_accuracy is None or _rank(accuracy, loss) > _rank(

@@ -86,9 +86,19 @@ def random_box(
     ratios: tuple[float, float],
     draws: Iterator[float],
 ) -> Box | None:
-    """A box of random area (a share of the whole) and aspect ratio, None if ten tries do not fit.
+    """Return a box of random area and aspect ratio.
 
     Always takes `4 * _TRIES` draws.
+
+    Args:
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
+        scale: Bounds of the area, as a share of the image.
+        ratios: Bounds of the aspect ratio, width by height.
+        draws: Uniform numbers in [0, 1).
+
+    Returns:
+        The box; None if ten tries do not fit into the image.
     """
     low, high = (math.log(ratio) for ratio in ratios)
     numbers = list(islice(draws, 4 * _TRIES))
@@ -105,10 +115,19 @@ def random_box(
 def random_resized_crop(
     width: int, height: int, scale: tuple[float, float], draws: Iterator[float]
 ) -> Box:
-    """A crop of random area and aspect ratio, by the law of torchvision's `RandomResizedCrop`.
+    """Return a random crop, by the law of torchvision's `RandomResizedCrop`.
 
-    Szegedy et al., "Going deeper with convolutions", 2014: ten tries, then the largest central crop
-    within the aspect ratios.
+    Szegedy et al., "Going deeper with convolutions" (https://arxiv.org/abs/1409.4842): ten tries,
+    then the largest central crop within the aspect ratios.
+
+    Args:
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
+        scale: Bounds of the area, as a share of the image.
+        draws: Uniform numbers in [0, 1).
+
+    Returns:
+        The crop.
     """
     box = random_box(width, height, scale, _CROP_RATIOS, draws)
     if box:
@@ -119,9 +138,17 @@ def random_resized_crop(
 
 
 def jitter(image: Tensor, settings: Jitter, draws: Iterator[float]) -> Tensor:
-    """Brightness, contrast, saturation and hue, each changed by a drawn amount, in drawn order.
+    """Change brightness, contrast, saturation and hue, by the law of torchvision's `ColorJitter`.
 
-    Takes 8 draws; the law is that of torchvision's `ColorJitter`.
+    Takes 8 draws, which decide about amounts and order.
+
+    Args:
+        image: uint8 [3, H, W].
+        settings: Bounds of the amounts.
+        draws: Uniform numbers in [0, 1).
+
+    Returns:
+        uint8 [3, H, W].
     """
     changes = (
         (F.adjust_brightness, 1.0, settings.brightness),

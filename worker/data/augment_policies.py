@@ -76,7 +76,17 @@ class Policy:
         return image
 
     def magnitude(self, name: str, level: int, side: int, *, negative: bool) -> float:
-        """Strength of an operation at `level` of 0 to 30 on an image of `side` pixels."""
+        """Return the strength of an operation.
+
+        Args:
+            name: The operation.
+            level: Level, of 0 to 30.
+            side: Side of the image, in pixels, to which translations are relative.
+            negative: Whether an operation that has a sign gets a negative one.
+
+        Returns:
+            The strength in the operation's own unit.
+        """
         share = level / (_BINS - 1)
         if name == "Posterize":
             return round(8 - share * self.posterize)

@@ -39,11 +39,20 @@ class Work:
     """True if samples are taken in the order in which they lie in the shards."""
 
     def places(self, ids: Ids, part: int, parts: int, reader: SampleReader) -> Ids:
-        """Return the places of a batch that process `part` of `parts` fills.
+        """Return the places of a batch that one of several processes fills.
 
         Training takes a few samples of every lane in turn, so each process gets lanes of its own.
         What is read in order is divided by the runs in which it is fetched. Either way nothing is
         fetched by two of them, except for lanes or runs at the seams.
+
+        Args:
+            ids: Sample ids of the batch.
+            part: Index of the process.
+            parts: The number of processes.
+            reader: The reader, which knows the runs.
+
+        Returns:
+            Indices into `ids`.
         """
         if self.in_order:
             return np.flatnonzero(reader.runs(ids) % parts == part)

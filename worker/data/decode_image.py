@@ -89,7 +89,17 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -> None:
-    """Raise `BadSample` for a JPEG that would take too much memory or time to decode."""
+    """Refuse a JPEG that would take too much memory or time to decode.
+
+    Args:
+        data: The encoded image.
+        width: Width by its header, in pixels.
+        height: Height by its header, in pixels.
+        max_pixels: The most pixels that an image may have.
+
+    Raises:
+        BadSample: If it has too many pixels or too many scans.
+    """
     _require_size(width, height, max_pixels)
     _require_few_scans(data, width * height, max_pixels)
 

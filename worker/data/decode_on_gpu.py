@@ -39,7 +39,13 @@ class GpuDecoder:
         self._stream = torch.cuda.Stream(device)
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
-        """Read, decode and prepare every sample of `batch`; returns when the device is done."""
+        """Read, decode and prepare every sample of a batch; returns when the device is done.
+
+        Args:
+            batch: The batch to fill.
+            reader: Where to read.
+            prepare: Makes a decoded image one of the batch.
+        """
         images: dict[int, memoryview] = {}
         for place, number in enumerate(batch.ids.tolist()):
             try:

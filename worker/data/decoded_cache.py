@@ -91,7 +91,13 @@ class DecodedImages:
         return image, label
 
     def put(self, sample_id: int, image: Tensor, label: int) -> None:
-        """Keep an image, unless too much is waiting to be written already."""
+        """Keep an image, unless too much is waiting to be written already.
+
+        Args:
+            sample_id: The sample.
+            image: uint8 [3, H, W].
+            label: The class.
+        """
         size = _HEADER.size + image.numel()
         if size < _SMALLEST or not self._scratch.may_take(size) or not _bytes_waiting.add(size):
             return

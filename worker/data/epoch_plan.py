@@ -36,13 +36,32 @@ def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
 
 
 def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1) per sample, fixed by (seed, epoch, sample id); [samples, count]."""
+    """Return uniform numbers that are fixed by (seed, epoch, sample id).
+
+    Args:
+        count: How many numbers per sample.
+        seed: The job's seed.
+        epoch: The epoch, from 0.
+        ids: Sample ids, [samples].
+
+    Returns:
+        float64 [samples, count], in [0, 1).
+    """
     bits = keyed_hash(seed, epoch, ids[:, None], np.arange(count))
     return (bits >> np.uint64(11)) / 2**53
 
 
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The slice [start, stop) of `total` things that is `rank`'s; early ranks get the larger."""
+    """Divide things among ranks; early ranks get the larger shares.
+
+    Args:
+        total: The number of things.
+        rank: The rank.
+        world_size: The number of ranks.
+
+    Returns:
+        The slice [start, stop) of `rank`.
+    """
     return ceil_div(rank * total, world_size), ceil_div((rank + 1) * total, world_size)
 
 
@@ -101,10 +120,20 @@ class EpochPlan:
         return min(self._batch_size, self.total - step * self._batch_size)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Ids:
-        """The sample ids that `rank` trains on at `step` (0-based within the epoch), in order.
+        """Return the samples of one rank's part of a global batch, in order.
 
-        The ranks' parts, joined in rank order, are the global batch. Raises `IndexError` beyond
-        the epoch.
+        The ranks' parts, joined in rank order, are the global batch.
+
+        Args:
+            step: The step within the epoch, from 0.
+            rank: The rank.
+            world_size: The number of ranks.
+
+        Returns:
+            Sample ids.
+
+        Raises:
+            IndexError: Beyond the epoch.
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of an epoch of {self.steps}")

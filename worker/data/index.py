@@ -218,7 +218,17 @@ def require_no_index(store: Store, remedy: str) -> None:
 def write_sidecar(
     store: Store, name: str, scan: Scan, sound: Sequence[tuple[SampleRow, int]]
 ) -> Shard:
-    """Write the sidecar of shard `name`, of rows and class numbers; returns its index entry."""
+    """Write the sidecar of a shard.
+
+    Args:
+        store: Where it is written.
+        name: The name of the shard.
+        scan: What was found in the shard.
+        sound: Rows of the sound samples, each with its class.
+
+    Returns:
+        The entry of the shard in the index.
+    """
     buffer = io.BytesIO()
     table = [(*row[:-1], label) for row, label in sound]
     np.save(buffer, np.array(table, dtype=SIDECAR_DTYPE), allow_pickle=False)

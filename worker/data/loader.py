@@ -58,7 +58,16 @@ class Batch:
 
     @classmethod
     def of_size(cls, ids: Ids, size: int, *, pin_memory: bool) -> "Batch":
-        """A batch to write into."""
+        """Return a batch to write into.
+
+        Args:
+            ids: Sample ids.
+            size: Side of the images, in pixels.
+            pin_memory: Whether to page-lock the images, for copies to a GPU.
+
+        Returns:
+            A batch of uint8 images, [N, 3, size, size] in channels-last order.
+        """
         shape = (len(ids), size, size, 3)
         # Threads could not write into a tensor that was made in the caller's inference mode.
         with torch.inference_mode(mode=False):
@@ -68,7 +77,13 @@ class Batch:
         return cls(images=images.permute(0, 3, 1, 2), labels=labels, ids=ids, valid=valid)
 
     def leave_out(self, place: int, problem: BadSample, name: str) -> None:
-        """Mark the sample at `place` as bad."""
+        """Mark a sample as bad.
+
+        Args:
+            place: Its index in the batch.
+            problem: What is wrong with it.
+            name: Its name, for people.
+        """
         self.valid[place] = False
         self.labels[place] = 0
         self.images[place] = 0
@@ -80,7 +95,13 @@ class Decoder(Protocol):
     """Fills a whole batch on another device than the CPU."""
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
-        """Read, decode and prepare every sample of `batch`, and put its images there."""
+        """Read, decode and prepare every sample of a batch.
+
+        Args:
+            batch: The batch to fill.
+            reader: Where to read.
+            prepare: Makes a decoded image one of the batch.
+        """
 
 
 class Loader:

@@ -46,9 +46,20 @@ class Blend:
 
 
 def draw_blend(mixup: float, cutmix: float, side: int, seed: int, step: int) -> Blend:
-    """The blend of global batch `step`; `mixup` and `cutmix` are the alpha of Beta(alpha, alpha).
+    """Draw how a global batch is blended.
 
-    Where both are given, each batch takes one of them with equal chance.
+    MixUp (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899); if both
+    are given, each batch takes one of them with equal chance.
+
+    Args:
+        mixup: Alpha of Beta(alpha, alpha) for MixUp; 0 for none.
+        cutmix: Alpha for CutMix; 0 for none.
+        side: Side of the images, in pixels.
+        seed: The job's seed.
+        step: The global step, from 0.
+
+    Returns:
+        The blend.
     """
     # The legacy generator: its streams are promised to stay as they are.
     words = keyed_hash(seed, step, np.arange(8)) & np.uint64(0xFFFFFFFF)

@@ -88,10 +88,18 @@ def without_bad(
 
 
 def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list[list[ImageFile]]:
-    """Shuffle the files and cut them into shards of about `shard_bytes`, at least one file each.
+    """Shuffle files and cut them into shards.
 
     A pure function: the same files and seed give the same shards. Shuffling here spares training a
     buffer large enough to mix the classes.
+
+    Args:
+        files: The images.
+        shard_bytes: About how large a shard is, in bytes; it has at least one file.
+        seed: Seed of the order.
+
+    Returns:
+        The files of each shard.
     """
     order = np.argsort(keyed_hash(seed, np.arange(len(files))), kind="stable")
     shards: list[list[ImageFile]] = [[]]

@@ -37,9 +37,15 @@ class Cache:
         load: Callable[[], Sized],
         instead_of: Future[Sized] | None = None,
     ) -> Future[Sized]:
-        """The value of `key`, which `load` makes unless it is there or on its way.
+        """Return the value of a key, loading it unless it is there or on its way.
 
-        `instead_of` is a value to be replaced: it is replaced, unless another thread has.
+        Args:
+            key: The key.
+            load: Makes the value.
+            instead_of: A value to replace; it is replaced unless another thread has done so.
+
+        Returns:
+            A future of the value, or of the error of `load`.
         """
         with self._lock:
             future = self._items.get(key)

@@ -15,9 +15,16 @@ from worker.store import ObjectMissing, Store
 def verify_shards(
     store: Store, index: Index, threads: int, advance: Callable[[int], None]
 ) -> list[str]:
-    """Read every shard whole and compare it with the index; a line for each that differs.
+    """Read every shard whole and compare it with the index.
 
-    `advance` is called with the bytes read, by one thread at a time.
+    Args:
+        store: Where the shards are.
+        index: Their index.
+        threads: How many shards to read at a time.
+        advance: Called with the bytes read, by one thread at a time.
+
+    Returns:
+        A line for each shard that differs.
     """
     lock = threading.Lock()
 

@@ -139,7 +139,16 @@ _STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 
 
 
 def suspicions(job: Job, layout: Layout, ranks: int) -> list[str]:
-    """Return warnings about valid but probably unintended settings, the costliest first."""
+    """Return warnings about valid but probably unintended settings.
+
+    Args:
+        job: The job.
+        layout: The parameters and blocks of its model.
+        ranks: The number of ranks.
+
+    Returns:
+        The warnings, the costliest first.
+    """
     train, groups = job.manifest.train, job.groups
     found = _slow_head(job, layout)
     if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:

@@ -29,10 +29,18 @@ RunRank = Callable[[Rank, socket.socket | None], None]
 
 
 def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
-    """Start the ranks of this node and wait for them; returns the most fatal of their codes.
+    """Start the ranks of this node and wait for them.
 
-    A single rank runs in this process. Ranks end together: once one has, the others get a moment
-    to do so by themselves (after a failure they see the lost connection) and are then killed.
+    A single rank runs in this process. Ranks end together: once one has, the others get a moment to
+    do so by themselves (after a failure they see the lost connection) and are then killed.
+
+    Args:
+        spawn: Which ranks to start.
+        run: What each of them does.
+        stop: Signals, which are passed on to the ranks.
+
+    Returns:
+        The most fatal of their exit codes.
     """
     stop.has_begun = True
     listener = _listen(spawn) if spawn.node_rank == 0 else None

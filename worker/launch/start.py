@@ -51,11 +51,22 @@ _C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
 def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
-    """Train what the manifest says on all ranks of this node; returns the exit code.
+    """Train on all ranks of this node.
 
-    Everything that can be wrong with the manifest is found before a rank starts and before
-    anything is written. How it ended is announced to whoever collects metrics. Raises
-    `WorkerError` for what is wrong with the place.
+    Everything that can be wrong with the manifest is found before a rank starts and before anything
+    is written. The outcome is announced to whoever collects metrics.
+
+    Args:
+        manifest: The manifest of the job.
+        nproc: The number of ranks on this node; None for one per GPU.
+        stop: Signals.
+        live: Whether a terminal shows a live line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        WorkerError: If the node or the environment does not fit the job.
     """
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
@@ -124,9 +135,21 @@ def find_rates(
     stop: StopFlag,
     advance: Callable[[int], None],
 ) -> tuple[Job, Sweep]:
-    """Sweep the base rate from `low` to `high` on one rank; by default a wide range around it.
+    """Sweep the base rate on one rank.
 
-    Raises `WorkerError` for what is wrong with the manifest or ends the sweep.
+    Args:
+        manifest: The manifest of the job.
+        steps: The number of steps.
+        low: The lowest base rate; None for a wide range around that of the manifest.
+        high: The highest base rate; None for the same.
+        stop: Signals.
+        advance: Called with the number of steps done.
+
+    Returns:
+        The job, and the loss at each rate.
+
+    Raises:
+        WorkerError: If something is wrong with the manifest, or ends the sweep.
     """
     gpus = _settle()
     check_environment()

@@ -61,10 +61,20 @@ def detect(
     nproc: int | None,
     own_name: Callable[[], str] = socket.getfqdn,
 ) -> Rank | Spawn:
-    """Find out who starts the ranks; `nproc` is the number of ranks asked for on this node.
+    """Find out who starts the ranks.
 
-    `own_name` gives this machine's full name, which Kubernetes writes into each pod of an Indexed
-    Job. Raises `ConfigurationError` for a missing or malformed variable, naming it.
+    Args:
+        env: The environment.
+        gpus: The number of GPUs on this node.
+        nproc: The number of ranks asked for on this node; None for one per GPU.
+        own_name: Returns this machine's full name, which Kubernetes writes into each pod of an
+            Indexed Job.
+
+    Returns:
+        The rank that this process is, or the ranks to start.
+
+    Raises:
+        ConfigurationError: For a missing or malformed variable, naming it.
     """
     per_node = nproc or max(gpus, 1)
     if 0 < gpus < per_node:

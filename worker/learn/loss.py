@@ -24,7 +24,16 @@ class Criterion:
     auxiliary_weight: float = 0.0
 
     def losses(self, logits: Tensor, auxiliary: Sequence[Tensor], inputs: Inputs) -> Tensor:
-        """The loss of each image, [N]; 0 for padding."""
+        """Return the loss of each image.
+
+        Args:
+            logits: Logits, [N, classes].
+            auxiliary: Logits of auxiliary heads, each [N, classes].
+            inputs: Labels, blend and validity of the images.
+
+        Returns:
+            float32 [N]; 0 for padding.
+        """
         losses = self._blended(logits, inputs)
         for other in auxiliary:
             losses = losses + self.auxiliary_weight * self._blended(other, inputs)
@@ -56,11 +65,21 @@ def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:
-    """The weight of each class, by number; `labels` reads those of all training samples.
+    """Return the weight of each class.
 
     `balanced` is samples / (classes x samples of the class), whose mean over the samples is 1;
     classes without samples do not count.
-    Raises `ConfigurationError` for a class that does not exist.
+
+    Args:
+        train: The settings of training.
+        classes: Names of the classes.
+        labels: Reads the labels of all training samples.
+
+    Returns:
+        Weights by class; None if none are asked for.
+
+    Raises:
+        ConfigurationError: For a class that does not exist, or weights that are all 0.
     """
     wanted = train.class_weights
     if wanted is None:

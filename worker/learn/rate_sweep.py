@@ -56,6 +56,19 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
 
 
 def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sweep:
+    """Evaluate the losses of a sweep of rates.
+
+    Args:
+        rates: Base rates, growing.
+        losses: The loss after a step at each rate.
+        diverged: Whether the sweep ended because the loss grew too large.
+
+    Returns:
+        The sweep, with smoothed losses and a suggestion.
+
+    Raises:
+        ConfigurationError: If it ended too soon to tell anything.
+    """
     finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
     if len(rates) < _MIN_POINTS:

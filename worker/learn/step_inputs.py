@@ -39,7 +39,19 @@ class Inputs:
 def prepare(
     batch: Batch, blend: Blend | None, preprocessing: Preprocessing, upload: Uploader
 ) -> Inputs:
-    """The sound images of a batch, blended where each has a partner, the one before it."""
+    """Put the sound images of a batch on the device, normalized and blended.
+
+    The partner of an image is the one before it.
+
+    Args:
+        batch: Decoded images.
+        blend: How to blend them; None to leave them.
+        preprocessing: Normalization.
+        upload: Copies to the device.
+
+    Returns:
+        Normalized images with their labels.
+    """
     images = preprocessing.normalize(upload(batch.images))
     labels = partners = upload(batch.labels)
     valid = batch.valid

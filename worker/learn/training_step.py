@@ -99,7 +99,17 @@ class Engine:
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
     ) -> StepResult:
-        """Run all stages of a step in a row; see `launch`."""
+        """Run all stages of a step in a row; see `launch`.
+
+        Args:
+            step: The global step, from 0.
+            batch: This rank's part of the batch.
+            global_count: The number of images in the global batch.
+            blend: How to blend them; None to leave them.
+
+        Returns:
+            Loss and counts over all ranks.
+        """
         self.launch(step, batch, global_count, blend)
         self.update()
         return self._finish(self._launched)
@@ -107,12 +117,18 @@ class Engine:
     def launch(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
     ) -> None:
-        """Begin to train on this rank's part of global batch `step`, of `global_count` images.
+        """Queue a step on this rank's part of a global batch, without waiting for the device.
 
-        The loss is the sum over the global batch by the number of images of a full one, so that
-        each image moves the weights alike: a last batch of one image is no step of its own size,
-        and a sample that was left out counts as none. With a `blend`, the batch is led by the
-        sample before its first.
+        The loss is the sum over the global batch divided by the number of images of a full one, so
+        that each image moves the weights alike: a last batch of one image is no step of its own
+        size, and a sample that was left out counts as none.
+
+        Args:
+            step: The global step, from 0.
+            batch: This rank's part of the batch. With a blend, it is led by the sample before its
+                first.
+            global_count: The number of images in the global batch.
+            blend: How to blend them; None to leave them.
         """
         began = time.monotonic()
         self.enter(step)

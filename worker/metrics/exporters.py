@@ -53,9 +53,17 @@ def exported(
     board: SharedOutcome,
     patience: Patience,
 ) -> Iterator[None]:
-    """Hand out the metrics of a rank while inside.
+    """Export the metrics of a rank while inside.
 
-    Where there is a port they are not pushed as well: each series would stand twice in Prometheus.
+    If there is a port they are not pushed as well: each series would be in Prometheus twice.
+
+    Args:
+        metrics: The metrics.
+        owner: The run that they belong to.
+        rank: The rank.
+        local_rank: Its index on this node, which is added to the port.
+        board: The outcome shared by all ranks of the node.
+        patience: Returns the seconds left for a last scrape or push.
     """
     ways = _Ways(metrics)
     port = _open_port(ways, metrics.registry, local_rank)
@@ -94,9 +102,15 @@ def exported(
 def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) -> None:
     """Replace the metrics of a run that has ended by its outcome, wherever they went.
 
-    Whoever has scraped regularly is waited for, as long as `patience` says and no longer than a
-    minute: a series that just ends looks like a run that was killed. A start that got no attempt
-    of its own adds its exit code to what is there.
+    Clients that have scraped regularly are waited for, as long as `patience` says and no longer
+    than a minute: a series that just ends looks like a run that was killed. A start that got no
+    attempt of its own adds its exit code to what is there.
+
+    Args:
+        owner: The run.
+        code: Its exit code.
+        board: The outcome shared by all ranks of the node.
+        patience: Returns the seconds left for it.
     """
     said = board.read()
     kept = said.get("kept", {})

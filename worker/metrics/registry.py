@@ -212,7 +212,13 @@ class Metrics:
         )
 
     def request(self, operation: str, seconds: float, size: int) -> None:
-        """Count a try of a request to storage."""
+        """Count a try of a request to storage.
+
+        Args:
+            operation: The S3 operation.
+            seconds: How long it took.
+            size: Bytes moved.
+        """
         self.store_requests(operation).inc()
         self.store_seconds(operation).observe(seconds)
         self.store_bytes(operation).inc(size)

@@ -10,7 +10,15 @@ from worker.metrics.run_labels import Owner
 
 
 def write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) -> None:
-    """Write the file of one rank, or that of the outcome, where a folder is set; atomically."""
+    """Write the metrics of a rank, or the outcome of a run, to a file, atomically.
+
+    Does nothing if no folder is set.
+
+    Args:
+        registry: The metrics.
+        owner: The run that they belong to.
+        rank: The rank; None for the outcome.
+    """
     folder = os.environ.get("WORKER_METRICS_TEXTFILE")
     if folder:
         write_to_textfile(str(textfile(folder, owner, rank)), registry)
@@ -28,6 +36,15 @@ def remove(owner: Owner, rank: int | None = None) -> None:
 
 
 def textfile(folder: str, owner: Owner, rank: int | None = None) -> Path:
-    """Return the paths; jobs of one name with other outputs do not share them."""
+    """Return the path of a file of metrics, which jobs of one name with other outputs do not share.
+
+    Args:
+        folder: The folder that a node exporter reads.
+        owner: The run.
+        rank: The rank; None for the outcome.
+
+    Returns:
+        The path.
+    """
     name = f"worker-{owner.job}-{hashlib.sha256(owner.run.encode()).hexdigest()[:8]}"
     return Path(folder) / (f"{name}.prom" if rank is None else f"{name}-{rank}.prom")

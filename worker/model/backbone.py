@@ -58,12 +58,23 @@ class Backbone:
 
 
 def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backbone:
-    """The torchvision model `name` at random weights, its heads replaced by ones for `classes`.
+    """Build a torchvision model at random weights with new heads.
 
     A new head is the first rows of the one that torchvision's constructor makes for ImageNet, so
     that it is initialized as the family does. (Asked for few classes, the constructor would scale
     some families' heads up: EfficientNet's to 22 times the weights at 2 classes.)
-    Raises `ConfigurationError` for an unknown name and for images too small to train on.
+
+    Args:
+        name: The name in torchvision.
+        classes: The number of classes.
+        seed: Seed of all weights.
+        image_size: Side of the images, in pixels.
+
+    Returns:
+        The model and its structure.
+
+    Raises:
+        ConfigurationError: For an unknown name, or for images too small to train on.
     """
     require_known(name)
     require_size(name, image_size, preprocessing_of(name).crop_size)

@@ -37,9 +37,17 @@ def check_exports(wanted: Final) -> None:
 
 
 def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[str, bytes]]:
-    """Name and contents of each export that is wanted.
+    """Yield the exports that are wanted.
 
     Each takes normalized images, float32 [N, 3, S, S] for any N, and gives logits [N, classes].
+
+    Args:
+        model: The trained model.
+        image_size: S, in pixels.
+        wanted: Which exports the manifest asks for.
+
+    Yields:
+        Name and contents of each.
     """
     if not (wanted.onnx or wanted.torch_export):
         return

@@ -35,7 +35,17 @@ class Learner:
 def build_learner(
     model: nn.Module, groups: tuple[RateGroup, ...], manifest: Manifest, device: torch.device
 ) -> Learner:
-    """The model on its device, with what the manifest wants around it."""
+    """Put a model on its device and build what the manifest wants around it.
+
+    Args:
+        model: The model.
+        groups: Its rate groups.
+        manifest: The manifest.
+        device: The device.
+
+    Returns:
+        Model, optimizer, schedule, average and precision.
+    """
     model = model.to(device).to(memory_format=torch.channels_last)
     if manifest.train.sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -14,10 +14,15 @@ _MOMENTUM = 0.9
 
 
 def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
-    """Put model and autograd into the state in which step `step` trains.
+    """Put model and autograd into the state in which a step trains.
 
-    What is frozen takes no part in backward and is in evaluation mode, dropout and stochastic
-    depth included; so is a BatchNorm whose group keeps its statistics.
+    What is frozen takes no part in backward and is in evaluation mode, dropout and stochastic depth
+    included; so is a BatchNorm whose group keeps its statistics.
+
+    Args:
+        model: The model.
+        groups: Its rate groups, which say when each is released.
+        step: The global step, from 0.
     """
     parameters = dict(model.named_parameters())
     still: set[nn.Parameter] = set()
@@ -50,9 +55,17 @@ def _rest_before_frozen(sequence: nn.Sequential) -> None:
 def build_optimizer(
     model: nn.Module, groups: Sequence[RateGroup], settings: Optimizer
 ) -> torch.optim.Optimizer:
-    """The optimizer with one parameter group per rate group that is ever trained, in their order.
+    """Build an optimizer with a parameter group per rate group, in their order.
 
-    `initial_lr` of a parameter group is its full rate. Fused kernels, where torch has them.
+    Groups that are never trained have none. Uses fused kernels if torch has them.
+
+    Args:
+        model: The model.
+        groups: Its rate groups.
+        settings: The optimizer of the manifest.
+
+    Returns:
+        The optimizer; `initial_lr` of a parameter group is its full rate.
     """
     parameters = dict(model.named_parameters())
     trained = [

@@ -67,9 +67,19 @@ class RateGroup:
 def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[RateGroup, ...]:
     """Put every parameter into exactly one group; the first group that matches takes it.
 
-    Groups with equal settings are merged. Raises `ConfigurationError` for a pattern that matches
-    nothing or nothing that earlier groups have left, for parameters that no pattern matches, and
-    where nothing is trained at first.
+    Groups with equal settings are merged.
+
+    Args:
+        layout: The parameters and blocks of the model.
+        optimizer: The optimizer of the manifest.
+        steps_per_epoch: Steps of an epoch, to convert epochs of releases.
+
+    Returns:
+        The groups.
+
+    Raises:
+        ConfigurationError: For a pattern that matches nothing, or nothing that earlier groups have
+            left; for parameters that no pattern matches; and if nothing is trained at first.
     """
     left = list(layout.sizes)
     pieces: list[RateGroup] = []
@@ -98,7 +108,16 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
 
 
 def matches(pattern: str, name: str, head: Collection[str]) -> bool:
-    """Return whether `pattern` matches the parameter `name`."""
+    """Return whether a pattern matches a parameter, component by component.
+
+    Args:
+        pattern: A pattern of the manifest: `head`, or dotted components that may hold `*`.
+        name: The dotted name of the parameter.
+        head: The names of the parameters of the heads.
+
+    Returns:
+        Whether it matches.
+    """
     if pattern == _EVERYTHING:
         return True
     if pattern in ("head", "backbone"):

@@ -20,10 +20,19 @@ class Factor:
 
 
 def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -> Factor:
-    """The factor of step `step` of `total`, counted from 0; the same for every group.
+    """Return the factor of a step, the same for every group.
 
     A warm-up of w steps gives 1/(w+1), 2/(w+1), … and the full rate at step w, from where the rest
     of the schedule runs over the steps that are left.
+
+    Args:
+        step: The global step, from 0.
+        schedule: The schedule of the manifest.
+        total: The number of steps of the job.
+        steps_per_epoch: Steps of an epoch.
+
+    Returns:
+        The share of the full rate, and the momentum if the schedule sets it.
     """
     if schedule.name == "one_cycle":
         return _one_cycle(step, total)
@@ -43,7 +52,16 @@ def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -
 
 
 def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ...]:
-    """Steps at which the factor may be at its highest; from there on it never rises."""
+    """Return the steps at which the factor may be at its highest; from there on it never rises.
+
+    Args:
+        schedule: The schedule of the manifest.
+        total: The number of steps of the job.
+        steps_per_epoch: Steps of an epoch.
+
+    Returns:
+        Global steps, from 0.
+    """
     if schedule.name == "one_cycle":
         top = _RISE * total - 1
         return max(0, math.floor(top)), max(0, math.ceil(top))

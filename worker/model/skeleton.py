@@ -50,7 +50,16 @@ def require_known(name: str) -> None:
 
 
 def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn.Module:
-    """The model at random weights, for square images of this side in pixels."""
+    """Construct a torchvision model at random weights.
+
+    Args:
+        name: The name in torchvision.
+        image_size: Side of the images, in pixels.
+        classes: The number of classes.
+
+    Returns:
+        The model.
+    """
     options: dict[str, Any] = {"num_classes": classes}
     if name.startswith("vit_"):
         options["image_size"] = image_size
@@ -73,7 +82,16 @@ def skeleton(name: str, image_size: int) -> nn.Module:
 
 
 def require_size(name: str, image_size: int, own_size: int) -> None:
-    """Raise `ConfigurationError` where the model cannot be trained on images of this side."""
+    """Refuse images that a model cannot be trained on.
+
+    Args:
+        name: The name in torchvision.
+        image_size: Side of the images, in pixels.
+        own_size: Side of the images of its own weights, in pixels.
+
+    Raises:
+        ConfigurationError: If they are too small.
+    """
     try:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))

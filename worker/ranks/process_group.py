@@ -46,9 +46,14 @@ def device_of(rank: Rank) -> torch.device:
 def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Iterator[None]:
     """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.
 
-    Rank 0 serves the rendezvous, on `listener` where its parent has bound one. Raises
-    `InfrastructureError` when the others cannot be found, or when one of them is lost inside, and
-    `StopRequested` when a signal comes before they have met.
+    Args:
+        rank: This rank; rank 0 serves the rendezvous.
+        listener: The socket to serve it on, if a parent process has bound one.
+        stop: Signals.
+
+    Raises:
+        InfrastructureError: If the others cannot be found, or one of them is lost inside.
+        StopRequested: If a signal comes before they have met.
     """
     if rank.master_addr in _LOOPBACK:
         # gloo else asks the resolver for this machine's name, which containers often lack

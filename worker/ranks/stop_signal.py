@@ -83,10 +83,18 @@ class StopFlag:
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
-    """Seconds between a signal at `now` (Unix time) and the end that this place has announced.
+    """Return the time between a signal and the end that this place has announced.
 
     Slurm sends SIGUSR1 or SIGUSR2, as it was asked to, ahead of a time limit and says in the
     environment when that is; anything else is followed by SIGKILL after the grace period.
+
+    Args:
+        number: The signal.
+        now: When it came, in seconds of Unix time.
+        env: The environment.
+
+    Returns:
+        Seconds.
     """
     end = env.get("SLURM_JOB_END_TIME", "")
     if number in (signal.SIGUSR1, signal.SIGUSR2) and end.isdecimal():

@@ -47,7 +47,13 @@ class Journal:
         self._thread = threading.Thread(target=self._write_regularly, name="journal", daemon=True)
 
     def begin(self, step: int, total_steps: int, world_size: int) -> None:
-        """Note how the attempt starts, and begin to write."""
+        """Note how the attempt starts, and begin to write.
+
+        Args:
+            step: The step that it resumes from; 0 at first.
+            total_steps: The steps of the job.
+            world_size: The number of ranks.
+        """
         start = {"attempt": self._attempt, "step": step, "world_size": world_size}
         self.event("start", **start)
         self.stand(**start, total_steps=total_steps, committed=step)
@@ -127,7 +133,14 @@ class Journal:
 
 @contextmanager
 def kept(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator[Journal]:
-    """Open the journal of an attempt, and record the end of the attempt, whatever it is."""
+    """Open the journal of an attempt, and record how the attempt ends.
+
+    Args:
+        store: The output of the job.
+        attempt: The number of the attempt.
+        leads: Whether this is rank 0, which writes.
+        stop: Signals.
+    """
     journal = Journal(store, attempt, leads=leads)
     error: BaseException | None = None
     try:

@@ -96,7 +96,16 @@ def read_last_attempt(store: Store) -> AttemptRecord:
 
 
 def require_same_data(store: Store, index: Index, kept: str | None) -> None:
-    """Raise `ConfigurationError` unless the data is that of the run, whose identity is `kept`."""
+    """Refuse to audit a run against other data.
+
+    Args:
+        store: The output of the job.
+        index: The index of the data.
+        kept: The identity of the run's data; None if it has none on record.
+
+    Raises:
+        ConfigurationError: If the data is not that of the run.
+    """
     if kept != index.identity:
         raise ConfigurationError(
             f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
@@ -104,7 +113,17 @@ def require_same_data(store: Store, index: Index, kept: str | None) -> None:
 
 
 def require_bounds(rows: Rows, samples: int, steps: int, uri: str) -> None:
-    """Raise `DataError` for rows of samples or steps that the job does not have."""
+    """Refuse rows of samples or steps that the job does not have.
+
+    Args:
+        rows: Rows of the ledger.
+        samples: The number of samples.
+        steps: The number of steps.
+        uri: The address of the ledger, for the message.
+
+    Raises:
+        DataError: If a row is out of bounds.
+    """
     ids = np.where(rows[:, 1] < 0, -1 - rows[:, 1], rows[:, 1])
     if (ids >= samples).any() or (rows[:, 0] >= steps).any():
         raise DataError(f"{uri}: its ledger tells of samples or steps that the job does not have")
@@ -128,9 +147,16 @@ def surviving_rows(pieces: Iterable[Piece]) -> Rows:
 
 
 def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
-    """Count every sample of every epoch; in an unfinished epoch only repeats are faults.
+    """Count every sample of every epoch.
 
-    `done` are the steps that the run has committed; all must be there.
+    Args:
+        rows: Rows of the ledger.
+        samples: The number of samples in an epoch.
+        batch_size: Images of a global batch.
+        done: The steps that the run has committed; all must be there.
+
+    Returns:
+        The audit of each epoch; in an unfinished one only repeats are faults.
     """
     steps = steps_per_epoch(samples, batch_size)
     done = max(done, int(rows[:, 0].max()) + 1)

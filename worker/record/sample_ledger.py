@@ -65,9 +65,14 @@ class Recorder:
         self._evaluations: list[int] = []
 
     def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
-        """Note that these samples are in what step `step` (0-based) did to the weights.
+        """Note that these samples are part of a step.
 
         One that was planned and left out as bad is written as -1 - id.
+
+        Args:
+            step: The global step, from 0.
+            ids: Sample ids, [N].
+            valid: Which of them were trained on, [N].
         """
         if self._samples:
             rows = np.where(valid, ids, -1 - ids)

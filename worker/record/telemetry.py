@@ -58,9 +58,14 @@ class Telemetry:
     def step(
         self, step: int, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
     ) -> None:
-        """Count step number `step`, on `size` images of all ranks.
+        """Count a step.
 
-        What `phases` leave of its `seconds` is the phase `other`.
+        Args:
+            step: The number of the step.
+            epochs: Epochs done after it, with fractions.
+            size: Its images, of all ranks.
+            seconds: How long it took.
+            phases: Seconds by phase; what they leave of `seconds` is the phase `other`.
         """
         metrics = self._metrics
         metrics.step().set(step)

@@ -21,7 +21,16 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_data(store: Store, name: str, schema: type[M]) -> Any:
-    """Return the JSON data of an object by its schema; None if it is missing or damaged."""
+    """Return the JSON data of an object.
+
+    Args:
+        store: The output of the run.
+        name: The name of the object.
+        schema: What it must look like.
+
+    Returns:
+        The data; None if it is missing or damaged.
+    """
     try:
         found = read_record(store, name, schema)
     except ObjectMissing:
@@ -32,7 +41,13 @@ def read_data(store: Store, name: str, schema: type[M]) -> Any:
 def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
     """Return the rows of a confusion matrix (see `worker.learn.confusion`).
 
-    None if they are missing, damaged or of other classes.
+    Args:
+        store: The output of the run.
+        name: The name of the object.
+        classes: The number of classes.
+
+    Returns:
+        The rows; None if they are missing, damaged or of other classes.
     """
     try:
         array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)

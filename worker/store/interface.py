@@ -40,22 +40,45 @@ class Store(Protocol):
     """False once a conditional write was refused as not implemented, and done as a plain one."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes [start, stop) of an object; fewer where the object is shorter."""
+        """Return bytes of an object.
+
+        Args:
+            key: The name of the object.
+            start: The first byte.
+            stop: The byte after the last; None for all.
+
+        Returns:
+            The bytes [start, stop), fewer if the object is shorter.
+
+        Raises:
+            ObjectMissing: If there is none.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace a whole object; readers see all of it or nothing."""
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
-        """Write or replace an object of `size` bytes; only a part of it is ever in memory."""
+        """Write or replace an object; only a part of it is ever in memory.
+
+        Args:
+            key: The name of the object.
+            size: Its size in bytes.
+            pieces: Its contents.
+        """
 
     def put_if_absent(
         self, key: str, data: bytes, check: Callable[[], None] = lambda: None
     ) -> bool:
-        """Create an object unless it exists; false when another writer's object exists.
+        """Create an object unless it exists.
 
-        `data` must be unique to the caller: an object with just these bytes counts as created by
-        this call, since a retry can meet its own first try. `check` is called right before every
-        try and may raise.
+        Args:
+            key: The name of the object.
+            data: Its contents, unique to the caller: an object with just these bytes counts as
+                created by this call, since a retry can meet its own first try.
+            check: Called right before every try; may raise.
+
+        Returns:
+            Whether it was created; False if another writer's object exists.
         """
 
     def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:

@@ -11,7 +11,13 @@ class Listener(Protocol):
     """Counts by operation: `get`, `put`, `create`, `list`, `delete`, `upload`, `part`."""
 
     def request(self, operation: str, seconds: float, size: int) -> None:
-        """A try of a request, with the bytes that it has moved."""
+        """Take note of a try of a request.
+
+        Args:
+            operation: The S3 operation.
+            seconds: How long it took.
+            size: Bytes moved.
+        """
 
     def retry(self, operation: str) -> None:
         """A try that failed and is followed by another."""

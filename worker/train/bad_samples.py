@@ -44,7 +44,13 @@ class Quarantine:
         return [sample for sample in bad if sample.id not in self._listed]
 
     def exchange(self, fresh: list[Bad], metrics: Metrics, *, warn: bool) -> None:
-        """Take up what any rank has met; to be called by all ranks together."""
+        """Take up what any rank has met; to be called by all ranks together.
+
+        Args:
+            fresh: The bad samples that this rank has met since.
+            metrics: Where they are counted.
+            warn: Whether to log a warning for each.
+        """
         gathered: list[list[Bad]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, fresh)
         for bad in sorted((b for part in gathered for b in part), key=lambda bad: bad.id):

@@ -39,11 +39,26 @@ def sweep_rates(
     stop: StopFlag,
     advance: Callable[[int], None],
 ) -> Sweep:
-    """Train from the start for `steps` steps, the base rate growing from `low` to `high`.
+    """Train from the start while the base rate grows.
 
-    Every group keeps its ratio to the base rate and all but the always frozen are trained. Ends
-    early once the loss exceeds four times its minimum. Raises `ConfigurationError` if that is
-    too soon to tell anything. Nothing is kept of the weights.
+    Every group keeps its ratio to the base rate, and all but the always frozen are trained. Ends
+    early once the loss exceeds four times its minimum. Nothing is kept of the weights.
+
+    Args:
+        job: The job.
+        rank: This rank, the only one.
+        loaders: Batches.
+        steps: The number of steps.
+        low: The lowest base rate.
+        high: The highest base rate.
+        stop: Signals.
+        advance: Called after each step with the number of steps done.
+
+    Returns:
+        The loss at each rate.
+
+    Raises:
+        ConfigurationError: If it ends too soon to tell anything.
     """
     device = device_of(rank)
     torch.set_num_threads(cores_per_rank(rank))

@@ -53,7 +53,17 @@ def begin_attempt(
     """Claim an attempt and restore the newest checkpoint that is whole.
 
     Rank 0 reads and verifies it, and the others get it from there. To be called by all ranks
-    together; each calls `beat` while it waits.
+    together.
+
+    Args:
+        job: The job.
+        rank: This rank.
+        learner: What to restore.
+        metrics: Where it is counted.
+        beat: Called while a rank waits.
+
+    Returns:
+        The attempt, and where it resumes from.
     """
     facts = surroundings(rank, learner.precision)
     show_surroundings(facts, metrics)
