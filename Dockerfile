@@ -1,6 +1,8 @@
 # Builds with BuildKit (`DOCKER_BUILDKIT=1 docker build .`), also behind a proxy whose certificate the
 # base image does not know: --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
 ARG BASE=python:3.11-slim-bookworm
+# 1 adds what `train.compile` builds with: Triton, compilers, Python's headers.
+ARG COMPILE=0
 
 # A small init that passes SIGTERM on, as nothing else runs as process 1.
 FROM ${BASE} AS init
@@ -18,9 +20,10 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/venv \
     && printf '%s\n' /opt/libraries /opt/worker \
       > "$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/worker.pth"
+# triton.txt is for COMPILE=1 alone: 1 GB that only `torch.compile` imports.
 COPY requirements.lock .
-RUN awk '/^[^ ]/ {heavy = /^(torch|torchvision|triton|nvidia-|cuda-)/} \
-      {print > (heavy ? "torch.txt" : "libraries.txt")}' requirements.lock
+RUN awk '/^[^ ]/ {file = /^triton/ ? "triton" : /^(torch|nvidia-|cuda-)/ ? "torch" : "libraries"} \
+      {print > (file ".txt")}' requirements.lock
 # In a layer of its own, which changes with PyTorch only. PyPI has CUDA wheels; CPU wheels lie in
 # indexes that differ by place, so with WHEELS=cpu they are those of the locked version in CPU_INDEX.
 ARG WHEELS=cuda
@@ -34,6 +37,11 @@ RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     fi \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$@"
 
+FROM torch AS triton
+RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
+      --target /opt/triton --require-hashes --requirement triton.txt
+
 FROM torch AS libraries
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
@@ -46,7 +54,7 @@ COPY worker worker
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
       --no-build-isolation --target /opt/worker .
 
-FROM ${BASE}
+FROM ${BASE} AS compile-0
 RUN groupadd --gid 10001 worker \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp \
       --shell /usr/sbin/nologin worker
@@ -66,6 +74,23 @@ WORKDIR /tmp
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "worker"]
 CMD ["--help"]
+
+FROM compile-0 AS compile-1
+USER 0:0
+# python3-dev only where the base has no headers of its own: it would bring Debian's Python.
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    apt-get update \
+    && header="$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+    && apt-get install --yes --no-install-recommends gcc g++ libc6-dev \
+      "$([ -e "$header" ] && echo libc6-dev || echo python3-dev)" \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=triton /opt/triton /opt/triton
+ENV PYTHONPATH=/opt/triton
+USER 10001:10001
+
+# hadolint ignore=DL3006
+FROM compile-${COMPILE}
 # Last, as they differ in every build.
 ARG VERSION=0.1.0
 ARG REVISION=unknown

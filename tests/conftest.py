@@ -190,7 +190,7 @@ def job(dataset: Path, tmp_path: Path) -> dict[str, Any]:
             "image_size": 32,
             "augment": {"crop_scale": [0.5, 1.0]},
         },
-        "model": {"backbone": "mobilenet_v3_small"},
+        "model": {"backbone": "shufflenet_v2_x0_5"},
         "optimizer": {
             "lr": 1e-3,
             "weight_decay": 1e-5,

@@ -105,7 +105,7 @@ def sabotage(point: str, victim: str, last_rank: bool) -> None:
 def crashing(job: Job) -> Job:
     """Commits in mid-epoch and at the ends; of three commits, the first is deleted."""
     job["checkpoint"] = {"every_steps": 3, "keep": 1}
-    job["optimizer"]["groups"].insert(0, {"match": "features.12", "freeze": {"steps": 4}})
+    job["optimizer"]["groups"].insert(0, {"match": "stage4", "freeze": {"steps": 4}})
     job["train"]["ema"] = 0.8
     return job
 

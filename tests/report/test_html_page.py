@@ -214,5 +214,5 @@ def test_the_report_of_a_real_run(
     text = " ".join(page.text)
     assert "* released" in text
     assert "stopped on request after step" in text
-    for name in ("mobilenet_v3_small", "learning rate", "gradient norm", "steps over time"):
+    for name in ("shufflenet_v2_x0_5", "learning rate", "gradient norm", "steps over time"):
         assert name in text

@@ -20,7 +20,9 @@ Write = Callable[[Job], str]
 """Writes a manifest to disk and returns its path."""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["worker.cli", "worker.launch.start", "worker.record.ledger_audit"])
+_CONTEXT.set_forkserver_preload(
+    ["worker.cli", "worker.launch.start", "worker.record.ledger_audit", "tests.support.warm"]
+)
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """The way from a manifest to running ranks."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import resource
 import shutil
 import socket
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,16 +196,27 @@ def check_place(manifest: Manifest, gpus: int) -> None:
 def _require_compiler(gpus: int) -> None:
     """Raise `ConfigurationError` if `torch.compile` lacks what it builds with.
 
-    That is C++ on CPUs, and C with Python's headers on GPUs.
+    That is C++ on CPUs; on GPUs Triton, and C with Python's headers. What it has built is loaded
+    from the folder for temporary files.
     """
     compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
-    lacking = "" if any(map(shutil.which, compilers)) else f"a compiler ({', '.join(compilers)})"
-    if not lacking and gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():
-        lacking = "Python.h (python3-dev)"
+    lacking = []
+    if not any(map(shutil.which, compilers)):
+        lacking.append(f"a compiler ({', '.join(compilers)})")
+    if gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lacking.append("Python.h (python3-dev)")
+    if gpus and not importlib.util.find_spec("triton"):
+        lacking.append("the package triton")
     if lacking:
         raise ConfigurationError(
-            f"train.compile: needs {lacking}, and there is none here, as in the image as shipped; "
-            "remove it, or build the image on a BASE that has one"
+            f"train.compile: needs {' and '.join(lacking)}, which the image as shipped lacks, too; "
+            "remove it, or build the image with --build-arg COMPILE=1"
+        )
+    folder = tempfile.gettempdir()
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise ConfigurationError(
+            f"train.compile: {folder} is mounted noexec, and compiled code is loaded from there; "
+            f"mount it with exec (docker run --tmpfs {folder}:exec), or point TMPDIR elsewhere"
         )
 
 

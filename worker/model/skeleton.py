@@ -92,15 +92,23 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
     Raises:
         ConfigurationError: If they are too small.
     """
+    reason = _objection(name, image_size)
+    if reason:
+        raise ConfigurationError(
+            f"data.image_size: {name} cannot be trained at {image_size} pixels; "
+            f"its own size is {own_size} ({reason})"
+        )
+
+
+@cache
+def _objection(name: str, image_size: int) -> str:
+    """Return what the model says to images of this side; nothing if it takes them."""
     try:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = first_line(error).rstrip("!.")
-        raise ConfigurationError(
-            f"data.image_size: {name} cannot be trained at {image_size} pixels; "
-            f"its own size is {own_size} ({reason})"
-        ) from None
+        return first_line(error).rstrip("!.") or type(error).__name__
+    return ""
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
