@@ -1,10 +1,12 @@
-"""Settings of the place that a job runs at, from the environment."""
+"""Settings of the place that a job runs at: all variables of our own, with bounds and meaning."""
 
 import difflib
 import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, overload
 
 from worker.errors import ConfigurationError
 
@@ -13,8 +15,12 @@ _DIGITS = re.compile(r"[0-9]{1,9}")
 _MAX_SECONDS = 366 * 86_400
 _MAX_SHOWN = 60
 
+T = TypeVar("T")
 
-def whole_number(env: Mapping[str, str], name: str, default: str | None, least: int = 0) -> int:
+
+def whole_number(
+    env: Mapping[str, str], name: str, default: str | None, least: int = 0, most: int | None = None
+) -> int:
     """Return the whole number that a variable holds.
 
     Args:
@@ -22,6 +28,7 @@ def whole_number(env: Mapping[str, str], name: str, default: str | None, least: 
         name: The variable.
         default: What to take if it is not set; None if it must be.
         least: The smallest number that makes sense.
+        most: The largest one; None if there is none.
 
     Raises:
         ConfigurationError: It holds anything else.
@@ -29,110 +36,172 @@ def whole_number(env: Mapping[str, str], name: str, default: str | None, least: 
     text = env.get(name, default)
     if text is None:
         raise ConfigurationError(f"{name}: must be set to a whole number")
-    if not _DIGITS.fullmatch(text) or int(text) < least:
+    if not _DIGITS.fullmatch(text) or int(text) < least or (most and int(text) > most):
+        bounds = f"from {least} to {most}" if most else f"from {least}"
         raise ConfigurationError(
-            f"{name}: must be a whole number from {least}, not {text[:_MAX_SHOWN]!r}"
+            f"{name}: must be a whole number {bounds}, not {text[:_MAX_SHOWN]!r}"
         )
     return int(text)
 
 
-def number(name: str, default: int, least: int = 0) -> int:
-    """Return the whole number that a variable of this process holds; see `whole_number`.
+class Variable(Generic[T]):
+    """A variable of our own, as an attribute of `Settings`.
 
     Args:
-        name: The variable.
+        name: Its name.
         default: The value if it is not set.
-        least: The lowest allowed value.
-
-    Returns:
-        The number.
-
-    Raises:
-        ConfigurationError: For anything else, naming the variable.
+        text: The meaning, with its unit.
     """
-    return whole_number(os.environ, name, str(default), least)
+
+    def __init__(self, name: str, default: T, text: str) -> None:
+        self.name, self.default, self.text = name, default, text
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> "Variable[T]": ...
+    @overload
+    def __get__(self, settings: "Settings", owner: type) -> T: ...
+    def __get__(self, settings: "Settings | None", owner: type) -> "Variable[T] | T":
+        """Return the value; raises `ConfigurationError` for a malformed one, naming it."""
+        if settings is None:
+            return self
+        return self.parse(settings.env) if self.name in settings.env else self.default
+
+    def parse(self, env: Mapping[str, str]) -> Any:
+        """Return the value of the variable, which is set."""
+        return env[self.name]
 
 
-def seconds(name: str, default: float) -> float:
-    """The seconds, more than 0 and at most a year, that a variable of this process holds.
+class _Whole(Variable[T]):
+    def __init__(
+        self, name: str, default: T, text: str, *, least: int = 0, most: int | None = None
+    ) -> None:
+        super().__init__(name, default, text)
+        self._least, self._most = least, most
 
-    Raises `ConfigurationError` for anything else.
-    """
-    text = os.environ.get(name, str(default))
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= _MAX_SECONDS:
-        raise ConfigurationError(f"{name}: must be a number of seconds, not {text[:_MAX_SHOWN]!r}")
-    return value
+    def parse(self, env: Mapping[str, str]) -> int:
+        return whole_number(env, self.name, None, self._least, self._most)
 
 
-def rendezvous_seconds() -> int:
-    """Return how long ranks look for each other, in seconds."""
-    return number("WORKER_RENDEZVOUS_SECONDS", 300, least=1)
+class _Seconds(Variable[float]):
+    def parse(self, env: Mapping[str, str]) -> float:
+        text = env[self.name]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= _MAX_SECONDS:
+            raise ConfigurationError(
+                f"{self.name}: must be a number of seconds, not {text[:_MAX_SHOWN]!r}"
+            )
+        return value
 
 
-def stall_seconds() -> int:
-    """Return how many seconds a rank may take for a step, or for a batch of an evaluation."""
-    return number("WORKER_STALL_SECONDS", 900, least=1)
+@dataclass(frozen=True)
+class Settings:
+    """The settings in an environment, each of them parsed when it is asked for."""
+
+    env: Mapping[str, str]
+
+    store_deadline_seconds = _Seconds(
+        "WORKER_STORE_DEADLINE_SECONDS",
+        60.0,
+        "seconds that a storage request may take with all its tries, besides 10 s per MB",
+    )
+    grace_seconds = _Whole(
+        "WORKER_GRACE_SECONDS", 30, "seconds between SIGTERM and SIGKILL here", least=1
+    )
+    stall_seconds = _Whole(
+        "WORKER_STALL_SECONDS",
+        900,
+        "a rank that makes no progress for so many seconds prints its stacks and ends with 69",
+        least=1,
+    )
+    rendezvous_seconds = _Whole(
+        "WORKER_RENDEZVOUS_SECONDS", 300, "seconds in which the ranks must find each other", least=1
+    )
+    collective_seconds = _Whole(
+        "WORKER_COLLECTIVE_SECONDS",
+        1200,
+        "seconds that a rank waits for others; longer than a stall may last",
+        least=1,
+    )
+    metrics_port = _Whole(
+        "WORKER_METRICS_PORT",
+        0,
+        "serve Prometheus metrics on this port, the next rank of the node on the next; 0: on none",
+        most=LAST_PORT,
+    )
+    pushgateway = Variable(
+        "WORKER_PUSHGATEWAY",
+        "",
+        "push them to this Pushgateway every 15 s (not with a port) and their outcome at the end",
+    )
+    metrics_textfile = Variable(
+        "WORKER_METRICS_TEXTFILE",
+        "",
+        "write them into this folder for node exporter's textfile collector",
+    )
+    loader_threads = _Whole[int | None](
+        "WORKER_LOADER_THREADS",
+        None,
+        "threads of a rank that decode, two to a process (else its cores); 0: the training thread",
+    )
+    read_memory_mib = _Whole(
+        "WORKER_READ_MEMORY_MIB", 512, "MiB that a rank reads ahead and keeps at most", least=16
+    )
+    scratch = Variable(
+        "WORKER_SCRATCH",
+        "",
+        "folder that the ranks of a node share as a cache of what was read and decoded",
+    )
+    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "GiB of it that may be used", least=1)
+    revision = Variable(
+        "WORKER_REVISION",
+        "",
+        "the revision of the code that is recorded with a run; set in the image",
+    )
+    nodes = _Whole[int | None](
+        "WORKER_NODES", None, "pods of a Kubernetes Indexed Job, counted from 1", least=1
+    )
+
+    @staticmethod
+    def from_env() -> "Settings":
+        """Return the settings of this process."""
+        return Settings(os.environ)
+
+    def require_valid(self) -> None:
+        """Raise `ConfigurationError` for a setting that could not be read later."""
+        for variable in VARIABLES.values():
+            variable.__get__(self, Settings)
+
+    def unknown(self) -> list[str]:
+        """Return the variables that begin like ours and are none, each with the one it resembles.
+
+        Only those that resemble one: others may be somebody else's.
+        """
+        strange = [name for name in self.env if name.startswith("WORKER_")]
+        # Kubernetes sets such variables for a Service that is called `worker`.
+        strange = [name for name in strange if not re.search("_SERVICE|_PORT_", name)]
+        near = {name: difflib.get_close_matches(name, VARIABLES, 1, 0.85) for name in strange}
+        return [
+            f"{name} is not known; did you mean {known[0]}?"
+            for name, known in near.items()
+            if name not in VARIABLES and known
+        ]
 
 
-def collective_seconds() -> int:
-    """Return how many seconds a rank waits for others: longer than the watchdog allows a stall."""
-    return number("WORKER_COLLECTIVE_SECONDS", 1200, least=1)
+VARIABLES: dict[str, Variable[Any]] = {
+    variable.name: variable
+    for variable in vars(Settings).values()
+    if isinstance(variable, Variable)
+}
+"""All variables of our own, by name."""
 
 
-def grace_seconds() -> int:
-    """Time between SIGTERM and SIGKILL at this place."""
-    return number("WORKER_GRACE_SECONDS", 30, least=1)
-
-
-def store_deadline() -> float:
-    """Return how long a request to a store may take, with all its tries, in seconds."""
-    return seconds("WORKER_STORE_DEADLINE_SECONDS", 60)
-
-
-def metrics_port() -> int:
-    """The port that the first rank of this node serves its metrics on."""
-    port = number("WORKER_METRICS_PORT", 0)
-    if port > LAST_PORT:
-        raise ConfigurationError(f"WORKER_METRICS_PORT: must be at most {LAST_PORT}, not {port}")
-    return port
-
-
-VARIABLES = (
-    *("WORKER_COLLECTIVE_SECONDS", "WORKER_GRACE_SECONDS", "WORKER_LOADER_THREADS"),
-    *("WORKER_METRICS_PORT", "WORKER_METRICS_TEXTFILE", "WORKER_NODES", "WORKER_PUSHGATEWAY"),
-    *("WORKER_READ_MEMORY_MIB", "WORKER_RENDEZVOUS_SECONDS", "WORKER_REVISION"),
-    *("WORKER_SCRATCH", "WORKER_SCRATCH_GIB", "WORKER_STALL_SECONDS"),
-    "WORKER_STORE_DEADLINE_SECONDS",
-)
-"""All variables of our own; docs/environment.md says what they mean."""
-
-
-def unknown_variables() -> list[str]:
-    """Return the variables that begin like ours and are none, each with the one that it resembles.
-
-    Only those that resemble one: others may be somebody else's.
-    """
-    strange = [name for name in os.environ if name.startswith("WORKER_") and name not in VARIABLES]
-    # Kubernetes sets such variables for a Service that is called `worker`.
-    strange = [name for name in strange if not re.search("_SERVICE|_PORT_", name)]
-    pairs = [
-        (name, difflib.get_close_matches(name, VARIABLES, n=1, cutoff=0.85)) for name in strange
+def describe_environment() -> str:
+    """Return the variables as the Markdown table of docs/environment.md."""
+    rows = [
+        f"| `{v.name}` | {'' if v.default in (None, '') else f'{v.default:g}'} | {v.text} |"
+        for v in VARIABLES.values()
     ]
-    return [f"{name} is not known; did you mean {near[0]}?" for name, near in pairs if near]
-
-
-def check_environment() -> None:
-    """Raise `ConfigurationError` for a setting that could not be read later."""
-    for setting in (
-        rendezvous_seconds,
-        stall_seconds,
-        collective_seconds,
-        grace_seconds,
-        store_deadline,
-        metrics_port,
-    ):
-        setting()
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])

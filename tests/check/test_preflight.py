@@ -43,7 +43,7 @@ def test_a_good_place_passes_and_nothing_is_left(
         table["processors"][1],
     )
     assert table["data.train"][1].startswith("52 samples of 2 classes in")
-    assert "head classifier.3" in table["model"][1]
+    assert "head fc" in table["model"][1]
     assert table["output: put if absent"][1] == "the second of two is refused"
     assert ended.out.endswith("all checks passed\n")
     assert keys(open_store(bucket)) == ["job.yaml"]

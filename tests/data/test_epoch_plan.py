@@ -29,13 +29,13 @@ def epoch_of(plan: EpochPlan) -> Ids:
     return np.concatenate([plan.batch(step) for step in range(plan.steps)])
 
 
-@examples(1500)
+@examples(400)
 @given(plans())
 def test_each_sample_comes_exactly_once(plan: EpochPlan) -> None:
     assert sorted(epoch_of(plan)) == list(range(plan.total))
 
 
-@examples(1500)
+@examples(400)
 @given(plans(), st.integers(1, 12), st.data())
 def test_ranks_share_the_same_global_batches(
     plan: EpochPlan, world_size: int, data: st.DataObject

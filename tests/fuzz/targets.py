@@ -52,7 +52,7 @@ from worker.data.index import (
 )
 from worker.data.reader import BadSample
 from worker.data.shard_scan import scan_shard
-from worker.environment import check_environment
+from worker.environment import Settings
 from worker.errors import ConfigurationError, WorkerError
 from worker.launch.topology import detect
 from worker.manifest import load_manifest
@@ -538,7 +538,7 @@ def _run_environment(env: dict[str, str]) -> str:
     from unittest import mock
 
     with mock.patch.object(os, "environ", env):
-        check_environment()
+        Settings.from_env().require_valid()
     place = detect(env, 0, None, lambda: "train-1.worker.ns")
     ranks = [place] if isinstance(place, Rank) else place.ranks()
     for rank in ranks:

@@ -104,7 +104,13 @@ def test_faults_that_heal_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [("500", 69), ("reset", 69), ("expired", 78), ("409", 69)]
+    ("fault", "code"),
+    [
+        ("500", 69),
+        ("expired", 78),
+        pytest.param("reset", 69, marks=pytest.mark.e2e),
+        pytest.param("409", 69, marks=pytest.mark.e2e),
+    ],
 )
 def test_faults_that_stay_end_the_job_and_lose_nothing(
     fault: str,

@@ -168,6 +168,7 @@ class Attempts(Search):
                 raise Violation("a new attempt ends beside another result")
 
 
+@pytest.mark.e2e
 def test_two_attempts_of_one_job_in_every_order() -> None:
     assert Attempts().exhaust((actor("ours a"), actor("ours b"))) > 1000
 
@@ -176,6 +177,7 @@ def test_two_jobs_on_one_output_in_every_order() -> None:
     assert Attempts().exhaust((actor("ours a"), actor("theirs b"))) > 50
 
 
+@pytest.mark.e2e
 def test_an_attempt_that_trains_on_while_the_result_is_copied() -> None:
     """Every order of an attempt that has published its result and one of more epochs."""
     search = Attempts(actor("ours rescue"), actor("ours longer rescue", epochs=2))

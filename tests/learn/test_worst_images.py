@@ -22,8 +22,6 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.store import open_store
 
-# --- mistakes --------------------------------------------------------------------------------
-
 
 def test_the_worst_of_all_batches_are_kept_in_order() -> None:
     labels = torch.arange(40) % 2

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from bench.servers import wait_until
 from tests.support.docker import CONTAINED, MINIO, WORKER, Docker
 from tests.support.paths import ROOT
+from tests.support.processes import Job, Write
 
 pytestmark = pytest.mark.e2e
 
@@ -88,6 +89,30 @@ def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
     assert (done["attempt"], done["step"]) == (2, 12 * 12)
     for name in ("first", "second"):
         assert docker("diff", name).strip() in ("", "C /tmp"), "something was written to the root"
+
+
+def test_compiled_jobs_train_in_the_image_that_is_built_for_them(
+    docker: Docker, dataset: Path, write: Write, job: Job, tmp_path: Path
+) -> None:
+    job["data"] |= {"train": "/data/train/", "val": "/data/val/"}
+    job["output"] = "/tmp/run/"
+    job["train"] |= {"epochs": 1, "compile": True}
+    write(job)
+    for folder in (tmp_path, dataset):
+        folder.chmod(0o755)
+    volumes = (f"--volume={dataset}:/data:ro", f"--volume={tmp_path}:/job:ro")
+    place = ("run", "--rm", *CONTAINED, "--network=none", *volumes)
+    command = ("train", f"/job/{job['job']}.yaml")
+    refused = docker(*place, "--tmpfs=/tmp:exec", WORKER, *command, check=False)
+    assert "train.compile: needs a compiler" in refused
+    assert "--build-arg COMPILE=1" in refused
+    docker.build(ROOT, "worker:compile", "--build-arg=COMPILE=1")
+    refused = docker(*place, "--tmpfs=/tmp", "worker:compile", *command, check=False)
+    assert "train.compile: /tmp is mounted noexec" in refused
+    ended = docker(*place, "--tmpfs=/tmp:exec", "worker:compile", *command)
+    assert "done: 5 steps" in ended
+    triton = ("run", "--rm", "--entrypoint=python", "worker:compile", "-c", "import triton")
+    docker(*triton)
 
 
 def test_compose_trains_the_job_and_has_its_metrics(docker: Docker, tmp_path: Path) -> None:

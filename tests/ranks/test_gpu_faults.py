@@ -6,8 +6,6 @@ import torch
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.ranks import gpu_faults as cuda
 
-# --- GPUs that do not work -------------------------------------------------------------------
-
 DRIVER_OLD = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver"
 
 

@@ -66,9 +66,6 @@ def test_addresses() -> None:
     assert not is_loopback("10.0.0.1")
 
 
-# --- two nodes -------------------------------------------------------------------------------
-
-
 @pytest.fixture(params=["10.77.0", "fd77:"], ids=["IPv4", "IPv6"])
 def nodes(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Two network namespaces joined by a cable, whose hosts files are as Debian installs them."""

@@ -21,8 +21,6 @@ from worker.ranks.process_group import process_group
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 
-# --- lost ranks ------------------------------------------------------------------------------
-
 
 def stuck_beside_a_lost_rank(folder: Path) -> None:
     """Rank 2 of 4 dies while the others are in native code, as a GPU's collective is."""

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from worker.environment import check_environment
+from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.forks import STOP_SIGNALS
 from worker.ranks.stop_signal import StopFlag, budget
@@ -24,7 +24,7 @@ def test_how_long_a_stop_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget(signal.SIGTERM, 1000.0, slurm) == 119, "KillWait follows, whatever the limit"
     monkeypatch.setenv("WORKER_GRACE_SECONDS", "soon")
     with pytest.raises(ConfigurationError, match="WORKER_GRACE_SECONDS: must be a whole number"):
-        check_environment()
+        Settings.from_env().require_valid()
 
 
 def interrupt(times: int, terminal: bool) -> None:

@@ -10,18 +10,17 @@ from tests.support.stores import keys
 from worker.errors import InfrastructureError, StopRequested
 from worker.layout import progress_name
 from worker.record import journal as journals
+from worker.record.events import EvaluationEvent, StartEvent
 from worker.record.journal import Journal
 from worker.report.history import read_history
 from worker.store import open_store
-
-# --- the journal -----------------------------------------------------------------------------
 
 
 def test_what_cannot_be_written_now_is_written_later(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     journal = Journal(store, 1, leads=False)  # without its thread
     journal._leads = True
-    journal.event("start", step=0, world_size=1)
+    journal.note(StartEvent(attempt=1, step=0, world_size=1))
     real, calls = store.put, []
 
     def fail(key: str, data: bytes) -> None:
@@ -32,13 +31,14 @@ def test_what_cannot_be_written_now_is_written_later(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError):
         journal.flush()
     store.put = real  # type: ignore[method-assign]
-    journal.event("step", step=1, loss=float("nan"))
+    nowhere = float("nan")
+    journal.note(EvaluationEvent(epoch=1, step=1, loss=nowhere, accuracy=0.5, top5_accuracy=None))
     journal.flush()
     journal.flush()
     assert calls
     (piece,) = [key for key in keys(store) if "history" in key]
     events = [json.loads(line) for line in store.get(piece).splitlines()]
-    assert [event["event"] for event in events] == ["start", "step"]
+    assert [event["event"] for event in events] == ["start", "evaluation"]
     assert events[1]["loss"] is None
 
 
@@ -60,7 +60,7 @@ def test_a_journal_writes_by_itself_and_says_how_it_ended(
     end = json.loads(store.get(progress_name(4)))["end"]
     assert end == {"code": 75, "text": "asked to"}
     (part,) = read_history(store).parts
-    assert part.end and part.end["code"] == 75
+    assert part.end and part.end.code == 75
 
 
 def test_a_journal_of_another_rank_writes_nothing(tmp_path: Path) -> None:

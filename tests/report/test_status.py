@@ -13,8 +13,6 @@ from worker.layout import progress_name
 from worker.report.status import read_status
 from worker.store import Store, open_store
 
-# --- status ----------------------------------------------------------------------------------
-
 
 @pytest.fixture
 def claimed(tmp_path: Path) -> Store:

@@ -21,7 +21,14 @@ Write = Callable[[Job], str]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["worker.cli", "worker.launch.start", "worker.record.ledger_audit", "tests.support.warm"]
+    [
+        "worker.cli",
+        "worker.launch.start",
+        "worker.record.ledger_audit",
+        "tests.support.warm",
+        "pytest",
+        "tests.conftest",
+    ]
 )
 
 

@@ -9,6 +9,7 @@ from worker.store import open_store
 
 
 def test_rates_are_found_and_drawn(run: Run, write: Write, job: Job) -> None:
+    job["model"]["backbone"] = "mobilenet_v3_small"  # which learns something in 40 steps
     ended = run("find-rates", "--steps", "40", write(job))
     assert ended.code == 0, ended.err
     assert "suggestion: optimizer.lr: " in ended.out

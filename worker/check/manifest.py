@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from worker.check.storage import probe_credentials
 from worker.check.table import CREDENTIALS, NO_STORAGE, Caution, Table
-from worker.environment import VARIABLES, check_environment, unknown_variables
+from worker.environment import VARIABLES, Settings
 from worker.manifest import Manifest, load_manifest
 
 
@@ -34,8 +34,8 @@ def look_at_manifest(table: Table, uri: str) -> Manifest | None:
 
 def probe_environment() -> str:
     """Check that variables of our own are well-formed, and that none is misspelled."""
-    check_environment()
-    unknown = unknown_variables()
+    Settings.from_env().require_valid()
+    unknown = Settings.from_env().unknown()
     if unknown:
         raise Caution("; ".join(unknown))
     known = sorted(name for name in VARIABLES if os.environ.get(name))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from worker.check.table import Caution
-from worker.environment import metrics_port, number, rendezvous_seconds
+from worker.environment import Settings
 from worker.errors import ConfigurationError
-from worker.job.decoding import SCRATCH_GIB, decoding_of
+from worker.job.decoding import decoding_of
 from worker.launch.topology import Spawn, first_host
 from worker.logs import count
 from worker.metrics.pushgateway import Gateway
@@ -60,8 +60,9 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
             f"{address} is not a valid host name; correct MASTER_ADDR"
         ) from None
     except OSError:
+        seconds = Settings.from_env().rendezvous_seconds
         raise Caution(
-            f"{address} does not resolve yet; ranks will look for it for {rendezvous_seconds()} s"
+            f"{address} does not resolve yet; ranks will look for it for {seconds} s"
         ) from None
     numeric = str(found[0][4][0])
     return f"{address} is {numeric}{_by_interface(numeric)}"
@@ -80,10 +81,11 @@ def _by_interface(address: str) -> str:
 
 def probe_scratch() -> str:
     """Check that the cache folder takes what it may hold."""
-    folder = os.environ.get("WORKER_SCRATCH")
+    settings = Settings.from_env()
+    folder = settings.scratch
     if not folder:
         return "WORKER_SCRATCH is not set; every rank reads from the store"
-    wanted = number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1)
+    wanted = settings.scratch_gib
     place = Path(folder).absolute()
     try:
         existing = next(path for path in (place, *place.parents) if path.exists())
@@ -123,11 +125,11 @@ def probe_shared_memory() -> str:
 def probe_metrics() -> str:
     """Check that every exporter of metrics that is set works; none of them can fail training."""
     ways = []
-    port = os.environ.get("WORKER_METRICS_PORT")
+    settings = Settings.from_env()
+    port = settings.metrics_port
     if port:
-        first = metrics_port()
         try:
-            socket.create_server(("", first)).close()
+            socket.create_server(("", port)).close()
         except OSError as error:
             raise Caution(
                 f"WORKER_METRICS_PORT: {port}: {error.strerror}; choose another port"
@@ -136,7 +138,7 @@ def probe_metrics() -> str:
     gateway = Gateway.from_environment()
     if gateway:
         ways.append(_probe_gateway(gateway))
-    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    folder = settings.metrics_textfile
     if folder:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise Caution(f"WORKER_METRICS_TEXTFILE: {folder} is no folder that can be written to")

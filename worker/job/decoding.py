@@ -4,10 +4,9 @@ Environment: `WORKER_LOADER_THREADS`, `WORKER_READ_MEMORY_MIB`, `WORKER_SCRATCH`
 `WORKER_SCRATCH_GIB`.
 """
 
-import os
 from dataclasses import dataclass
 
-from worker.environment import number
+from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.logs import count
 from worker.manifest import Data
@@ -15,7 +14,6 @@ from worker.numbers import ceil_div
 from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.rank import Rank
 
-SCRATCH_GIB = 10
 _THREADS_PER_PROCESS = 2
 """Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
 _MIN_SHARE_EVEN = 0.6  # of the processes wished for
@@ -81,10 +79,10 @@ def decoding_of(rank: Rank, lanes: int) -> Decoding:
 
 def read_settings() -> LoaderSettings:
     """Return the settings of the environment; raises `ConfigurationError` for a malformed one."""
-    threads = os.environ.get("WORKER_LOADER_THREADS")
+    settings = Settings.from_env()
     return LoaderSettings(
-        threads=None if threads is None else number("WORKER_LOADER_THREADS", 0, least=0),
-        memory=number("WORKER_READ_MEMORY_MIB", 512, least=16) << 20,
-        scratch=os.environ.get("WORKER_SCRATCH", ""),
-        scratch_limit=number("WORKER_SCRATCH_GIB", SCRATCH_GIB, least=1) << 30,
+        threads=settings.loader_threads,
+        memory=settings.read_memory_mib << 20,
+        scratch=settings.scratch,
+        scratch_limit=settings.scratch_gib << 30,
     )

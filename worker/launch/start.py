@@ -17,7 +17,7 @@ import torch
 from worker.checkpoint.publish import settle
 from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training
-from worker.environment import check_environment
+from worker.environment import Settings
 from worker.errors import ConfigurationError, WorkerError
 from worker.job.decoding import check_decoding
 from worker.job.job import Job, open_job, require_same_experiment
@@ -103,7 +103,7 @@ def _train(
     report_exit: Callable[[int], None],
 ) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
-    check_environment()
+    Settings.from_env().require_valid()
     check_place(manifest, gpus)
     job = open_job(manifest)
     require_same_experiment(job)
@@ -154,7 +154,7 @@ def find_rates(
         WorkerError: If something is wrong with the manifest, or ends the sweep.
     """
     gpus = _settle()
-    check_environment()
+    Settings.from_env().require_valid()
     check_place(manifest, gpus)
     base = manifest.optimizer.lr
     low, high = low or base * _LOW, high or base * _HIGH

@@ -1,6 +1,8 @@
 """The results of a learning-rate range test (Smith, 2017), and the rate they suggest. Pure."""
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from worker.errors import ConfigurationError
 _SMOOTHING = 0.9
 _MIN_POINTS = 10
 _MIN_FALL = 0.1
+_SIGMAS = 4.0  # a search for the longest fall meets the largest one of noise
+_NORMAL_MEDIAN = 0.6745  # of the absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
 
 
@@ -37,11 +41,13 @@ def smooth(losses: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """The rate in the middle of the longest fall of the loss (fastai's "valley").
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Return the rate in the middle of the longest fall of the smoothed loss (fastai's "valley").
 
-    None where the loss falls by less than a tenth of itself: that may be noise.
+    None if the loss falls by less than a tenth of itself, or by no more than batches differ: a rate
+    far too low to learn anything shows falls, too.
     """
+    smoothed = smooth(losses)
     lengths = [1] * len(smoothed)
     starts = list(range(len(smoothed)))
     for end in range(1, len(smoothed)):
@@ -50,9 +56,27 @@ def suggest(rates: Sequence[float], smoothed: Sequence[float]) -> float | None:
                 lengths[end], starts[end] = lengths[start] + 1, starts[start]
     end = max(range(len(smoothed)), key=lambda i: lengths[i])
     start = starts[end]
-    if smoothed[end] > (1 - _MIN_FALL) * smoothed[start]:
+    fall = smoothed[start] - smoothed[end]
+    noise = noise_of(losses) * math.sqrt(_averaged(start + 1) + _averaged(end + 1))
+    if fall < max(_MIN_FALL * smoothed[start], _SIGMAS * noise):
         return None
     return rates[(start + end) // 2]
+
+
+def noise_of(losses: Sequence[float]) -> float:
+    """Return the standard deviation of a loss between one batch and the next.
+
+    By the median of the differences, which a loss that diverges at last does not move.
+    """
+    differences = [abs(later - earlier) for earlier, later in itertools.pairwise(losses)]
+    return statistics.median(differences) / (_NORMAL_MEDIAN * math.sqrt(2))
+
+
+def _averaged(count: int) -> float:
+    """Return the variance of the moving average of `count` numbers of variance 1."""
+    kept = 1 - _SMOOTHING
+    squares = (1 - _SMOOTHING ** (2 * count)) / (1 - _SMOOTHING**2)
+    return squares * (kept / (1 - _SMOOTHING**count)) ** 2
 
 
 def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sweep:
@@ -73,11 +97,10 @@ def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sw
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
     if len(rates) < _MIN_POINTS:
         raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
-    smoothed = smooth(losses)
     return Sweep(
         rates=tuple(rates),
-        losses=tuple(smoothed),
-        suggestion=suggest(rates, smoothed),
+        losses=tuple(smooth(losses)),
+        suggestion=suggest(rates, losses),
         diverged=diverged,
     )
 

@@ -7,7 +7,6 @@ training, or holds up its end for longer than it may.
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
-from worker.environment import metrics_port
+from worker.environment import Settings
 from worker.errors import ExitCode, WorkerError
 from worker.metrics import textfile
 from worker.metrics.pushgateway import TIMEOUT_SECONDS, Gateway
@@ -153,9 +152,11 @@ def _await_scrapes(
 
 
 def _open_port(ways: "_Ways", registry: CollectorRegistry, local_rank: int) -> Port | None:
-    if not os.environ.get("WORKER_METRICS_PORT"):
-        return None
-    return ways.try_out("port", lambda: Port(metrics_port() + local_rank, registry))
+    def serve() -> Port | None:
+        first = Settings.from_env().metrics_port
+        return Port(first + local_rank, registry) if first else None
+
+    return ways.try_out("port", serve)
 
 
 def _bounded(patience: Patience) -> float:

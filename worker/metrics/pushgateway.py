@@ -1,7 +1,6 @@
 """A Prometheus Pushgateway: one group per run, replaced as a whole by every push."""
 
 import base64
-import os
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import basic_auth_handler, default_handler
 
+from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.metrics.run_labels import Owner
 
@@ -33,7 +33,7 @@ class Gateway:
     @staticmethod
     def from_environment() -> "Gateway | None":
         """Return the gateway of WORKER_PUSHGATEWAY; raises `ConfigurationError` if malformed."""
-        text = os.environ.get("WORKER_PUSHGATEWAY")
+        text = Settings.from_env().pushgateway
         if not text:
             return None
         try:

@@ -1,11 +1,11 @@
 """Files for node exporter's textfile collector: one per rank of a run, then one for its outcome."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, write_to_textfile
 
+from worker.environment import Settings
 from worker.metrics.run_labels import Owner
 
 
@@ -19,14 +19,14 @@ def write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) ->
         owner: The run that they belong to.
         rank: The rank; None for the outcome.
     """
-    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    folder = Settings.from_env().metrics_textfile
     if folder:
         write_to_textfile(str(textfile(folder, owner, rank)), registry)
 
 
 def remove(owner: Owner, rank: int | None = None) -> None:
     """Remove the file of one rank, or all that this node has of the run."""
-    folder = os.environ.get("WORKER_METRICS_TEXTFILE")
+    folder = Settings.from_env().metrics_textfile
     if not folder:
         return
     own = textfile(folder, owner, rank)

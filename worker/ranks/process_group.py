@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from worker.environment import collective_seconds, rendezvous_seconds
+from worker.environment import Settings
 from worker.errors import ConfigurationError, InfrastructureError, StopRequested, first_line
 from worker.ranks.gpu_faults import gpu_error, start_cuda
 from worker.ranks.network_interface import interface_to, is_loopback, own_address
@@ -72,7 +72,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             store=store,
             rank=rank.rank,
             world_size=rank.world_size,
-            timeout=datetime.timedelta(seconds=collective_seconds()),
+            timeout=datetime.timedelta(seconds=Settings.from_env().collective_seconds),
         )
     except (dist.DistError, RuntimeError) as error:
         # A rank that has heard the signal takes the store with it, before others have heard.
@@ -145,7 +145,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
             store = _connect(rank, listener, serves=serves)
         if not store:
             next(looks)
-    store.set_timeout(datetime.timedelta(seconds=rendezvous_seconds()))
+    store.set_timeout(datetime.timedelta(seconds=Settings.from_env().rendezvous_seconds))
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
@@ -168,7 +168,11 @@ def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any
 
     With a short timeout, as torch ignores signals while it keeps trying.
     """
-    seconds = rendezvous_seconds() if serves else min(_CONNECT_SECONDS, rendezvous_seconds())
+    seconds = (
+        Settings.from_env().rendezvous_seconds
+        if serves
+        else min(_CONNECT_SECONDS, Settings.from_env().rendezvous_seconds)
+    )
     try:
         return dist.TCPStore(  # type: ignore[attr-defined]
             rank.master_addr,
@@ -210,7 +214,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
     """Pauses between looks for the other ranks; raises once it is time to give up."""
     began = time.monotonic()
     said = False
-    while time.monotonic() < began + rendezvous_seconds():
+    while time.monotonic() < began + Settings.from_env().rendezvous_seconds:
         if stop.requested:
             raise StopRequested(_STOPPED_EARLY)
         yield
@@ -219,7 +223,9 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
             said = True
             where = f"{rank.master_addr}:{rank.master_port}"
             log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
-    raise RuntimeError(f"the {rank.world_size} ranks did not meet in {rendezvous_seconds()} s")
+    raise RuntimeError(
+        f"the {rank.world_size} ranks did not meet in {Settings.from_env().rendezvous_seconds} s"
+    )
 
 
 def _is_stopping(stop: StopFlag) -> bool:

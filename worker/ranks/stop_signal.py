@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from worker.environment import grace_seconds
+from worker.environment import Settings
 from worker.errors import ExitCode
 from worker.forks import STOP_SIGNALS
 
@@ -99,4 +99,4 @@ def budget(number: int, now: float, env: Mapping[str, str]) -> float:
     end = env.get("SLURM_JOB_END_TIME", "")
     if number in (signal.SIGUSR1, signal.SIGUSR2) and end.isdecimal():
         return int(end) - now - _EXIT_SECONDS
-    return grace_seconds() - _EXIT_SECONDS
+    return Settings.from_env().grace_seconds - _EXIT_SECONDS

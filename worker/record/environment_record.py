@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 import worker
+from worker.environment import Settings
 from worker.metrics.registry import Metrics
 from worker.numbers import ceil_div
 from worker.ranks.cpu_cores import cores_of_node
@@ -35,7 +36,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     return {
         "worker": worker.__version__,
-        "revision": os.environ.get("WORKER_REVISION") or "unknown",
+        "revision": Settings.from_env().revision or "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from worker.errors import ExitCode, InfrastructureError, WorkerError
 from worker.layout import history_name, progress_name
 from worker.plain import plain
 from worker.ranks.stop_signal import StopFlag
+from worker.record.events import EndEvent, Event, StartEvent
 from worker.redaction import redacted
 from worker.store import Store
 
@@ -36,7 +38,7 @@ class Journal:
         self._store = store
         self._attempt = attempt
         self._leads = leads
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._standing: dict[str, Any] = {}
         self._piece = 1
         self._text = ""  # what the last piece holds
@@ -54,18 +56,22 @@ class Journal:
             total_steps: The steps of the job.
             world_size: The number of ranks.
         """
-        start = {"attempt": self._attempt, "step": step, "world_size": world_size}
-        self.event("start", **start)
-        self.stand(**start, total_steps=total_steps, committed=step)
+        self.note(StartEvent(attempt=self._attempt, step=step, world_size=world_size))
+        self.stand(
+            attempt=self._attempt,
+            step=step,
+            world_size=world_size,
+            total_steps=total_steps,
+            committed=step,
+        )
         if self._leads:
             self._thread.start()
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Note something for the history."""
+    def note(self, event: Event) -> None:
+        """Note an event for the history."""
         if self._leads:
-            line = {"time": round(time.time(), 3), "event": kind, **plain(fields)}
             with self._lock:
-                self._events.append(line)
+                self._events.append(event)
 
     def stand(self, **fields: Any) -> None:
         """Note where the attempt stands; of each field, what was said last counts."""
@@ -80,7 +86,7 @@ class Journal:
                 events = list(self._events)
             if not events:
                 return
-            text = self._text + "".join(f"{json.dumps(event)}\n" for event in events)
+            text = self._text + "".join(map(_line_of, events))
             name = history_name(self._attempt, self._piece)
             self._store.put(name, text.encode())
             with self._lock:
@@ -97,9 +103,9 @@ class Journal:
         code = ExitCode.DONE if error is None else ExitCode.BUG
         code = error.code if isinstance(error, WorkerError) else code
         text = redacted(str(error)) if isinstance(error, WorkerError) else type(error).__name__
-        end = {"code": int(code), "text": "" if error is None else text}
-        self.event("end", **end)
-        self.stand(end=end)
+        end = EndEvent(code=int(code), text="" if error is None else text)
+        self.note(end)
+        self.stand(end={"code": end.code, "text": end.text})
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(max(0.0, min(seconds, _LAST_WORD_SECONDS)))
@@ -129,6 +135,10 @@ class Journal:
             standing = dict(self._standing)
         if standing:
             self._store.put(progress_name(self._attempt), json.dumps(standing).encode())
+
+
+def _line_of(event: Event) -> str:
+    return json.dumps({**plain(asdict(event)), "time": event.time}) + "\n"
 
 
 @contextmanager

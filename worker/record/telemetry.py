@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 
 from worker.metrics.gpu_usage import show_gpu
 from worker.metrics.registry import Metrics
+from worker.record.events import StepEvent
 from worker.record.journal import Journal
 from worker.record.progress import Progress, StepProgress
 
 _MAX_IN_HISTORY = 2000
-_PASSING = ("total_steps", "remaining_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,22 @@ class Telemetry:
         show_gpu(metrics)
         self._reports.append(report)
         if step.step - self._noted >= self._every or step.step == step.total_steps:
-            told = asdict(merged(self._reports))
-            self._journal.event("step", **{k: v for k, v in told.items() if k not in _PASSING})
+            self._journal.note(_event_of(merged(self._reports)))
             self._noted = step.step
             self._reports = []
         self._journal.stand(**asdict(step))
         self._progress.show(step)
+
+
+def _event_of(step: StepProgress) -> StepEvent:
+    """Return what the history keeps of a report."""
+    return StepEvent(
+        step=step.step,
+        epoch=step.epoch,
+        loss=step.loss,
+        accuracy=step.accuracy,
+        images_per_second=step.images_per_second,
+        wait_ratio=step.wait_ratio,
+        rates=step.rates,
+        gradient_norms=step.gradient_norms,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.charts import duration, table
 from worker.manifest.defaults import is_default
+from worker.record.events import EvaluationEvent, StepEvent
 from worker.report.read_run import Run
 
 _NAMES = ("job", "output")
@@ -87,17 +88,17 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 def results_of(run: Run) -> dict[str, Any]:
     """Return the results of a run, by name."""
-    evaluations, steps = run.history.of("evaluation"), run.history.of("step")
-    best = max(evaluations, key=lambda event: float(event["accuracy"]), default=None)
+    evaluations, steps = run.history.of(EvaluationEvent), run.history.of(StepEvent)
+    best = max(evaluations, key=lambda event: event.accuracy, default=None)
     last = evaluations[-1] if evaluations else None
-    speeds = [event["images_per_second"] for event in steps]
+    speeds = [event.images_per_second for event in steps]
     return {
         "state": run.status.state,
-        "best accuracy": best["accuracy"] if best else None,
-        "in epoch": best["epoch"] if best else None,
-        "last accuracy": last["accuracy"] if last else None,
-        "last loss": last["loss"] if last else None,
-        "steps": max([run.status.step, *(event["step"] for event in steps)]),
+        "best accuracy": best.accuracy if best else None,
+        "in epoch": best.epoch if best else None,
+        "last accuracy": last.accuracy if last else None,
+        "last loss": last.loss if last else None,
+        "steps": max([run.status.step, *(event.step for event in steps)]),
         "time": run.history.seconds,
         "images/s": statistics.median(speeds) if speeds else None,
         "attempts": run.status.attempt,

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 from worker.layout import HISTORY, RECORDS
+from worker.record.events import EndEvent, Event, StartEvent
 from worker.report.read_records import read_history_lines
 from worker.store import Store
 
 _SIDE_BY_SIDE = 16
+
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True)
@@ -18,27 +21,27 @@ class AttemptHistory:
     """An attempt's part of the history: its number and its events, in order."""
 
     attempt: int
-    events: tuple[dict[str, Any], ...]
+    events: tuple[Event, ...]
 
     @property
-    def start(self) -> dict[str, Any]:
-        """Return the event of its start: `step`, `world_size`."""
-        return next(event for event in self.events if event["event"] == "start")
+    def start(self) -> StartEvent:
+        """Return the event of its start."""
+        return next(event for event in self.events if isinstance(event, StartEvent))
 
     @property
-    def end(self) -> dict[str, Any] | None:
-        """Return the event of its end: `code`, `text`; None if it had no time to write one."""
-        return next((event for event in self.events if event["event"] == "end"), None)
+    def end(self) -> EndEvent | None:
+        """Return the event of its end; None if it had no time to write one."""
+        return next((event for event in self.events if isinstance(event, EndEvent)), None)
 
     @property
     def step(self) -> int:
         """The last step that it is known to have done."""
-        return max(event.get("step", 0) for event in self.events)
+        return max(map(_step_of, self.events))
 
     @property
     def seconds(self) -> float:
         """Return the seconds from its first event to its last."""
-        return float(self.events[-1]["time"] - self.events[0]["time"])
+        return self.events[-1].time - self.events[0].time
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class History:
     parts: tuple[AttemptHistory, ...]
 
     @cached_property
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """Return the events of all attempts as if they were one; repeated steps count once."""
         return stitched(self.parts)
 
@@ -57,9 +60,9 @@ class History:
         """The time that the attempts have run for, without what lies between them."""
         return sum(part.seconds for part in self.parts)
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The events of one kind."""
-        return [event for event in self.events if event["event"] == kind]
+    def of(self, kind: type[E]) -> list[E]:
+        """Return the events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 def read_history(store: Store) -> History:
@@ -71,18 +74,22 @@ def read_history(store: Store) -> History:
     ]
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         found = list(pool.map(lambda piece: read_history_lines(store, piece[1]), pieces))
-    told: dict[int, list[dict[str, Any]]] = {}
+    told: dict[int, list[Event]] = {}
     for (attempt, _), lines in zip(pieces, found, strict=True):
         told.setdefault(attempt, []).extend(lines)
     parts = (AttemptHistory(number, tuple(events)) for number, events in sorted(told.items()))
-    return History(tuple(p for p in parts if any(e["event"] == "start" for e in p.events)))
+    return History(tuple(p for p in parts if any(isinstance(e, StartEvent) for e in p.events)))
 
 
-def stitched(parts: Sequence[AttemptHistory]) -> list[dict[str, Any]]:
+def stitched(parts: Sequence[AttemptHistory]) -> list[Event]:
     """The events that count: of each attempt, those before the step at which the next began."""
-    kept: list[dict[str, Any]] = []
+    kept: list[Event] = []
     for part in parts:
-        begun = part.start["step"]
-        kept = [event for event in kept if event.get("step", 0) <= begun]
+        begun = part.start.step
+        kept = [event for event in kept if _step_of(event) <= begun]
         kept += part.events
     return kept
+
+
+def _step_of(event: Event) -> int:
+    return 0 if isinstance(event, EndEvent) else event.step

@@ -14,6 +14,7 @@ from worker.charts import duration
 from worker.learn.confusion import Rows, by_class
 from worker.logs import count
 from worker.manifest.defaults import is_default
+from worker.record.events import CommitEvent, EvaluationEvent, StepEvent
 from worker.report.compare import compare, results_of, shown, shown_setting
 from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
@@ -40,7 +41,7 @@ def run_page(run: Run) -> str:
         tone=_TONES.get(status.state, "bad"),
         reason=status.text if status.state != "done" else "",
         tiles=_tiles(run, results),
-        curves=_drawn(learning(run)) if run.history.of("step") else [],
+        curves=_drawn(learning(run)) if run.history.of(StepEvent) else [],
         rates=_drawn(rates(run)),
         speed=_drawn(speed(run)),
         timeline=_drawn(timeline(run)),
@@ -54,7 +55,7 @@ def run_page(run: Run) -> str:
             (row["data"], str(row["id"]), row["reason"], row["text"])
             for row in run.bad_samples[:_MAX_BAD]
         ],
-        **_epochs(run.history.of("evaluation")),
+        **_epochs(run.history.of(EvaluationEvent)),
         facts=facts_of(run),
         settings=[row for row, default in _settings(run) if not default],
         defaults=[row for row, default in _settings(run) if default],
@@ -146,18 +147,18 @@ def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
 
 
 def _attempt_row(part: AttemptHistory) -> tuple[str, ...]:
-    end, began = part.end, part.events[0]["time"]
+    end, began = part.end, part.events[0].time
     ended = _SILENT
     if end:
-        ended = f"{end['code']}: {end['text']}" if end["text"] else f"{end['code']}: done"
+        ended = f"{end.code}: {end.text or 'done'}"
     return (
         str(part.attempt),
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
         duration(part.seconds),
-        str(part.start["world_size"]),
-        str(part.start["step"]),
+        str(part.start.world_size),
+        str(part.start.step),
         str(part.step),
-        str(sum(event["event"] == "commit" for event in part.events)),
+        str(sum(isinstance(event, CommitEvent) for event in part.events)),
         ended,
     )
 
@@ -220,22 +221,22 @@ def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _epochs(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
     """A row per evaluation, with the top-5 accuracy where there are classes enough for one."""
     head = ["epoch", "step", "validation loss", "accuracy"]
     rows = [
         [
-            str(e["epoch"]),
-            str(e["step"]),
-            shown("loss", e["loss"]),
-            shown("accuracy", e["accuracy"]),
+            str(event.epoch),
+            str(event.step),
+            shown("loss", event.loss),
+            shown("accuracy", event.accuracy),
         ]
-        for e in evaluations
+        for event in evaluations
     ]
-    if any(event["top5_accuracy"] is not None for event in evaluations):
+    if any(event.top5_accuracy is not None for event in evaluations):
         head.append("top 5")
         for row, event in zip(rows, evaluations, strict=True):
-            row.append(shown("accuracy", event["top5_accuracy"]))
+            row.append(shown("accuracy", event.top5_accuracy))
     return {"epochs": rows, "epochs_head": head}
 
 

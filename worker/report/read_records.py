@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from worker.errors import WorkerError
 from worker.learn.confusion import Rows, merged
-from worker.report.record_schemas import HistoryLine
+from worker.record.events import Event, parse_event
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import complaint, read_record
 
@@ -65,12 +65,12 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
     return merged([array])
 
 
-def read_history_lines(store: Store, name: str) -> list[dict[str, Any]]:
+def read_history_lines(store: Store, name: str) -> list[Event]:
     """Return the events of a piece of history, up to the first that is damaged."""
-    events = []
+    events: list[Event] = []
     for line in store.get(name, 0, _MAX_BYTES).splitlines():
         try:
-            events.append(HistoryLine.model_validate_json(line, strict=True).root.model_dump())
+            events.append(parse_event(line))
         except ValueError as error:
             _tell(store, name, f" ({complaint(error)})")
             break

@@ -1,77 +1,12 @@
 """The shapes of a run's records, with bounds within which a page can be drawn of them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import Field, JsonValue, RootModel
 
 from worker.checkpoint.commit import MAX_STEPS
+from worker.record.events import Real, Share, Steps, Text, Time
 from worker.store.json_records import Record
-
-_MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still tell
-
-Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
-Time = Annotated[float, Field(ge=0, le=_MAX_TIME)]
-Real = Annotated[float, Field(ge=-1e30, le=1e30)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=100_000)]
-
-
-class _Event(Record):
-    time: Time
-
-
-class StartEvent(_Event):
-    event: Literal["start"]
-    step: Steps
-    world_size: Annotated[int, Field(ge=1)]
-
-
-class StepEvent(_Event):
-    """A report on the steps since the last one; None stands for what is not a number."""
-
-    event: Literal["step"]
-    step: Steps
-    epoch: Steps
-    loss: Real | None
-    accuracy: Share | None
-    images_per_second: Real
-    wait_ratio: Real
-    rates: dict[str, Real]
-    gradient_norms: dict[str, Real | None]
-
-
-class CommitEvent(_Event):
-    event: Literal["commit"]
-    step: Steps
-
-
-class SkippedEvent(_Event):
-    event: Literal["skipped"]
-    step: Steps
-
-
-class EvaluationEvent(_Event):
-    event: Literal["evaluation"]
-    epoch: Steps
-    step: Steps
-    loss: Real | None
-    accuracy: Share
-    top5_accuracy: Share | None
-
-
-class EndEvent(_Event):
-    event: Literal["end"]
-    code: int
-    text: Text
-
-
-class HistoryLine(RootModel[Any]):
-    """A line of a history."""
-
-    root: Annotated[
-        StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent,
-        Field(discriminator="event"),
-    ]
 
 
 class End(Record):

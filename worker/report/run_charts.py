@@ -1,26 +1,28 @@
 """The charts of a run, and of several."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from worker.plots import Chart, Line, draw
+from worker.record.events import CommitEvent, EndEvent, EvaluationEvent, StartEvent, StepEvent
 from worker.report.read_run import Run
 
 _HOUR, _MINUTE = 3600.0, 60.0
 _WIDE = (12.4, 3.0)
 
-Events = Sequence[dict[str, Any]]
+Point = StepEvent | EvaluationEvent
+Value = Callable[[Point], float | None]
 
 
 def learning(run: Run) -> list[str]:
     """Loss and accuracy over the steps."""
-    steps, evaluations = run.history.of("step"), run.history.of("evaluation")
+    steps, evaluations = run.history.of(StepEvent), run.history.of(EvaluationEvent)
     charts = []
-    for name in ("loss", "accuracy"):
+    for name, value in (("loss", _loss), ("accuracy", _accuracy)):
         lines = [
-            _line("train", steps, [event[name] for event in steps]),
-            _line("validation", evaluations, [event[name] for event in evaluations], 1, dots=True),
+            _line("train", steps, list(map(value, steps))),
+            _line("validation", evaluations, list(map(value, evaluations)), 1, dots=True),
         ]
         lines = [line for line in lines if line.x]
         chart = Chart(
@@ -32,13 +34,17 @@ def learning(run: Run) -> list[str]:
 
 def rates(run: Run) -> list[str]:
     """Rate and gradient norm of each group, with the points at which groups are released."""
-    steps, groups = run.history.of("step"), run.plan.get("groups", [])
-    names = list(dict.fromkeys(name for event in steps for name in event["rates"]))
+    steps, groups = run.history.of(StepEvent), run.plan.get("groups", [])
+    names = list(dict.fromkeys(name for event in steps for name in event.rates))
     marks = [(g["release_step"], f"{g['name']} released") for g in groups if g["release_step"]]
     charts = []
-    for title, field in (("learning rate", "rates"), ("gradient norm", "gradient_norms")):
+    series: dict[str, list[Mapping[str, float | None]]] = {
+        "learning rate": [event.rates for event in steps],
+        "gradient norm": [event.gradient_norms for event in steps],
+    }
+    for title, values in series.items():
         lines = [
-            _line(name, steps, [event[field].get(name) or None for event in steps], number)
+            _line(name, steps, [by_group.get(name) or None for by_group in values], number)
             for number, name in enumerate(names)
         ]
         charts.append(
@@ -58,9 +64,9 @@ def rates(run: Run) -> list[str]:
 
 def speed(run: Run) -> list[str]:
     """Throughput and the share of the time that is waited for data."""
-    steps = run.history.of("step")
-    images = [_line("images/s", steps, [event["images_per_second"] for event in steps])]
-    waits = [_line("wait", steps, [event["wait_ratio"] for event in steps], 1)]
+    steps = run.history.of(StepEvent)
+    images = [_line("images/s", steps, [event.images_per_second for event in steps])]
+    waits = [_line("wait", steps, [event.wait_ratio for event in steps], 1)]
     return [
         draw(
             Chart(
@@ -89,17 +95,19 @@ def timeline(run: Run) -> list[str]:
     parts = run.history.parts
     if not parts:
         return []
-    began = parts[0].events[0]["time"]
-    total = parts[-1].events[-1]["time"] - began
+    began = parts[0].events[0].time
+    total = parts[-1].events[-1].time - began
     units = {"hours": _HOUR, "minutes": _MINUTE, "seconds": 1.0}
     unit, seconds = next((item for item in units.items() if total > 3 * item[1]), ("seconds", 1.0))
     lines = []
     for part in parts:
-        points = [event for event in part.events if event["event"] in ("start", "step", "end")]
-        step, xs, ys = part.start["step"], [], []
-        for event in points:
-            step = event.get("step", step)
-            xs.append((event["time"] - began) / seconds)
+        step, xs, ys = part.start.step, [], []
+        for event in part.events:
+            if isinstance(event, StartEvent | StepEvent):
+                step = event.step
+            elif not isinstance(event, EndEvent):
+                continue
+            xs.append((event.time - began) / seconds)
             ys.append(step)
         lines.append(Line(name=f"attempt {part.attempt}", x=xs, y=ys, color=part.attempt - 1))
     chart = Chart(
@@ -107,10 +115,10 @@ def timeline(run: Run) -> list[str]:
         x_label=f"{unit} since the first attempt began",
         lines=lines,
         dots=[
-            ((event["time"] - began) / seconds, event["step"])
+            ((event.time - began) / seconds, event.step)
             for part in parts
             for event in part.events
-            if event["event"] == "commit"
+            if isinstance(event, CommitEvent)
         ],
         whole=True,
         size=_WIDE,
@@ -120,26 +128,26 @@ def timeline(run: Run) -> list[str]:
 
 def resumes(run: Run) -> list[float]:
     """The steps from which training resumed."""
-    return [part.start["step"] for part in run.history.parts if part.start["step"]]
+    return [part.start.step for part in run.history.parts if part.start.step]
 
 
 def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
     """Losses, accuracy and speed of several runs over their epochs."""
     wanted = (
-        ("validation accuracy", "evaluation", "accuracy", True),
-        ("validation loss", "evaluation", "loss", False),
-        ("training loss", "step", "loss", False),
-        ("images per second", "step", "images_per_second", False),
+        ("validation accuracy", EvaluationEvent, _accuracy, True),
+        ("validation loss", EvaluationEvent, _loss, False),
+        ("training loss", StepEvent, _loss, False),
+        ("images per second", StepEvent, _speed, False),
     )
     charts = []
-    for title, kind, field, percent in wanted:
+    for title, kind, value, percent in wanted:
         lines = [
-            _over_epochs(run, name, kind, field, number)
+            _over_epochs(run, name, run.history.of(kind), value, number)
             for number, (run, name) in enumerate(zip(runs, titles, strict=True))
         ]
         lines = [line for line in lines if line.x]
         if lines:
-            low = 0.0 if field == "images_per_second" else None
+            low = 0.0 if value is _speed else None
             charts.append(
                 draw(
                     Chart(
@@ -154,18 +162,17 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
     return charts
 
 
-def _over_epochs(run: Run, title: str, kind: str, field: str, color: int) -> Line:
-    """A line over epochs, which runs of different batch sizes share where steps differ."""
+def _over_epochs(run: Run, title: str, points: Sequence[Point], value: Value, color: int) -> Line:
+    """A line over epochs, which runs of different batch sizes share although their steps differ."""
     per_epoch = run.plan.get("steps_per_epoch", 1)
-    events = run.history.of(kind)
-    xs = [event["step"] / per_epoch for event in events]
-    ys = [math.nan if event[field] is None else event[field] for event in events]
-    return Line(name=title, x=xs, y=ys, color=color, dots=kind == "evaluation")
+    dots = any(isinstance(point, EvaluationEvent) for point in points)
+    line = _line(title, points, list(map(value, points)), color, dots=dots)
+    return replace(line, x=[step / per_epoch for step in line.x])
 
 
 def _line(
     name: str,
-    events: Events,
+    points: Sequence[Point],
     values: Sequence[float | None],
     color: int = 0,
     *,
@@ -173,4 +180,16 @@ def _line(
 ) -> Line:
     """A line over steps, with a gap where there is no value."""
     ys = [math.nan if value is None else value for value in values]
-    return Line(name=name, x=[event["step"] for event in events], y=ys, color=color, dots=dots)
+    return Line(name=name, x=[point.step for point in points], y=ys, color=color, dots=dots)
+
+
+def _loss(point: Point) -> float | None:
+    return point.loss
+
+
+def _accuracy(point: Point) -> float | None:
+    return point.accuracy
+
+
+def _speed(point: Point) -> float | None:
+    return point.images_per_second if isinstance(point, StepEvent) else None

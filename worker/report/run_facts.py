@@ -38,11 +38,11 @@ def describe_cost(run: Run) -> str:
 
 
 def _ranks(part: AttemptHistory) -> int:
-    return int(part.start["world_size"])
+    return part.start.world_size
 
 
 def _when(run: Run) -> str:
-    times = [event["time"] for part in run.history.parts for event in part.events]
+    times = [event.time for part in run.history.parts for event in part.events]
     if not times:
         return ""
     first, last = time.localtime(min(times)), time.localtime(max(times))

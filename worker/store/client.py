@@ -10,7 +10,7 @@ import botocore.exceptions as boto_errors
 from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool
 from botocore.config import Config
 
-from worker.environment import store_deadline
+from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.store.aws_settings import ENDPOINTS, check_settings
 from worker.store.error_kinds import refuse_redirect
@@ -53,7 +53,7 @@ def _client(pid: int) -> Any:
                 max_pool_connections=64,
                 connect_timeout=10,
                 # Short enough that a server that has gone quiet is asked a second time.
-                read_timeout=max(1.0, min(30.0, store_deadline() / 3)),
+                read_timeout=max(1.0, min(30.0, Settings.from_env().store_deadline_seconds / 3)),
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:

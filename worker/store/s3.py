@@ -15,7 +15,7 @@ import botocore.parsers
 import tenacity
 import urllib3.exceptions
 
-from worker.environment import store_deadline
+from worker.environment import Settings
 from worker.errors import WorkerError
 from worker.numbers import ceil_div
 from worker.store.client import renew_client, s3_client
@@ -53,7 +53,11 @@ def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
     if error and needs_renewal(error):
         renew_client()
     if isinstance(error, Exception) and state.attempt_number == 1:
-        log.warning("%s; trying again for up to %g s", translate(error, uri), store_deadline())
+        log.warning(
+            "%s; trying again for up to %g s",
+            translate(error, uri),
+            Settings.from_env().store_deadline_seconds,
+        )
 
 
 class S3Store:
@@ -325,7 +329,7 @@ class S3Store:
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:
         """Run one request, body included, with full-jitter retries up to the deadline."""
         uri = self.uri + key
-        ends = time.monotonic() + store_deadline()
+        ends = time.monotonic() + Settings.from_env().store_deadline_seconds
 
         def attempt() -> T:
             left = max(_MIN_SECONDS, ends - time.monotonic())
@@ -337,7 +341,7 @@ class S3Store:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_random_exponential(multiplier=1, max=10),
-            stop=tenacity.stop_before_delay(store_deadline()),
+            stop=tenacity.stop_before_delay(Settings.from_env().store_deadline_seconds),
             before_sleep=functools.partial(_warn, operation, uri),
             reraise=True,
         )

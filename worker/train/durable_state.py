@@ -28,6 +28,7 @@ from worker.model.learner import Learner
 from worker.ranks.agreement import Signals, agree
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
+from worker.record.events import CommitEvent
 from worker.record.journal import Journal
 from worker.train.resume import Resumed
 
@@ -188,7 +189,7 @@ class DurableState:
         self._metrics.checkpoint_seconds().observe(self._seconds)
         self._metrics.checkpoint_bytes().set(size)
         self._metrics.last_commit().set(time.time())
-        self._journal.event("commit", step=name.step, seconds=self._seconds, bytes=size)
+        self._journal.note(CommitEvent(step=name.step, seconds=self._seconds, bytes=size))
         self._journal.stand(committed=name.step)
         # What is left over costs space and no more; the next commit tries again.
         with contextlib.suppress(WorkerError):

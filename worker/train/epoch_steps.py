@@ -19,6 +19,7 @@ from worker.model.optimizer import set_rates
 from worker.numbers import ceil_div
 from worker.ranks.agreement import Agreement, Signals
 from worker.ranks.process_group import highest, total
+from worker.record.events import SkippedEvent
 from worker.record.progress import StepProgress
 from worker.record.telemetry import StepReport, Telemetry
 from worker.train.attempt import Attempt
@@ -195,7 +196,7 @@ class Steps:
         state.skipped += 1
         attempt.metrics.skipped_steps().inc()
         if state.skipped <= _MAX_NOTED:
-            attempt.journal.event("skipped", step=state.step + 1)
+            attempt.journal.note(SkippedEvent(step=state.step + 1))
         if attempt.leads:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from worker.environment import collective_seconds, stall_seconds
+from worker.environment import Settings
 from worker.errors import InfrastructureError
 from worker.model.learner import Learner, build_learner
 from worker.numbers import ceil_div
@@ -37,10 +37,11 @@ def run_rank(context: RankContext) -> None:
     torch.get_num_threads()  # settles it for this thread, whatever others set for themselves
     last_words = _LastWords(context.report_exit)
     with contextlib.ExitStack() as stack:
-        watchdog = Watchdog(stall_seconds(), rank.rank, last_words.report)
+        watchdog = Watchdog(Settings.from_env().stall_seconds, rank.rank, last_words.report)
         stack.callback(watchdog.close)
         liveness = Liveness(
-            lambda gone: last_words.end_now(f"lost rank {gone}"), collective_seconds()
+            lambda gone: last_words.end_now(f"lost rank {gone}"),
+            Settings.from_env().collective_seconds,
         )
         stack.callback(liveness.abandon)
         learner = build_learner(job.backbone.model, job.groups, job.manifest, device_of(rank))

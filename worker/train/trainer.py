@@ -15,6 +15,7 @@ from worker.learn.evaluation import Evaluation
 from worker.learn.training_step import Engine
 from worker.ranks.agreement import Signals, agree
 from worker.ranks.process_group import total
+from worker.record.events import EvaluationEvent
 from worker.record.progress import Progress
 from worker.record.telemetry import Telemetry
 from worker.train.attempt import Attempt
@@ -155,8 +156,14 @@ def _record_evaluation(attempt: Attempt, result: Evaluation) -> None:
     metrics.loss("validation").set(loss)
     metrics.best_accuracy().set(state.best_accuracy or 0.0)
     # No row of it is cut, but a list of thousands of classes would be most of the history.
-    kept = {k: v for k, v in asdict(result).items() if k != "per_class"}
-    journal.event("evaluation", epoch=epoch, step=state.step, **kept)
+    event = EvaluationEvent(
+        epoch=epoch,
+        step=state.step,
+        loss=result.loss,
+        accuracy=result.accuracy,
+        top5_accuracy=result.top5_accuracy,
+    )
+    journal.note(event)
     journal.stand(validation_accuracy=result.accuracy, best_accuracy=state.best_accuracy)
     if attempt.leads:
         log.info(

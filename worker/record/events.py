@@ -1,0 +1,117 @@
+"""The events of an attempt's history: what the journal writes, and reports read.
+
+Whoever writes an event just constructs it. Only what is read back is validated, with bounds within
+which a page can be drawn of it; numbers that are not finite are written as null.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from worker.checkpoint.commit import MAX_STEPS
+
+_MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still tell
+
+Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+Time = Annotated[float, Field(ge=0, le=_MAX_TIME)]
+"""Unix time, in seconds."""
+Real = Annotated[float, Field(ge=-1e30, le=1e30)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=100_000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Event:
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    time: Time = field(default_factory=lambda: round(time.time(), 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartEvent(_Event):
+    """The start of an attempt."""
+
+    event: Literal["start"] = "start"
+    attempt: Annotated[int, Field(ge=1)]
+    step: Steps
+    """The step that it resumes from; 0 at first."""
+    world_size: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(_Event):
+    """A report on the steps since the last one."""
+
+    event: Literal["step"] = "step"
+    step: Steps
+    epoch: Steps
+    """The epoch of the step, from 1."""
+    loss: Real | None
+    """Mean training loss; None if no step counted."""
+    accuracy: Share | None
+    """Training accuracy; None if no step counted."""
+    images_per_second: Real
+    wait_ratio: Real
+    """Share of the time in which the rank that waits most has waited for images."""
+    rates: Mapping[str, Real]
+    """Learning rates, by group."""
+    gradient_norms: Mapping[str, Real | None]
+    """Norms of the last step's gradient, by group that it trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitEvent(_Event):
+    """A checkpoint that was committed."""
+
+    event: Literal["commit"] = "commit"
+    step: Steps
+    seconds: Real
+    """How long its upload took."""
+    bytes: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedEvent(_Event):
+    """A step that was left out, as its gradient was not finite."""
+
+    event: Literal["skipped"] = "skipped"
+    step: Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEvent(_Event):
+    """An evaluation on the validation set."""
+
+    event: Literal["evaluation"] = "evaluation"
+    epoch: Steps
+    """The number of epochs done."""
+    step: Steps
+    loss: Real | None
+    """Mean loss; None if it is not finite."""
+    accuracy: Share
+    top5_accuracy: Share | None
+    """None for five classes or fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndEvent(_Event):
+    """The end of an attempt."""
+
+    event: Literal["end"] = "end"
+    code: int
+    """Its exit code."""
+    text: Text
+    """The reason; empty for a job that is done."""
+
+
+Event = StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent
+
+_LINE: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def parse_event(line: bytes) -> Event:
+    """Return the event in a line of a history. Raises `ValueError` for anything else."""
+    return _LINE.validate_json(line)
