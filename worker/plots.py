@@ -72,31 +72,48 @@ _COLOUR = re.compile("|".join(_ROLES), re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line through points, in the color of that number; with `dots` each is marked."""
+    """A line through points."""
 
     name: str
+    """Its name in the legend."""
     x: Sequence[float]
+    """Horizontal coordinates."""
     y: Sequence[float]
+    """Vertical coordinates; NaN leaves a gap."""
     color: int = 0
+    """Index of its color."""
     dots: bool = False
+    """Whether each point is marked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines over an x axis, vertical `marks` with names and `rules` without, and single `dots`."""
+    """Lines over an x axis."""
 
     title: str
+    """Its title."""
     x_label: str
+    """The label of the x axis."""
     lines: Sequence[Line]
+    """The lines."""
     marks: Sequence[tuple[float, str]] = ()
+    """Vertical lines with names."""
     rules: Sequence[float] = ()
+    """Vertical lines without names."""
     dots: Sequence[tuple[float, float]] = ()
+    """Single points."""
     log_x: bool = False
+    """Whether the x axis is logarithmic."""
     log_y: bool = False
+    """Whether the y axis is logarithmic."""
     y_range: tuple[float | None, float | None] = (None, None)
+    """Bounds of the y axis; None for those of the lines."""
     percent: bool = False
+    """Whether y is shown in percent."""
     whole: bool = False
+    """Whether y is whole numbers."""
     size: tuple[float, float] = (6.0, 2.9)
+    """Width and height, in inches."""
 
 
 def draw(chart: Chart) -> str:

@@ -20,13 +20,16 @@ _BREAK = "\n  "  # between the lines of an error that has several
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A probe and its finding; `code` is the exit code that the finding asks for."""
+    """A probe and its finding."""
 
     name: str
+    """What was probed."""
     state: str
     """`ok`, `warn`, `FAIL`, or `-` for what could not be looked at."""
     text: str
+    """The finding, and the remedy if there is something to do."""
     code: int = ExitCode.DONE
+    """The exit code that the finding asks for; 0 if a start would not fail on it."""
 
 
 @dataclass

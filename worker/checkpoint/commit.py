@@ -44,19 +44,24 @@ _SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True)
 class Part:
-    """An object of a checkpoint: name, size in bytes, sha256."""
+    """An object of a checkpoint."""
 
     name: str
+    """Its name within the checkpoint."""
     bytes: int
+    """Its size."""
     sha256: str
+    """Its digest, in hexadecimal."""
 
 
 @dataclass(frozen=True, order=True)
 class CommitName:
-    """A committed checkpoint: the number of optimizer steps done, and who wrote it."""
+    """The name of a committed checkpoint."""
 
     step: int
+    """The number of optimizer steps done."""
     attempt: int
+    """The attempt that wrote it."""
 
     def __str__(self) -> str:
         return f"{self.step:08d}-{self.attempt:06d}"

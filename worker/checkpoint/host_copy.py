@@ -17,12 +17,16 @@ _ALIGNMENT = 64  # bytes: a cache line
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The location of a tensor in a `HostCopy`: its offset in bytes, and its layout there."""
+    """The location of a tensor in a `HostCopy`."""
 
     offset: int
+    """Its first byte."""
     dtype: torch.dtype
+    """Its type."""
     shape: torch.Size
+    """Its shape."""
     stride: tuple[int, ...]
+    """Its strides, in elements."""
 
 
 def room_for(tensor: Tensor) -> int:

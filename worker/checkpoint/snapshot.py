@@ -53,10 +53,12 @@ class _ScalerHolder(Record):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training state: JSON text, and where the tensors of each part lie in a `HostCopy`."""
+    """A copy of the training state."""
 
     state: bytes
+    """JSON text."""
     tensors: Mapping[str, Mapping[str, Place]]
+    """Where the tensors are in the `HostCopy`, by the part of the checkpoint and their name."""
 
     def parts(self, host: HostCopy) -> dict[str, TensorStream]:
         """The objects of a checkpoint by name, to be written before `host` takes the next copy."""

@@ -31,10 +31,12 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class TensorStream:
-    """An object that is written in pieces: its size in bytes, and a source of the pieces."""
+    """An object that is written in pieces."""
 
     size: int
+    """Its size in bytes."""
     pieces: Callable[[], Iterator[Piece]]
+    """Yields the pieces, each time from the start."""
 
 
 def stream_bytes(data: bytes) -> TensorStream:

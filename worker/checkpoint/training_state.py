@@ -16,21 +16,30 @@ _Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(kw_only=True)
 class State:
-    """Steps done, the last step that was evaluated, and what came of it."""
+    """The progress of training, as a checkpoint keeps it."""
 
     step: _Steps = 0
+    """Optimizer steps done."""
     evaluated: _Steps = 0
+    """The step of the last evaluation."""
     loss: _Loss | None = None
+    """Mean loss of the last evaluation; None if it is not finite."""
     accuracy: _Accuracy | None = None
+    """Accuracy of the last evaluation."""
     best_accuracy: _Accuracy | None = None
+    """The best accuracy so far."""
     best_loss: _Loss | None = None
+    """The loss of that evaluation."""
     best_step: _Steps | None = None
+    """The step of that evaluation."""
     stale: _Steps = 0
     """Evaluations since the last one that early stopping saw as better, and its accuracy."""
     to_beat: _Accuracy | None = None
+    """The accuracy that early stopping compares with."""
     skipped: _Steps = 0
     """Steps left out because their loss was not finite; and how many of them in a row."""
     skipped_in_a_row: _Steps = 0
+    """Steps left out since the last one that was taken."""
     bad_samples: tuple[_Steps, ...] = ()
     """Ids of training samples that were left out."""
 

@@ -46,16 +46,20 @@ OPERATIONS: dict[str, Apply] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The largest strength of each operation, and how many are applied, at which of 31 levels."""
+    """The largest strength of each operation, and how many are applied."""
 
     shear: float
+    """Shear, as a slope."""
     translate: float
     """Pixels, or a share of the side if below 1."""
     rotate: float
+    """Rotation, in degrees."""
     color: float
+    """Change of brightness, contrast, saturation and sharpness, around 1."""
     posterize: int
     """Bits taken away."""
     operations: int
+    """How many operations are applied to an image."""
     level: int | None
     """None: drawn anew for each image."""
 

@@ -21,6 +21,7 @@ class Request:
     dataset: str
     """Name of the data set: `train` or `val`."""
     epoch: int = 0
+    """The epoch, from 0."""
     start: int = 0
     """Step within the epoch."""
     samples: Sequence[int] | None = None
@@ -29,10 +30,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A request in full: the batches, how their images are prepared, and how they are divided."""
+    """A request in full."""
 
     batches: Iterable[Ids]
+    """Sample ids of each batch."""
     prepare_for: Callable[[Ids], Prepare]
+    """Returns how the images of a batch are prepared."""
     lead: int = 0
     """Samples at the head of every batch that belong to the part before it."""
     in_order: bool = False

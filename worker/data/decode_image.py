@@ -44,15 +44,12 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Settings of decoding.
-
-    Args:
-        max_pixels: Images that would unpack into more are bad samples.
-        depth: Bits that the samples of 16-bit images use, unless the image says so itself.
-    """
+    """Settings of decoding."""
 
     max_pixels: int
+    """Images that would unpack into more are bad samples."""
     depth: int = 16
+    """Bits that the samples of 16-bit images use, unless the image says so itself."""
 
 
 def decode(data: memoryview, spec: ImageSpec) -> Tensor:

@@ -25,27 +25,32 @@ _METADATA = re.compile(r"__[^/]*__/")  # webdataset passes over what lies in suc
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """An image to pack: its file, its key in the tar, its label and its size in bytes."""
+    """An image to pack."""
 
     path: Path
+    """The file."""
     key: str
+    """Its key in the tar."""
     label: int
+    """Its class."""
     bytes: int
+    """Its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A data set to write: `name` is `train`, `val`, `test`, or empty for a folder without splits.
-
-    `passed_over` counts by kind what is not packed; `nested` is the number of images in folders
-    below those of their classes.
-    """
+    """A data set to write."""
 
     name: str
+    """`train`, `val` or `test`; empty for a folder without splits."""
     classes: tuple[str, ...]
+    """Names of the classes, in label order."""
     files: tuple[ImageFile, ...]
+    """The images, in order."""
     passed_over: Counter[str]
+    """Counts what is not packed, by kind."""
     nested: int
+    """The number of images in folders below those of their classes."""
 
 
 @dataclass

@@ -107,9 +107,10 @@ class Index(BaseModel):
 
 @dataclass(frozen=True)
 class Address:
-    """The place of a data set: the root with its index, and the shards that a pattern names."""
+    """The place of a data set."""
 
     store: Store
+    """The root, with the index."""
     names: tuple[str, ...] | None
     """None for all shards of the index."""
 

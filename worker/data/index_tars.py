@@ -51,24 +51,26 @@ _ROW_DTYPE = np.dtype(
 
 @dataclass(frozen=True, kw_only=True)
 class Tar:
-    """A shard to index, as the store lists it.
-
-    `version` is another one once it was written again; `samples` is what an older index says that
-    it holds.
-    """
+    """A shard to index, as the store lists it."""
 
     name: str
+    """Its key."""
     size: int
+    """Its size in bytes."""
     version: str
+    """Another one whenever it was written again."""
     samples: int | None = None
+    """The number of samples in it by an older index; None if there is none."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The shards to index; the index will lie at the root of `store`."""
+    """The shards to index."""
 
     store: Store
+    """The root, where the index will be."""
     tars: tuple[Tar, ...]
+    """The shards."""
 
 
 def find_tars(uri: str) -> Source:
@@ -171,16 +173,16 @@ def read_classes(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Indexed:
-    """The result of indexing: the index, and what is to be reported of it.
-
-    `empty` are classes without an image, `left_out` a line per problem, `passed_over` counts
-    members that belong to no sample by kind.
-    """
+    """The result of indexing."""
 
     index: Index
+    """The index."""
     empty: list[str]
+    """Classes without an image."""
     left_out: list[str]
+    """A line per problem."""
     passed_over: Counter[str]
+    """Counts members that belong to no sample, by kind."""
 
 
 def index_tars(

@@ -35,26 +35,30 @@ The index is the sample's among the ids that it was made for.
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample that was left out, why in one word, and all about it for people."""
+    """A sample that was left out."""
 
     id: int
+    """Its sample id."""
     reason: str
+    """Why, in one word."""
     text: str
+    """Why, and which one, for people."""
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """A rank's part of a global batch, possibly empty.
-
-    `images`: uint8 [n, 3, S, S], channels last; `labels`: int64 [n]; `ids`: sample ids [n];
-    `valid`: bool [n], false where a bad sample left a hole. `bad` says why.
-    """
+    """A rank's part of a global batch, possibly empty."""
 
     images: Tensor
+    """uint8 [n, 3, S, S], channels last."""
     labels: Tensor
+    """int64 [n]."""
     ids: Ids
+    """Sample ids, [n]."""
     valid: Tensor
+    """bool [n]; False if a bad sample left a hole."""
     bad: list[Bad] = field(default_factory=list)
+    """The bad samples."""
 
     @classmethod
     def of_size(cls, ids: Ids, size: int, *, pin_memory: bool) -> "Batch":

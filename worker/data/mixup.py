@@ -26,13 +26,12 @@ def partners_of(valid: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Blend:
-    """The blending of a batch: `own` is the share of the label that an image keeps.
-
-    `box` (top, left, height, width) is what CutMix takes from the partner, None for MixUp.
-    """
+    """The blending of a batch."""
 
     own: float
+    """The share of the label that an image keeps."""
     box: tuple[int, int, int, int] | None
+    """What CutMix takes from the partner: top, left, height, width; None for MixUp."""
 
     def apply(self, images: Tensor, partners: Tensor) -> Tensor:
         """Blend float [N, 3, S, S] with as many partners."""

@@ -23,13 +23,18 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Sizes in pixels, mean and std per RGB channel of [0, 1]; those of the weights' preset."""
+    """Preprocessing by the preset of a backbone's weights."""
 
     crop_size: int
+    """Side of the central crop, in pixels."""
     resize_size: int
+    """Side that the shorter edge is resized to, in pixels."""
     mean: tuple[float, float, float]
+    """Mean per RGB channel, of [0, 1]."""
     std: tuple[float, float, float]
+    """Standard deviation per RGB channel, of [0, 1]."""
     interpolation: InterpolationMode
+    """Interpolation of the resize."""
     depth: int = 16
     """Bits that the samples of 16-bit images use, unless the image says so itself."""
 

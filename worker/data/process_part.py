@@ -30,18 +30,22 @@ class Word(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessPart:
-    """Process `index` of `count`: its readers and loaders by data set, and where batches lie.
-
-    `size` is the side of the images in pixels.
-    """
+    """The share of one process in decoding."""
 
     index: int
+    """Which process it is."""
     count: int
+    """The number of processes."""
     readers: Mapping[str, SampleReader]
+    """Readers by data set."""
     loaders: Mapping[str, Loader]
+    """Loaders by data set."""
     resolve: Callable[[Request], Work]
+    """Returns a request in full."""
     slots: Slots
+    """Shared memory, where batches are put."""
     size: int
+    """Side of the images, in pixels."""
 
     def batches(self, request: Request, wait_for_slot: Callable[[int], None]) -> Generator[Batch]:
         """Fill this part of every batch of a request; `wait_for_slot` is called before."""

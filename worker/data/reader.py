@@ -37,10 +37,12 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A labeled image, encoded; `label` is an index into the classes."""
+    """A labeled image."""
 
     image: memoryview
+    """The encoded bytes."""
     label: int
+    """An index into the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,24 +43,28 @@ class SampleRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A defect of a shard, and its byte offset."""
+    """A defect of a shard."""
 
     offset: int
+    """Where it is, in bytes."""
     text: str
+    """What is wrong."""
 
 
 @dataclass(kw_only=True)
 class Scan:
-    """The result of a pass over a shard; `problems` have no row.
-
-    `passed_over` counts members that belong to no sample, by kind.
-    """
+    """The result of a pass over a shard."""
 
     bytes: int = 0
+    """Its size."""
     sha256: str = ""
+    """Its digest, in hexadecimal."""
     rows: list[SampleRow] = field(default_factory=list)
+    """A row per sound sample."""
     problems: list[Problem] = field(default_factory=list)
+    """Defects, which have no row."""
     passed_over: Counter[str] = field(default_factory=Counter)
+    """Counts members that belong to no sample, by kind."""
     highest: int = 0
     """The highest value in images of 16 bits that do not declare how many of them are in use."""
 

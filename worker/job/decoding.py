@@ -24,12 +24,16 @@ lanes by default, so that the first batch from a store far away takes few round 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """Sizes in bytes; `threads` is None for one per core."""
+    """Settings of reading and decoding."""
 
     threads: int | None
+    """Threads of a rank; None for one per core."""
     memory: int
+    """Bytes that a rank reads ahead and keeps at most."""
     scratch: str
+    """Folder of the cache on disk; empty for none."""
     scratch_limit: int
+    """Its size in bytes."""
 
 
 def check_decoding(data: Data, gpus: int) -> None:
@@ -57,10 +61,12 @@ def fetches_for(processes: int) -> int:
 
 @dataclass(frozen=True)
 class Decoding:
-    """The threads with which a rank decodes here, in how many processes of its own."""
+    """The decoding of a rank on this machine."""
 
     threads: int
+    """The number of threads."""
     processes: int
+    """In how many processes they are; 0 for the rank itself."""
 
     def __str__(self) -> str:
         if not self.threads:

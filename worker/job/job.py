@@ -34,21 +34,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Shards and what is known of them."""
+    """Shards and their index."""
 
     store: Store
+    """Where the shards are."""
     index: Index
+    """What is in them."""
 
 
 @dataclass(frozen=True)
 class EarlierAttempts:
-    """The traces of earlier attempts: the identity of the output, and the newest one's manifest.
-
-    The manifest is empty if its record is damaged.
-    """
+    """The traces of earlier attempts."""
 
     identity: Identity
+    """Whose output it is."""
     manifest: dict[str, Any]
+    """The newest attempt's manifest; empty if its record is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +57,27 @@ class Job:
     """A manifest with everything that it names opened and built."""
 
     manifest: Manifest
+    """The manifest."""
     output: Store
+    """Its output."""
     train: Dataset
+    """The training set."""
     val: Dataset | None
+    """The validation set; None if there is none."""
     preprocessing: Preprocessing
+    """How images are prepared."""
     backbone: Backbone
+    """The model."""
     groups: tuple[RateGroup, ...]
+    """Its rate groups."""
     criterion: Criterion
+    """The loss."""
     result: Done | None
     """What has been published of it, of however many epochs."""
     commits: tuple[CommitName, ...]
     """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
     earlier: EarlierAttempts | None
+    """What earlier attempts have left; None for a first one."""
 
     @property
     def done(self) -> Done | None:

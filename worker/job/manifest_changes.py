@@ -12,16 +12,18 @@ _SILENT = ("checkpoint.", "record.")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A setting that differs.
-
-    `silent` needs no word, `noted` is logged, `vain` has no effect on a run that resumes, `refused`
-    ends with 78.
-    """
+    """A setting that differs."""
 
     field: str
+    """Its dotted name."""
     before: Any
+    """The value in the earlier attempt."""
     now: Any
+    """The value in the manifest."""
     kind: Kind
+    """`silent` needs no word, `noted` is logged, `vain` has no effect on a run that resumes,
+    `refused` ends with 78.
+    """
 
     def __str__(self) -> str:
         return f"{self.field} {self.before} -> {self.now}"

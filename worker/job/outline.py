@@ -19,18 +19,28 @@ _MIN_IMAGES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOutline:
-    """A rate group; `release_step` is 0 if trained from the start and None for never."""
+    """A rate group, as `worker plan` shows it."""
 
     name: str
+    """Its name."""
     match: tuple[str, ...]
+    """Its patterns."""
     rate_now: float
+    """The rate at the next step."""
     rate_peak: float
+    """The highest rate that it reaches."""
     weight_decay: float
+    """Its weight decay."""
     tensors: int
+    """The number of its tensors."""
     parameters: int
+    """The number of its parameters."""
     share: float
+    """Its share of all parameters."""
     release_step: int | None
+    """The step from which it is trained; 0 from the start, None for never."""
     batch_norm: str
+    """What becomes of its BatchNorm layers."""
     rates: list[float]
     """At the steps that the outline lists."""
 
@@ -40,32 +50,55 @@ class Outline:
     """A job on some number of ranks, at the step from which it would resume."""
 
     job: str
+    """The name of the job."""
     output: str
+    """The address of its output."""
     done: bool
+    """Whether it has its result already."""
     step: int
+    """The step from which it would resume."""
     backbone: str
+    """The torchvision model."""
     head: str
+    """The dotted name of its replaced head."""
     weights: str
+    """The pretrained weights."""
     image_size: int
+    """Side of the images, in pixels."""
     classes: tuple[str, ...]
+    """Names of the classes, in label order."""
     train: dict[str, Any]
+    """Size and address of the training set."""
     val: dict[str, Any] | None
+    """Size and address of the validation set; None if there is none."""
     epochs: int
+    """The number of epochs."""
     steps_per_epoch: int
+    """Steps of an epoch."""
     total_steps: int
+    """Steps of the job."""
     batch_size: int
+    """Images of a global batch."""
     last_batch: int
+    """Images of the last batch of an epoch."""
     lanes: int
+    """The places in the data set that every batch reads from."""
     window: int
+    """The samples of a lane that are shuffled together."""
     ranks: int
+    """The number of ranks."""
     shards_per_rank: list[int]
+    """Shards that each rank reads in an epoch."""
     decoding: str
     """How each rank would decode on this machine."""
     settings: dict[str, Any]
     """Optimizer and training settings besides the groups, as in the manifest."""
     steps: list[int]
+    """Some steps from the first to the last, for the rates of the groups."""
     groups: list[GroupOutline]
+    """The rate groups."""
     warnings: list[str]
+    """Valid but probably unintended settings."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON data."""

@@ -21,20 +21,26 @@ _MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePreview:
-    """The outcome of a start: its attempt, and the step and commit that it would resume from.
-
-    `done` says that there is nothing to do, and why, if that is so.
-    """
+    """The outcome of a start."""
 
     done: str | None
+    """Why there is nothing to do; None if there is."""
     attempt: int
+    """The number that the attempt would get."""
     step: int
+    """The step that it would resume from."""
     total_steps: int
+    """Steps of the job."""
     commit: str | None
+    """The checkpoint that it would resume from."""
     bytes: int
+    """Its size."""
     passed_over: list[str]
+    """Checkpoints that are damaged."""
     steps_lost: int
+    """Steps done since, which would be repeated."""
     changes: list[Change]
+    """Settings that differ."""
 
     @property
     def refused(self) -> list[Change]:

@@ -22,13 +22,18 @@ _IPV6 = re.compile(r"\[?[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]?")
 
 @dataclass(frozen=True, kw_only=True)
 class Spawn:
-    """This process starts `local_world_size` ranks itself, as node `node_rank` of `nodes`."""
+    """The ranks that this process starts itself."""
 
     node_rank: int
+    """Index of this node."""
     nodes: int
+    """The number of nodes."""
     local_world_size: int
+    """Ranks on this node."""
     master_addr: str
+    """Where rank 0 listens."""
     master_port: int
+    """Its port; 0 for any free one."""
 
     @property
     def world_size(self) -> int:

@@ -25,17 +25,16 @@ _TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Result over the sound samples of the validation set.
-
-    `loss` is None where it is not finite. `per_class` is the accuracy within each true class (None
-    for one without samples);
-    `top5_accuracy` is None for five classes or fewer.
-    """
+    """The result over the sound samples of the validation set."""
 
     loss: float | None
+    """Mean loss; None if it is not finite."""
     accuracy: float
+    """Top-1 accuracy."""
     top5_accuracy: float | None
+    """Top-5 accuracy; None for five classes or fewer."""
     per_class: list[float | None]
+    """Accuracy within each true class; None for one without samples."""
 
 
 def evaluate(

@@ -20,8 +20,11 @@ class Criterion:
     """Cross-entropy with what the manifest adds to it."""
 
     label_smoothing: float = 0.0
+    """Share of the label that is spread over all classes."""
     class_weights: tuple[float, ...] | None = None
+    """Weight of each class; None for equal ones."""
     auxiliary_weight: float = 0.0
+    """Weight of the loss of an auxiliary head."""
 
     def losses(self, logits: Tensor, auxiliary: Sequence[Tensor], inputs: Inputs) -> Tensor:
         """Return the loss of each image.

@@ -12,20 +12,18 @@ from worker.numbers import ceil_div
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """The passes of a job's batches on one rank.
-
-    Args:
-        full_batch: Images of a global batch that is full.
-        world_size: Ranks.
-        micro_batch: The most images of a pass; None if a rank's share is one pass.
-        synchronized: Whether BatchNorm's statistics are those of all ranks. Then each pass is
-            counted by what was planned, as all ranks must do the same.
-    """
+    """The passes of a job's batches on one rank."""
 
     full_batch: int
+    """Images of a global batch that is full."""
     world_size: int
+    """The number of ranks."""
     micro_batch: int | None
+    """The most images of a pass; None if a rank's share is one pass."""
     synchronized: bool
+    """Whether BatchNorm's statistics are those of all ranks. Then each pass is counted by what was
+    planned, as all ranks must do the same.
+    """
 
     @property
     def usual(self) -> int:

@@ -20,12 +20,16 @@ _COLUMNS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Loss, smoothed, at each base rate; `suggestion` is a base rate, None without a clear fall."""
+    """The loss at each base rate."""
 
     rates: tuple[float, ...]
+    """Base rates, growing."""
     losses: tuple[float, ...]
+    """Smoothed losses."""
     suggestion: float | None
+    """A base rate; None without a clear fall."""
     diverged: bool
+    """Whether it ended because the loss grew too large."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON data."""

@@ -14,17 +14,22 @@ from worker.ranks.device_transfer import Uploader
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Images, float32 [N, 3, S, S], and per image, [N]: label, partner's label, weight.
+    """Images with their labels.
 
-    The label of an image counts `own`, that of its partner the rest. Where there is no image at
-    all, one of weight 0 takes its place, as all ranks must compute something.
+    If there is no image at all, one of weight 0 takes its place, as all ranks must compute
+    something.
     """
 
     images: Tensor
+    """Normalized, float32 [N, 3, S, S]."""
     labels: Tensor
+    """int64 [N]."""
     partners: Tensor
+    """Labels of the blended images' partners, int64 [N]."""
     weights: Tensor
+    """Weight of each image in the loss, float32 [N]."""
     own: float
+    """The share of an image in its label; the partner has the rest."""
     count: int
     """Images that count."""
 

@@ -11,29 +11,34 @@ from worker.ranks.device_transfer import Readout
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The results of a step.
-
-    `sums` are this rank's sum of losses, its right answers and its images, float64 [3], on the
-    CPU. If the gradient was not `finite`, on any rank, nothing was changed on all of them.
-    `norms` are those of the gradient by group, before clipping. `seconds` says how long its phases
-    took the host; on a GPU, which works behind it, forward and backward include the wait for it.
-    """
+    """The results of a step."""
 
     sums: Tensor
+    """This rank's sum of losses, its right answers and its images, float64 [3], on the CPU."""
     finite: bool
+    """Whether the gradient was finite on all ranks; if not, no rank changed anything."""
     norms: Mapping[str, float]
+    """Norms of the gradient before clipping, by group."""
     seconds: Mapping[str, float]
+    """Host time by phase; on a GPU, which works behind it, forward and backward include the wait
+    for it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """The numbers of a step: of this rank's images the first three, of all ranks the others."""
+    """The numbers of a step."""
 
     loss: float
+    """This rank's sum of losses."""
     right: float
+    """This rank's right answers."""
     count: float
+    """This rank's images."""
     norm: float
+    """Norm of the whole gradient, of all ranks."""
     norms: Sequence[float]
+    """Norms by group, of all ranks."""
     scale: float
     """Factor by which the loss was scaled for fp16; 1 in any other precision."""
 

@@ -22,17 +22,20 @@ _TAG = 1  # the ledger is sent under 0
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A sample with another class than its own seen in it, at a `confidence` from 0 to 1.
-
-    `image` is what the model saw, uint8 [3, S, S].
-    """
+    """A sample that was given another class than its own."""
 
     loss: float
+    """Its loss."""
     id: int
+    """Its sample id."""
     label: int
+    """Its class."""
     predicted: int
+    """The predicted class."""
     confidence: float
+    """The probability of the predicted class."""
     image: Tensor
+    """What the model saw, uint8 [3, S, S]."""
 
 
 class Worst:

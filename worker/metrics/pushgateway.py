@@ -24,11 +24,14 @@ TIMEOUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Gateway:
-    """The Pushgateway's address, free of secrets, and the identity to push as."""
+    """A Pushgateway."""
 
     address: str
+    """Its address, free of secrets."""
     user: str = ""
+    """The user to push as; empty for none."""
     password: str = ""
+    """The password."""
 
     @staticmethod
     def from_environment() -> "Gateway | None":

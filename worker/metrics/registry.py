@@ -24,12 +24,16 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 @dataclass(frozen=True, kw_only=True)
 class MetricEntry:
-    """A metric as its documentation shows it; `kind` is Prometheus' word for it."""
+    """A metric as its documentation shows it."""
 
     name: str
+    """Its name."""
     kind: str
+    """Prometheus' word for its kind."""
     labels: tuple[str, ...]
+    """Its labels."""
     text: str
+    """What it is."""
 
 
 def entry_of(metric: Any) -> MetricEntry:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Owner:
-    """The job's name and its run, the address of its output."""
+    """The run that metrics belong to."""
 
     job: str
+    """The job's name."""
     run: str
+    """The address of its output."""

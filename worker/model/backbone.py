@@ -34,12 +34,16 @@ _UNDECAYED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A classifier and the dotted names of its replaced layers, that of the main head last."""
+    """A classifier with new heads."""
 
     name: str
+    """The torchvision model."""
     model: nn.Module
+    """The model."""
     heads: tuple[str, ...]
+    """Dotted names of the replaced layers, that of the main head last."""
     image_size: int
+    """Side of the images, in pixels."""
 
     @property
     def head(self) -> str:

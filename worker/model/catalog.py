@@ -13,13 +13,18 @@ _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """A backbone with its ImageNet head; `blocks` from the image to the head, to match on."""
+    """A backbone with its ImageNet head."""
 
     name: str
+    """The name in torchvision."""
     parameters: int
+    """The number of its parameters."""
     image_size: int
+    """Side of the images of its weights, in pixels."""
     heads: tuple[str, ...]
+    """Dotted names of its heads."""
     blocks: tuple[str, ...]
+    """Its blocks from the image to the head, to match on."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as JSON data."""

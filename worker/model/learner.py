@@ -17,8 +17,11 @@ class Learner:
     """The model's side of a checkpoint."""
 
     model: nn.Module
+    """The model, on its device."""
     groups: tuple[RateGroup, ...]
+    """Its rate groups."""
     optimizer: torch.optim.Optimizer
+    """The optimizer."""
     scaler: GradScaler
     """Scales the loss where fp16 is computed in; else does nothing."""
     precision: torch.dtype | None

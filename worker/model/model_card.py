@@ -50,14 +50,20 @@ class _CardRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """A written model; `sha256` is that of its weights, `metrics` JSON data."""
+    """The description of a written model."""
 
     backbone: str
+    """The torchvision model."""
     head: str
+    """The dotted name of its head."""
     classes: tuple[str, ...]
+    """Names of the classes, in label order."""
     preprocessing: Preprocessing
+    """How images are prepared."""
     sha256: str
+    """The digest of the weights."""
     metrics: dict[str, Any]
+    """JSON data about its evaluation."""
 
     def encode(self) -> bytes:
         """The card as JSON."""

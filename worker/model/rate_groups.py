@@ -20,21 +20,24 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Block:
-    """A stage of a model: its name, and the names of its parameters."""
+    """A stage of a model."""
 
     name: str
+    """Its name, to match on."""
     parameters: frozenset[str]
+    """Names of its parameters."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model's parameters with their sizes, and its blocks from the image to the head.
-
-    The last block is the head: the layers that were replaced.
-    """
+    """The structure of a model."""
 
     sizes: Mapping[str, int]
+    """The number of elements of each parameter."""
     blocks: tuple[Block, ...]
+    """Its blocks from the image to the head. The last one is the head: the layers that were
+    replaced.
+    """
     undecayed: frozenset[str] = frozenset()
     """Norms, biases and the like: parameters that weight decay rarely helps."""
 
@@ -46,18 +49,22 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class RateGroup:
-    """Parameters with the same settings; `lr` is the full rate, 0 for what is always frozen."""
+    """Parameters with the same settings."""
 
     name: str
+    """Its name."""
     match: tuple[str, ...]
     """The manifest's patterns that have put them here."""
     lr: float
+    """The full rate; 0 for what is always frozen."""
     weight_decay: float
+    """Its weight decay."""
     release: int | None
     """The step from which they are trained; None for never."""
     batch_norm: bool
     """Whether BatchNorm takes statistics from the batches, once released."""
     parameters: tuple[str, ...]
+    """Names of the parameters."""
 
     def trains_at(self, step: int) -> bool:
         """Return whether optimizer step `step`, counted from 0, changes these parameters."""

@@ -13,10 +13,12 @@ _STEP_FACTOR = 0.1
 
 @dataclass(frozen=True)
 class Factor:
-    """Share of the full rate, and the momentum (Adam's first beta) where the schedule sets it."""
+    """The output of a schedule for a step."""
 
     rate: float
+    """Share of the full rate."""
     momentum: float | None = None
+    """Momentum, or Adam's first beta; None if the schedule does not set it."""
 
 
 def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -> Factor:

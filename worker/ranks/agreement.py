@@ -11,9 +11,10 @@ from worker.ranks.device_transfer import Readout
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """The flags of a rank; for each field, the highest of all ranks counts."""
+    """The flags of a rank; of each field, the highest of all ranks counts."""
 
     stop: bool = False
+    """Whether a signal asks to stop."""
     bad: bool = False
     """A sample of the batch was bad."""
     due: bool = False

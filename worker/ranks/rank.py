@@ -5,14 +5,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """A process of a job; rank 0 listens at `master_addr` and `master_port`."""
+    """A process of a job."""
 
     rank: int
+    """Its number among all ranks."""
     world_size: int
+    """The number of all ranks."""
     local_rank: int
+    """Its number on this node."""
     local_world_size: int
+    """The number of ranks on this node."""
     master_addr: str
+    """Where rank 0 listens."""
     master_port: int
+    """Its port."""
     cores: int | None = None
     """CPU cores of this rank's own, where the scheduler gives each rank some; else ranks share."""
 

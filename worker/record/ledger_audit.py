@@ -23,26 +23,32 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Piece:
-    """The samples of some ranks of an attempt from step `first` on: rows (step, sample id)."""
+    """A part of the ledger: the samples of some ranks of an attempt."""
 
     attempt: int
+    """The number of the attempt."""
     first: int
+    """The first step in it."""
     rows: Rows
+    """Rows of (step, sample id)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochAudit:
-    """An epoch: samples trained on, ids never or more than once; `complete` if it was finished.
-
-    `left_out` are those that were planned and found bad.
-    """
+    """The audit of an epoch."""
 
     epoch: int
+    """The epoch, from 1."""
     trained: int
+    """The number of samples that were trained on."""
     lost: tuple[int, ...]
+    """Sample ids that never were."""
     repeated: tuple[int, ...]
+    """Sample ids that were more than once."""
     complete: bool
+    """Whether the epoch was finished."""
     left_out: tuple[int, ...] = ()
+    """Sample ids that were planned and found bad."""
 
     @property
     def whole(self) -> bool:

@@ -15,22 +15,28 @@ _LIVE_SECONDS, _LINE_SECONDS = 0.1, 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgress:
-    """The progress of a job; `loss` and `accuracy` are means since the last report.
-
-    `wait_ratio` is the share of the time for which the rank that waits most has waited for images;
-    `gradient_norms` are those of the last step, by group, of the groups that it trained.
-    """
+    """The progress of a job after a step."""
 
     step: int
+    """Steps done."""
     total_steps: int
+    """Steps of the job."""
     epoch: int
+    """The epoch of the step, from 1."""
     loss: float
+    """Mean training loss since the last report."""
     accuracy: float
+    """Training accuracy since the last report."""
     images_per_second: float
+    """Speed since the last report."""
     wait_ratio: float
+    """Share of the time in which the rank that waits most has waited for images."""
     remaining_seconds: float
+    """Estimated time to the end of the job."""
     rates: Mapping[str, float]
+    """Learning rates, by group."""
     gradient_norms: Mapping[str, float]
+    """Norms of the last step's gradient, by group that it trained."""
 
 
 class Progress:

@@ -16,15 +16,18 @@ _MAX_IN_HISTORY = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """A `step`, with the `images` and `seconds` of its speed and how many `counted` for its means.
-
-    Where none counted, as in steps that were left out, its loss and accuracy are not numbers.
-    """
+    """The steps since the last report."""
 
     step: StepProgress
+    """Their means. If none counted, as in steps that were left out, loss and accuracy are not
+    numbers.
+    """
     images: int
+    """Images of the steps, for the speed."""
     counted: float
+    """Images that count for the means."""
     seconds: float
+    """How long the steps took."""
 
 
 def merged(reports: Sequence[StepReport]) -> StepProgress:

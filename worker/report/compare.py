@@ -26,11 +26,14 @@ _BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A column per run; `results` and `settings` are rows of (name, a text per run)."""
+    """Runs side by side, a column per run."""
 
     titles: list[str]
+    """Names of the runs."""
     results: list[tuple[str, list[str]]]
+    """Rows of a name and a text per run."""
     settings: list[tuple[str, list[str]]]
+    """Likewise, of the settings that differ."""
 
     def __str__(self) -> str:
         rows = [("", *self.titles), *((name, *texts) for name, texts in self.results)]

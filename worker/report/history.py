@@ -18,10 +18,12 @@ E = TypeVar("E", bound=Event)
 
 @dataclass(frozen=True)
 class AttemptHistory:
-    """An attempt's part of the history: its number and its events, in order."""
+    """An attempt's part of the history."""
 
     attempt: int
+    """The number of the attempt."""
     events: tuple[Event, ...]
+    """Its events, in order."""
 
     @property
     def start(self) -> StartEvent:
@@ -46,9 +48,10 @@ class AttemptHistory:
 
 @dataclass(frozen=True)
 class History:
-    """The parts of all attempts that told anything, and the `events` that count."""
+    """The history of a run."""
 
     parts: tuple[AttemptHistory, ...]
+    """The parts of all attempts that recorded anything."""
 
     @cached_property
     def events(self) -> list[Event]:

@@ -17,25 +17,32 @@ from worker.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its records tell it.
-
-    `settings` are the manifest's fields by name; `started` says of every attempt when it began, by
-    its own clock, whether it told anything or not; `plan` is what `worker plan` showed and
-    `environments` what the attempts ran on, by number. `confusion`, `mistakes` are of the
-    evaluation at step `evaluated`: that of the weights that were written, or the last one.
-    """
+    """A run as its records tell it."""
 
     status: Status
+    """Where it is."""
     settings: dict[str, Any]
+    """The manifest's fields by their dotted names."""
     history: History
+    """Its events."""
     started: dict[int, str | None]
+    """When each attempt began, by its own clock, whether it recorded anything or not."""
     plan: dict[str, Any]
+    """What `worker plan` showed at the start of the newest attempt."""
     environments: dict[int, dict[str, Any]]
+    """What each attempt ran on."""
     evaluated: int | None
+    """The step of the evaluation that is shown: that of the weights that were written, or the last
+    one.
+    """
     confusion: Rows | None
+    """Its confusion matrix."""
     mistakes: list[dict[str, Any]]
+    """Its worst mistakes."""
     bad_samples: list[dict[str, Any]]
+    """Samples that were left out."""
     done: Done | None
+    """The result; None if there is none yet."""
 
     @property
     def classes(self) -> list[str]:

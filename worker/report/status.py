@@ -24,30 +24,42 @@ _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "su
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """`state` is `done`, `running`, `stopped`, `superseded`, `failed (CODE)` or `silent`.
-
-    Ages are in seconds, times in Unix seconds.
-    `text` says why it ended; `age` is how old all this is, `commit_age` how old the last
-    checkpoint. What is not known (yet) is None.
-    """
+    """The state of a run; what is not known (yet) is None."""
 
     job: str
+    """The name of the job."""
     run: str
+    """The address of its output."""
     state: str
+    """`done`, `running`, `stopped`, `superseded`, `failed (CODE)` or `silent`."""
     text: str
+    """Why it ended."""
     attempt: int
+    """The newest attempt."""
     ranks: int | None
+    """The number of ranks."""
     step: int
+    """Steps done."""
     total_steps: int | None
+    """Steps of the job."""
     epoch: int | None
+    """The epoch, from 1."""
     loss: float | None
+    """Training loss."""
     accuracy: float | None
+    """Accuracy of the last evaluation."""
     best_accuracy: float | None
+    """The best accuracy."""
     images_per_second: float | None
+    """Speed, if it is running."""
     expected_end: float | None
+    """When it will be done, in seconds of Unix time."""
     committed: int | None
+    """The step of the last checkpoint."""
     commit_age: float | None
+    """Seconds since the last checkpoint."""
     age: float
+    """Seconds since the run last reported."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON data."""

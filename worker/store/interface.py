@@ -15,15 +15,16 @@ class ObjectMissing(ConfigurationError):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object of a listing: key below the store's root, bytes, time written (Unix seconds).
-
-    `version` is another one whenever the object was written again.
-    """
+    """An object of a listing."""
 
     key: str
+    """Its key below the store's root."""
     size: int
+    """Its size in bytes."""
     modified: float
+    """When it was written, in seconds of Unix time."""
     version: str = ""
+    """Another one whenever it was written again."""
 
 
 class Store(Protocol):

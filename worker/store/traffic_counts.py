@@ -39,6 +39,7 @@ class TransferCount:
     """Add what a request has moved so far."""
 
     size: int = 0
+    """Bytes moved so far."""
 
 
 _listener: Listener = _Nobody()

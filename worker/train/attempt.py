@@ -25,14 +25,23 @@ class Attempt:
     """A rank of an attempt; its methods are called by all ranks together."""
 
     job: Job
+    """The job."""
     rank: Rank
+    """This rank."""
     stop: StopFlag
+    """Signals."""
     metrics: Metrics
+    """Its metrics."""
     learner: Learner
+    """What is trained."""
     durable: DurableState
+    """The state, and its checkpoints."""
     recorder: Recorder
+    """The ledger of samples."""
     journal: Journal
+    """The history."""
     watchdog: Watchdog
+    """Ends the rank if it hangs."""
 
     @property
     def state(self) -> State:

@@ -17,12 +17,17 @@ class RankContext:
     """A rank's place, job and resources, opened by its launcher and closed by it."""
 
     job: Job
+    """The job."""
     rank: Rank
+    """This rank."""
     stop: StopFlag
+    """Signals."""
     metrics: Metrics
+    """Its metrics."""
     progress: Progress
     """The live line or log lines of rank 0; shows nothing on the others."""
     loaders: Loaders
+    """Batches of images."""
     saver: Saver | None
     """The process that writes checkpoints; rank 0 has one."""
     report_exit: Callable[[int], None]

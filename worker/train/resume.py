@@ -38,11 +38,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed:
-    """The state of an attempt at its start; `commit` is what it resumes from, if anything."""
+    """The state of an attempt at its start."""
 
     attempt: int
+    """The number of the attempt."""
     state: State
+    """The progress that it starts with."""
     commit: CommitName | None
+    """The checkpoint that it resumes from; None if there is none."""
     done: bool
     """Whether another attempt has finished the job meanwhile."""
 
