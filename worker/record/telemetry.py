@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from worker.metrics.gpu_usage import show_gpu
 from worker.metrics.registry import Metrics
-from worker.record.events import StepEvent
+from worker.record.events import CommitEvent, StepEvent
 from worker.record.journal import Journal
 from worker.record.progress import Progress, StepProgress
 
@@ -105,6 +105,15 @@ class Telemetry:
             self._reports = []
         self._journal.stand(**asdict(step))
         self._progress.show(step)
+
+
+def note_commit(metrics: Metrics, journal: Journal, event: CommitEvent) -> None:
+    """Tell metrics, history and progress record of a commit."""
+    metrics.checkpoint_seconds().observe(event.seconds)
+    metrics.checkpoint_bytes().set(event.bytes)
+    metrics.last_commit().set(time.time())
+    journal.note(event)
+    journal.stand(committed=event.step)
 
 
 def _event_of(step: StepProgress) -> StepEvent:

@@ -1,23 +1,23 @@
 """An attempt as one rank works with it: how it commits and stops."""
 
-import dataclasses
+import time
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker.checkpoint.training_state import State
-from worker.data.loader import Bad
-from worker.errors import DataError, StopRequested
+from worker.errors import ExitCode, StopRequested, WorkerError, error_of
 from worker.job.job import Job
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
-from worker.ranks.agreement import agree
+from worker.ranks.agreement import Signals, agree
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.ranks.watchdog import Watchdog
 from worker.record.journal import Journal
 from worker.record.sample_ledger import Recorder
-from worker.train.bad_samples import Quarantine
 from worker.train.durable_state import DurableState
+
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,33 @@ class Attempt:
         """Whether this rank leads: it writes and logs for all."""
         return self.rank.leads
 
+    def signals(self, **more: Any) -> Signals:
+        """Return what the other ranks must know of this one, with `more` flags.
+
+        Of the names of `Signals`; those of a stop and of a save are added here.
+        """
+        durable = self.durable
+        return Signals(
+            stop=self.stop.requested,
+            flushing=durable.flushing,
+            saving=durable.saving,
+            fault=_code_of(durable.error),
+            **more,
+        )
+
+    def advance(self, agreed: Signals) -> None:
+        """Continue a save as far as all ranks have come.
+
+        Raises on every rank what went wrong on one: `Superseded` if a newer attempt has started,
+        `InfrastructureError` if the store gave up.
+        """
+        if agreed.fault:
+            error = self.durable.error
+            self.metrics.checkpoint_failures().inc()
+            raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
+        if not agreed.flushing:
+            self.durable.allow_commit()
+
     def save(self) -> None:
         """Begin to save, after the save that may be under way."""
         self.drain()
@@ -66,12 +93,29 @@ class Attempt:
             write_samples()
             self.journal.flush()
 
+        began, is_saved = time.monotonic(), self.durable.is_saved
         self.durable.save(write)
+        if not is_saved:
+            self.metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
     def drain(self) -> None:
-        """Wait for the save that is under way; raises `StopRequested` where a stop cannot wait."""
-        if not self.durable.drain():
+        """Wait for the save that is under way; raises `StopRequested` if a stop cannot wait."""
+        if not self._drains():
             self.end_on_request()
+
+    def _drains(self) -> bool:
+        """Wait for the save that is under way; False if the time left for a stop is over."""
+        stopping = False
+        while True:
+            self.watchdog.beat()  # each request of an upload ends in time, however long that takes
+            self.durable.wait(_LOOK_SECONDS)
+            agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
+            self.advance(agreed)
+            if not (agreed.flushing or agreed.saving):
+                return True
+            if agreed.late:
+                return False
+            stopping = agreed.stop
 
     def commit(self) -> None:
         """Save, and wait until it is committed."""
@@ -85,11 +129,11 @@ class Attempt:
         one did not take longer than is left then.
         """
         durable, stop = self.durable, self.stop
-        if durable.drain() and not durable.is_saved:
+        if self._drains() and not durable.is_saved:
             late = self.leads and durable.seconds > stop.remaining()
-            if not agree(dataclasses.replace(durable.signals(), late=late)).late:
+            if not agree(self.signals(late=late)).late:
                 self.begin_save()
-                durable.drain()
+                self._drains()
         lost = self.state.step - durable.committed
         if not self.leads:
             raise StopRequested("")
@@ -104,16 +148,8 @@ class Attempt:
             f"committed by attempt {durable.attempt}{where}; start again to resume"
         )
 
-    def list_bad(self, quarantine: Quarantine, fresh: list[Bad]) -> None:
-        """List what any rank has found bad, in the metrics and the record, too."""
-        quarantine.exchange(fresh, self.metrics, warn=self.leads)
-        self.metrics.budget_used().set(quarantine.budget_used)
-        if self.leads:
-            quarantine.write(self.job.output, self.durable.attempt)
 
-    def require_budget(self, quarantine: Quarantine) -> None:
-        """Commit and raise `DataError` where more is bad than the budget allows."""
-        excess = quarantine.excess()
-        if excess:
-            self.commit()
-            raise DataError(excess if self.leads else "")
+def _code_of(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return int(error.code) if isinstance(error, WorkerError) else int(ExitCode.BUG)

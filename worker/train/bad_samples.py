@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from worker.data.error_budget import allowed
 from worker.data.loader import Bad
+from worker.errors import DataError
 from worker.job.job import Dataset
 from worker.layout import bad_samples_name
-from worker.metrics.registry import Metrics
-from worker.store import Store
+from worker.train.attempt import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +34,14 @@ class Quarantine:
         """Return all ids, in order."""
         return tuple(sorted(self._listed))
 
-    @property
-    def budget_used(self) -> float:
-        """The number of bad samples as a share of those allowed; where none is, their number."""
-        return len(self._listed) / max(1, self._allowed)
-
     def fresh(self, bad: Iterable[Bad]) -> list[Bad]:
         """Return those of `bad` that are not listed yet."""
         return [sample for sample in bad if sample.id not in self._listed]
 
-    def exchange(self, fresh: list[Bad], metrics: Metrics, *, warn: bool) -> None:
-        """Take up what any rank has met; to be called by all ranks together.
+    def take(self, fresh: list[Bad], attempt: Attempt) -> None:
+        """List what any rank has found bad, also in metrics and records.
 
-        Args:
-            fresh: The bad samples that this rank has met since.
-            metrics: Where they are counted.
-            warn: Whether to log a warning for each.
+        To be called by all ranks together, each with the bad samples that it has met since.
         """
         gathered: list[list[Bad]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, fresh)
@@ -57,26 +49,32 @@ class Quarantine:
             if bad.id in self._listed:
                 continue
             self._listed[bad.id] = bad
-            metrics.bad_samples(bad.reason).inc()
-            if warn and len(self._listed) <= _WARNINGS:
+            attempt.metrics.bad_samples(bad.reason).inc()
+            if attempt.leads and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
-            if warn and len(self._listed) == _WARNINGS:
+            if attempt.leads and len(self._listed) == _WARNINGS:
                 log.warning("further bad samples are only listed, in records/*/bad-samples/")
 
-    def excess(self) -> str:
-        """Return the complaint if more are bad than the budget allows, else an empty text."""
+        attempt.metrics.budget_used().set(len(self._listed) / max(1, self._allowed))
+        if attempt.leads:
+            self._write(attempt)
+
+    def require_budget(self, attempt: Attempt) -> None:
+        """Commit and raise `DataError` if more is bad than the budget allows."""
         count = len(self._listed)
         if count <= self._allowed:
-            return ""
+            return
+        attempt.commit()
         first = next(iter(self._listed.values()))
-        return (
+        raise DataError(
             f"{self._field}: {count} of {self._samples} samples are bad, more than "
             f"data.error_budget, {self._budget:g}, allows; the first here: {first.text}; "
             "repair the shards, or pack or index again"
+            if attempt.leads
+            else ""
         )
 
-    def write(self, store: Store, attempt: int) -> None:
-        """List them in the record of the run."""
+    def _write(self, attempt: Attempt) -> None:
         rows = [asdict(bad) for bad in self._listed.values()]
-        name = bad_samples_name(attempt, self._field.removeprefix("data."))
-        store.put(name, json.dumps(rows, indent=1).encode())
+        name = bad_samples_name(attempt.durable.attempt, self._field.removeprefix("data."))
+        attempt.job.output.put(name, json.dumps(rows, indent=1).encode())

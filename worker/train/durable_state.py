@@ -21,58 +21,52 @@ from worker.checkpoint.commit import CommitName, publish_commit
 from worker.checkpoint.output_owner import IDENTITY
 from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import Snapshot, take_snapshot
-from worker.errors import ExitCode, WorkerError, error_of
+from worker.errors import WorkerError
 from worker.job.job import Job
-from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
-from worker.ranks.agreement import Signals, agree
-from worker.ranks.rank import Rank
-from worker.ranks.stop_signal import StopFlag
 from worker.record.events import CommitEvent
-from worker.record.journal import Journal
 from worker.train.resume import Resumed
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.5
-
 
 class DurableState:
-    """The state of a job with its checkpoints in the store; its methods are called by all ranks."""
+    """The state of a job with its checkpoints in the store, as one rank has it.
+
+    Args:
+        job: The job.
+        learner: What is saved.
+        resumed: The attempt, and the state that it starts with.
+        saver: The process that uploads; None on other ranks than 0.
+        note: Called with each commit, by the thread that has made it.
+    """
 
     def __init__(
         self,
         job: Job,
-        rank: Rank,
         learner: Learner,
+        resumed: Resumed,
         *,
         saver: Saver | None,
-        resumed: Resumed,
-        metrics: Metrics,
-        journal: Journal,
-        stop: StopFlag,
-        beat: Callable[[], None],
+        note: Callable[[CommitEvent], None],
     ) -> None:
         self._job = job
-        self._rank = rank
         self._learner = learner
-        self._device = next(learner.model.parameters()).device
-        self._metrics = metrics
-        self._journal = journal
-        self._stop = stop
-        self._beat = beat
+        self._saver = saver
+        self._note = note
         self.attempt = resumed.attempt
         self.state = resumed.state
+        self.committed = resumed.state.step
+        """The step of the newest checkpoint; known to rank 0."""
+        self.seconds = 0.0
+        """How long the last save took from its start to its commit; known to rank 0."""
         self._saved = dataclasses.replace(resumed.state)
-        self._committed = resumed.state.step
         self._trusted = [resumed.commit] if resumed.commit else []
-        self._saver = saver
         self._background = Background()
         self._ready = self._background.submit(self._prepare)
         self._flush: Future[None] | None = None
         self._upload: Future[None] | None = None
         self._flushed = threading.Event()
-        self._seconds = 0.0
         self._taken = time.monotonic()
 
     @property
@@ -81,14 +75,22 @@ class DurableState:
         return self.state == self._saved
 
     @property
-    def committed(self) -> int:
-        """The step of the newest checkpoint; known to rank 0."""
-        return self._committed
+    def flushing(self) -> bool:
+        """Whether this rank's records are still being written."""
+        return self._flush is not None and not self._flush.done()
 
     @property
-    def seconds(self) -> float:
-        """Return how long the last save took from its start to its commit; known to rank 0."""
-        return self._seconds
+    def saving(self) -> bool:
+        """Whether a checkpoint is under way; known to rank 0."""
+        return self._upload is not None and not self._upload.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Return the error that a save has met behind the training, if any."""
+        for future in (self._flush, self._upload):
+            if future and future.done() and future.exception():
+                return future.exception()
+        return None
 
     def seconds_since_save(self) -> float:
         """Time since the last save was begun."""
@@ -111,49 +113,19 @@ class DurableState:
                 lambda: self._commit(saver, name, snapshot, best, began)
             )
         self._saved = dataclasses.replace(self.state)
-        self._metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
-    def signals(self) -> Signals:
-        """Return what the other ranks must know of this rank's part in a save."""
-        return Signals(
-            stop=self._stop.requested,
-            flushing=self._flush is not None and not self._flush.done(),
-            saving=self._upload is not None and not self._upload.done(),
-            fault=_code_of(self._error()),
-        )
+    def allow_commit(self) -> None:
+        """Let the save be committed, as the records of all ranks are written."""
+        self._flushed.set()
 
-    def advance(self, agreed: Signals) -> None:
-        """Continue a save as far as all ranks have come.
-
-        Raises on every rank what went wrong on one: `Superseded` where a newer attempt has
-        started, `InfrastructureError` where the store gave up.
-        """
-        if agreed.fault:
-            error = self._error()
-            self._metrics.checkpoint_failures().inc()
-            raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
-        if not agreed.flushing:
-            self._flushed.set()
-
-    def drain(self) -> bool:
-        """Wait for the save that is under way; false where the time left for a stop is over."""
-        stopping = False
-        while True:
-            self._beat()  # however long an upload takes, each of its requests ends in time
-            own = [f for f in (self._flush, self._upload) if f and not f.done()]
-            if own:
-                wait(own[:1], _LOOK_SECONDS)
-            late = stopping and self._stop.remaining() <= 0
-            agreed = agree(dataclasses.replace(self.signals(), late=late))
-            self.advance(agreed)
-            if not (agreed.flushing or agreed.saving):
-                return True
-            if agreed.late:
-                return False
-            stopping = agreed.stop
+    def wait(self, seconds: float) -> None:
+        """Wait for what is under way here, no longer than `seconds`."""
+        own = [f for f in (self._flush, self._upload) if f and not f.done()]
+        if own:
+            wait(own[:1], seconds)
 
     def ensure_newest(self) -> None:
-        """Raise `Superseded` where a newer attempt has started."""
+        """Raise `Superseded` if a newer attempt has started."""
         ensure_newest(self._job.output, self.attempt)
 
     def close(self) -> None:
@@ -164,7 +136,7 @@ class DurableState:
         """Prepare the memory for copies before the first save needs it."""
         if self._saver:
             try:
-                self._saver.host.prepare(self._device)
+                self._saver.host.prepare(next(self._learner.model.parameters()).device)
             except RuntimeError as error:
                 log.warning("checkpoints are copied from the GPU slowly: %s", error)
 
@@ -183,26 +155,10 @@ class DurableState:
         self._flushed.wait()
         publish_commit(output, name, written)
         self._trusted.append(name)
-        self._committed = name.step
+        self.committed = name.step
         size = sum(part.bytes for part in written)
-        self._seconds = time.monotonic() - began
-        self._metrics.checkpoint_seconds().observe(self._seconds)
-        self._metrics.checkpoint_bytes().set(size)
-        self._metrics.last_commit().set(time.time())
-        self._journal.note(CommitEvent(step=name.step, seconds=self._seconds, bytes=size))
-        self._journal.stand(committed=name.step)
+        self.seconds = time.monotonic() - began
+        self._note(CommitEvent(step=name.step, seconds=self.seconds, bytes=size))
         # What is left over costs space and no more; the next commit tries again.
         with contextlib.suppress(WorkerError):
             clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)
-
-    def _error(self) -> BaseException | None:
-        for future in (self._flush, self._upload):
-            if future and future.done() and future.exception():
-                return future.exception()
-        return None
-
-
-def _code_of(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    return int(error.code) if isinstance(error, WorkerError) else int(ExitCode.BUG)

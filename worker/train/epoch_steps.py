@@ -1,6 +1,5 @@
 """The steps of an epoch, and all that happens beside and between them."""
 
-import dataclasses
 import logging
 import math
 import time
@@ -109,9 +108,9 @@ class Steps:
 
     def leave_out(self, fresh: list[Bad]) -> None:
         """List bad samples of the training set."""
-        self._attempt.list_bad(self._bad, fresh)
+        self._bad.take(fresh, self._attempt)
         self._attempt.state.bad_samples = self._bad.ids
-        self._attempt.require_budget(self._bad)
+        self._bad.require_budget(self._attempt)
 
     def _step(self, step: int, size: int, batches: Iterator[Batch]) -> tuple[list[Bad], Signals]:
         """Queue step `step` on a global batch of `size`, and finish the step before it.
@@ -125,8 +124,7 @@ class Steps:
         self._watch.wait(waited)
         fresh = self._bad.fresh(batch.bad)
         self._agreement.propose(
-            dataclasses.replace(
-                attempt.durable.signals(),
+            attempt.signals(
                 bad=bool(fresh),
                 due=self._has_waited(),
                 report=time.monotonic() - self._reported >= self._report_seconds,
@@ -136,7 +134,7 @@ class Steps:
         self._engine.launch(step, batch, size, self._feed.blend(step))
         # First of all on a CPU, where it is what notices a lost rank.
         agreed = self._agreement.result()
-        attempt.durable.advance(agreed)
+        attempt.advance(agreed)
         self._finish()
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
         self._engine.update()

@@ -1,6 +1,7 @@
 """The life of one rank: resume, train, finish."""
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from worker.ranks.process_group import device_of, meaningful_errors
 from worker.ranks.watchdog import Watchdog, end_after
 from worker.record.journal import Journal, kept
 from worker.record.sample_ledger import Recorder
+from worker.record.telemetry import note_commit
 from worker.train.attempt import Attempt
 from worker.train.context import RankContext
 from worker.train.durable_state import DurableState
@@ -84,14 +86,10 @@ def _open_attempt(
     )
     durable = DurableState(
         job,
-        rank,
         learner,
+        resumed,
         saver=context.saver,
-        resumed=resumed,
-        metrics=context.metrics,
-        journal=journal,
-        stop=context.stop,
-        beat=watchdog.beat,
+        note=functools.partial(note_commit, context.metrics, journal),
     )
     return Attempt(
         job=job,

@@ -114,8 +114,8 @@ class Trainer:
         if result is None:
             return None
         if total(len(validation.fresh))[0]:
-            attempt.list_bad(validation.bad, validation.fresh)
-            attempt.require_budget(validation.bad)
+            validation.bad.take(validation.fresh, attempt)
+            validation.bad.require_budget(attempt)
         evaluation, rows, mistakes = result
         attempt.recorder.evaluated(state.step, rows, mistakes, state.best_step)
         return evaluation
