@@ -26,10 +26,11 @@ from worker.data.augment import Augmentation
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import EpochPlan
 from worker.data.index import parse_address, read_index
-from worker.data.index_tars import find_tars, index_tars
+from worker.data.index_tars import index_tars
 from worker.data.loader import Batch, Loader
 from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
+from worker.data.tar_source import find_tars
 from worker.manifest import Augment
 from worker.model.backbone import preprocessing_of
 

@@ -38,7 +38,8 @@ from worker.data.epoch_plan import EpochPlan
 from worker.data.index import INDEX_NAME, Index, Shard
 from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
-from worker.job.job import Job, open_job, require_own_output
+from worker.job.job import Job, require_own_output
+from worker.job.open_job import open_job
 from worker.manifest import Manifest, parse_manifest
 from worker.model.learner import Learner, build_learner
 from worker.record.sample_ledger import ranks_that_write

@@ -16,7 +16,8 @@ import torch
 from bench.gpu import decode, runs, speed, state
 from bench.gpu.section import Section, Setting, forked
 from bench.photos import photos, write_tars
-from worker.data.index_tars import find_tars, index_tars
+from worker.data.index_tars import index_tars
+from worker.data.tar_source import find_tars
 
 SECTIONS = (  # those of most worth first
     Section("machine", speed.machine, 30),

@@ -16,8 +16,9 @@ from tests.support.stores import open_reader
 from worker.data import decode_on_gpu as gpu
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import Ids
-from worker.data.index_tars import find_tars, index_tars
+from worker.data.index_tars import index_tars
 from worker.data.loader import Batch, Loader, Prepare
+from worker.data.tar_source import find_tars
 from worker.errors import ConfigurationError
 from worker.model.backbone import preprocessing_of
 

@@ -16,6 +16,7 @@ import webdataset
 from tests.support.processes import Run
 from tests.support.stores import contents, keys, labels_of, open_index, open_reader
 from tests.support.tars import WHOLE, image, labeled, put, tar
+from worker.data import tar_source
 from worker.store import open_store
 
 
@@ -139,7 +140,8 @@ class Interrupted(BaseException):
 def test_an_interrupted_run_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker.data.index_tars import find_tars, index_tars
+    from worker.data.index_tars import index_tars
+    from worker.data.tar_source import find_tars
 
     put(str(tmp_path), a=tar(labeled(3)), b=tar(labeled(3, 3)), c=tar(labeled(3, 6)))
     source = find_tars(str(tmp_path))
@@ -293,7 +295,7 @@ def test_corrected_labels_of_the_same_size_are_read(
     put(str(tmp_path), a=tar(labeled(3, label=lambda n: "0")))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(indexing, "write_index", lambda *_: (_ for _ in ()).throw(Interrupted))
-        source = indexing.find_tars(str(tmp_path))
+        source = tar_source.find_tars(str(tmp_path))
         indexing.index_tars(
             source,
             None,

@@ -15,15 +15,11 @@ from tests.support.processes import in_fresh_process
 from tests.support.reading import counting
 from tests.support.stores import open_index, open_reader
 from worker.data.epoch_plan import EpochPlan
-from worker.data.index import (
-    SIDECAR_DTYPE,
-    Index,
-    Shard,
-    decode_sidecar,
-)
+from worker.data.index import Index, Shard
 from worker.data.read_cache import Cache
 from worker.data.reader import BadSample, SampleReader
 from worker.data.scratch import Scratch
+from worker.data.sidecar import SIDECAR_DTYPE, decode_sidecar
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.memory import configure_memory
 from worker.store import Store

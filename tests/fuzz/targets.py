@@ -41,20 +41,13 @@ from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.tensor_files import stream_bytes
 from worker.checkpoint.training_state import State
 from worker.data.decode_image import ImageSpec, decode
-from worker.data.index import (
-    SIDECAR_DTYPE,
-    Address,
-    Index,
-    Shard,
-    decode_sidecar,
-    parse_address,
-    read_index,
-)
+from worker.data.index import Address, Index, Shard, parse_address, read_index
 from worker.data.reader import BadSample
 from worker.data.shard_scan import scan_shard
+from worker.data.sidecar import SIDECAR_DTYPE, decode_sidecar
 from worker.environment import Settings
 from worker.errors import ConfigurationError, WorkerError
-from worker.launch.topology import detect
+from worker.launch.launchers import detect
 from worker.manifest import load_manifest
 from worker.model.foreign_weights import read_state
 from worker.model.learner import build_learner

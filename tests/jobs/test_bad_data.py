@@ -16,8 +16,8 @@ from tests.support.pictures import write_pictures
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents, keys, open_index
 from worker.data.image_folder import find_splits
-from worker.data.index import decode_sidecar
 from worker.data.pack_images import write_split
+from worker.data.sidecar import decode_sidecar
 from worker.learn.confusion import by_class
 from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store

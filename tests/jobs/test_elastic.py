@@ -19,7 +19,8 @@ from tests.jobs.test_train import global_batches
 from tests.support.processes import Run, Start, Write, in_fresh_process
 from tests.support.stores import keys
 from worker.data.epoch_plan import EpochPlan, Ids
-from worker.data.index_tars import find_tars, index_tars
+from worker.data.index_tars import index_tars
+from worker.data.tar_source import find_tars
 from worker.store import Store, open_store
 
 IMAGES, EPOCHS, BATCH = 4000, 3, 48

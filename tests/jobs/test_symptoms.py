@@ -26,7 +26,8 @@ from tests.support.processes import Job, Run, Write
 from tests.support.proxy import proxy
 from tests.support.sabotage import killed_while_reading
 from worker.errors import WorkerError
-from worker.launch.topology import detect, require_divisible
+from worker.launch.launchers import detect
+from worker.launch.topology import require_divisible
 from worker.store import open_store
 from worker.store.client import renew_client, s3_client
 

@@ -128,6 +128,9 @@ def test_links_and_paths_in_the_docs_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), link
     for path in re.findall(r"`((?:worker|tests|bench|k8s|slurm|docs)/[\w./-]+\.\w+)`", text):
         assert (ROOT / path).exists(), path
+    rooms = "|".join(room for rooms in FLOORS for room in rooms)
+    for path in re.findall(rf"`((?:{rooms})/\w+\.py)`", text):
+        assert (PACKAGE / path).exists(), path
 
 
 def test_anchors_in_the_docs_lead_somewhere() -> None:

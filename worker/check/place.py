@@ -13,7 +13,8 @@ from worker.check.table import Caution
 from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.job.decoding import decoding_of
-from worker.launch.topology import Spawn, first_host
+from worker.launch.launchers import first_host
+from worker.launch.topology import Spawn
 from worker.logs import count
 from worker.metrics.pushgateway import Gateway
 from worker.ranks.cpu_cores import cores_of_node

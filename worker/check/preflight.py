@@ -16,9 +16,11 @@ from worker.check.place import (
 from worker.check.storage import look_at_output
 from worker.check.table import NO_STORAGE, Table
 from worker.data.epoch_plan import default_lanes
-from worker.job.job import open_dataset, open_job, require_same_experiment
-from worker.launch.start import check_place
-from worker.launch.topology import Spawn, detect, require_divisible
+from worker.job.job import require_same_experiment
+from worker.job.open_job import open_dataset, open_job
+from worker.launch.launchers import detect
+from worker.launch.place import check_place
+from worker.launch.topology import Spawn, require_divisible
 from worker.logs import count
 from worker.manifest import Manifest
 from worker.model.pretrained_weights import load_pretrained

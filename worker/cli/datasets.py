@@ -175,8 +175,10 @@ def index(
     malformed is reported with its byte, and more than the budget allows ends with 65 and no index.
     If interrupted, it resumes where it was.
     """
+    from worker.data.class_names import read_classes
     from worker.data.index import parse_address, read_index, require_no_index
-    from worker.data.index_tars import find_tars, index_tars, read_classes
+    from worker.data.index_tars import index_tars
+    from worker.data.tar_source import find_tars
     from worker.data.verify_shards import verify_shards
 
     if verify and overwrite:

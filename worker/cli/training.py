@@ -56,7 +56,8 @@ def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     from worker.manifest import load_manifest
 
     loaded = load_manifest(manifest)
-    from worker.job.job import open_job, require_same_experiment
+    from worker.job.job import require_same_experiment
+    from worker.job.open_job import open_job
     from worker.job.outline import outline_job
     from worker.job.outline_text import describe_outline
     from worker.job.resume_preview import describe_resume_preview, find_resume_preview

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from worker.data.index import Index, Shard, decode_sidecar
+from worker.data.index import Index, Shard
+from worker.data.sidecar import decode_sidecar
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 

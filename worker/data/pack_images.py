@@ -14,9 +14,10 @@ from worker.data.decode_image import ImageSpec, decode
 from worker.data.epoch_plan import keyed_hash
 from worker.data.error_budget import allowed
 from worker.data.image_folder import ImageFile, Split, require_every_class
-from worker.data.index import INDEX_NAME, Index, Shard, write_index, write_sidecar
+from worker.data.index import INDEX_NAME, Index, Shard, write_index
 from worker.data.reader import BadSample
 from worker.data.shard_scan import depth_for, scan_shard
+from worker.data.sidecar import write_sidecar
 from worker.data.verify_shards import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.logs import count

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from worker.data.index import SIDECAR_DTYPE, Index, Shard, Sidecar, decode_sidecar
+from worker.data.index import Index, Shard
 from worker.data.read_cache import Cache
 from worker.data.sample_keys import key_in
 from worker.data.scratch import Scratch
+from worker.data.sidecar import SIDECAR_DTYPE, Sidecar, decode_sidecar
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 

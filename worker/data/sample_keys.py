@@ -6,7 +6,8 @@ import tarfile
 
 import numpy as np
 
-from worker.data.index import Index, Sidecar, decode_sidecar
+from worker.data.index import Index
+from worker.data.sidecar import Sidecar, decode_sidecar
 from worker.errors import WorkerError
 from worker.store import Store
 

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
-from worker.data.index import Index, Shard, decode_sidecar
+from worker.data.index import Index, Shard
+from worker.data.sidecar import decode_sidecar
 from worker.data.tar_members import ShardStream
 from worker.logs import count
 from worker.store import ObjectMissing, Store

@@ -1,16 +1,11 @@
 """The way from a manifest to running ranks."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import resource
-import shutil
 import socket
-import sysconfig
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -19,12 +14,14 @@ from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training
 from worker.environment import Settings
 from worker.errors import ConfigurationError, WorkerError
-from worker.job.decoding import check_decoding
-from worker.job.job import Job, open_job, require_same_experiment
+from worker.job.job import Job, require_same_experiment
+from worker.job.open_job import open_job
 from worker.job.resume_preview import describe_done
 from worker.launch.guard import exit_code
+from worker.launch.launchers import detect
+from worker.launch.place import check_place
 from worker.launch.spawn import run_ranks
-from worker.launch.topology import Spawn, detect, require_divisible
+from worker.launch.topology import Spawn, require_divisible
 from worker.learn.rate_sweep import Sweep
 from worker.logs import bind
 from worker.manifest import Manifest
@@ -33,7 +30,6 @@ from worker.metrics.exporters import announce, exported
 from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
 from worker.metrics.shared_outcome import SharedOutcome
-from worker.model.export import check_exports
 from worker.model.pretrained_weights import load_pretrained
 from worker.ranks.process_group import device_of, process_group
 from worker.ranks.rank import Rank
@@ -49,7 +45,6 @@ from worker.train.run_rank import run_rank
 log = logging.getLogger(__name__)
 
 _LOW, _HIGH = 1e-3, 1e2
-_C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
 def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
@@ -178,45 +173,6 @@ def find_rates(
     ):
         return job, sweep_rates(
             job, rank, loaders, steps=steps, low=low, high=high, stop=stop, advance=advance
-        )
-
-
-def check_place(manifest: Manifest, gpus: int) -> None:
-    """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
-    check_decoding(manifest.data, gpus)
-    check_exports(manifest.final)
-    if manifest.train.compile:
-        _require_compiler(gpus)
-    if manifest.train.sync_batch_norm and not gpus:
-        raise ConfigurationError(
-            "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
-        )
-
-
-def _require_compiler(gpus: int) -> None:
-    """Raise `ConfigurationError` if `torch.compile` lacks what it builds with.
-
-    That is C++ on CPUs; on GPUs Triton, and C with Python's headers. What it has built is loaded
-    from the folder for temporary files.
-    """
-    compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
-    lacking = []
-    if not any(map(shutil.which, compilers)):
-        lacking.append(f"a compiler ({', '.join(compilers)})")
-    if gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():
-        lacking.append("Python.h (python3-dev)")
-    if gpus and not importlib.util.find_spec("triton"):
-        lacking.append("the package triton")
-    if lacking:
-        raise ConfigurationError(
-            f"train.compile: needs {' and '.join(lacking)}, which the image as shipped lacks, too; "
-            "remove it, or build the image with --build-arg COMPILE=1"
-        )
-    folder = tempfile.gettempdir()
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        raise ConfigurationError(
-            f"train.compile: {folder} is mounted noexec, and compiled code is loaded from there; "
-            f"mount it with exec (docker run --tmpfs {folder}:exec), or point TMPDIR elsewhere"
         )
 
 

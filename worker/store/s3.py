@@ -31,6 +31,7 @@ from worker.store.error_messages import translate
 from worker.store.interface import ObjectInfo, ObjectMissing, Piece
 from worker.store.part_cutter import cut
 from worker.store.request_deadline import allow, limited
+from worker.store.s3_answers import listed, stored
 from worker.store.traffic_counts import listener, measured
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> None:
         name = self._name(key)
-        self._call("put", key, lambda: _stored(self._s3.put_object(**name, Body=data)), len(data))
+        self._call("put", key, lambda: stored(self._s3.put_object(**name, Body=data)), len(data))
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         self._write(key, size, pieces, {})
@@ -117,7 +118,7 @@ class S3Store:
             body = b"".join(pieces)
 
             def put(condition: Condition) -> None:
-                _stored(self._s3.put_object(**name, Body=body, **condition))
+                stored(self._s3.put_object(**name, Body=body, **condition))
 
             return self._call("put", key, lambda: self._under(condition, put), size)
         upload = self._call("upload", key, lambda: self._begun(key))
@@ -143,7 +144,7 @@ class S3Store:
             answer = self._call(
                 "part",
                 key,
-                lambda: _stored(
+                lambda: stored(
                     self._s3.upload_part(
                         **self._name(key), UploadId=upload, PartNumber=number, Body=body
                     )
@@ -173,7 +174,7 @@ class S3Store:
 
         def complete(condition: Condition) -> None:
             try:
-                _stored(self._s3.complete_multipart_upload(**name, **condition))
+                stored(self._s3.complete_multipart_upload(**name, **condition))
             except boto_errors.ClientError as error:
                 # The answer to an earlier try was lost, and the upload is complete since. What is
                 # there may be another's, too, if a condition was given: the caller looks.
@@ -251,7 +252,7 @@ class S3Store:
         def request() -> bool:
             check()
             try:
-                _stored(self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*"))
+                stored(self._s3.put_object(**self._name(key), Body=data, IfNoneMatch="*"))
             except boto_errors.ClientError as error:
                 if status_of(error) == _NOT_IMPLEMENTED:
                     return self._put_unfenced(key, data)
@@ -270,7 +271,7 @@ class S3Store:
         except boto_errors.ClientError as error:
             if status_of(error) != 404:
                 raise
-        _stored(self._s3.put_object(**self._name(key), Body=data))
+        stored(self._s3.put_object(**self._name(key), Body=data))
         return True
 
     def _warn_unfenced(self) -> None:
@@ -297,7 +298,7 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         query = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
         while True:
-            page = self._call("list", prefix, lambda: _listed(self._s3.list_objects_v2(**query)))
+            page = self._call("list", prefix, lambda: listed(self._s3.list_objects_v2(**query)))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
                 # Another version has another time, where stores make ETags of no contents.
@@ -358,20 +359,6 @@ class S3Store:
             if is_transient(error):
                 listener().failure(operation)
             raise translate(error, uri) from error
-
-
-def _stored(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a write; raises `NotS3` for one that whoever gave it has not stored."""
-    if not answer.get("ETag"):
-        raise NotS3
-    return answer
-
-
-def _listed(page: dict[str, Any]) -> dict[str, Any]:
-    """A page of a listing; raises `NotS3` for an answer that only looks like an empty one."""
-    if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
-        raise NotS3
-    return page
 
 
 def _range(start: int, stop: int | None) -> str:

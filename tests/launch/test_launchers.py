@@ -5,7 +5,8 @@ import pytest
 from worker.errors import (
     ConfigurationError,
 )
-from worker.launch.topology import Spawn, detect, first_host, require_divisible
+from worker.launch.launchers import detect, first_host
+from worker.launch.topology import Spawn, require_divisible
 from worker.ranks.rank import Rank
 
 TORCHRUN = {

@@ -1,0 +1,57 @@
+"""The result of reading a shard, staged beside it until the whole index is written."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+
+from worker.data.shard_scan import SampleRow, Scan
+from worker.data.tar_source import Tar
+
+_VERSION = 3
+_ROW_DTYPE = np.dtype(
+    [(name, "<u8") for name in SampleRow._fields if name != "label"] + [("label", "<u4")]
+)
+
+
+def staged_name(tar: Tar) -> str:
+    return f"{tar.name}.scan.npz"
+
+
+def encode_staged(scan: Scan, tar: Tar, label_field: str, max_pixels: int | None) -> bytes:
+    labels = sorted({row.label for row in scan.rows})
+    numbers = {label: number for number, label in enumerate(labels)}
+    rows = [(*row[:-1], numbers[row.label]) for row in scan.rows]
+    facts = {
+        "version": _VERSION,
+        "label_field": label_field,
+        "max_pixels": max_pixels,
+        "tar": tar.version,
+        "bytes": scan.bytes,
+        "sha256": scan.sha256,
+        "labels": labels,
+        "passed_over": scan.passed_over,
+        "highest": scan.highest,
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=np.array(rows, dtype=_ROW_DTYPE), facts=np.array(json.dumps(facts)))
+    return buffer.getvalue()
+
+
+def decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | None) -> Scan | None:
+    with np.load(io.BytesIO(data), allow_pickle=False) as staged:
+        facts = json.loads(staged["facts"].item())
+        rows = staged["rows"].tolist()
+    expected = (_VERSION, tar.size, tar.version, label_field)
+    if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:
+        return None
+    if max_pixels and facts["max_pixels"] != max_pixels:
+        return None
+    return Scan(
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        rows=[SampleRow._make((*row[:5], facts["labels"][row[5]])) for row in rows],
+        passed_over=Counter(facts["passed_over"]),
+        highest=facts["highest"],
+    )

@@ -1,0 +1,125 @@
+"""The tars to index: at a prefix, of a brace pattern, or of a wids index."""
+
+import itertools
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from worker.data.image_formats import is_image_name
+from worker.data.index import (
+    parse_address,
+)
+from worker.errors import ConfigurationError, DataError
+from worker.store import ObjectMissing, Store
+from worker.text import read_text
+
+_MAX_LISTED = 10_000
+_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4)|zip)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tar:
+    """A shard to index, as the store lists it."""
+
+    name: str
+    """Its key."""
+    size: int
+    """Its size in bytes."""
+    version: str
+    """Another one whenever it was written again."""
+    samples: int | None = None
+    """The number of samples in it by an older index; None if there is none."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards to index."""
+
+    store: Store
+    """The root, where the index will be."""
+    tars: tuple[Tar, ...]
+    """The shards."""
+
+
+def find_tars(uri: str) -> Source:
+    """The shards at a prefix, of a brace pattern, or of a wids index (`shardlist`).
+
+    Raises `ConfigurationError` where there is none, or one that is named is missing.
+    """
+    if uri.endswith(".json"):
+        return _from_wids(uri)
+    address = parse_address(uri)
+    store = address.store
+    if address.names is not None:
+        return Source(store, _named(store, dict.fromkeys(address.names)))
+    listed = [info for info in store.list() if info.key.endswith(".tar")]
+    _require_names(store, [info.key for info in listed])
+    tars = tuple(
+        Tar(name=info.key, size=info.size, version=info.version)
+        for info in listed
+        if "/" not in info.key
+    )
+    if not tars:
+        folders = sorted({info.key.rpartition("/")[0] for info in listed})
+        more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
+        raise ConfigurationError(f"{store.uri}: holds no .tar{more or _instead(store)}")
+    return Source(store, tars)
+
+
+def _instead(store: Store) -> str:
+    """Describe what was found instead of tars, and what to do about it."""
+    names = [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
+    packed = [name for name in names if _COMPRESSED.search(name)]
+    if packed:
+        return f", but {packed[0]}, which is compressed; unpack it to a plain .tar first"
+    if any(map(is_image_name, names)):
+        return ", but images; make shards of them by `worker pack`"
+    return "; check the address" if names else ", nor anything else; check the address"
+
+
+def _require_names(store: Store, names: list[str]) -> None:
+    """Raise `ConfigurationError` for a shard that no index can name."""
+    for name in names:
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise ConfigurationError(
+                f"{store.uri}: the shard {name!a} has a name that is not plain UTF-8; rename it"
+            )
+
+
+def _from_wids(uri: str) -> Source:
+    """Return the shards of {"shardlist": [{"url", "nsamples", "filesize"}]}; url is required."""
+    root, _, name = uri.rpartition("/")
+    store = parse_address(f"{root}/" if root else "./").store
+    try:
+        entries = json.loads(read_text(store.get(name)))["shardlist"]
+        urls = [str(entry["url"]).removeprefix(store.uri).removeprefix("./") for entry in entries]
+        facts = [(entry.get("nsamples"), entry.get("filesize")) for entry in entries]
+    except ObjectMissing:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ConfigurationError(f"{uri}: no wids index, which has a shardlist of url") from None
+    foreign = [url for url in urls if "://" in url or url.startswith("/")]
+    if foreign:
+        raise ConfigurationError(f"{uri}: {foreign[0]} is not below {store.uri}; move the index")
+    known = dict(zip(urls, facts, strict=True))
+    tars = _named(store, {url: samples for url, (samples, _) in known.items()})
+    for tar in tars:
+        size = known[tar.name][1]
+        if size is not None and size != tar.size:
+            raise DataError(f"{store.uri}{tar.name}: {tar.size} bytes, but {uri} says {size}")
+    return Source(store, tars)
+
+
+def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
+    known = {info.key: info for info in store.list()}
+    missing = [name for name in names if name not in known]
+    if missing:
+        more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
+        raise ConfigurationError(
+            f"{store.uri}{missing[0]}: no such object{more}; correct the pattern"
+        )
+    return tuple(
+        Tar(name=name, size=known[name].size, version=known[name].version, samples=samples)
+        for name, samples in names.items()
+    )

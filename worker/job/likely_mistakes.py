@@ -1,0 +1,97 @@
+"""Warnings about valid but probably unintended settings."""
+
+from worker.job.job import Job
+from worker.model.rate_groups import Layout, RateGroup
+from worker.numbers import ceil_div
+
+_TINY_SHARE = 1e-4
+_MAX_SHARE_OF_START = 0.1
+_MIN_IMAGES = 2
+
+
+_STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 noticeably
+
+
+def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
+    """Return warnings about valid but probably unintended settings.
+
+    Args:
+        job: The job.
+        layout: The parameters and blocks of its model.
+        ranks: The number of ranks.
+
+    Returns:
+        The warnings, the costliest first.
+    """
+    train, groups = job.manifest.train, job.groups
+    found = _slow_head(job, layout)
+    if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
+        found.append(
+            f"train.ema: after {job.total_steps} steps {train.ema**job.total_steps:.0%} of the "
+            "average are still the weights of the start; take a smaller decay"
+        )
+    warmup = job.manifest.optimizer.schedule.warmup
+    if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
+        found.append("the warm-up takes the whole run, so the full rates are never reached")
+    share = ceil_div(job.full_batch, ranks)
+    if min(share, train.micro_batch or share) < _MIN_IMAGES:
+        found.append(
+            "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "
+            "train.batch_size or train.micro_batch"
+        )
+    found += _tiny(groups, layout)
+    found += [
+        f"{group.name} is released at step {group.release} of {job.total_steps} steps, so never "
+        "trained"
+        for group in groups
+        if group.release is not None and group.release >= job.total_steps
+    ]
+    decayed = sum(
+        len(layout.undecayed & set(group.parameters))
+        for group in groups
+        if group.weight_decay >= _STRONG_DECAY and group.release is not None
+    )
+    if decayed:
+        found.append(
+            f"weight decay reaches {decayed} norms and biases; "
+            "optimizer.decay_norms_and_biases: false keeps them out"
+        )
+    return found
+
+
+def _slow_head(job: Job, layout: Layout) -> list[str]:
+    """Return a warning if the new head trains later or slower than the backbone."""
+    groups = job.groups
+    found = []
+    heads = [group for group in groups if layout.head & set(group.parameters)]
+    slowest = min(heads, key=lambda group: group.lr)
+    fastest = max(groups, key=lambda group: group.lr)
+    others = [group for group in groups if group not in heads]
+    if not job.manifest.model.pretrained and any(g.lr < slowest.lr or g.release for g in others):
+        found.append(
+            "model.weights: none, so the backbone starts at random, and yet is frozen or slower "
+            "than the head"
+        )
+    if slowest.lr < fastest.lr:
+        found.append(
+            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
+            f"({fastest.lr:g}), though it alone starts from nothing"
+        )
+    if any(group.release for group in heads) and any(g.release == 0 for g in others):
+        found.append("the head is frozen at first, while the backbone is trained against it")
+    return found
+
+
+def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
+    """Return warnings about patterns that match almost nothing."""
+    everything = sum(layout.sizes.values())
+    sizes: dict[tuple[str, ...], int] = {}
+    for group in groups:
+        size = sum(layout.sizes[name] for name in group.parameters)
+        sizes[group.match] = sizes.get(group.match, 0) + size
+    heads = {group.match for group in groups if layout.head & set(group.parameters)}
+    return [
+        f"{'+'.join(match)} holds only {size:,} parameters, {size / everything:.3%}"
+        for match, size in sizes.items()
+        if match not in heads and size <= _TINY_SHARE * everything
+    ]

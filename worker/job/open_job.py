@@ -1,0 +1,119 @@
+"""A job made ready: data sets opened, model built, rates assigned; nothing is written yet.
+
+Everything that can be wrong with a manifest is found here, before ranks meet or a GPU is held."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from worker.checkpoint.claim import attempt_numbers, first_whole
+from worker.checkpoint.commit import CommitName, list_commits, read_commit_record
+from worker.checkpoint.output_owner import owner_of
+from worker.checkpoint.publication_record import read_done
+from worker.data.epoch_plan import steps_per_epoch
+from worker.data.index import parse_address, read_index
+from worker.data.labels import read_labels
+from worker.errors import ConfigurationError
+from worker.job.job import Dataset, EarlierAttempts, Job
+from worker.learn.loss import Criterion, class_weights
+from worker.manifest import Manifest
+from worker.model.backbone import build_backbone, preprocessing_of
+from worker.model.model_card import preset_beside
+from worker.model.rate_groups import assign
+from worker.store import Store, open_store
+
+log = logging.getLogger(__name__)
+
+
+def open_job(manifest: Manifest) -> Job:
+    """Open the data sets, build the backbone at random weights and assign the rates.
+
+    Raises `ConfigurationError` naming the field that is wrong, and what the store raises.
+    """
+    train = open_dataset("data.train", manifest.data.train)
+    val = open_dataset("data.val", manifest.data.val) if manifest.data.val else None
+    classes = train.index.classes
+    if val and val.index.classes != classes:
+        raise ConfigurationError(
+            f"data.val: its classes {_short(val.index.classes)} are not those of data.train, "
+            f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
+        )
+    if val and val.store.uri == train.store.uri:
+        trained = {shard.name for shard in train.index.shards}
+        shared = [shard.name for shard in val.index.shards if shard.name in trained]
+        if shared:
+            log.warning("data.val: %s is in data.train too; accuracy will flatter", shared[0])
+    if len(classes) < 2:
+        raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
+    name = manifest.model.backbone
+    with _naming("model.weights"):
+        own = preset_beside(manifest.model.pretrained)
+    preset = own or preprocessing_of(name, manifest.model.weights)
+    size = manifest.data.image_size
+    preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
+    backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
+    steps = steps_per_epoch(train.index.samples, manifest.train.batch_size)
+    groups = assign(backbone.layout, manifest.optimizer, steps)
+    criterion = Criterion(
+        manifest.train.label_smoothing,
+        class_weights(manifest.train, classes, lambda: read_labels(train.store, train.index)),
+        backbone.auxiliary_weight,
+    )
+    with _naming("output"):
+        output = open_store(manifest.output)
+        result = read_done(output)
+        earlier = _read_earlier(output)
+        commits = _commits_from_newest(output)
+    return Job(
+        manifest=manifest,
+        output=output,
+        train=train,
+        val=val,
+        preprocessing=preprocessing,
+        backbone=backbone,
+        groups=groups,
+        criterion=criterion,
+        result=result,
+        commits=commits,
+        earlier=earlier,
+    )
+
+
+def open_dataset(field: str, uri: str) -> Dataset:
+    """The shards at an address that the manifest's `field` gives, and their index."""
+    with _naming(field):
+        address = parse_address(uri)
+        return Dataset(address.store, read_index(address))
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Put the manifest's field in front of what is wrong with the address that it gives."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise type(error)(f"{field}: {error}") from None
+
+
+def _read_earlier(output: Store) -> EarlierAttempts | None:
+    numbers = attempt_numbers(output)
+    owner = owner_of(output, numbers)
+    if owner is None:
+        if numbers:
+            log.warning("%s: nothing there tells whose it is, so it is this job's", output.uri)
+        return None
+    newest = first_whole(output, numbers[::-1])
+    return EarlierAttempts(owner, dict(newest.manifest) if newest else {})
+
+
+def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:
+    """Return the commits from the newest one that is more than an object of such a name."""
+    commits = list_commits(output)
+    while commits and not read_commit_record(output, commits[0]):
+        del commits[0]
+    return tuple(commits)
+
+
+def _short(classes: tuple[str, ...]) -> str:
+    return f"({', '.join(classes[:4])}{', …' if len(classes) > 4 else ''})"

@@ -1,0 +1,248 @@
+"""Finding out who starts the ranks, from the environment of each launcher.
+
+One variable tells each environment, in the order of `detect`."""
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+
+from worker.environment import LAST_PORT, whole_number
+from worker.errors import ConfigurationError
+from worker.launch.topology import MAX_NODES, PORT, Spawn, one_node
+from worker.ranks.rank import Rank
+
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_MAX_HOST, _MAX_LABEL = 253, 63
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_IPV6 = re.compile(r"\[?[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]?")
+
+
+def detect(
+    env: Mapping[str, str],
+    gpus: int,
+    nproc: int | None,
+    own_name: Callable[[], str] = socket.getfqdn,
+) -> Rank | Spawn:
+    """Find out who starts the ranks.
+
+    Args:
+        env: The environment.
+        gpus: The number of GPUs on this node.
+        nproc: The number of ranks asked for on this node; None for one per GPU.
+        own_name: Returns this machine's full name, which Kubernetes writes into each pod of an
+            Indexed Job.
+
+    Returns:
+        The rank that this process is, or the ranks to start.
+
+    Raises:
+        ConfigurationError: For a missing or malformed variable, naming it.
+    """
+    per_node = nproc or max(gpus, 1)
+    if 0 < gpus < per_node:
+        raise ConfigurationError(f"--nproc: {per_node} ranks, but {gpus} GPUs; give at most {gpus}")
+    if "LOCAL_RANK" in env:
+        return _torchrun(env, nproc)
+    # Kubeflow's PyTorchJob sets RANK, too, and means the node by it.
+    if "PET_NNODES" in env:
+        return _kubeflow(env, per_node, nproc)
+    if "RANK" in env:
+        raise ConfigurationError("LOCAL_RANK: not set, though RANK is; start ranks by torchrun")
+    if "SLURM_JOB_ID" in env:
+        return _slurm(env, per_node, nproc)
+    if "JOB_COMPLETION_INDEX" in env:
+        return _indexed_job(env, per_node, own_name)
+    return one_node(per_node)
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: `node[01-04,7],gpu3` gives `node01`."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
+    if not match or len(nodelist) > 1 << 20:
+        raise ConfigurationError(
+            f"SLURM_STEP_NODELIST: cannot read {nodelist[:99]!r}; set MASTER_ADDR"
+        )
+    return "".join(part or "" for part in match.groups())
+
+
+def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
+    _refuse_nproc(nproc, "LOCAL_RANK")
+    rank = Rank(
+        rank=_integer(env, "RANK"),
+        world_size=_integer(env, "WORLD_SIZE", least=1),
+        local_rank=_integer(env, "LOCAL_RANK"),
+        local_world_size=_integer(env, "LOCAL_WORLD_SIZE", "1", least=1),
+        master_addr=_host(env, "MASTER_ADDR"),
+        master_port=_port(env, "MASTER_PORT"),
+    )
+    _require_below("RANK", rank.rank, "WORLD_SIZE", rank.world_size)
+    if "LOCAL_WORLD_SIZE" in env:
+        _require_below("LOCAL_RANK", rank.local_rank, "LOCAL_WORLD_SIZE", rank.local_world_size)
+    return rank
+
+
+def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn:
+    """Return what torchrun would read, if `worker` is a pod's command in its place."""
+    if not _WHOLE.fullmatch(env["PET_NNODES"]):
+        raise ConfigurationError(
+            f"PET_NNODES: must be one number of nodes, not {env['PET_NNODES']!r}; "
+            "to change the number, start the job again"
+        )
+    local = env.get("PET_NPROC_PER_NODE", "auto")
+    if local not in ("auto", "gpu", "cpu"):
+        _refuse_nproc(nproc, "PET_NPROC_PER_NODE")
+        per_node = _integer(env, "PET_NPROC_PER_NODE", least=1)
+    nodes = _integer(env, "PET_NNODES", least=1)
+    if nodes == 1:
+        return one_node(per_node)
+    port = _port(env, "PET_MASTER_PORT", str(PORT))
+    node = _integer(env, "PET_NODE_RANK")
+    _require_below("PET_NODE_RANK", node, "PET_NNODES", nodes)
+    return Spawn(
+        node_rank=node,
+        nodes=nodes,
+        local_world_size=per_node,
+        master_addr=_host(env, "PET_MASTER_ADDR"),
+        master_port=port,
+    )
+
+
+def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
+    """Return the place of a task per rank, or of a task per node that starts its ranks."""
+    if _integer(env, "SLURM_HET_SIZE", "1") > 1:
+        raise ConfigurationError(
+            "SLURM_HET_SIZE: heterogeneous jobs are not supported, as all ranks get equal shares; "
+            "submit one set of resources"
+        )
+    in_step = "SLURM_STEP_ID" in env
+    tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
+    if tasks == 1:
+        return one_node(per_node)
+    if not in_step:
+        raise ConfigurationError(
+            f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
+            "put `srun` before `worker`"
+        )
+    address = first_host(_text(env, "SLURM_STEP_NODELIST"))
+    if env.get("MASTER_ADDR"):
+        address = _host(env, "MASTER_ADDR")
+    # Jobs that share a node must not share a port.
+    port = _port(env, "MASTER_PORT", str(20000 + _integer(env, "SLURM_JOB_ID") % 20000))
+    nodes = _integer(env, "SLURM_STEP_NUM_NODES", least=1)
+    node = _integer(env, "SLURM_NODEID")
+    _require_below("SLURM_NODEID", node, "SLURM_STEP_NUM_NODES", nodes)
+    if tasks == nodes:
+        return Spawn(
+            node_rank=node,
+            nodes=nodes,
+            local_world_size=per_node,
+            master_addr=address,
+            master_port=port,
+        )
+    _refuse_nproc(nproc, "SLURM_STEP_NUM_TASKS")
+    local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
+    if len(local) != nodes:
+        raise ConfigurationError(
+            f"SLURM_STEP_TASKS_PER_NODE: tells of {len(local)} nodes, SLURM_STEP_NUM_NODES of "
+            f"{nodes}; start the step by srun"
+        )
+    local_world_size = local[node]
+    rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
+    _require_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", tasks)
+    # Slurm binds each task to cores of its own if the job says how many.
+    names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
+    cores = _integer(env, names[0], least=1) if names else None
+    return Rank(
+        rank=rank,
+        world_size=tasks,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        master_addr=address,
+        master_port=port,
+        cores=cores,
+    )
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Tasks on each node of a step: `2(x3),1` gives 2, 2, 2, 1."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        if not match or len(counts) + int(match[2] or 1) > MAX_NODES:
+            raise ConfigurationError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text[:99]!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], str]) -> Spawn:
+    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES", least=1)
+    if index >= nodes:
+        raise ConfigurationError(
+            f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "
+            "set it to the Job's completions"
+        )
+    if nodes == 1:
+        return one_node(per_node)
+    named = bool(env.get("MASTER_ADDR"))
+    address = _host(env, "MASTER_ADDR") if named else _first_pod(own_name(), index)
+    return Spawn(
+        node_rank=index,
+        nodes=nodes,
+        local_world_size=per_node,
+        master_addr=address,
+        master_port=_port(env, "MASTER_PORT", str(PORT)),
+    )
+
+
+def _first_pod(own: str, index: int) -> str:
+    """The name of pod 0 beside the one named `own`: `train-2.worker.ns` gives `train-0.worker.ns`.
+
+    Names are those of an Indexed Job's pods (https://kubernetes.io/docs/tasks/job/
+    job-with-pod-to-pod-communication/), whatever prefix the Job and its Service have been given.
+    """
+    host, dot, domain = own.partition(".")
+    if not dot or not host.endswith(f"-{index}"):
+        raise ConfigurationError(
+            f"MASTER_ADDR: not set, and pod 0 cannot be told from this pod's name, {own!r}; give "
+            "the pods a subdomain and a headless Service of that name"
+        )
+    return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
+
+
+def _require_below(name: str, value: int, limit_name: str, limit: int) -> None:
+    if value >= limit:
+        raise ConfigurationError(f"{name}: {value}, but {limit_name} is {limit}; it counts from 0")
+
+
+def _refuse_nproc(nproc: int | None, variable: str) -> None:
+    if nproc is not None:
+        raise ConfigurationError(f"--nproc: {variable} says that the ranks are started elsewhere")
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    if not env.get(name):
+        raise ConfigurationError(f"{name}: not set, but needed to find the other ranks")
+    return env[name]
+
+
+def _integer(env: Mapping[str, str], name: str, default: str | None = None, least: int = 0) -> int:
+    if default is None:
+        _text(env, name)
+    return whole_number(env, name, default, least)
+
+
+def _port(env: Mapping[str, str], name: str, default: str | None = None) -> int:
+    port = _integer(env, name, default, least=1)
+    if port > LAST_PORT:
+        raise ConfigurationError(f"{name}: must be a port up to {LAST_PORT}, not {port}")
+    return port
+
+
+def _host(env: Mapping[str, str], name: str) -> str:
+    """The name or address of a host (RFC 1123; of IPv6 addresses, anything like one)."""
+    host = _text(env, name)
+    labels = host.rstrip(".").split(".")
+    named = len(host) <= _MAX_HOST and all(_LABEL.fullmatch(label) for label in labels)
+    if not named and not _IPV6.fullmatch(host):
+        raise ConfigurationError(f"{name}: {host[:_MAX_LABEL]!r} is no host's name or address")
+    return host
