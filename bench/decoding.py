@@ -94,7 +94,7 @@ class Decoding:
         if self._folder:
             encoded = sum(shard.bytes for shard in self._index.shards)
             scratch = Scratch(self._folder, _SCRATCH, self.processes, encoded)
-        reader = SampleReader(self._store, self._index, cache, scratch, lanes)
+        reader = SampleReader(self._store, self._index, cache=cache, scratch=scratch, lanes=lanes)
         if scratch:
             decoded = DecodedImages(scratch, reader, _SPEC)
         loader = Loader(reader, self._threads, _SPEC, decoded=decoded)

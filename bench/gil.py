@@ -45,7 +45,9 @@ class _Threads:
     def __init__(self, uri: str, threads: int) -> None:
         address = parse_address(uri)
         self._index = read_index(address)
-        reader = SampleReader(address.store, self._index, Cache(512 << 20), None, 32)
+        reader = SampleReader(
+            address.store, self._index, cache=Cache(512 << 20), scratch=None, lanes=32
+        )
         self._loader = Loader(reader, threads, ImageSpec(10**8))
 
     def batches(self) -> Iterator[Batch]:
@@ -53,7 +55,7 @@ class _Threads:
         for epoch in range(10**6):
             plan = EpochPlan(self._index.counts, _BATCH, 0, epoch=epoch)
             ids = (plan.batch(step) for step in range(plan.steps))
-            yield from self._loader.batches(ids, augmentation.prepare_for(epoch), _SIDE)
+            yield from self._loader.batches(ids, augmentation.prepare_for(epoch), size=_SIDE)
 
     def close(self) -> None:
         self._loader.close()

@@ -109,7 +109,7 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
             for at in range(STEPS):
                 work.step()
                 step = block * STEPS + at + 1
-                telemetry.step(step, step / 100, 64, 0.01, phases)
+                telemetry.step(step, epochs=step / 100, size=64, seconds=0.01, phases=phases)
                 if step % REPORT_EVERY == 0:
                     telemetry.report(
                         StepReport(
@@ -134,7 +134,7 @@ def measure_calls() -> float:
         phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
         began = time.perf_counter()
         for step in range(1, 5001):
-            telemetry.step(step, step / 100, 64, 0.01, phases)
+            telemetry.step(step, epochs=step / 100, size=64, seconds=0.01, phases=phases)
             if step % REPORT_EVERY == 0:
                 telemetry.report(
                     StepReport(

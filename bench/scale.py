@@ -146,7 +146,9 @@ def _reads(ranks: int, bucket: str) -> str:
     plan.batch(0, ranks // 2, ranks)
     planned = time.perf_counter() - began
     lanes = -(-job.lanes // ranks)
-    reader = SampleReader(job.train.store, job.train.index, Cache(512 << 20), None, lanes)
+    reader = SampleReader(
+        job.train.store, job.train.index, cache=Cache(512 << 20), scratch=None, lanes=lanes
+    )
     looked_at = np.linspace(0, ranks - 1, _LOOKED_AT).astype(int).tolist()
     first = [_runs(plan, reader, rank, ranks, 1) for rank in looked_at]
     steps = min(_STEPS, plan.steps)
@@ -199,7 +201,7 @@ def _saving(
         parts = take_snapshot(learner, host, {"step": name.step}).parts(host)
         publish_commit(output, name, write_parts(output, name, parts))
         trusted.append(name)
-        clean(output, name, trusted, 2, None)
+        clean(output, name, trusted=trusted, keep=2, best_step=None)
 
     return save
 

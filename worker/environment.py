@@ -19,7 +19,12 @@ T = TypeVar("T")
 
 
 def whole_number(
-    env: Mapping[str, str], name: str, default: str | None, least: int = 0, most: int | None = None
+    env: Mapping[str, str],
+    name: str,
+    *,
+    default: str | None,
+    least: int = 0,
+    most: int | None = None,
 ) -> int:
     """Return the whole number that a variable holds.
 
@@ -79,7 +84,7 @@ class _Whole(Variable[T]):
         self._least, self._most = least, most
 
     def parse(self, env: Mapping[str, str]) -> int:
-        return whole_number(env, self.name, None, self._least, self._most)
+        return whole_number(env, self.name, default=None, least=self._least, most=self._most)
 
 
 class _Seconds(Variable[float]):

@@ -191,7 +191,9 @@ def _bare(setting: Setting, name: str, images: int, side: int, *, compiled: bool
 
 def _evaluating(engine: Engine, batches: list[Batch]) -> Callable[[], object]:
     preprocessing = engine._preprocessing
-    return lambda: evaluate(engine.learner, batches, preprocessing, CLASSES, lambda: False)
+    return lambda: evaluate(
+        engine.learner, batches, preprocessing=preprocessing, classes=CLASSES, stopped=lambda: False
+    )
 
 
 def _lines(setting: Setting, call: Callable[[], object]) -> Result:

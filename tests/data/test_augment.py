@@ -107,7 +107,7 @@ def test_crops_stay_inside(width: int, height: int, scale: list[float], key: int
 def test_crop_areas_are_spread_as_asked() -> None:
     areas = []
     for row in keyed_uniform(40, 0, 0, np.arange(4000)).tolist():
-        box = random_box(1000, 1000, (0.2, 0.6), (3 / 4, 4 / 3), iter(row))
+        box = random_box(1000, 1000, scale=(0.2, 0.6), ratios=(3 / 4, 4 / 3), draws=iter(row))
         assert box
         areas.append(box[2] * box[3] / 1e6)
     assert np.histogram(areas, bins=4, range=(0.2, 0.6))[0].tolist() == pytest.approx(

@@ -64,7 +64,7 @@ def mixed(tmp_path: Path) -> str:
 
 def load(uri: str, decoder: gpu.GpuDecoder | None, ids: list[int]) -> Batch:
     loader = Loader(open_reader(uri), 1, ImageSpec(10**6), decoder=decoder)
-    (batch,) = loader.batches([np.array(ids)], evaluation, 24)
+    (batch,) = loader.batches([np.array(ids)], evaluation, size=24)
     loader.close()
     return batch
 

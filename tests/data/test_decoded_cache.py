@@ -36,7 +36,7 @@ class Decoding:
     def __init__(self, uri: str, scratch: Path | None, limit: int = 64 * MEBIBYTE) -> None:
         self.index = open_index(uri)
         room = Scratch(scratch, limit, 1, reserve=0) if scratch else None
-        self.reader = SampleReader(open_store(uri), self.index, Cache(1 << 24), room)
+        self.reader = SampleReader(open_store(uri), self.index, cache=Cache(1 << 24), scratch=room)
         self.decoded = DecodedImages(room, self.reader, ImageSpec(10**6)) if room else None
         self._loader = Loader(self.reader, 2, ImageSpec(10**6), decoded=self.decoded)
 
@@ -45,7 +45,7 @@ class Decoding:
         plan = EpochPlan(self.index.counts, 8, 0, epoch=epoch)
         ids = [plan.batch(step) for step in range(plan.steps)]
         prepare_for = Augmentation(PREPROCESSING, Augment(), 0).prepare_for(epoch)
-        batches = list(self._loader.batches(ids, prepare_for, 24))
+        batches = list(self._loader.batches(ids, prepare_for, size=24))
         if self.decoded:
             self.decoded._waiting.join()
         return batches
@@ -138,7 +138,7 @@ def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: P
     decoding = Decoding(uri, None)
     encoded = sum(shard.bytes for shard in decoding.index.shards)
     scratch = Scratch(tmp_path, 2 * encoded, 1, reserve=encoded)
-    reader = SampleReader(open_store(uri), decoding.index, Cache(1 << 24), scratch)
+    reader = SampleReader(open_store(uri), decoding.index, cache=Cache(1 << 24), scratch=scratch)
     decoded = DecodedImages(scratch, reader, ImageSpec(10**6))
     big = torch.zeros(3, 100, encoded // 2000, dtype=torch.uint8)  # of 15 % of the encoded bytes
     for number in range(20):
@@ -149,7 +149,7 @@ def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: P
     for number in range(decoding.index.samples):
         reader.read(number)
     roomy = Scratch(tmp_path / "roomy", 1 << 24, 1)
-    everything = SampleReader(open_store(uri), decoding.index, Cache(1 << 24), roomy)
+    everything = SampleReader(open_store(uri), decoding.index, cache=Cache(1 << 24), scratch=roomy)
     for number in range(decoding.index.samples):
         everything.read(number)
     assert size_of(tmp_path / "worker-cache") == spare + size_of(tmp_path / "roomy")

@@ -75,7 +75,7 @@ def test_parts_of_one_folder_may_share_a_cache(dataset: Path) -> None:
     whole = read_index(address)
     cache = Cache(64 << 20)
     parts = [
-        SampleReader(address.store, whole.model_copy(update={"shards": (shard,)}), cache)
+        SampleReader(address.store, whole.model_copy(update={"shards": (shard,)}), cache=cache)
         for shard in whole.shards[:2]
     ]
     first = whole.shards[0].samples

@@ -29,7 +29,7 @@ def evaluation(ids: Ids) -> Prepare:
 
 def load(reader: SampleReader, threads: int) -> list[Batch]:
     loader = Loader(reader, threads, ImageSpec(10**6))
-    batches = list(loader.batches(IDS, evaluation, 24))
+    batches = list(loader.batches(IDS, evaluation, size=24))
     loader.close()
     return batches
 
@@ -54,7 +54,7 @@ def test_the_number_of_threads_changes_no_pixel(dataset: Path) -> None:
     def images(threads: int) -> Tensor:
         loader = Loader(reader, threads, ImageSpec(10**6))
         ids = (plan.batch(step) for step in range(plan.steps))
-        found = torch.cat([batch.images for batch in loader.batches(ids, prepare, 24)])
+        found = torch.cat([batch.images for batch in loader.batches(ids, prepare, size=24)])
         loader.close()
         return found
 
@@ -97,7 +97,7 @@ def test_an_outage_surfaces_at_its_batch(threads: int, dataset: Path) -> None:
 
     reader.read = failing  # type: ignore[method-assign, assignment]
     loader = Loader(reader, threads, ImageSpec(10**6))
-    batches = loader.batches(IDS, evaluation, 24)
+    batches = loader.batches(IDS, evaluation, size=24)
     assert len(list(itertools.islice(batches, 3))) == 3
     with pytest.raises(InfrastructureError):
         next(batches)
@@ -108,7 +108,7 @@ def test_a_closed_loader_leaves_no_thread(dataset: Path) -> None:
     before = set(threading.enumerate())
     reader = open_reader(f"{dataset}/train")
     loader = Loader(reader, 3, ImageSpec(10**6))
-    batches = loader.batches(IDS, evaluation, 24)
+    batches = loader.batches(IDS, evaluation, size=24)
     next(batches)
     batches.close()
     loader.close()
@@ -129,7 +129,7 @@ def test_reading_ahead_is_bounded_and_begins_slowly(dataset: Path) -> None:
 
     reader.prefetch = counted  # type: ignore[method-assign]
     loader = Loader(reader, 1, ImageSpec(10**6))
-    batches = loader.batches((np.array([n % 52]) for n in range(5000)), evaluation, 24)
+    batches = loader.batches((np.array([n % 52]) for n in range(5000)), evaluation, size=24)
     next(batches)
     assert len(asked) < 10
     for _ in range(2000):

@@ -17,19 +17,27 @@ def test_blends_are_keyed_and_keep_the_share(
 ) -> None:
     if not mixup and not cutmix:
         return
-    blend = draw_blend(mixup, cutmix, side, 0, step)
-    assert blend == draw_blend(mixup, cutmix, side, 0, step)
+    blend = draw_blend(mixup=mixup, cutmix=cutmix, side=side, seed=0, step=step)
+    assert blend == draw_blend(mixup=mixup, cutmix=cutmix, side=side, seed=0, step=step)
     assert 0 <= blend.own <= 1
     ones, zeros = torch.ones(1, 3, side, side), torch.zeros(1, 3, side, side)
     assert blend.apply(ones, zeros).mean().item() == pytest.approx(blend.own, abs=1e-5)
 
 
 def test_both_blends_are_used_about_equally() -> None:
-    blends = [draw_blend(0.2, 1.0, 32, 0, step) for step in range(400)]
+    blends = [draw_blend(mixup=0.2, cutmix=1.0, side=32, seed=0, step=step) for step in range(400)]
     assert 150 < sum(blend.box is None for blend in blends) < 250
-    assert all(draw_blend(0.2, 0, 32, 0, step).box is None for step in range(20))
-    assert all(draw_blend(0, 1.0, 32, 0, step).box for step in range(20))
-    assert len({draw_blend(1.0, 0, 32, 0, step).own for step in range(20)}) == 20
+    assert all(
+        draw_blend(mixup=0.2, cutmix=0, side=32, seed=0, step=step).box is None
+        for step in range(20)
+    )
+    assert all(
+        draw_blend(mixup=0, cutmix=1.0, side=32, seed=0, step=step).box for step in range(20)
+    )
+    assert (
+        len({draw_blend(mixup=1.0, cutmix=0, side=32, seed=0, step=step).own for step in range(20)})
+        == 20
+    )
 
 
 def test_a_partner_that_was_left_out_blends_nothing() -> None:

@@ -101,7 +101,7 @@ def test_a_lost_read_is_repeated_once(damaged: Store, monkeypatch: pytest.Monkey
         return data[:100] if key.endswith(".tar") and next(cut, False) else data
 
     monkeypatch.setattr(damaged, "get", flaky)
-    assert bytes(SampleReader(damaged, index, Cache(1 << 20)).read(0).image) == expected
+    assert bytes(SampleReader(damaged, index, cache=Cache(1 << 20)).read(0).image) == expected
 
 
 def test_an_altered_run_is_not_read_for_each_of_its_samples(
@@ -110,7 +110,7 @@ def test_an_altered_run_is_not_read_for_each_of_its_samples(
     index = open_index(damaged.uri)
     damaged.put(index.shards[0].name, b"")
     reads = counting(damaged, monkeypatch)
-    read_all(SampleReader(damaged, index, Cache(1 << 20)), index.shards[0].samples)
+    read_all(SampleReader(damaged, index, cache=Cache(1 << 20)), index.shards[0].samples)
     assert len(reads) == 2
 
 
@@ -118,13 +118,13 @@ def test_threads_agree_that_a_second_read_heals(damaged: Store, tmp_path: Path) 
     index = open_index(damaged.uri)
     whole = Scratch(tmp_path / "scratch", 1 << 24, sharers=1)
     for _ in range(20):
-        reader = SampleReader(damaged, index, Cache(1 << 24), whole)
+        reader = SampleReader(damaged, index, cache=Cache(1 << 24), scratch=whole)
         for number in range(index.samples):
             reader.read(number)
         for path in (tmp_path / "scratch").rglob("*"):
             if path.is_file():
                 path.write_bytes(bytes(path.stat().st_size))
-        reader = SampleReader(damaged, index, Cache(1 << 24), whole)
+        reader = SampleReader(damaged, index, cache=Cache(1 << 24), scratch=whole)
         with ThreadPoolExecutor(4) as pool:
             samples = list(pool.map(reader.read, range(index.samples)))
         assert len(samples) == index.samples
@@ -134,7 +134,7 @@ def test_threads_agree_that_a_second_read_heals(damaged: Store, tmp_path: Path) 
 def test_little_memory_is_no_reason_to_read_everything_many_times(lanes: int, memory: int) -> None:
     index = simulated_index(50, 1000)
     store = Simulated()
-    reader = SampleReader(store, index, Cache(memory << 20), lanes=lanes)  # type: ignore[arg-type]
+    reader = SampleReader(store, index, cache=Cache(memory << 20), lanes=lanes)  # type: ignore[arg-type]
     plan = EpochPlan(index.counts, lanes * 2, 0, epoch=0, lanes=lanes, window=8)
     steps = 40
     for step in range(steps):
@@ -149,7 +149,7 @@ def test_little_memory_is_no_reason_to_read_everything_many_times(lanes: int, me
 
 def test_an_outage_is_no_bad_sample(damaged: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_index(damaged.uri)
-    reader = SampleReader(damaged, index, Cache(1 << 20))
+    reader = SampleReader(damaged, index, cache=Cache(1 << 20))
     get = damaged.get
 
     def fail(key: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -223,7 +223,7 @@ def measure_peak(shards: int, out: str) -> None:
     configure_memory(keep_freed=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     index = simulated_index(shards, 1000)
-    reader = SampleReader(Simulated(), index, Cache(64 << 20), lanes=32)  # type: ignore[arg-type]
+    reader = SampleReader(Simulated(), index, cache=Cache(64 << 20), lanes=32)  # type: ignore[arg-type]
     plan = EpochPlan(index.counts, 64, 0, epoch=0)
     for step in range(60):
         ids = plan.batch(step % plan.steps)

@@ -22,7 +22,7 @@ def test_scratch_spares_the_store(
 
     def read() -> list[bytes]:
         scratch = Scratch(tmp_path / "scratch", 1 << 20, sharers=1)
-        reader = SampleReader(damaged, index, Cache(1 << 20), scratch)
+        reader = SampleReader(damaged, index, cache=Cache(1 << 20), scratch=scratch)
         return [bytes(reader.read(number).image) for number in range(index.samples)]
 
     first = read()

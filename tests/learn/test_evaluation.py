@@ -50,7 +50,11 @@ def test_evaluation_goes_on_in_halves_where_memory_runs_out(alone: None) -> None
     for most in (99, 2):
         model = Small(most)
         result = evaluate(
-            learner_for(model, PLAIN), [batch(0, 0, 1)], PREPROCESSING, CLASSES, lambda: False
+            learner_for(model, PLAIN),
+            [batch(0, 0, 1)],
+            preprocessing=PREPROCESSING,
+            classes=CLASSES,
+            stopped=lambda: False,
         )
         assert result
         results.append(result[0])
@@ -66,11 +70,19 @@ def test_an_evaluation_waits_once_per_batch(alone: None, monkeypatch: pytest.Mon
     # In which `Waits` would see nothing.
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad())
     batches = [batch(step, 0, 1) for step in (0, 1, 0, 1)]
-    evaluate(learner, batches[:1], PREPROCESSING, CLASSES, lambda: False)
+    evaluate(
+        learner, batches[:1], preprocessing=PREPROCESSING, classes=CLASSES, stopped=lambda: False
+    )
 
     def read(count: int) -> list[str]:
         with Waits() as waits:
-            evaluate(learner, batches[:count], PREPROCESSING, CLASSES, lambda: False)
+            evaluate(
+                learner,
+                batches[:count],
+                preprocessing=PREPROCESSING,
+                classes=CLASSES,
+                stopped=lambda: False,
+            )
         return waits.names
 
     # On the CPU, where the batch comes from: its ids, whether all is valid, and what is.

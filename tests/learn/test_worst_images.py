@@ -34,7 +34,13 @@ def test_the_worst_of_all_batches_are_kept_in_order() -> None:
     for at in (0, 20):
         part = slice(at, at + 20)
         ids = torch.arange(40)[part]
-        worst.add(losses[part], ids, logits[part], labels[part], images[part])
+        worst.add(
+            losses=losses[part],
+            ids=ids,
+            logits=logits[part],
+            labels=labels[part],
+            images=images[part],
+        )
     kept = worst.found()
     assert [mistake.id for mistake in kept] == [n for n in range(39, 0, -1) if n != 30][:MAX_KEPT]
     assert all(mistake.label != mistake.predicted for mistake in kept)
@@ -48,7 +54,13 @@ def test_fewer_mistakes_than_are_kept_are_all_of_them() -> None:
     worst = Worst()
     assert worst.found() == []
     images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-    worst.add(torch.tensor([0.3, 1.3, 0.3]), torch.tensor([7, 8, 9]), logits, labels, images)
+    worst.add(
+        losses=torch.tensor([0.3, 1.3, 0.3]),
+        ids=torch.tensor([7, 8, 9]),
+        logits=logits,
+        labels=labels,
+        images=images,
+    )
     assert [mistake.id for mistake in worst.found()] == [8]
 
 

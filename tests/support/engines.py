@@ -106,7 +106,9 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
                 for step, size in enumerate(SIZES)
             ]
             parts = [batch(step, rank.rank, world_size) for step in (0, 1)]
-            result = evaluate(learner, parts, PREPROCESSING, CLASSES, lambda: False)
+            result = evaluate(
+                learner, parts, preprocessing=PREPROCESSING, classes=CLASSES, stopped=lambda: False
+            )
         assert result
         evaluation, confusion, _ = result
         found = {

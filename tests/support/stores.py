@@ -31,7 +31,7 @@ def open_index(uri: str) -> Index:
 def open_reader(uri: str) -> SampleReader:
     """A reader of a data set with a cache of its own."""
     address = parse_address(uri)
-    return SampleReader(address.store, read_index(address), Cache(64 << 20))
+    return SampleReader(address.store, read_index(address), cache=Cache(64 << 20))
 
 
 def labels_of(uri: str) -> list[int]:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 def clean(
     store: Store,
     own: CommitName,
+    *,
     trusted: Collection[CommitName],
     keep: int,
     best_step: int | None,

@@ -67,7 +67,7 @@ class Augmentation:
         out.copy_(image)
         if settings.erasing and next(numbers) < settings.erasing:
             side = out.shape[-1]
-            box = random_box(side, side, _ERASE_SCALE, _ERASE_RATIOS, numbers)
+            box = random_box(side, side, scale=_ERASE_SCALE, ratios=_ERASE_RATIOS, draws=numbers)
             if box:
                 top, left, h, w = box
                 out[:, top : top + h, left : left + w] = self._mean.to(out.device)
@@ -82,6 +82,7 @@ def _policy(settings: Augment) -> Policy | None:
 def random_box(
     width: int,
     height: int,
+    *,
     scale: tuple[float, float],
     ratios: tuple[float, float],
     draws: Iterator[float],
@@ -129,7 +130,7 @@ def random_resized_crop(
     Returns:
         The crop.
     """
-    box = random_box(width, height, scale, _CROP_RATIOS, draws)
+    box = random_box(width, height, scale=scale, ratios=_CROP_RATIOS, draws=draws)
     if box:
         return box
     w = min(width, round(height * _CROP_RATIOS[1]))

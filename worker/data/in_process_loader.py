@@ -20,7 +20,7 @@ class InProcess:
         """See `Batches`."""
         work = self._resolve(request)
         loader = self._loaders[request.dataset]
-        return loader.batches(work.batches, work.prepare_for, self._size)
+        return loader.batches(work.batches, work.prepare_for, size=self._size)
 
     def close(self) -> None:
         """End the threads."""

@@ -69,7 +69,7 @@ def index_tars(
     """
 
     def scan(tar: Tar) -> Scan:
-        return _scan(source.store, tar, label_field, max_pixels, note)
+        return _scan(source.store, tar, label_field=label_field, max_pixels=max_pixels, note=note)
 
     def finish(tar: Tar) -> _Finished:
         """Read back what was staged, as all of it may be more than memory holds."""
@@ -147,7 +147,13 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Fin
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
     shard = write_sidecar(store, tar.name, scan, sound)
-    return _Finished(shard, {number for _, number in sound}, lines, scan.passed_over, scan.highest)
+    return _Finished(
+        shard=shard,
+        labels={number for _, number in sound},
+        lines=lines,
+        passed_over=scan.passed_over,
+        highest=scan.highest,
+    )
 
 
 def _require_budget(source: Source, lines: list[str], found: int, error_budget: float) -> None:
@@ -171,7 +177,7 @@ def _look(max_pixels: int, image: bytes) -> None:
 
 
 def _scan(
-    store: Store, tar: Tar, label_field: str, max_pixels: int | None, note: Callable[[int], None]
+    store: Store, tar: Tar, *, label_field: str, max_pixels: int | None, note: Callable[[int], None]
 ) -> Scan:
     """Return what a shard holds, as staged by an earlier run or by reading it.
 

@@ -136,6 +136,7 @@ class Loader:
         self,
         batches_of_ids: Iterable[Ids],
         prepare_for: Callable[[Ids], Prepare],
+        *,
         size: int,
         allocate: Callable[[Ids], Batch] | None = None,
         places_of: Callable[[Ids], Ids] | None = None,

@@ -44,7 +44,7 @@ class Blend:
         return blended
 
 
-def draw_blend(mixup: float, cutmix: float, side: int, seed: int, step: int) -> Blend:
+def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) -> Blend:
     """Draw how a global batch is blended.
 
     MixUp (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899); if both

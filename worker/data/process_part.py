@@ -62,9 +62,9 @@ class ProcessPart:
         return self.loaders[request.dataset].batches(
             work.batches,
             work.prepare_for,
-            self.size,
-            allocate,
-            lambda ids: work.places(ids, self.index, self.count, reader),
+            size=self.size,
+            allocate=allocate,
+            places_of=lambda ids: work.places(ids, self.index, self.count, reader),
         )
 
 

@@ -74,6 +74,7 @@ class SampleReader:
         self,
         store: Store,
         index: Index,
+        *,
         cache: Cache,
         scratch: Scratch | None = None,
         lanes: int = 1,

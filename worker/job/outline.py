@@ -152,7 +152,11 @@ def outline_job(job: Job, ranks: int) -> Outline:
         steps=steps,
         groups=[
             _outline_group(
-                group, layout, now[group.name], job.peak(group), [at[group.name] for at in rates]
+                group,
+                layout,
+                now=now[group.name],
+                peak=job.peak(group),
+                rates=[at[group.name] for at in rates],
             )
             for group in job.groups
         ],
@@ -176,7 +180,7 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def _outline_group(
-    group: RateGroup, layout: Layout, now: float, peak: float, rates: list[float]
+    group: RateGroup, layout: Layout, *, now: float, peak: float, rates: list[float]
 ) -> GroupOutline:
     size = sum(layout.sizes[name] for name in group.parameters)
     return GroupOutline(

@@ -228,7 +228,7 @@ def _text(env: Mapping[str, str], name: str) -> str:
 def _integer(env: Mapping[str, str], name: str, default: str | None = None, least: int = 0) -> int:
     if default is None:
         _text(env, name)
-    return whole_number(env, name, default, least)
+    return whole_number(env, name, default=default, least=least)
 
 
 def _port(env: Mapping[str, str], name: str, default: str | None = None) -> int:

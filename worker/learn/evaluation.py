@@ -40,6 +40,7 @@ class Evaluation:
 def evaluate(
     learner: Learner,
     batches: Iterable[Batch],
+    *,
     preprocessing: Preprocessing,
     classes: int,
     stopped: Callable[[], bool],
@@ -77,7 +78,7 @@ def evaluate(
             sums[0] += losses.sum()
             sums[1] += (best == labels[:, None]).sum()
             pairs.add(labels, best[:, 0])
-            worst.add(losses, ids, outputs, labels, images)
+            worst.add(losses=losses, ids=ids, logits=outputs, labels=labels, images=images)
             # The device stays at work on this batch while the host waits for the one before it.
             if before:
                 before.wait()

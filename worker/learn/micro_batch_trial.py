@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 def largest_that_fits(
     inputs: Inputs,
     size: int,
+    *,
     attempt: Callable[[Inputs], object],
     reset: Callable[[], None],
     rank: int,

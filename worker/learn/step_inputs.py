@@ -38,7 +38,7 @@ class Inputs:
         columns = (self.images, self.labels, self.partners, self.weights)
         split = zip(*(column.tensor_split(parts) for column in columns), strict=True)
         for images, labels, partners, weights in split:
-            yield _filled(images, labels, partners, weights, self.own)
+            yield _filled(images, labels, partners=partners, weights=weights, own=self.own)
 
 
 def prepare(
@@ -68,11 +68,13 @@ def prepare(
         kept = upload.index(valid.nonzero().flatten())
         images, labels, partners = images[kept], labels[kept], partners[kept]
     weights = torch.ones(len(labels), device=upload.device)
-    return _filled(images, labels, partners, weights, blend.own if blend else 1.0)
+    return _filled(
+        images, labels, partners=partners, weights=weights, own=blend.own if blend else 1.0
+    )
 
 
 def _filled(
-    images: Tensor, labels: Tensor, partners: Tensor, weights: Tensor, own: float
+    images: Tensor, labels: Tensor, *, partners: Tensor, weights: Tensor, own: float
 ) -> Inputs:
     """Return the inputs as they are, or with an image of weight 0 if there is none."""
     count = int(weights.numel())

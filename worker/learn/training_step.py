@@ -278,9 +278,9 @@ class Engine:
         fitting = largest_that_fits(
             inputs,
             size,
-            self._try,
-            reset,
-            self._rank.rank,
+            attempt=self._try,
+            reset=reset,
+            rank=self._rank.rank,
         )
         if fitting < size:
             self._passes = dataclasses.replace(self._passes, micro_batch=fitting)

@@ -48,7 +48,7 @@ class Worst:
         self._kept: tuple[Tensor, ...] | None = None
 
     def add(
-        self, losses: Tensor, ids: Tensor, logits: Tensor, labels: Tensor, images: Tensor
+        self, *, losses: Tensor, ids: Tensor, logits: Tensor, labels: Tensor, images: Tensor
     ) -> None:
         """Look at a batch of n images; of equal losses the earlier counts as worse.
 

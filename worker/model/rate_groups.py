@@ -98,7 +98,9 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
             if not found and pattern != _EVERYTHING:
                 raise ConfigurationError(f"{where}: {_dead(pattern, layout)}")
             taken |= found
-        for piece in _by_depth(group, taken, layout, optimizer.lr, steps_per_epoch):
+        for piece in _by_depth(
+            group, taken, layout=layout, base=optimizer.lr, steps_per_epoch=steps_per_epoch
+        ):
             pieces += _by_decay(piece, group, optimizer, layout)
         left = [name for name in left if name not in taken]
     if left:
@@ -134,7 +136,7 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
 
 
 def _by_depth(
-    group: Group, taken: set[str], layout: Layout, base: float, steps_per_epoch: int
+    group: Group, taken: set[str], *, layout: Layout, base: float, steps_per_epoch: int
 ) -> Iterator[RateGroup]:
     """Split what a group matches into pieces: by block if its rate or release depends on depth."""
     scale = 1.0 if group.scale is None else group.scale

@@ -59,7 +59,7 @@ class Telemetry:
         self._reports: list[StepReport] = []
 
     def step(
-        self, step: int, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
+        self, step: int, *, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
     ) -> None:
         """Count a step.
 

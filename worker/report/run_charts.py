@@ -142,7 +142,7 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
     charts = []
     for title, kind, value, percent in wanted:
         lines = [
-            _over_epochs(run, name, run.history.of(kind), value, number)
+            _over_epochs(run, title=name, points=run.history.of(kind), value=value, color=number)
             for number, (run, name) in enumerate(zip(runs, titles, strict=True))
         ]
         lines = [line for line in lines if line.x]
@@ -162,7 +162,9 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
     return charts
 
 
-def _over_epochs(run: Run, title: str, points: Sequence[Point], value: Value, color: int) -> Line:
+def _over_epochs(
+    run: Run, *, title: str, points: Sequence[Point], value: Value, color: int
+) -> Line:
     """A line over epochs, which runs of different batch sizes share although their steps differ."""
     per_epoch = run.plan.get("steps_per_epoch", 1)
     dots = any(isinstance(point, EvaluationEvent) for point in points)

@@ -2,37 +2,29 @@
 
 import contextlib
 import functools
-import http.client
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import botocore.exceptions as boto_errors
-import botocore.parsers
-import tenacity
 import urllib3.exceptions
 
-from worker.environment import Settings
 from worker.errors import WorkerError
 from worker.numbers import ceil_div
-from worker.store.client import renew_client, s3_client
+from worker.store.client import s3_client
 from worker.store.error_kinds import (
     LOST_RACE,
     NotS3,
     code_of,
-    is_transient,
-    needs_renewal,
     status_of,
 )
-from worker.store.error_messages import translate
 from worker.store.interface import ObjectInfo, ObjectMissing, Piece
 from worker.store.part_cutter import cut
-from worker.store.request_deadline import allow, limited
+from worker.store.request_deadline import allow
+from worker.store.retries import with_retries
 from worker.store.s3_answers import listed, stored
-from worker.store.traffic_counts import listener, measured
 
 T = TypeVar("T")
 Condition = dict[str, str]
@@ -44,21 +36,7 @@ _MAX_PARTS = 9_000  # S3 takes 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
-_MIN_SECONDS = 1.0
 _MAX_OBJECT = 5 << 30  # bytes of one answer that are given time for
-
-
-def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
-    listener().retry(operation)
-    error = state.outcome.exception() if state.outcome else None
-    if error and needs_renewal(error):
-        renew_client()
-    if isinstance(error, Exception) and state.attempt_number == 1:
-        log.warning(
-            "%s; trying again for up to %g s",
-            translate(error, uri),
-            Settings.from_env().store_deadline_seconds,
-        )
 
 
 class S3Store:
@@ -129,7 +107,7 @@ class S3Store:
                 if condition and self._is_gone(key, upload):
                     return False
                 raise
-            return self._complete(key, upload, parts, size, condition)
+            return self._complete(key, upload, parts=parts, size=size, condition=condition)
         except BaseException:
             with contextlib.suppress(Exception):  # what ends the upload is the error to tell
                 self._s3.abort_multipart_upload(**name, UploadId=upload)
@@ -166,6 +144,7 @@ class S3Store:
         self,
         key: str,
         upload: str,
+        *,
         parts: list[dict[str, Any]],
         size: int,
         condition: Condition,
@@ -328,37 +307,7 @@ class S3Store:
         return self._call(operation, "", lambda: ask(self._s3))
 
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:
-        """Run one request, body included, with full-jitter retries up to the deadline."""
-        uri = self.uri + key
-        ends = time.monotonic() + Settings.from_env().store_deadline_seconds
-
-        def attempt() -> T:
-            left = max(_MIN_SECONDS, ends - time.monotonic())
-            with measured(operation) as moved, limited(left, sent):
-                result = request()
-                moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
-                return result
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=1, max=10),
-            stop=tenacity.stop_before_delay(Settings.from_env().store_deadline_seconds),
-            before_sleep=functools.partial(_warn, operation, uri),
-            reraise=True,
-        )
-        try:
-            return retrying(attempt)
-        except (
-            boto_errors.BotoCoreError,
-            boto_errors.ClientError,
-            botocore.parsers.ResponseParserError,
-            urllib3.exceptions.HTTPError,
-            http.client.HTTPException,
-            OSError,
-        ) as error:
-            if is_transient(error):
-                listener().failure(operation)
-            raise translate(error, uri) from error
+        return with_retries(operation, self.uri + key, request, sent=sent)
 
 
 def _range(start: int, stop: int | None) -> str:

@@ -60,7 +60,13 @@ class BatchFeed:
         if not self.led:
             return None
         side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
-        return draw_blend(self._settings.mixup, self._settings.cutmix, side, seed, step)
+        return draw_blend(
+            mixup=self._settings.mixup,
+            cutmix=self._settings.cutmix,
+            side=side,
+            seed=seed,
+            step=step,
+        )
 
     def _training(self, epoch: int, start: int) -> Iterable[Ids]:
         """This rank's parts of an epoch's global batches, from step `start` of it."""

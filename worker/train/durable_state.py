@@ -110,7 +110,7 @@ class DurableState:
             snapshot = take_snapshot(self._learner, saver.host, state)
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
             self._upload = self._background.submit(
-                lambda: self._commit(saver, name, snapshot, best, began)
+                lambda: self._commit(saver, name, snapshot=snapshot, best_step=best, began=began)
             )
         self._saved = dataclasses.replace(self.state)
 
@@ -144,6 +144,7 @@ class DurableState:
         self,
         saver: Saver,
         name: CommitName,
+        *,
         snapshot: Snapshot,
         best_step: int | None,
         began: float,
@@ -161,4 +162,10 @@ class DurableState:
         self._note(CommitEvent(step=name.step, seconds=self.seconds, bytes=size))
         # What is left over costs space and no more; the next commit tries again.
         with contextlib.suppress(WorkerError):
-            clean(output, name, self._trusted, self._job.manifest.checkpoint.keep, best_step)
+            clean(
+                output,
+                name,
+                trusted=self._trusted,
+                keep=self._job.manifest.checkpoint.keep,
+                best_step=best_step,
+            )

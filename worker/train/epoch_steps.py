@@ -55,6 +55,7 @@ class Steps:
     def __init__(
         self,
         attempt: Attempt,
+        *,
         engine: Engine,
         feed: BatchFeed,
         bad: Quarantine,
@@ -163,7 +164,9 @@ class Steps:
         self._images += queued.size
         epochs = state.step / attempt.job.steps_per_epoch
         phases = {"wait": queued.waited, **outcome.seconds}
-        self._telemetry.step(state.step, epochs, queued.size, self._watch.lap(), phases)
+        self._telemetry.step(
+            state.step, epochs=epochs, size=queued.size, seconds=self._watch.lap(), phases=phases
+        )
 
     def _has_waited(self) -> bool:
         """Return whether the time for a checkpoint has come by rank 0's clock."""

@@ -99,7 +99,9 @@ class Loaders:
         if self._job.val:
             sets[VAL] = (self._job.val, 1)
         return {
-            name: SampleReader(dataset.store, dataset.index, cache, scratch, lanes)
+            name: SampleReader(
+                dataset.store, dataset.index, cache=cache, scratch=scratch, lanes=lanes
+            )
             for name, (dataset, lanes) in sets.items()
         }
 

@@ -51,7 +51,7 @@ class Resumed:
 
 
 def begin_attempt(
-    job: Job, rank: Rank, learner: Learner, metrics: Metrics, beat: Callable[[], None]
+    job: Job, rank: Rank, *, learner: Learner, metrics: Metrics, beat: Callable[[], None]
 ) -> Resumed:
     """Claim an attempt and restore the newest checkpoint that is whole.
 
@@ -86,7 +86,7 @@ def begin_attempt(
     metrics.resume_step().set(found.state.step)
     metrics.steps_lost().set(found.lost)
     if rank.leads:
-        _announce(job, rank, attempt, found.state.step, found.lost)
+        _announce(job, rank, attempt=attempt, step=found.state.step, lost=found.lost)
     return Resumed(attempt=attempt, state=found.state, commit=found.commit, done=False)
 
 
@@ -163,7 +163,7 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
     return int(total(number)[0])
 
 
-def _announce(job: Job, rank: Rank, attempt: int, step: int, lost: int) -> None:
+def _announce(job: Job, rank: Rank, *, attempt: int, step: int, lost: int) -> None:
     if lost:
         where = f"after step {step}" if step else "from the start"
         log.warning(

@@ -47,7 +47,9 @@ def run_rank(context: RankContext) -> None:
         )
         stack.callback(liveness.abandon)
         learner = build_learner(job.backbone.model, job.groups, job.manifest, device_of(rank))
-        resumed = begin_attempt(job, rank, learner, context.metrics, watchdog.beat)
+        resumed = begin_attempt(
+            job, rank, learner=learner, metrics=context.metrics, beat=watchdog.beat
+        )
         if resumed.done:
             if rank.leads:
                 log.info("job %s was done by another attempt meanwhile", job.manifest.job)

@@ -46,14 +46,16 @@ class Trainer:
         )
         loaders.start()
         self._validation = (
-            Validation(job, job.val, attempt.rank, loaders, self._beat) if job.val else None
+            Validation(job, job.val, rank=attempt.rank, loaders=loaders, beat=self._beat)
+            if job.val
+            else None
         )
         self._steps = Steps(
             attempt,
-            engine,
-            loaders.feed,
-            Quarantine("data.train", job.train, manifest.data.error_budget),
-            Telemetry(attempt.metrics, attempt.journal, progress, job.total_steps),
+            engine=engine,
+            feed=loaders.feed,
+            bad=Quarantine("data.train", job.train, manifest.data.error_budget),
+            telemetry=Telemetry(attempt.metrics, attempt.journal, progress, job.total_steps),
         )
 
     def train(self) -> None:

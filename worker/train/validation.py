@@ -25,7 +25,7 @@ class Validation:
     """A rank's share of the validation set; `bad` lists what could not be used of it."""
 
     def __init__(
-        self, job: Job, val: Dataset, rank: Rank, loaders: Loaders, beat: Callable[[], None]
+        self, job: Job, val: Dataset, *, rank: Rank, loaders: Loaders, beat: Callable[[], None]
     ) -> None:
         self._job = job
         self._val = val
@@ -52,9 +52,9 @@ class Validation:
             result = evaluate(
                 learner,
                 self._noting(batches, bad),
-                self._job.preprocessing,
-                len(self._val.index.classes),
-                lambda: stop.requested or self.error is not None,
+                preprocessing=self._job.preprocessing,
+                classes=len(self._val.index.classes),
+                stopped=lambda: stop.requested or self.error is not None,
             )
         self.fresh = [] if result is None else self.bad.fresh(bad)
         if result is None:

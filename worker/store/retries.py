@@ -1,0 +1,84 @@
+"""The retry rule of all requests: full jitter, up to a deadline."""
+
+import functools
+import http.client
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import botocore.exceptions as boto_errors
+import botocore.parsers
+import tenacity
+import urllib3.exceptions
+
+from worker.environment import Settings
+from worker.store.client import renew_client
+from worker.store.error_kinds import is_transient, needs_renewal
+from worker.store.error_messages import translate
+from worker.store.request_deadline import limited
+from worker.store.traffic_counts import listener, measured
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_MIN_SECONDS = 1.0
+
+
+def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: int = 0) -> T:
+    """Run a request, body included, again while its errors are transient and time is left.
+
+    Args:
+        operation: The S3 operation, for metrics.
+        uri: The object, for messages.
+        request: The request.
+        sent: Bytes that it sends, for which it gets more time.
+
+    Returns:
+        What the request returns.
+
+    Raises:
+        WorkerError: With the cause in one line.
+    """
+    ends = time.monotonic() + Settings.from_env().store_deadline_seconds
+
+    def attempt() -> T:
+        left = max(_MIN_SECONDS, ends - time.monotonic())
+        with measured(operation) as moved, limited(left, sent):
+            result = request()
+            moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
+            return result
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=10),
+        stop=tenacity.stop_before_delay(Settings.from_env().store_deadline_seconds),
+        before_sleep=functools.partial(_warn, operation, uri),
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except (
+        boto_errors.BotoCoreError,
+        boto_errors.ClientError,
+        botocore.parsers.ResponseParserError,
+        urllib3.exceptions.HTTPError,
+        http.client.HTTPException,
+        OSError,
+    ) as error:
+        if is_transient(error):
+            listener().failure(operation)
+        raise translate(error, uri) from error
+
+
+def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:
+    listener().retry(operation)
+    error = state.outcome.exception() if state.outcome else None
+    if error and needs_renewal(error):
+        renew_client()
+    if isinstance(error, Exception) and state.attempt_number == 1:
+        log.warning(
+            "%s; trying again for up to %g s",
+            translate(error, uri),
+            Settings.from_env().store_deadline_seconds,
+        )
