@@ -5,10 +5,12 @@ import itertools
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
 
+from tests.support.processes import in_fresh_process
 from worker.errors import (
     ConfigurationError,
     DataError,
@@ -73,20 +75,34 @@ def test_signals_reach_every_rank() -> None:
     def run(rank: Rank, listener: socket.socket | None) -> None:
         if rank.rank == 1:
             os.kill(os.getppid(), signal.SIGUSR1)
-        for _ in itertools.takewhile(lambda _: not stop.requested, range(1000)):
-            time.sleep(0.01)
-        if not stop.requested:
-            raise ValueError("never heard of it")
+        wait_for_stop(stop)
 
     try:
-        assert (
-            run_ranks(
-                one_node(3),
-                run,
-                stop,
-            )
-            == 0
-        )
+        assert run_ranks(one_node(3), run, stop) == 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def wait_for_stop(stop: StopFlag) -> None:
+    for _ in itertools.takewhile(lambda _: not stop.requested, range(1000)):
+        time.sleep(0.01)
+    if not stop.requested:
+        raise ValueError("never heard of it")
+
+
+def stop_by_another_thread() -> None:
+    stop = StopFlag()
+    stop.install()
+
+    def take() -> None:
+        time.sleep(0.5)  # until the main thread waits for the ranks
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+    threading.Thread(target=take).start()
+    assert run_ranks(one_node(2), lambda *_: wait_for_stop(stop), stop) == 0
+
+
+def test_a_signal_that_another_thread_takes_reaches_the_ranks() -> None:
+    """As the kernel has it while the main thread holds signals back to fork."""
+    in_fresh_process(stop_by_another_thread)

@@ -1,24 +1,32 @@
 """Backbones of which `make e2e` tests all."""
 
-# Above 40 million parameters; `make e2e` runs them.
+# Above 40 million parameters, or slow to build or run; `make e2e` runs them.
 HEAVY = [
     "alexnet",
     "convnext_base",
     "convnext_large",
     "convnext_small",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "efficientnet_b4",
+    "efficientnet_b5",
     "efficientnet_b6",
     "efficientnet_b7",
     "efficientnet_v2_l",
     "efficientnet_v2_m",
     "regnet_x_16gf",
     "regnet_x_32gf",
+    "regnet_x_8gf",
     "regnet_y_128gf",
     "regnet_y_16gf",
     "regnet_y_32gf",
+    "regnet_y_8gf",
     "resnet101",
     "resnet152",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "resnext50_32x4d",
     "swin_b",
     "swin_s",
     "swin_v2_b",

@@ -22,6 +22,7 @@ from worker.ranks.stop_signal import StopFlag
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 1.0
 _PEER_GRACE_SECONDS = 30.0
 
 RunRank = Callable[[Rank, socket.socket | None], None]
@@ -118,7 +119,8 @@ def _wait(children: list[ForkProcess]) -> int:
     codes: list[int] = []
     deadline: float | None = None
     while running:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        # A signal that another thread has taken, while this one held it back, interrupts no wait.
+        timeout = _LOOK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout)
         for child in [child for child in running if child.sentinel in ended]:
             child.join()
