@@ -110,7 +110,7 @@ class Settings:
     store_deadline_seconds = _Seconds(
         "WORKER_STORE_DEADLINE_SECONDS",
         60.0,
-        "seconds that a storage request may take with all its tries, besides 10 s per MB",
+        "seconds that a storage request may take, including retries, plus 10 s per MB",
     )
     grace_seconds = _Whole(
         "WORKER_GRACE_SECONDS", 30, "seconds between SIGTERM and SIGKILL here", least=1
@@ -118,7 +118,7 @@ class Settings:
     stall_seconds = _Whole(
         "WORKER_STALL_SECONDS",
         900,
-        "a rank that makes no progress for so many seconds prints its stacks and ends with 69",
+        "a rank that makes no progress for this many seconds prints its stacks and exits with 69",
         least=1,
     )
     rendezvous_seconds = _Whole(
@@ -127,46 +127,49 @@ class Settings:
     collective_seconds = _Whole(
         "WORKER_COLLECTIVE_SECONDS",
         1200,
-        "seconds that a rank waits for others; longer than a stall may last",
+        "seconds that a rank waits for others in a collective; must exceed `WORKER_STALL_SECONDS`",
         least=1,
     )
     metrics_port = _Whole(
         "WORKER_METRICS_PORT",
         0,
-        "serve Prometheus metrics on this port, the next rank of the node on the next; 0: on none",
+        "port on which the first rank of a node serves Prometheus metrics, the next rank on the "
+        "next; 0: on none",
         most=LAST_PORT,
     )
     pushgateway = Variable(
         "WORKER_PUSHGATEWAY",
         "",
-        "push them to this Pushgateway every 15 s (not with a port) and their outcome at the end",
+        "address of a Pushgateway that gets the metrics every 15 s (unless a port is set), and the "
+        "outcome of the attempt at the end",
     )
     metrics_textfile = Variable(
         "WORKER_METRICS_TEXTFILE",
         "",
-        "write them into this folder for node exporter's textfile collector",
+        "folder to write the metrics to, for node exporter's textfile collector",
     )
     loader_threads = _Whole[int | None](
         "WORKER_LOADER_THREADS",
         None,
-        "threads of a rank that decode, two to a process (else its cores); 0: the training thread",
+        "decode threads per rank, two to a process (default: the rank's cores); 0: decode in the "
+        "training thread",
     )
     read_memory_mib = _Whole(
-        "WORKER_READ_MEMORY_MIB", 512, "MiB that a rank reads ahead and keeps at most", least=16
+        "WORKER_READ_MEMORY_MIB", 512, "maximum MiB that a rank reads ahead and keeps", least=16
     )
     scratch = Variable(
         "WORKER_SCRATCH",
         "",
         "folder that the ranks of a node share as a cache of what was read and decoded",
     )
-    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "GiB of it that may be used", least=1)
+    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "maximum GiB of it to use", least=1)
     revision = Variable(
         "WORKER_REVISION",
         "",
         "the revision of the code that is recorded with a run; set in the image",
     )
     nodes = _Whole[int | None](
-        "WORKER_NODES", None, "pods of a Kubernetes Indexed Job, counted from 1", least=1
+        "WORKER_NODES", None, "number of pods in a Kubernetes Indexed Job", least=1
     )
 
     @staticmethod

@@ -1,7 +1,8 @@
 """Attempts: one numbered object per start of a job; the number is the fencing token.
 
-The first attempt gives the output its identity. A start compares itself with it before each try to
-claim a number, and claims by a conditional PUT, so that one that is refused leaves nothing.
+The first attempt gives the output its identity. A new attempt compares its identity with the
+output's before each try to claim a number, and claims by a conditional PUT, so a refused attempt
+leaves nothing behind.
 """
 
 import datetime
@@ -22,7 +23,7 @@ from worker.store.json_records import Record, read_record
 _MAX_TRIES = 100
 
 Identity = Mapping[str, str]
-"""What all attempts of one job have in common, by manifest field."""
+"""The settings that all attempts of one job have in common, by manifest field."""
 
 
 class AttemptRecord(Record):
@@ -55,7 +56,7 @@ def first_whole(store: Store, numbers: Sequence[int]) -> AttemptRecord | None:
 def next_number(numbers: Sequence[int], is_whole: Callable[[int], object]) -> int:
     """Return the first free number beyond all objects that are whole.
 
-    Others may have any name, and no number is left beyond the highest.
+    Damaged objects may have any number, even the highest possible one, beyond which none is left.
     """
     number = next(filter(is_whole, sorted(numbers, reverse=True)), 0) + 1
     taken = set(numbers)
@@ -74,10 +75,10 @@ def claim_attempt(
 
     Args:
         store: The output of the job.
-        identity: That of the job.
+        identity: The identity of the job.
         manifest: Its resolved manifest, as JSON data.
-        require_own: Raises `ConfigurationError` if the output holds another job by now; nothing is
-            left of this attempt then.
+        require_own: Raises `ConfigurationError` if the output belongs to another job by now; this
+            attempt then leaves nothing behind.
 
     Raises:
         InfrastructureError: If others keep claiming first.
@@ -94,7 +95,7 @@ def claim_attempt(
         where = f"{store.uri}{ATTEMPTS}"
         raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
     try:
-        # Where there is no conditional PUT, another job may have claimed the output meanwhile.
+        # Without conditional PUT, another job may have claimed the output in the meantime.
         require_own()
     except ConfigurationError:
         if store.get(attempt_name(number)) == data:
@@ -119,4 +120,4 @@ def ensure_newest(store: Store, attempt: int) -> None:
         if newer <= attempt:
             return
         if read_attempt(store, newer):  # and not just an object that is named like one
-            raise Superseded(f"attempt {newer} of this job has started, attempt {attempt} ends")
+            raise Superseded(f"attempt {newer} of this job has started; ending attempt {attempt}")

@@ -69,12 +69,12 @@ class HostCopy:
         return {key: self._places[key] for key in tensors}
 
     def at(self, place: Place) -> Tensor:
-        """The tensor that lies there, without a copy."""
+        """Return the tensor at a place, without copying it."""
         flat = self._memory[place.offset :].view(place.dtype)
         return flat.as_strided(place.shape, place.stride)
 
     def _copy_of(self, key: Key, tensor: Tensor) -> Tensor:
-        """Return the place of a tensor's copy, the same every time."""
+        """Return the tensor that holds the copy, at the same place every time."""
         known = self._places.get(key)
         if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
             layout = torch.empty_like(tensor, device="meta").stride()

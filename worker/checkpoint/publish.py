@@ -1,13 +1,13 @@
-"""The one publisher of a job's result.
+"""Publication of a job's result, by exactly one attempt.
 
 An attempt writes its result under its own name, and a conditional PUT of a publication, which names
 the parts and their digests, makes it the job's. Only then are the parts copied to where users look
 for them, by whichever process gets there first, and `done.json` is written last.
 
-A result of more epochs replaces one of fewer; of several of as many epochs, the first counts.
-Whoever copies looks at an object, then at the publications, and then writes on condition that the
-object is still the same. So an attempt that was paused can write nothing, when it wakes, over the
-result of a newer one.
+A result of more epochs replaces one of fewer; among results of equally many epochs, the first
+counts. A process that copies looks at the object first, then at the publications, and then writes
+on the condition that the object is unchanged. So an attempt that was paused cannot overwrite the
+result of a newer one when it wakes up.
 """
 
 import contextlib
@@ -45,12 +45,14 @@ def publish(
     check: Callable[[], None],
     beat: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Make what an attempt has staged the result of the job; false if another was first.
+    """Publish an attempt's staged parts as the result of the job.
+
+    Return False if another attempt was first.
 
     Args:
         store: The output of the job.
         attempt: The attempt that has staged the parts.
-        parts: All of them.
+        parts: All of the staged parts.
         result: The result, as JSON data.
         check: Called right before each try; may raise.
         beat: Called for every few megabytes that are copied.
@@ -62,34 +64,35 @@ def publish(
     told = {"attempt": attempt, **result, "parts": fields}
     data = json.dumps({"attempt": attempt, "done": told, "parts": fields}).encode()
     for _ in range(_MAX_TRIES):
-        # Not just the first: what is there may be damaged. The first that is whole counts.
+        # Not always number 1: an existing publication may be damaged. The first intact one counts.
         number = next_number(publication_numbers(store), lambda n: read_publication(store, n))
         name = publication_name(number)
         if store.put_if_absent(name, data, check):
             done = settle(store, result["epochs"], beat)
             if done is None:
                 raise InfrastructureError(
-                    f"{store.uri}{name}: its parts are not read back as they were written"
+                    f"{store.uri}{name}: its parts do not read back as written"
                 )
             return done.attempt == attempt
     raise InfrastructureError(f"{store.uri}{PUBLICATIONS}: others keep publishing first")
 
 
 def settle(store: Store, epochs: int, beat: Callable[[], None] = lambda: None) -> Done | None:
-    """Return the result of the job, brought to where users look for it; None if none is published.
+    """Copy the published result to `final/` and return it; None if nothing has been published.
 
     A publication that was cut short is completed, whoever made it.
 
     Args:
         store: The output of the job.
-        epochs: The epochs that a result must be of at least; another is brought there, too.
+        epochs: The minimum number of epochs of a result to return; one of fewer epochs is copied
+            too, but not returned.
         beat: Called for every few megabytes that are copied.
     """
     return _Copier(store, beat).settle(epochs)
 
 
 class _Copier:
-    """Brings what was published to where users look for it."""
+    """Copies published results to `final/`."""
 
     def __init__(self, store: Store, beat: Callable[[], None]) -> None:
         self._store = store
@@ -124,7 +127,8 @@ class _Copier:
     def _complete(self, number: int, publication: Publication) -> Done | None:
         """Copy the parts to their places, then write `done.json`.
 
-        Returns None if a part is lost, or if another publication counts by now.
+        Returns None if a part is lost, or if another publication has taken precedence in the
+        meantime.
         """
 
         def counts() -> bool:
@@ -136,7 +140,9 @@ class _Copier:
             if not all(self._copy(publication.attempt, part, counts) for part in parts):
                 return None
         except (ObjectMissing, ValueError) as error:
-            log.warning("the result of attempt %d is not whole: %s", publication.attempt, error)
+            log.warning(
+                "the result of attempt %d is incomplete or damaged: %s", publication.attempt, error
+            )
             return None
         data = json.dumps(publication.done, indent=1).encode()
         done = Part(DONE_NAME, len(data), sha256(data).hexdigest())
@@ -146,9 +152,10 @@ class _Copier:
         return publication.result
 
     def _require_whole(self, attempt: int, parts: Sequence[Part]) -> None:
-        """Raise `ObjectMissing` or `ValueError` unless all parts can be read, here or there.
+        """Raise `ObjectMissing` or `ValueError` unless every part can be read somewhere.
 
-        Before the first is copied: a result with one part lost must not harm the one before it.
+        Called before any part is copied: a result with a lost part must not damage the previous
+        result.
         """
         for part in parts:
             try:
@@ -182,7 +189,8 @@ class _Copier:
         """Write an object unless it is there; false if its publication no longer counts."""
         key = part.name
         for _ in range(_MAX_TRIES):
-            # First what would be replaced, then whether it may be: nothing in between is missed.
+            # Look up the object first, then check that it may be replaced, so that no change in
+            # between is missed.
             found = next((info for info in self._store.list(key) if info.key == key), None)
             if not counts():
                 return False
@@ -216,8 +224,8 @@ class _Copier:
 def _remove_staged(store: Store, publication: Publication) -> None:
     """Remove what attempts up to the published one have staged, and uploads cut short.
 
-    A later one may be about to publish. What is left over costs space and no more, so nothing of
-    it stops a job.
+    Later attempts may be about to publish. Leftovers only cost space, so errors here never stop a
+    job.
     """
     with contextlib.suppress(WorkerError):
         numbers = [n for n in attempt_numbers(store) if n <= publication.attempt]

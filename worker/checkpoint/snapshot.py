@@ -1,7 +1,7 @@
 """The training state as parts of a checkpoint; optimizer state is keyed by parameter name.
 
-No random state is kept: every draw is keyed by (seed, step, rank) or (seed, epoch, sample). Nor is
-any of the schedule or of what is frozen: both are functions of the step.
+No random state is kept: every draw is keyed by (seed, step, rank) or (seed, epoch, sample). The
+schedule and the set of frozen parameters are not saved either: both are functions of the step.
 """
 
 import json
@@ -58,7 +58,7 @@ class Snapshot:
     state: bytes
     """JSON text."""
     tensors: Mapping[str, Mapping[str, Place]]
-    """Where the tensors are in the `HostCopy`, by the part of the checkpoint and their name."""
+    """Locations of the tensors in the `HostCopy`, by checkpoint part and tensor name."""
 
     def parts(self, host: HostCopy) -> dict[str, TensorStream]:
         """The objects of a checkpoint by name, to be written before `host` takes the next copy."""
@@ -70,12 +70,13 @@ class Snapshot:
 
 
 def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: Manifest) -> int:
-    """Return an upper bound of the bytes that the training state takes up in a `HostCopy`.
+    """Return an upper bound on the bytes that the training state takes up in a `HostCopy`.
 
     Args:
         model: The model.
-        groups: Its rate groups, which decide what has optimizer state.
-        manifest: The manifest, which decides about optimizer and average.
+        groups: Its rate groups, which determine which parameters have optimizer state.
+        manifest: The manifest, which determines the optimizer and whether there is a moving
+            average.
 
     Returns:
         Bytes.
@@ -93,7 +94,7 @@ def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) ->
     """Copy the training state to host memory.
 
     Args:
-        learner: The model, its optimizer, and what is around them.
+        learner: The model with its optimizer, moving average and loss scaler.
         host: The memory to copy to.
         state: JSON data to store with the tensors.
 
@@ -118,10 +119,13 @@ def stream_model(model: nn.Module) -> TensorStream:
 
 
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Restore everything; a parameter without optimizer state (frozen until now) starts without.
+    """Restore everything.
 
-    A moving average that was asked for since starts from the model. Raises `ValueError` before
-    anything is changed if a part is not what a checkpoint of this learner holds.
+    A parameter without optimizer state (frozen until now) starts without any.
+
+    A moving average that was enabled since then starts from the model's weights. Raises
+    `ValueError` before anything is changed if a part is not what a checkpoint of this learner
+    holds.
     """
     tensors, optimizer = _load(parts, _MODEL), _load(parts, _OPTIMIZER)
     _require_fit(tensors, learner.model.state_dict(), _MODEL)
@@ -141,7 +145,9 @@ def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
 
 
 def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Put back only what was evaluated: the average, or the model where none was asked for then.
+    """Restore only the weights that were evaluated.
+
+    The average, or the model's own if there was no average.
 
     Raises `ValueError` before anything is changed if the part is not of this model.
     """
@@ -164,7 +170,7 @@ def _require_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what
         if name in found and (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype)
     ]
     if strange:
-        raise ValueError(f"{what}: {strange[0]} is not as this model has it")
+        raise ValueError(f"{what}: {strange[0]} does not match this model")
 
 
 def _load(parts: Mapping[str, bytearray], kind: str) -> dict[str, Tensor]:
@@ -174,10 +180,10 @@ def _load(parts: Mapping[str, bytearray], kind: str) -> dict[str, Tensor]:
 def _fitting_optimizer(
     learner: Learner, tensors: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the state by parameter and kind, of what this optimizer trains and keeps.
+    """Return the optimizer state that this optimizer can use, by parameter and kind.
 
-    An optimizer other than the one that wrote it starts from scratch. Raises `ValueError` for a
-    tensor that does not fit its parameter, and if one of several is missing.
+    An optimizer other than the one that wrote it starts from scratch. Raises `ValueError` if a
+    tensor does not fit its parameter, or if only part of a parameter's state is there.
     """
     kinds = _kinds_of(learner.optimizer)
     names = {parameter: name for name, parameter in learner.model.named_parameters()}
@@ -189,7 +195,7 @@ def _fitting_optimizer(
         if name in parameters and kind in kinds:
             shape = torch.Size() if kind == "step" else parameters[name].shape
             if tensor.shape != shape or not tensor.is_floating_point():
-                raise ValueError(f"{_OPTIMIZER}: {key} is not as this model has it")
+                raise ValueError(f"{_OPTIMIZER}: {key} does not match this model")
             kept.setdefault(name, {})[kind] = _laid_out_as(parameters[name], tensor)
     for name, found in kept.items():
         if len(found) < len(kinds):
@@ -218,7 +224,9 @@ def _fill_momentum(
     names: Mapping[nn.Parameter, str],
     kept: dict[str, dict[str, Tensor]],
 ) -> None:
-    """Zeros for what lacks a buffer beside others that have one, as after a change of groups.
+    """Add zero buffers to parameters without one in groups where others have one.
+
+    As after a change of groups.
 
     The fused kernel takes a group with all buffers or none; a first step from zeros is the same.
     """
@@ -230,7 +238,7 @@ def _fill_momentum(
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A copy beside its parameter in its memory format, as the optimizer would have made it."""
+    """Return a copy on the parameter's device, as the optimizer would create it."""
     if tensor.shape != parameter.shape:
         return tensor.clone()
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -1,7 +1,8 @@
 """Tensors to and from safetensors files, without a second copy in memory.
 
 The format is https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header,
-the data. The library writes only what it holds at once, and copies all that it reads.
+the data. The library can write only tensors that are all in memory at once, and copies everything
+it reads.
 """
 
 import json
@@ -73,7 +74,8 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
 def read_tensors(data: bytearray) -> dict[str, Tensor]:
     """The tensors of a safetensors file, each a view of `data`.
 
-    Raises `ValueError` if it is none, or has tensors of a type that is not written here.
+    Raises `ValueError` if `data` is not a safetensors file, or holds tensors of an unsupported
+    type.
     """
     try:
         (length,) = _LENGTH.unpack_from(data)
@@ -82,7 +84,7 @@ def read_tensors(data: bytearray) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         return {name: _view(data, start, **entry) for name, entry in header.items()}
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"no safetensors file: {error}") from None
+        raise ValueError(f"not a safetensors file: {error}") from None
 
 
 def _view(

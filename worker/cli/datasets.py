@@ -26,7 +26,7 @@ _BUDGET = 0.01
     type=click.FloatRange(min=0, min_open=True),
     default=64,
     show_default=True,
-    help="Size of a shard in MiB of images, about.",
+    help="Approximate size of a shard, in MiB of images.",
 )
 @click.option("--seed", default=0, show_default=True, help="Decides the order of the images.")
 @click.option(
@@ -53,8 +53,10 @@ _BUDGET = 0.01
     show_default=True,
     help="Larger images are bad; see data.max_pixels.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a data set that is at DEST.")
-@click.option("--create-bucket", is_flag=True, help="Make the bucket of DEST if it is not there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing data set at DEST.")
+@click.option(
+    "--create-bucket", is_flag=True, help="Create the bucket of DEST if it does not exist."
+)
 def pack(
     *,
     folder: Path,
@@ -71,10 +73,10 @@ def pack(
     """Pack the image FOLDER into WebDataset shards and an index at DEST.
 
     FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or the
-    other usual names, in any case), which become DEST/train/, DEST/val/ and DEST/test/. Links are
-    followed; whatever is not packed is counted by kind. Every image is decoded first, and those
-    that cannot be are all listed, with the reasons. The same files and seed always give the same
-    shards.
+    other usual names, in upper or lower case), which become DEST/train/, DEST/val/ and DEST/test/.
+    Links are followed; whatever is not packed is counted by kind. Every image is decoded first, and
+    all those that cannot be decoded are listed with the reason. The same files and seed always give
+    the same shards.
     """
     from worker.data.image_folder import find_splits
     from worker.data.index import require_no_index
@@ -117,7 +119,7 @@ def pack(
 def _tell(split: "Split", index: "Index", uri: str) -> None:
     """Say what was packed, and what was not."""
     if index.depth:
-        click.echo(f"images of 16 bits are taken to use {index.depth} of them", err=True)
+        click.echo(f"16-bit images are assumed to use only {index.depth} bits", err=True)
     click.echo(
         f"{uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
         f"in {count(len(index.shards), 'shard')}"
@@ -127,7 +129,7 @@ def _tell(split: "Split", index: "Index", uri: str) -> None:
     if any(kind.startswith(".") and kind.endswith(" image") for kind in split.passed_over):
         click.echo("convert those images to JPEG, PNG or WebP to have them packed", err=True)
     if split.nested:
-        click.echo(f"in folders below that of their class: {count(split.nested, 'image')}")
+        click.echo(f"in subfolders of a class folder: {count(split.nested, 'image')}")
 
 
 @main.command()
@@ -152,8 +154,8 @@ def _tell(split: "Split", index: "Index", uri: str) -> None:
     show_default=True,
     help="With --decode, larger images are malformed; see data.max_pixels.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
-@click.option("--verify", is_flag=True, help="Compare the shards with the index that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing index.")
+@click.option("--verify", is_flag=True, help="Compare the shards with the existing index.")
 def index(
     *,
     source: str,
@@ -171,9 +173,9 @@ def index(
     SOURCE is a prefix that holds .tar objects, a brace pattern (s3://bucket/set/x-{000..099}.tar)
     or an index in webdataset's wids format. A sample is a .jpg, .jpeg, .png or .webp with a .cls
     (class number or name) or a .json. The index and a sidecar per shard are written beside the
-    shards; a folder has one index, for all of its shards. Every shard is read once; what is
-    malformed is reported with its byte, and more than the budget allows ends with 65 and no index.
-    If interrupted, it resumes where it was.
+    shards; a folder has one index, for all of its shards. Every shard is read once; malformed
+    samples are reported with their byte offset, and if there are more than the budget allows, the
+    command exits with 65 and writes no index. If interrupted, it resumes where it left off.
     """
     from worker.data.class_names import read_classes
     from worker.data.index import parse_address, read_index, require_no_index
@@ -210,12 +212,12 @@ def index(
     for line in made.left_out:
         click.echo(f"left out: {line}", err=True)
     for kind, number in sorted(made.passed_over.items()):
-        click.echo(f"passed over, of no sample: {count(number, kind)}", err=True)
+        click.echo(f"skipped, not part of any sample: {count(number, kind)}", err=True)
     click.echo(
         f"{tars.store.uri}: {count(made.index.samples, 'image')} of {len(made.index.classes)} "
         f"classes in {count(len(made.index.shards), 'shard')}"
     )
     if made.index.depth:
-        click.echo(f"images of 16 bits are taken to use {made.index.depth} of them", err=True)
+        click.echo(f"16-bit images are assumed to use only {made.index.depth} bits", err=True)
     if made.empty:
         click.echo(f"classes without any image: {', '.join(made.empty[:20])}", err=True)

@@ -6,12 +6,14 @@ from worker.store import LocalStore, open_store
 
 
 def find_images(address: str) -> list[str]:
-    """Return the addresses of the images that an address means: all below a folder, or itself.
+    """Return the addresses of the images that an address stands for.
+
+    All images below a folder, or the address itself.
 
     A folder is a local one, or a prefix that ends in a slash.
 
     Raises:
-        ConfigurationError: A folder without images, or an address that is no store's.
+        ConfigurationError: The folder has no images, or the address is not one of a known store.
     """
     store = open_store(address)
     is_folder = isinstance(store, LocalStore) and store.root.is_dir()

@@ -1,4 +1,4 @@
-"""The classes of a data set: their names, and the numbers that labels mean."""
+"""The classes of a data set: their names, and the class number of each label."""
 
 import re
 from collections.abc import Iterable
@@ -27,17 +27,18 @@ def read_classes(uri: str) -> tuple[str, ...]:
 
 
 def find_classes(labels_of_shards: Iterable[set[str]], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Numbers up to the largest where all labels are numbers, else the sorted names.
+    """Return the numbers up to the largest label if all labels are numbers, else the sorted names.
 
-    For numbers there may be names: those of the index that is replaced, if it has so many.
+    If the labels are numbers and `known`, the names in the index being replaced, covers them all,
+    those names are returned.
     """
     labels = set().union(*labels_of_shards)
     numbers = {label for label in labels if _NUMBER.fullmatch(label)}
     numbers = {label for label in numbers if int(label) < _MAX_CLASSES}
     if numbers and numbers != labels:
         raise DataError(
-            f"the labels are class numbers ({min(numbers)}) and others ({min(labels - numbers)}); "
-            "correct them or give --classes"
+            f"some labels are class numbers ({min(numbers)}) and some are not "
+            f"({min(labels - numbers)}); correct them or pass --classes"
         )
     if not numbers:
         return tuple(sorted(labels))

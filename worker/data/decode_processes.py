@@ -61,7 +61,7 @@ class DecodeProcesses:
             for index, ids in enumerate(self._resolve(request).batches):
                 if len(held) == _HELD:
                     held.popleft()
-                    self._send(Word.GO_ON)
+                    self._send(Word.SLOT_FREED)
                 batch = self._slots.batch(index, ids)
                 for child in self._children:
                     bad, requests = child.receive()

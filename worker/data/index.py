@@ -1,9 +1,9 @@
 """The index beside the shards: `index.json` of a data set, and a sidecar per shard.
 
-`index.json` holds, per shard, name, size, number of samples and sha256, so that a plan needs no
-look into any tar. The sidecar `<shard>.<digest>.samples.npy` holds, per sample, where its tar
-members and its image lie, the xxh3-64 digest of those bytes, and the label; it is read only when
-the shard is.
+`index.json` holds the name, size, number of samples and sha256 of each shard, so that planning an
+epoch does not open any tar. The sidecar `<shard>.<digest>.samples.npy` holds, per sample, where its
+tar members and its image lie, the xxh3-64 digest of those bytes, and the label; it is read only
+when the shard is.
 """
 
 import codecs
@@ -47,7 +47,10 @@ class Shard(BaseModel):
 
     @property
     def sidecar(self) -> str:
-        """Name of its sidecar; with the digest, so that one that is needed is never replaced."""
+        """Name of its sidecar.
+
+        Includes the digest, so that a sidecar still in use is never overwritten.
+        """
         return f"{self.name.removesuffix('.tar')}.{self.sidecar_digest}.samples.npy"
 
 
@@ -81,12 +84,12 @@ class Index(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Identity of the data set; a resumed job must see the same."""
+        """Identity of the data set; it must be the same when a job resumes."""
         return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
 
     @property
     def identity(self) -> str:
-        """The digest in short, as attempts and messages have it."""
+        """The digest in short form, as used in attempt records and messages."""
         return f"index {self.digest[:12]}"
 
 
@@ -103,7 +106,7 @@ class Address:
 def parse_address(uri: str) -> Address:
     """A data set's address: a prefix, or a brace pattern of tars such as `x/a-{000..099}.tar`.
 
-    Raises `ConfigurationError` for a pattern that is none.
+    Raises `ConfigurationError` if the pattern is malformed.
     """
     require_no_query(uri)
     if not uri.endswith(".tar"):
@@ -143,9 +146,10 @@ def _count_in_braces(inner: str) -> int:
 
 
 def read_index(address: Address) -> Index:
-    """The index at a data set's root, of the shards that the address names.
+    """The index at a data set's root, limited to the shards that the address names.
 
-    Raises `ConfigurationError` where it is missing, malformed, holds no sample or not all shards.
+    Raises `ConfigurationError` if it is missing or malformed, or lists no samples or not all of
+    these shards.
     """
     uri = f"{address.store.uri}{INDEX_NAME}"
     try:
@@ -155,11 +159,12 @@ def read_index(address: Address) -> Index:
         below = _index_below(address.store)
         if below:
             raise ConfigurationError(
-                f"{uri}: no such object, but {below} is one; give {below.removesuffix(INDEX_NAME)}"
+                f"{uri}: no such object, but there is an index at {below}; "
+                f"use {below.removesuffix(INDEX_NAME)}"
             ) from None
         raise ConfigurationError(
-            f"{uri}: no such object; `worker pack` makes shards and index, "
-            "`worker index` an index of tars that are there"
+            f"{uri}: no such object; `worker pack` makes shards and an index, "
+            "`worker index` makes an index of existing tars"
         ) from None
     except ValidationError as error:
         detail = error.errors()[0]
@@ -172,7 +177,7 @@ def read_index(address: Address) -> Index:
             remedy = "correct the pattern or index again"
             if set(missing[0]) & set("*?["):
                 remedy = "only braces are patterns here, as in train-{000..099}.tar"
-            raise ConfigurationError(f"{uri}: lists no {missing[0]}; {remedy}")
+            raise ConfigurationError(f"{uri}: does not list {missing[0]}; {remedy}")
         index = index.model_copy(update={"shards": tuple(known[name] for name in address.names)})
     if not index.samples:
         raise ConfigurationError(f"{uri}: lists no samples; pack or index again")
@@ -193,16 +198,16 @@ def _index_below(store: Store) -> str | None:
 
 
 def require_no_index(store: Store, remedy: str) -> None:
-    """Raise `ConfigurationError` where a data set is there already."""
+    """Raise `ConfigurationError` if there is already a data set."""
     try:
         store.get(INDEX_NAME)
     except ObjectMissing:
         return
-    raise ConfigurationError(f"{store.uri}: holds a data set already; {remedy} or give --overwrite")
+    raise ConfigurationError(f"{store.uri}: already holds a data set; {remedy} or pass --overwrite")
 
 
 def write_index(store: Store, index: Index) -> None:
     """Write the index, which makes the shards a data set, and read it back."""
     store.put(INDEX_NAME, json.dumps(index.model_dump(exclude_none=True), indent=1).encode())
     if read_index(Address(store, None)) != index:
-        raise InfrastructureError(f"{store.uri}{INDEX_NAME}: is not read back as it was written")
+        raise InfrastructureError(f"{store.uri}{INDEX_NAME}: does not read back as written")

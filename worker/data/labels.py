@@ -19,7 +19,7 @@ _THREADS = 16
 def read_labels(store: Store, index: Index) -> npt.NDArray[np.int32]:
     """The class number of every sample, by id; costs one small request per shard.
 
-    Raises `DataError` where a sidecar is missing or does not fit the index.
+    Raises `DataError` if a sidecar is missing or does not match the index.
     """
 
     def read(shard: Shard) -> npt.NDArray[np.int32]:

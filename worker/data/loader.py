@@ -22,14 +22,14 @@ from worker.data.epoch_plan import Ids
 from worker.data.reader import BadSample, SampleReader
 
 DECODE_AHEAD = 2
-"""How many batches are decoded beside the one that is waited for."""
+"""Number of batches decoded ahead of the one being waited for."""
 _FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024
 _TASKS_PER_THREAD = 4
 
 Prepare = Callable[[int, Tensor, Tensor], None]
 """(index, uint8 [3, H, W], out): writes an image as the model sees it into `out`.
 
-The index is the sample's among the ids that it was made for.
+The index is the sample's position among the ids that this function was created for.
 """
 
 
@@ -42,7 +42,7 @@ class Bad:
     reason: str
     """Why, in one word."""
     text: str
-    """Why, and which one, for people."""
+    """A human-readable message that names the sample and the reason."""
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ class Batch:
 
 
 class Decoder(Protocol):
-    """Fills a whole batch on another device than the CPU."""
+    """Fills a whole batch on a device other than the CPU."""
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
         """Read, decode and prepare every sample of a batch.
@@ -104,12 +104,15 @@ class Decoder(Protocol):
         Args:
             batch: The batch to fill.
             reader: Where to read.
-            prepare: Makes a decoded image one of the batch.
+            prepare: Turns a decoded image into an image of the batch.
         """
 
 
 class Loader:
-    """Decodes batches of sample ids with `threads` threads; 0: in the caller's, when asked."""
+    """Decodes batches of sample ids with `threads` threads.
+
+    With 0, in the calling thread on demand.
+    """
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class Loader:
         # One thread feeds a GPU, on a stream of its own.
         self._running: list[Future[None]] = []
         workers = 1 if decoder else threads
-        self._pool = ThreadPoolExecutor(max(1, workers), "decode", _be_one_of_many)
+        self._pool = ThreadPoolExecutor(max(1, workers), "decode", _use_one_torch_thread)
 
     def batches(
         self,
@@ -145,14 +148,14 @@ class Loader:
 
         Args:
             batches_of_ids: The sample ids of each batch.
-            prepare_for: Gives what prepares the images of these samples.
+            prepare_for: Returns the function that prepares the images of these samples.
             size: Side of the images in pixels.
             allocate: Makes the batch to write into; by default in memory of its own. Memory that is
-                used again is free only after `drain`.
+                reused is free only after `drain`.
             places_of: Which places of a batch to fill; by default all.
 
         Raises:
-            WorkerError: What the store raises, at the batch that it belongs to.
+            WorkerError: An error of the store, raised at the batch that it affects.
         """
         allocate = allocate or (lambda ids: Batch.of_size(ids, size, pin_memory=self._pin))
         places_of = places_of or (lambda ids: np.arange(len(ids)))
@@ -163,7 +166,7 @@ class Loader:
         ahead = _FETCH_AHEAD
         try:
             for done in itertools.count():
-                # Reading ahead begins slowly, not to keep the first batch waiting.
+                # Reading ahead ramps up slowly so as not to delay the first batch.
                 while len(fetching) <= min(ahead, _FETCH_AHEAD + done):
                     ids = next(upcoming, None)
                     if ids is None:
@@ -183,12 +186,13 @@ class Loader:
                     return
                 yield _finish(*decoding.popleft())
         finally:
-            # Broken off: what has not begun is cancelled, what has is waited for by `drain`.
+            # If the iteration was abandoned, cancel pending tasks; `drain` waits for those already
+            # running.
             futures = [future for _, started in decoding for future in started]
             self._running = [future for future in futures if not future.cancel()]
 
     def drain(self) -> None:
-        """Wait until nothing is written any more to batches of an iteration that was broken off."""
+        """Wait until no task is still writing to the batches of an abandoned iteration."""
         wait(self._running)
 
     def close(self) -> None:
@@ -212,7 +216,7 @@ class Loader:
         ]
 
     def _fill(self, batch: Batch, prepare: Prepare, places: list[int], first: int) -> None:
-        """Fill these places; the sample of the first has the index `first` for `prepare`."""
+        """Fill these places; `prepare` gets consecutive indices that start at `first`."""
         for index, place in enumerate(places, first):
             number = int(batch.ids[place])
             try:
@@ -227,7 +231,7 @@ class Loader:
         self._reader.prefetch(self._decoded.missing(ids) if self._decoded else ids)
 
     def _decode(self, number: int) -> tuple[Tensor, int]:
-        """The image of a sample and its label, from scratch if they are there."""
+        """Return the image and label of a sample, from the scratch cache if they are in it."""
         kept = self._decoded.get(number) if self._decoded else None
         if kept:
             return kept
@@ -238,8 +242,11 @@ class Loader:
         return image, sample.label
 
 
-def _be_one_of_many() -> None:
-    """A team of threads for each thread that decodes would be more than there are cores."""
+def _use_one_torch_thread() -> None:
+    """Limit torch to one thread here.
+
+    An intra-op pool per decode thread would oversubscribe the cores.
+    """
     torch.set_num_threads(1)
 
 

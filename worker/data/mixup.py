@@ -1,8 +1,9 @@
 """MixUp and CutMix: each image of a global batch blended with the one before it.
 
-"mixup: Beyond empirical risk minimization" (Zhang et al., 2017), "CutMix" (Yun et al., 2019). What
-is drawn is keyed by (seed, step) and alike on all ranks; the partner is the sample before in the
-global batch, the first one's the last, so that any number of ranks blends the same pairs.
+"mixup: Beyond empirical risk minimization" (Zhang et al., 2017), "CutMix" (Yun et al., 2019). All
+draws are keyed by (seed, step) and identical on all ranks. The partner of a sample is the previous
+one in the global batch, and that of the first is the last, so any number of ranks blends the same
+pairs.
 """
 
 import math
@@ -16,7 +17,9 @@ from worker.data.epoch_plan import keyed_hash
 
 
 def partners_of(valid: Tensor) -> Tensor:
-    """Return the partner of each image, int64 [N - 1], in a batch led by the sample before it.
+    """Return the index of each image's partner, int64 [N - 1].
+
+    In a batch of N images that is preceded by one extra sample.
 
     `valid` is bool [N]. An image whose partner was left out is blended with itself.
     """
@@ -31,10 +34,10 @@ class Blend:
     own: float
     """The share of the label that an image keeps."""
     box: tuple[int, int, int, int] | None
-    """What CutMix takes from the partner: top, left, height, width; None for MixUp."""
+    """The box that CutMix takes from the partner: top, left, height, width; None for MixUp."""
 
     def apply(self, images: Tensor, partners: Tensor) -> Tensor:
-        """Blend float [N, 3, S, S] with as many partners."""
+        """Blend images, float [N, 3, S, S], with their partners, of the same shape."""
         if self.box is None:
             return images * self.own + partners * (1 - self.own)
         top, left, height, width = self.box
@@ -60,7 +63,7 @@ def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) 
     Returns:
         The blend.
     """
-    # The legacy generator: its streams are promised to stay as they are.
+    # The legacy generator: NumPy guarantees that its streams will not change.
     words = keyed_hash(seed, step, np.arange(8)) & np.uint64(0xFFFFFFFF)
     random = np.random.RandomState(words.astype(np.uint32))
     use_cutmix = bool(cutmix) and (not mixup or random.random_sample() < 0.5)

@@ -1,4 +1,4 @@
-"""Images as shards plus index: planned purely, written in parallel, repeatable, read back."""
+"""Packing of images into shards and an index: reproducible, parallel, read back."""
 
 import io
 import tarfile
@@ -27,11 +27,11 @@ from worker.store import Store
 def find_bad(
     split: Split, threads: int, max_pixels: int, advance: Callable[[], None]
 ) -> dict[ImageFile, str]:
-    """Decode all images of a split as training would; return why those that cannot be are bad.
+    """Decode all images of a split as training would; return the reason for each one that fails.
 
     Args:
         split: The images.
-        threads: Images that are decoded side by side.
+        threads: Number of images decoded in parallel.
         max_pixels: Larger images are bad.
         advance: Called for every finished file, by one thread at a time.
     """
@@ -43,7 +43,7 @@ def find_bad(
         except BadSample as error:
             return str(error)
         except ConfigurationError:
-            return "cannot be read; check its rights"
+            return "cannot be read; check its permissions"
         finally:
             with lock:
                 advance()
@@ -65,7 +65,7 @@ def without_bad(
         error_budget: Share of the files of each split that may be left out; None for none at all.
 
     Raises:
-        DataError: More are bad; it lists them all, of all splits.
+        DataError: More files are bad; the message lists the bad files of all splits.
         ConfigurationError: A class has no images without them.
     """
     lines = [f"{file.path}: {reason}" for found in bad for file, reason in found.items()]
@@ -96,7 +96,7 @@ def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list
 
     Args:
         files: The images.
-        shard_bytes: About how large a shard is, in bytes; it has at least one file.
+        shard_bytes: Approximate size of a shard, in bytes; each has at least one file.
         seed: Seed of the order.
 
     Returns:
@@ -128,16 +128,17 @@ def write_split(
     """Write the shards of one split, read them back, write its index, and return that.
 
     The index comes last: a data set without one does not exist, so an interrupted pack is never
-    taken for a whole one.
+    mistaken for a complete one.
 
     Args:
         split: The images.
         store: Where the data set will be.
-        shard_bytes: Size of a shard, about.
+        shard_bytes: Approximate size of a shard, in bytes.
         seed: Decides the order of the images.
-        threads: Shards that are written side by side.
+        threads: Number of shards written in parallel.
         advance: Called for every finished file, by one thread at a time.
-        depth: That of the training set (see `Index`), to be that of this split, too.
+        depth: The training set's depth (see `Index`), to use for this split as well; None to
+            compute it.
     """
     shards = plan_shards(split.files, shard_bytes, seed)
     store.delete(INDEX_NAME)
@@ -165,7 +166,7 @@ def write_split(
             store.delete(info.key)
     lines = verify_shards(store, index, threads, lambda _: None)
     if lines:
-        raise InfrastructureError(f"not read back as it was written: {lines[0]}; pack again")
+        raise InfrastructureError(f"does not read back as written: {lines[0]}; pack again")
     write_index(store, index)
     return index
 

@@ -23,9 +23,9 @@ from worker.store.traffic_counts import Relay, listen
 class Word(enum.Enum):
     """Messages between a rank and its processes besides requests and batches."""
 
-    GO_ON = "a slot is free again"
+    SLOT_FREED = "a slot is free again"
     STOP = "the rest of the request is not wanted"
-    ENDED = "nothing more will be said of the request"
+    ENDED = "the request is finished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ProcessPart:
     """The share of one process in decoding."""
 
     index: int
-    """Which process it is."""
+    """Index of the process, from 0."""
     count: int
     """The number of processes."""
     readers: Mapping[str, SampleReader]
@@ -41,14 +41,17 @@ class ProcessPart:
     loaders: Mapping[str, Loader]
     """Loaders by data set."""
     resolve: Callable[[Request], Work]
-    """Returns a request in full."""
+    """Expands a request into the batches it stands for."""
     slots: Slots
     """Shared memory, where batches are put."""
     size: int
     """Side of the images, in pixels."""
 
     def batches(self, request: Request, wait_for_slot: Callable[[int], None]) -> Generator[Batch]:
-        """Fill this part of every batch of a request; `wait_for_slot` is called before."""
+        """Fill this part of every batch of a request.
+
+        `wait_for_slot` is called before each batch.
+        """
         work = self.resolve(request)
         reader = self.readers[request.dataset]
         index = 0
@@ -105,7 +108,7 @@ class _Server:
             raise _RankGone from None
 
     def answer(self, request: Request) -> None:
-        """Fill the batches of a request and say so one by one, then that it has ended."""
+        """Fill the batches of a request; report each one, and the end of the request."""
         self._free = self._part.slots.count
         try:
             with closing(self._part.batches(request, self._wait_for_slot)) as batches:
@@ -122,7 +125,8 @@ class _Server:
         except Exception:
             text = f"in a process that decodes images: {traceback.format_exc()}"
             self._send(RuntimeError(text))
-        # What was broken off may still write into slots that the next request gets.
+        # Tasks of an aborted request may still be writing into slots that the next request will
+        # use.
         self._part.loaders[request.dataset].drain()
         self._send(Word.ENDED)
 
@@ -134,7 +138,7 @@ class _Server:
         word = self.receive()
         if word is Word.STOP:
             raise _Stopped
-        self._free += word is Word.GO_ON
+        self._free += word is Word.SLOT_FREED
 
     def _send(self, message: object) -> None:
         try:

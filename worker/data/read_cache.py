@@ -1,4 +1,4 @@
-"""A bounded cache in memory of what was read from the store."""
+"""A bounded in-memory cache of data read from the store."""
 
 import threading
 from collections import OrderedDict
@@ -18,7 +18,7 @@ class Sized(Protocol):
 
 
 class Cache:
-    """Loads by key in background threads, each once; keeps the last used `limit` bytes.
+    """Loads each key once, in background threads; keeps the most recently used `limit` bytes.
 
     Besides those it holds at most one load per thread. A load that fails is not kept.
     """
@@ -58,7 +58,10 @@ class Cache:
         return future
 
     def get_here(self, key: Hashable, load: Callable[[], Sized]) -> Sized:
-        """The same in this thread, for loads that need another value: pools would deadlock."""
+        """Return the value of a key, loading it in the calling thread.
+
+        For loads that need another cached value, which could deadlock the pool.
+        """
         with self._lock:
             future = self._items.get(key)
             if future is not None:
@@ -85,7 +88,7 @@ class Cache:
         self._bytes -= self._sizes.pop(key, 0)
 
     def _settle(self, key: Hashable, future: Future[Sized]) -> None:
-        """Count what has been loaded, and drop what was used longest ago to make room."""
+        """Account for a loaded value, and evict the least recently used ones to make room."""
         with self._lock:
             if self._items.get(key) is not future:
                 return

@@ -65,8 +65,10 @@ class Shuffle(Section):
     """The distance between the samples of a batch; more of both mixes better, in more memory."""
 
     lanes: Annotated[int, Field(ge=1, le=10**6)] | None = None
-    """Places in the data set that every batch reads from; must divide `train.batch_size`. Default:
-    its largest divisor up to 32, or up to a sixteenth of the batch."""
+    """Number of places in the data set that every batch reads from; must divide `train.batch_size`.
+    Default: the largest divisor of `train.batch_size` up to 32, or up to a sixteenth of it if that
+    is more.
+    """
     window: Annotated[int, Field(ge=1, le=10**6)] = 32
     """Samples of a lane that are shuffled together."""
 
@@ -88,7 +90,8 @@ class Data(Section):
     decoder: Literal["cpu", "cuda"] = "cpu"
     """`cpu`, or `cuda` to decode and crop JPEGs on the GPU, with slightly different pixels."""
     error_budget: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """Share of the samples that may be altered or undecodable and are left out, at least one unless
-    it is 0; more end the job with exit code 65."""
+    """Share of the samples that may be left out because they are altered or undecodable (at least
+    one sample, unless it is 0). If there are more, the job ends with exit code 65.
+    """
     max_pixels: Count = 100_000_000
     """Larger images are bad samples."""

@@ -29,7 +29,8 @@ class Final(Section):
 
     weights: Literal["last", "best"] = "last"
     """`last`: the weights of the last step; `best`: those of the evaluation with the best accuracy
-    (of equals, the lowest loss)."""
+    (ties go to the lowest loss).
+    """
     onnx: bool = False
     """Also write `model.onnx`; needs the packages onnx and onnxscript."""
     torch_export: bool = False

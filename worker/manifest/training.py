@@ -84,7 +84,8 @@ class Group(Section):
     weight_decay: NonNegative | None = None
     """Default: `optimizer.weight_decay`."""
     freeze: Literal["always"] | Freeze | None = None
-    """`always`, or how long: frozen layers run without backward and in evaluation mode."""
+    """`always`, or for how long; frozen layers run without a backward pass and in evaluation mode.
+    """
     batch_norm: Literal["train", "frozen"] = "train"
     """`frozen`: BatchNorm keeps its running statistics even if its weights are trained."""
 
@@ -148,7 +149,7 @@ class Optimizer(Section):
     """The first group that matches a parameter takes it; every parameter must be matched. See
     below."""
     schedule: Schedule = Schedule()
-    """Factor on all rates over the steps."""
+    """Factor that all rates are multiplied by, as a function of the step."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient of all parameters together."""
 
@@ -179,10 +180,11 @@ class Train(Section):
     """Images per optimizer step over all ranks together; the number of ranks must divide it. The
     last batch of an epoch holds what is left."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the order, the augmentation, the new head and dropout."""
+    """Seed for the sample order, the augmentation, the new head and dropout."""
     micro_batch: Count | None = None
-    """Images of a rank in memory at once, gradients added up. Default: its whole share, halved for
-    as long as GPU memory runs out."""
+    """Images per forward and backward pass of a rank, with gradient accumulation. Default: the
+    rank's whole share, halved until it fits into GPU memory.
+    """
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`fp32` (TF32 on GPUs, in convolutions and matrix products alike), `bf16`, `fp16`, or `auto`:
     bf16 on GPUs that have it, fp16 on others, fp32 on CPUs."""
@@ -195,8 +197,9 @@ class Train(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that is spread over all classes."""
     class_weights: Literal["balanced"] | dict[Text, NonNegative] | None = None
-    """Weight of the loss by class name, 1 for the others; `balanced`: inverse to the frequency of
-    each class."""
+    """Weight of the loss by class name, 1 for the others; `balanced`: inversely proportional to the
+    frequency of each class.
+    """
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then evaluated and written."""
     early_stop: EarlyStop | None = None

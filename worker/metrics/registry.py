@@ -101,18 +101,25 @@ class Metrics:
             "phase_start_timestamp_seconds", "When this attempt began, or released frozen layers"
         )
         self.expected_end = self._job_gauge(
-            "expected_end_timestamp_seconds", "When the last step will be done, at today's speed"
+            "expected_end_timestamp_seconds",
+            "When the last step will be done, at the current speed",
         )
         self.last_success = self._job_gauge(
             "last_success_timestamp_seconds", "When the job was done"
         )
         self.attempt = self._job_gauge("attempt", "Number of this attempt, from 1")
         self.build = self._job_gauge(
-            "build_info", "What runs", "version", "revision", "python", "torch", "torchvision"
+            "build_info",
+            "Versions of the worker and its main libraries; always 1",
+            "version",
+            "revision",
+            "python",
+            "torch",
+            "torchvision",
         )
         self.environment = self._job_gauge(
             "environment_info",
-            "What it runs on",
+            "Scheduler, device, backend and topology of the run; always 1",
             "scheduler",
             "device",
             "backend",
@@ -138,13 +145,14 @@ class Metrics:
             "gradient_norm", "Norm of the gradient of a group, before clipping", "group"
         )
         self.skipped_steps = self._counter(
-            _JOB, "skipped_steps", "Steps left out by this attempt for a loss not finite"
+            _JOB, "skipped_steps", "Steps skipped by this attempt because the loss was not finite"
         )
 
     def _declare_speed(self) -> None:
         self.throughput = self._job_gauge("images_per_second", "Training speed, all ranks together")
         self.wait_ratio = self._job_gauge(
-            "data_wait_ratio", "Share of the time that the rank that waits most waits for images"
+            "data_wait_ratio",
+            "Share of its time that the slowest-fed rank spends waiting for images",
         )
         self.step_seconds = self._histogram(
             _RANK, "step_seconds", "Duration of a training step", _STEP_BUCKETS
@@ -157,9 +165,9 @@ class Metrics:
             "phase",
         )
         self.gpu_memory = self._rank_gauge(
-            "gpu_memory_peak_bytes", "Most GPU memory that tensors have taken so far"
+            "gpu_memory_peak_bytes", "Peak GPU memory allocated to tensors so far"
         )
-        self.gpu_memory_total = self._rank_gauge("gpu_memory_bytes", "Memory of the GPU")
+        self.gpu_memory_total = self._rank_gauge("gpu_memory_bytes", "Total memory of the GPU")
         self.gpu_utilization = self._rank_gauge(
             "gpu_utilization_ratio", "Share of the last second in which the GPU was busy"
         )
@@ -169,9 +177,10 @@ class Metrics:
             _JOB, "bad_samples", "Samples left out by this attempt", "reason"
         )
         self.budget_used = self._job_gauge(
-            "error_budget_used_ratio", "Bad samples as a share of those allowed; past 1 it ends"
+            "error_budget_used_ratio",
+            "Bad samples as a share of those allowed; above 1 the job ends",
         )
-        requests = "Tries of requests to storage"
+        requests = "Storage requests, counting every retry"
         self.store_requests = self._counter(_RANK, "store_requests", requests, "operation")
         self.store_bytes = self._counter(
             _RANK, "store_bytes", "Bytes read from storage and written to it", "operation"
@@ -180,13 +189,13 @@ class Metrics:
             _RANK, "store_retries", "Tries that failed and were followed by another", "operation"
         )
         self.store_failures = self._counter(
-            _RANK, "store_failures", "Requests that were given up", "operation"
+            _RANK, "store_failures", "Storage requests that were given up on", "operation"
         )
         self.store_seconds = self._histogram(
             _RANK, "store_request_seconds", "Duration of a try", _REQUEST_BUCKETS, "operation"
         )
         self.export_failures = self._counter(
-            _RANK, "export_failures", "Metrics that could not be handed out", "way"
+            _RANK, "export_failures", "Metrics exports that failed", "way"
         )
 
     def _declare_durability(self) -> None:
@@ -194,25 +203,28 @@ class Metrics:
             _JOB, "checkpoint_seconds", "Duration of a checkpoint, copy to commit", _SAVE_BUCKETS
         )
         self.checkpoint_blocked_seconds = self._histogram(
-            _JOB, "checkpoint_blocked_seconds", "Time that training waited for one", _PHASE_BUCKETS
+            _JOB,
+            "checkpoint_blocked_seconds",
+            "Time that a checkpoint blocked training",
+            _PHASE_BUCKETS,
         )
         self.checkpoint_bytes = self._job_gauge("checkpoint_bytes", "Size of the last checkpoint")
         self.checkpoint_interval = self._job_gauge(
-            "checkpoint_interval_seconds", "Time between checkpoints, as the manifest wants them"
+            "checkpoint_interval_seconds", "Time between checkpoints, as set in the manifest"
         )
         self.checkpoint_failures = self._counter(
             _JOB, "checkpoint_failures", "Checkpoints that could not be written"
         )
         self.last_commit = self._job_gauge(
             "last_commit_timestamp_seconds",
-            "When the last checkpoint was committed; its age is the time since",
+            "When the last checkpoint was committed",
         )
         self.invalid_checkpoints = self._counter(
-            _JOB, "invalid_checkpoints", "Checkpoints passed over as they did not verify"
+            _JOB, "invalid_checkpoints", "Checkpoints skipped because they failed verification"
         )
         self.resume_step = self._job_gauge("resume_step", "Step from which this attempt resumed")
         self.steps_lost = self._job_gauge(
-            "steps_lost", "Steps done again, as no whole checkpoint had them"
+            "steps_lost", "Steps repeated because no intact checkpoint included them"
         )
 
     def request(self, operation: str, seconds: float, size: int) -> None:

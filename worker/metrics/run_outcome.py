@@ -30,9 +30,11 @@ class Outcome:
         self.registry = CollectorRegistry()
         self._job = (job, run)
         self._code = self._gauge("exit_code", "Exit code of the attempt that ended last")
-        self._end = self._gauge("end_timestamp_seconds", "When it ended")
+        self._end = self._gauge("end_timestamp_seconds", "When the attempt that ended last did so")
         self._reason = self._gauge(
-            "stop_info", "Why it ended: the exit code's name in lower case", "reason"
+            "stop_info",
+            "Why the attempt that ended last did so: the exit code's name in lower case",
+            "reason",
         )
 
     def tell(self, code: int, kept: Mapping[str, float]) -> CollectorRegistry:

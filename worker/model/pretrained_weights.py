@@ -24,7 +24,7 @@ from worker.store import ObjectMissing, open_store, read_uri
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
-# What torchvision's own files call parameters that its models have renamed since.
+# Parameter names in torchvision's own files that its models have since changed.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)"), r"\1"),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
@@ -38,11 +38,11 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
 
     `weights` is an address of a file (see `foreign_weights`), or a torchvision weights name. A head
     in it is left out, as are prefixes of wrappers such as `module.`, and a ViT's position
-    embeddings are resized to the job's images. Auxiliary classifiers that it lacks start at
-    random. Raises `ConfigurationError` if names or shapes do not fit, naming them.
+    embeddings are resized to the job's images. Auxiliary classifiers that it lacks are randomly
+    initialized. Raises `ConfigurationError` if names or shapes do not fit, naming them.
     """
     inside = ""
-    if "/" in weights or "." in weights:  # as no name of torchvision's has
+    if "/" in weights or "." in weights:  # torchvision's weights names contain neither
         try:
             data = read_uri(weights)
         except ObjectMissing as error:
@@ -64,7 +64,7 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     _resize_positions(given, backbone)
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(heads)}
     if backbone.auxiliary_weight and not any(map(is_auxiliary, given)):
-        log.warning("%s has no auxiliary classifiers; they start at random", weights)
+        log.warning("%s has no auxiliary classifiers; they are randomly initialized", weights)
         wanted = {name: tensor for name, tensor in wanted.items() if not is_auxiliary(name)}
     misfits = _misfits(given, wanted)
     if misfits:
@@ -74,19 +74,19 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
             f"{'; '.join(misfits)}"
         )
     if inside:
-        log.info("%s: what it holds as %s is taken", weights, inside)
+        log.info("%s: loading the weights under its key %s", weights, inside)
     load_tensors(backbone.model, {**own, **given})
     return len(given)
 
 
 def _require_described(data: bytes, weights: str) -> None:
-    """Raise `ConfigurationError` if a model of ours is not the one that the card beside it says."""
+    """Raise `ConfigurationError` if a model written by a job does not match the card beside it."""
     folder, _, name = weights.rpartition("/")
     if name != WEIGHTS_NAME or not folder:
         return
     try:
         card = read_card(open_store(folder))
-    except ConfigurationError:  # which `preset_beside` has told, if it is one of ours
+    except ConfigurationError:  # already reported by `preset_beside` if a job wrote this model
         return
     if hashlib.sha256(data).hexdigest() != card.sha256:
         raise ConfigurationError(
@@ -102,7 +102,8 @@ def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:
         if not plain or tensor.is_quantized or tensor.is_complex():
             kind = f"{tensor.layout}, {tensor.dtype} on {tensor.device.type}".replace("torch.", "")
             raise ConfigurationError(
-                f"model.weights: {weights}: {name} is no plain tensor ({kind}); save plain ones"
+                f"model.weights: {weights}: {name} is not a plain dense tensor ({kind}); "
+                "save plain dense tensors"
             )
         if not tensor.isfinite().all():
             raise ConfigurationError(
@@ -112,9 +113,10 @@ def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """`model.load_state_dict` of tensors that come from a file, all of them by today's names.
+    """Load tensors from a file into a model; their names must be those the model uses now.
 
-    Files hold no versions, and modules that know older ones (MNASNet's) refuse a state without.
+    Files hold no version metadata, and modules with versioned state (MNASNet's) reject a state dict
+    without it.
     """
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
@@ -151,7 +153,7 @@ def _misfits(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     # Old state dicts lack the step counters of BatchNorm, which nothing depends on.
     missing = [n for n in wanted if n not in given and not n.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted]
-    found = {"missing": missing, "unexpected": unexpected, "misshapen": shapes}
+    found = {"missing": missing, "unexpected": unexpected, "of the wrong shape": shapes}
     return [f"{len(names)} {kind} ({_some(names)})" for kind, names in found.items() if names]
 
 
@@ -169,7 +171,7 @@ def _from_torchvision(backbone: str, name: str) -> dict[str, Tensor]:
         )
     try:
         state: dict[str, Tensor] = known[name].get_state_dict(progress=False, weights_only=True)
-    except (OSError, RuntimeError) as error:  # torch.hub's word for a wrong hash is the latter
+    except (OSError, RuntimeError) as error:  # torch.hub raises RuntimeError on a hash mismatch
         raise InfrastructureError(
             f"model.weights: {name} of {backbone} cannot be downloaded ({error}); "
             "put the file into your store and give its address"

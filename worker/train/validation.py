@@ -1,4 +1,4 @@
-"""The validation set during training."""
+"""Evaluation on the validation set during training."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from worker.train.loaders import Loaders
 
 
 class Validation:
-    """A rank's share of the validation set; `bad` lists what could not be used of it."""
+    """A rank's share of the validation set; `bad` lists the samples that could not be used."""
 
     def __init__(
         self, job: Job, val: Dataset, *, rank: Rank, loaders: Loaders, beat: Callable[[], None]
@@ -34,16 +34,16 @@ class Validation:
         self._samples = range(*split(val.index.samples, rank.rank, rank.world_size))
         self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
         self.error: WorkerError | None = None
-        """What has kept this rank from reading on in the last evaluation."""
+        """The error that stopped this rank during the last evaluation, if any."""
         self.fresh: list[Bad] = []
-        """What the last evaluation has found bad for the first time, on this rank."""
+        """Bad samples that this rank first found in the last evaluation."""
 
     def run(
         self, learner: Learner, stop: StopFlag
     ) -> tuple[Evaluation, Rows, list[dict[str, Any]]] | None:
-        """Evaluate over all ranks; None where a stop was requested or a rank met an `error`.
+        """Evaluate over all ranks; return None if a stop was requested or a rank hit an `error`.
 
-        The third part are the most wrong samples, as JSON data.
+        The third item holds the samples with the highest loss, as JSON data.
         """
         self.error = None
         bad: list[Bad] = []
@@ -51,7 +51,7 @@ class Validation:
         with contextlib.closing(batches):
             result = evaluate(
                 learner,
-                self._noting(batches, bad),
+                self._collecting_bad(batches, bad),
                 preprocessing=self._job.preprocessing,
                 classes=len(self._val.index.classes),
                 stopped=lambda: stop.requested or self.error is not None,
@@ -63,8 +63,8 @@ class Validation:
         names = SampleNames(self._val.store, self._val.index)
         return evaluation, confusion, gather_worst(mistakes, names)
 
-    def _noting(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
-        """The batches; what was left out of them is added to `bad`."""
+    def _collecting_bad(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
+        """Yield the batches, adding the samples left out of them to `bad`."""
         try:
             for batch in batches:
                 bad += batch.bad
