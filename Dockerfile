@@ -18,7 +18,7 @@ ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv \
-    && printf '%s\n' /opt/libraries /opt/worker \
+    && printf '%s\n' /opt/libraries /opt/worker /opt/triton \
       > "$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/worker.pth"
 # triton.txt is for COMPILE=1 alone: 1 GB that only `torch.compile` imports.
 COPY requirements.lock .
@@ -38,8 +38,11 @@ RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     && python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps "$@"
 
 FROM torch AS triton
+ARG WHEELS=cuda
 RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
-    python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
+    mkdir /opt/triton \
+    && [ "$WHEELS" = cpu ] \
+    || python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-deps \
       --target /opt/triton --require-hashes --requirement triton.txt
 
 FROM torch AS libraries
@@ -86,7 +89,6 @@ RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
       "$([ -e "$header" ] && echo libc6-dev || echo python3-dev)" \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=triton /opt/triton /opt/triton
-ENV PYTHONPATH=/opt/triton
 USER 10001:10001
 
 # hadolint ignore=DL3006

@@ -29,11 +29,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
 
 _LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}
 """Fixtures that need a server, or processes of their own."""
-_LONGER_FOLDERS = {"fuzz", "gpu", "jobs", "kube", "learn", "places", "train"}
+_LONGER_FOLDERS = {"fuzz", "gpu", "jobs", "kube", "places", "train"}
 _LONGER_FILES = {
     *("test_activation_checkpointing", "test_catalog", "test_epoch_plan", "test_exporters"),
     *("test_html_page", "test_optimizer", "test_pretrained_weights", "test_pushgateway"),
-    *("test_scrape_port", "test_skeleton", "test_spawn", "test_tensor_files"),
+    *("test_scrape_port", "test_skeleton", "test_spawn", "test_tensor_files", "test_evaluation"),
+    *("test_micro_batch_trial", "test_training_step", "test_worst_images", "test_micro_batches"),
 }
 """Tests that compute for long, or start processes without a fixture."""
 

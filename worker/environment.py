@@ -66,14 +66,27 @@ class Variable(Generic[T]):
     @overload
     def __get__(self, settings: "Settings", owner: type) -> T: ...
     def __get__(self, settings: "Settings | None", owner: type) -> "Variable[T] | T":
-        """Return the value; raises `ConfigurationError` for a malformed one, naming it."""
+        """Return the value, the default if it is empty or not set.
+
+        Raises `ConfigurationError` for a malformed one, naming it.
+        """
         if settings is None:
             return self
-        return self.parse(settings.env) if self.name in settings.env else self.default
+        return self.parse(settings.env) if settings.env.get(self.name) else self.default
 
     def parse(self, env: Mapping[str, str]) -> Any:
         """Return the value of the variable, which is set."""
         return env[self.name]
+
+    @property
+    def meaning(self) -> str:
+        """Return the meaning with its bounds."""
+        return self.text
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers, which can hold no secret."""
+        return isinstance(self, _Whole | _Seconds)
 
 
 class _Whole(Variable[T]):
@@ -82,6 +95,14 @@ class _Whole(Variable[T]):
     ) -> None:
         super().__init__(name, default, text)
         self._least, self._most = least, most
+
+    @property
+    def meaning(self) -> str:
+        """Return the meaning with its bounds."""
+        bounds = [f"at least {self._least}"] * (self._least > 1) + (
+            [f"at most {self._most}"] if self._most else []
+        )
+        return f"{self.text} ({', '.join(bounds)})" if bounds else self.text
 
     def parse(self, env: Mapping[str, str]) -> int:
         return whole_number(env, self.name, default=None, least=self._least, most=self._most)
@@ -209,7 +230,7 @@ VARIABLES: dict[str, Variable[Any]] = {
 def describe_environment() -> str:
     """Return the variables as the Markdown table of docs/environment.md."""
     rows = [
-        f"| `{v.name}` | {'' if v.default in (None, '') else f'{v.default:g}'} | {v.text} |"
+        f"| `{v.name}` | {'' if v.default in (None, '') else f'{v.default:g}'} | {v.meaning} |"
         for v in VARIABLES.values()
     ]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])

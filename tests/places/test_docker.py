@@ -39,6 +39,9 @@ def test_the_image_has_nothing_that_it_does_not_need(docker: Docker) -> None:
         ".bashrc",
         ".profile",
     }
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in config["Env"]
+    python = ("run", "--rm", "--entrypoint=python", WORKER, "-c")
+    assert "No module named 'triton'" in docker(*python, "import triton", check=False)
     for line in docker("history", "--format", "{{.Size}} {{.CreatedBy}}", WORKER).splitlines():
         print(f"layer {line[:80]}")
     done = docker("run", "--rm", *CONTAINED, "--network=none", WORKER, "--version")

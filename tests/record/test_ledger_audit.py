@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support.examples import examples
 from tests.support.ledger_rows import BATCH, SAMPLES, rows
-from worker.record.ledger_audit import Piece, audit_epochs, surviving_rows
+from worker.record.ledger_audit import LedgerPart, audit_epochs, surviving_rows
 
 
 @examples(100)
@@ -16,9 +16,9 @@ def test_work_that_was_thrown_away_does_not_count(runs: list[tuple[int, int]]) -
     for attempt, (begin, length) in enumerate(runs, start=1):
         first = min(begin, committed)  # resumed from the newest valid commit, or from an older one
         stop = min(first + length, 15)
-        pieces.append(Piece(attempt, first, rows(first, stop)))
+        pieces.append(LedgerPart(attempt, first, rows(first, stop)))
         committed = stop
-    pieces.append(Piece(99, committed, rows(committed, 15)))
+    pieces.append(LedgerPart(99, committed, rows(committed, 15)))
     audits = audit_epochs(surviving_rows(pieces), SAMPLES, BATCH)
     assert [(a.epoch, a.trained, a.lost, a.repeated, a.complete) for a in audits] == [
         (epoch, SAMPLES, (), (), True) for epoch in range(3)

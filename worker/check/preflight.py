@@ -19,7 +19,7 @@ from worker.data.epoch_plan import default_lanes
 from worker.job.job import require_same_experiment
 from worker.job.open_job import open_dataset, open_job
 from worker.launch.launchers import detect
-from worker.launch.place import check_place
+from worker.launch.requirements import check_place
 from worker.launch.topology import Spawn, require_divisible
 from worker.logs import count
 from worker.manifest import Manifest

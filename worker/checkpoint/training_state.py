@@ -33,11 +33,11 @@ class State:
     best_step: _Steps | None = None
     """The step of that evaluation."""
     stale: _Steps = 0
-    """Evaluations since the last one that early stopping saw as better, and its accuracy."""
+    """Evaluations since the last one that early stopping saw as better."""
     to_beat: _Accuracy | None = None
     """The accuracy that early stopping compares with."""
     skipped: _Steps = 0
-    """Steps left out because their loss was not finite; and how many of them in a row."""
+    """Steps skipped because their loss was not finite."""
     skipped_in_a_row: _Steps = 0
     """Steps left out since the last one that was taken."""
     bad_samples: tuple[_Steps, ...] = ()

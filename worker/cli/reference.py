@@ -1,4 +1,4 @@
-"""Commands that tell about the worker itself."""
+"""Commands that describe the worker itself."""
 
 import json
 from pathlib import Path
@@ -39,6 +39,14 @@ def metrics() -> None:
     from worker.metrics.docs_table import describe_metrics
 
     click.echo(describe_metrics())
+
+
+@main.command()
+def settings() -> None:
+    """Print the table of all WORKER_* environment variables, in Markdown."""
+    from worker.environment import describe_environment
+
+    click.echo(describe_environment())
 
 
 @main.command()

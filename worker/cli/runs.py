@@ -123,7 +123,7 @@ def audit(run: str) -> None:
         describe_audit,
         read_last_attempt,
         read_ledger,
-        require_bounds,
+        require_known_rows,
         require_same_data,
         surviving_rows,
     )
@@ -136,7 +136,7 @@ def audit(run: str) -> None:
     rows = surviving_rows(read_ledger(store))
     require_same_data(store, index, attempt.identity.get("data.train"))
     limit = steps_per_epoch(index.samples, manifest.train.batch_size) * manifest.train.epochs
-    require_bounds(rows, index.samples, limit, store.uri)
+    require_known_rows(rows, index.samples, limit, store.uri)
     commits = (name for name in list_commits(store) if name.step <= limit)
     done = next((name.step for name in commits if read_commit_record(store, name)), 0)
     audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)

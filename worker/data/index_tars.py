@@ -18,7 +18,7 @@ from worker.data.index import Address, Index, Shard, read_index, write_index
 from worker.data.reader import BadSample
 from worker.data.shard_scan import Problem, Scan, Unsound, depth_for, scan_shard
 from worker.data.sidecar import read_back, write_sidecar
-from worker.data.staged_scan import decode_staged, encode_staged, staged_name
+from worker.data.staged_scan import decode_staged, encode_staged, scan_name
 from worker.data.tar_source import Source, Tar
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
@@ -99,7 +99,7 @@ def index_tars(
         index = Index(classes=classes, shards=shards, depth=depth)
         write_index(source.store, index)
         list(pool.map(functools.partial(read_back, source.store), index.shards))
-        list(pool.map(lambda tar: source.store.delete(staged_name(tar)), source.tars))
+        list(pool.map(lambda tar: source.store.delete(scan_name(tar)), source.tars))
     present = set().union(*(each.labels for each in finished))
     empty = [name for number, name in enumerate(classes) if number not in present]
     passed_over = sum((each.passed_over for each in finished), Counter[str]())
@@ -115,7 +115,7 @@ def _names_there(store: Store) -> tuple[str, ...]:
 
 
 def _ignore(done: int) -> None:
-    """Report progress over bytes, less what was staged by an earlier run."""
+    """Do nothing: the bytes that are read back were reported before."""
 
 
 def _labels(scan: Scan) -> set[str]:
@@ -184,7 +184,7 @@ def _scan(
     A malformed one is not staged, so that it is read again when it may have been repaired.
     """
     try:
-        staged = decode_staged(store.get(staged_name(tar)), tar, label_field, max_pixels)
+        staged = decode_staged(store.get(scan_name(tar)), tar, label_field, max_pixels)
     except WorkerError as error:
         if not isinstance(error, ObjectMissing):
             raise
@@ -203,5 +203,5 @@ def _scan(
     look = functools.partial(_look, max_pixels) if max_pixels else None
     scan = scan_shard(fetch, tar.size, label_field, look)
     if not scan.problems:
-        store.put(staged_name(tar), encode_staged(scan, tar, label_field, max_pixels))
+        store.put(scan_name(tar), encode_staged(scan, tar, label_field, max_pixels))
     return scan

@@ -15,7 +15,7 @@ _ROW_DTYPE = np.dtype(
 )
 
 
-def staged_name(tar: Tar) -> str:
+def scan_name(tar: Tar) -> str:
     return f"{tar.name}.scan.npz"
 
 

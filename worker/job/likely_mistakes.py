@@ -7,8 +7,6 @@ from worker.numbers import ceil_div
 _TINY_SHARE = 1e-4
 _MAX_SHARE_OF_START = 0.1
 _MIN_IMAGES = 2
-
-
 _STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 noticeably
 
 

@@ -1,6 +1,7 @@
 """A job made ready: data sets opened, model built, rates assigned; nothing is written yet.
 
-Everything that can be wrong with a manifest is found here, before ranks meet or a GPU is held."""
+Everything that can be wrong with a manifest is found here, before ranks meet or a GPU is held.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def open_job(manifest: Manifest) -> Job:
         trained = {shard.name for shard in train.index.shards}
         shared = [shard.name for shard in val.index.shards if shard.name in trained]
         if shared:
-            log.warning("data.val: %s is in data.train too; accuracy will flatter", shared[0])
+            log.warning("data.val: %s is in data.train too; accuracy will be optimistic", shared[0])
     if len(classes) < 2:
         raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
     name = manifest.model.backbone

@@ -1,12 +1,13 @@
 """Finding out who starts the ranks, from the environment of each launcher.
 
-One variable tells each environment, in the order of `detect`."""
+One variable tells each environment, in the order of `detect`.
+"""
 
 import re
 import socket
 from collections.abc import Callable, Mapping
 
-from worker.environment import LAST_PORT, whole_number
+from worker.environment import LAST_PORT, Settings, whole_number
 from worker.errors import ConfigurationError
 from worker.launch.topology import MAX_NODES, PORT, Spawn, one_node
 from worker.ranks.rank import Rank
@@ -175,7 +176,9 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], str]) -> Spawn:
-    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), _integer(env, "WORKER_NODES", least=1)
+    index, nodes = _integer(env, "JOB_COMPLETION_INDEX"), Settings(env).nodes
+    if nodes is None:
+        raise ConfigurationError("WORKER_NODES: not set; set it to the Job's completions")
     if index >= nodes:
         raise ConfigurationError(
             f"WORKER_NODES: {nodes}, but this is pod {index}, counted from 0; "

@@ -19,7 +19,7 @@ from worker.job.open_job import open_job
 from worker.job.resume_preview import describe_done
 from worker.launch.guard import exit_code
 from worker.launch.launchers import detect
-from worker.launch.place import check_place
+from worker.launch.requirements import check_place
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, require_divisible
 from worker.learn.rate_sweep import Sweep
@@ -140,7 +140,7 @@ def find_rates(
         low: The lowest base rate; None for a wide range around that of the manifest.
         high: The highest base rate; None for the same.
         stop: Signals.
-        advance: Called with the number of steps done.
+        advance: Called with 1 after each step.
 
     Returns:
         The job, and the loss at each rate.

@@ -78,9 +78,9 @@ def noise_of(losses: Sequence[float]) -> float:
 
 def _averaged(count: int) -> float:
     """Return the variance of the moving average of `count` numbers of variance 1."""
-    kept = 1 - _SMOOTHING
+    share = 1 - _SMOOTHING
     squares = (1 - _SMOOTHING ** (2 * count)) / (1 - _SMOOTHING**2)
-    return squares * (kept / (1 - _SMOOTHING**count)) ** 2
+    return squares * (share / (1 - _SMOOTHING**count)) ** 2
 
 
 def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sweep:

@@ -191,7 +191,9 @@ class Train(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less GPU memory, about a third slower."""
     compile: bool = False
-    """Use `torch.compile`; needs an image that was built with `COMPILE=1`."""
+    """Use `torch.compile`; needs a compiler, Python's headers and, on GPUs, Triton, as in an image
+    that was built with `COMPILE=1`.
+    """
     sync_batch_norm: bool = False
     """BatchNorm statistics over all ranks; GPUs only, and without micro-batches."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -47,7 +47,7 @@ def build_learner(
         device: The device.
 
     Returns:
-        Model, optimizer, schedule, average and precision.
+        The model with its optimizer, moving average, precision and loss scaler.
     """
     model = model.to(device).to(memory_format=torch.channels_last)
     if manifest.train.sync_batch_norm:

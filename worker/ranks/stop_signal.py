@@ -1,4 +1,4 @@
-"""The wish to stop: a signal handler that sets a flag and returns, and how much time is left."""
+"""Stop requests: a signal handler that sets a flag and returns, and how much time is left."""
 
 import contextlib
 import logging

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 import worker
-from worker.environment import Settings
+from worker.environment import VARIABLES, Settings
 from worker.metrics.registry import Metrics
 from worker.numbers import ceil_div
 from worker.ranks.cpu_cores import cores_of_node
@@ -21,14 +21,6 @@ _SCHEDULERS = {
     "KUBERNETES_SERVICE_HOST": "kubernetes",
     "TORCHELASTIC_RUN_ID": "torchrun",
 }
-_SETTINGS = (
-    "WORKER_GRACE_SECONDS",
-    "WORKER_LOADER_THREADS",
-    "WORKER_READ_MEMORY_MIB",
-    "WORKER_SCRATCH_GIB",
-    "WORKER_STALL_SECONDS",
-    "WORKER_STORE_DEADLINE_SECONDS",
-)
 
 
 def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
@@ -51,7 +43,11 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
         "nodes": ceil_div(rank.world_size, rank.local_world_size),
         "ranks_per_node": rank.local_world_size,
         "cores_per_node": cores_of_node(),
-        "settings": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+        "settings": {
+            name: os.environ[name]
+            for name, v in VARIABLES.items()
+            if v.is_number and name in os.environ
+        },
     }
 
 

@@ -15,7 +15,7 @@ from worker.checkpoint.commit import MAX_STEPS
 
 _MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still tell
 
-Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+StepCount = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Time = Annotated[float, Field(ge=0, le=_MAX_TIME)]
 """Unix time, in seconds."""
 Real = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -28,6 +28,7 @@ class _Event:
     __pydantic_config__ = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
     time: Time = field(default_factory=lambda: round(time.time(), 3))
+    """When it happened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,11 @@ class StartEvent(_Event):
 
     event: Literal["start"] = "start"
     attempt: Annotated[int, Field(ge=1)]
-    step: Steps
+    """The number of the attempt."""
+    step: StepCount
     """The step that it resumes from; 0 at first."""
     world_size: Annotated[int, Field(ge=1)]
+    """The number of ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,8 @@ class StepEvent(_Event):
     """A report on the steps since the last one."""
 
     event: Literal["step"] = "step"
-    step: Steps
-    epoch: Steps
+    step: StepCount
+    epoch: StepCount
     """The epoch of the step, from 1."""
     loss: Real | None
     """Mean training loss; None if no step counted."""
@@ -67,9 +70,9 @@ class CommitEvent(_Event):
     """A checkpoint that was committed."""
 
     event: Literal["commit"] = "commit"
-    step: Steps
+    step: StepCount
     seconds: Real
-    """How long its upload took."""
+    """Time from the start of the save to its commit."""
     bytes: Annotated[int, Field(ge=0)]
 
 
@@ -78,7 +81,7 @@ class SkippedEvent(_Event):
     """A step that was left out, as its gradient was not finite."""
 
     event: Literal["skipped"] = "skipped"
-    step: Steps
+    step: StepCount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,9 @@ class EvaluationEvent(_Event):
     """An evaluation on the validation set."""
 
     event: Literal["evaluation"] = "evaluation"
-    epoch: Steps
+    epoch: StepCount
     """The number of epochs done."""
-    step: Steps
+    step: StepCount
     loss: Real | None
     """Mean loss; None if it is not finite."""
     accuracy: Share

@@ -138,6 +138,7 @@ class Journal:
 
 
 def _line_of(event: Event) -> str:
+    # Eight digits, which `plain` keeps of a number, would be hundreds of seconds of Unix time.
     return json.dumps({**plain(asdict(event)), "time": event.time}) + "\n"
 
 

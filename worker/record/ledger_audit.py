@@ -22,7 +22,7 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Piece:
+class LedgerPart:
     """A part of the ledger: the samples of some ranks of an attempt."""
 
     attempt: int
@@ -61,7 +61,7 @@ class EpochAudit:
         return len(self.lost) + len(self.repeated)
 
 
-def read_ledger(store: Store) -> list[Piece]:
+def read_ledger(store: Store) -> list[LedgerPart]:
     """Return all pieces of a run's ledger; raises `ConfigurationError` if it kept none."""
     pieces = []
     for info in store.list(RECORDS):
@@ -69,7 +69,7 @@ def read_ledger(store: Store) -> list[Piece]:
         if match:
             rows = _read_rows(store, info.key)
             attempt, first, _ = map(int, match.groups())
-            pieces.append(Piece(attempt, first, rows))
+            pieces.append(LedgerPart(attempt, first, rows))
     if not pieces:
         raise ConfigurationError(
             f"{store.uri}: holds no sample ledger; train with `record: {{samples: true}}`"
@@ -118,7 +118,7 @@ def require_same_data(store: Store, index: Index, kept: str | None) -> None:
         )
 
 
-def require_bounds(rows: Rows, samples: int, steps: int, uri: str) -> None:
+def require_known_rows(rows: Rows, samples: int, steps: int, uri: str) -> None:
     """Refuse rows of samples or steps that the job does not have.
 
     Args:
@@ -135,14 +135,14 @@ def require_bounds(rows: Rows, samples: int, steps: int, uri: str) -> None:
         raise DataError(f"{uri}: its ledger tells of samples or steps that the job does not have")
 
 
-def surviving_rows(pieces: Iterable[Piece]) -> Rows:
+def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
     """The rows that are in the final weights.
 
     Where an attempt began, everything that earlier attempts did from that step on was thrown away.
     """
     kept = []
     limit = np.iinfo(np.int64).max
-    by_attempt: dict[int, list[Piece]] = {}
+    by_attempt: dict[int, list[LedgerPart]] = {}
     for piece in pieces:
         by_attempt.setdefault(piece.attempt, []).append(piece)
     for attempt in sorted(by_attempt, reverse=True):

@@ -33,7 +33,7 @@ class Comparison:
     results: list[tuple[str, list[str]]]
     """Rows of a name and a text per run."""
     settings: list[tuple[str, list[str]]]
-    """Likewise, of the settings that differ."""
+    """The settings that differ, in the same form."""
 
     def __str__(self) -> str:
         rows = [("", *self.titles), *((name, *texts) for name, texts in self.results)]

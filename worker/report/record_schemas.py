@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, JsonValue, RootModel
 
 from worker.checkpoint.commit import MAX_STEPS
-from worker.record.events import Real, Share, Steps, Text, Time
+from worker.record.events import Real, Share, StepCount, Text, Time
 from worker.store.json_records import Record
 
 
@@ -21,9 +21,9 @@ class ProgressRecord(Record):
 
     time: Time | None = None
     world_size: Annotated[int, Field(ge=1)] | None = None
-    step: Steps = 0
-    total_steps: Steps | None = None
-    epoch: Steps | None = None
+    step: StepCount = 0
+    total_steps: StepCount | None = None
+    epoch: StepCount | None = None
     loss: Real | None = None
     validation_accuracy: Share | None = None
     best_accuracy: Share | None = None
@@ -41,7 +41,7 @@ class GroupRecord(Record):
     weight_decay: Real
     parameters: Annotated[int, Field(ge=0)]
     share: Share
-    release_step: Steps | None
+    release_step: StepCount | None
 
 
 class DataRecord(Record):

@@ -18,7 +18,7 @@ from worker.store import ObjectMissing, Store
 from worker.store.json_records import read_record
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS
-_SILENCE = "no sign of life: it was killed, or is cut off from its storage"
+_SILENCE = "no heartbeat: it was killed, or is cut off from its storage"
 _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
 
 

@@ -36,7 +36,7 @@ class _Nobody:
 
 @dataclass
 class TransferCount:
-    """Add what a request has moved so far."""
+    """The bytes that a request has moved so far; the request adds to it."""
 
     size: int = 0
     """Bytes moved so far."""
@@ -56,7 +56,7 @@ def listener() -> Listener:
     return _listener
 
 
-Event = tuple[str, tuple[Any, ...]]
+Call = tuple[str, tuple[Any, ...]]
 """A method of a `Listener` and what it was called with."""
 
 
@@ -64,7 +64,7 @@ class Relay:
     """Collects counts in a process whose parent adds them up."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        self._events: list[Call] = []
 
     def request(self, operation: str, seconds: float, size: int) -> None:
         """See `Listener`."""
@@ -78,14 +78,14 @@ class Relay:
         """See `Listener`."""
         self._events.append(("failure", (operation,)))
 
-    def take(self) -> list[Event]:
+    def take(self) -> list[Call]:
         """Return the events since the last call."""
         count = len(self._events)  # other threads may tell more meanwhile
         taken, self._events[:count] = self._events[:count], []
         return taken
 
 
-def replay(events: Iterable[Event]) -> None:
+def replay(events: Iterable[Call]) -> None:
     """Tell this process's listener what was told in another."""
     for name, arguments in events:
         getattr(_listener, name)(*arguments)

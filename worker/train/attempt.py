@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from worker.checkpoint.training_state import State
 from worker.errors import ExitCode, StopRequested, WorkerError, error_of
@@ -53,18 +53,20 @@ class Attempt:
         """Whether this rank leads: it writes and logs for all."""
         return self.rank.leads
 
-    def signals(self, **more: Any) -> Signals:
-        """Return what the other ranks must know of this one, with `more` flags.
-
-        Of the names of `Signals`; those of a stop and of a save are added here.
-        """
+    def signals(
+        self, *, bad: bool = False, due: bool = False, report: bool = False, late: bool = False
+    ) -> Signals:
+        """Return the flags of this rank: those given, and those of a stop and a save."""
         durable = self.durable
         return Signals(
             stop=self.stop.requested,
             flushing=durable.flushing,
             saving=durable.saving,
             fault=_code_of(durable.error),
-            **more,
+            bad=bad,
+            due=due,
+            report=report,
+            late=late,
         )
 
     def advance(self, agreed: Signals) -> None:
@@ -108,7 +110,7 @@ class Attempt:
         stopping = False
         while True:
             self.watchdog.beat()  # each request of an upload ends in time, however long that takes
-            self.durable.wait(_LOOK_SECONDS)
+            self.durable.wait_for_save(_LOOK_SECONDS)
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
             if not (agreed.flushing or agreed.saving):

@@ -118,7 +118,7 @@ class DurableState:
         """Let the save be committed, as the records of all ranks are written."""
         self._flushed.set()
 
-    def wait(self, seconds: float) -> None:
+    def wait_for_save(self, seconds: float) -> None:
         """Wait for what is under way here, no longer than `seconds`."""
         own = [f for f in (self._flush, self._upload) if f and not f.done()]
         if own:

@@ -52,7 +52,7 @@ def sweep_rates(
         low: The lowest base rate.
         high: The highest base rate.
         stop: Signals.
-        advance: Called after each step with the number of steps done.
+        advance: Called with 1 after each step.
 
     Returns:
         The loss at each rate.

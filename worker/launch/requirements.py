@@ -30,25 +30,38 @@ def check_place(manifest: Manifest, gpus: int) -> None:
 def _require_compiler(gpus: int) -> None:
     """Raise `ConfigurationError` if `torch.compile` lacks what it builds with.
 
-    That is C++ on CPUs; on GPUs Triton, and C with Python's headers. What it has built is loaded
-    from the folder for temporary files.
+    That is Python's headers, a C++ compiler on CPUs, and Triton and a C compiler on GPUs.
     """
     compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
     lacking = []
     if not any(map(shutil.which, compilers)):
         lacking.append(f"a compiler ({', '.join(compilers)})")
-    if gpus and not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
         lacking.append("Python.h (python3-dev)")
     if gpus and not importlib.util.find_spec("triton"):
         lacking.append("the package triton")
     if lacking:
         raise ConfigurationError(
-            f"train.compile: needs {' and '.join(lacking)}, which the image as shipped lacks, too; "
-            "remove it, or build the image with --build-arg COMPILE=1"
+            f"train.compile: needs {' and '.join(lacking)}; install it, build the image with "
+            "--build-arg COMPILE=1, or remove train.compile"
         )
-    folder = tempfile.gettempdir()
-    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
-        raise ConfigurationError(
-            f"train.compile: {folder} is mounted noexec, and compiled code is loaded from there; "
-            f"mount it with exec (docker run --tmpfs {folder}:exec), or point TMPDIR elsewhere"
+    for name, folder in _build_folders(gpus).items():
+        if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            raise ConfigurationError(
+                f"train.compile: {folder} is mounted noexec, and compiled code is loaded from "
+                f"there; mount it with exec (docker run --tmpfs {folder}:exec), or set {name}"
+            )
+
+
+def _build_folders(gpus: int) -> dict[str, Path]:
+    """Return where compiled code is put, or the nearest parent that exists, by its variable."""
+    build = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    folders = {"TORCHINDUCTOR_CACHE_DIR" if build else "TMPDIR": build or tempfile.gettempdir()}
+    if gpus and "TRITON_CACHE_DIR" in os.environ:  # else it is below the other
+        folders["TRITON_CACHE_DIR"] = os.environ["TRITON_CACHE_DIR"]
+    return {
+        name: next(
+            path for path in (Path(f).absolute(), *Path(f).absolute().parents) if path.exists()
         )
+        for name, f in folders.items()
+    }
