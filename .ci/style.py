@@ -29,7 +29,7 @@ _PHRASES = {
     "so long as": "as long as",
     "seldom": "rarely",
     "likewise": "reword",
-    "look again": "warning",
+    "look again": "check again, warning",
     "nothing but": "only",
 }
 _PHRASE = re.compile(rf"\b({'|'.join(_PHRASES)})\b", re.IGNORECASE)
@@ -70,6 +70,7 @@ def _check_prose(path: Path) -> Iterator[str]:
 def _check_code(path: Path) -> Iterator[str]:
     text = path.read_text()
     for number, line in enumerate(text.splitlines(), start=1):
+        yield from _phrases(path, number, line)
         if _LIMIT.search(line):
             yield f"{_at(path, number)}: {_LIMIT.search(line)[0]}: call limits MAX_ or MIN_"
     for node in ast.walk(ast.parse(text)):
@@ -82,8 +83,6 @@ def _check_code(path: Path) -> Iterator[str]:
             continue
         if docstring and opening.split()[0].strip(",:;") in _OPENINGS:
             yield f"{_at(path, number)}: opens with {opening.split()[0]!r}: {opening}"
-        for offset, line in enumerate((docstring or "").splitlines()):
-            yield from _phrases(path, number + offset, line)
 
 
 def _is_property(node: ast.AST) -> bool:

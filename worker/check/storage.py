@@ -100,7 +100,7 @@ def _abort(store: Store, key: str) -> str:
     with contextlib.suppress(Broken):
         store.put_stream(f"{key}-2", _MULTIPART, pieces())
     try:
-        store.abort_uploads(f"{key}-2")  # of which the store's own cleaning may have left one
+        store.abort_uploads(f"{key}-2")  # the store's own cleanup may have left one
     except ConfigurationError:
         raise Caution(
             "uploads cannot be listed here: what broken-off ones leave costs space until a "

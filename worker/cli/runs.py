@@ -18,7 +18,7 @@ _ENDS = ("done", "failed")
 
 @main.command()
 @click.argument("run")
-@click.option("--watch", is_flag=True, help="Look again until it is done or has failed.")
+@click.option("--watch", is_flag=True, help="Keep refreshing until it is done or has failed.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
 def status(*, run: str, watch: bool, as_json: bool) -> None:
     """Show the state of RUN: state, step, speed, last commit, attempt, expected end.

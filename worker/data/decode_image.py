@@ -28,7 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _START = b"\xff\xd8"
 _ORIENTATION = 0x0112
-_MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; most have ten
+_MAX_SCANS = 100  # of a progressive JPEG; each goes over all pixels, and most have ten
 _MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
 _TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
 MAX_PIXELS = 100_000_000
@@ -128,7 +128,7 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
                 _require_few_scans(data, image.width * image.height, spec.max_pixels)
             image.load()
             turn = _valid(image.getexif)
-            if is_deep(data):  # of which Pillow keeps the upper 8 bits, in use or not
+            if is_deep(data):  # Pillow would keep the upper 8 bits, used or not
                 return _upright(deep_pixels(image, data, spec.depth), turn)
             return _upright(np.array(image.convert("RGB")), turn)
     except BadSample:

@@ -144,7 +144,7 @@ class Scratch:
         wanted = self._limit * (1 - _FREED)
         if spare:
             ordinary = sum(size for _, size, path in files if not path.endswith(_SPARE))
-            # All sharers may write a step before they look again.
+            # All sharers may write as much before they check again.
             wanted -= self._limit * _FREED + max(0, self._reserve - ordinary)
         stale = sorted(
             (not path.endswith(_SPARE), used_at, size, path)

@@ -24,7 +24,7 @@ def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]
     for name, field in section.model_fields.items():
         key = f"{path}{field.alias or name}"
         inner = section_in(field.annotation)
-        # What a section is set to by default is told by its own keys.
+        # The keys of a section show its defaults.
         default = "" if inner and not _is_optional(field) else _default(field)
         yield key, default, " ".join((field.description or "").split())
         if inner:
