@@ -12,6 +12,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -77,10 +78,32 @@ class Index(BaseModel):
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
-    @property
+    @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
         """Samples of each shard, shape [shards]."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """The sample id after the last one of each shard, shape [shards]."""
+        return np.cumsum(self.counts)
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The id of the first sample of each shard, shape [shards]."""
+        return self.ends - self.counts
+
+    def locate(self, sample_id: int) -> tuple[int, int]:
+        """Return the index of a sample's shard, and the sample's index within it."""
+        shard = int(np.searchsorted(self.ends, sample_id, side="right"))
+        return shard, sample_id - int(self.starts[shard])
+
+    def locate_all(
+        self, sample_ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the index of each sample's shard, and the sample's index within it."""
+        shards = np.searchsorted(self.ends, sample_ids, side="right")
+        return shards, sample_ids - self.starts[shards]
 
     @property
     def digest(self) -> str:

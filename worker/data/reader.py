@@ -84,8 +84,6 @@ class SampleReader:
         self._cache = cache
         self.scratch = scratch
         counts = index.counts
-        self._ends = np.cumsum(counts)
-        self._starts = self._ends - counts
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
         # Runs of all lanes must fit into memory together, or each is read again and again.
         self.run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
@@ -99,16 +97,14 @@ class SampleReader:
 
     def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """A number for the run that each sample lies in, one higher for the next of a shard."""
-        shards = np.searchsorted(self._ends, sample_ids, side="right")
-        found: npt.NDArray[np.int64] = (
-            shards + (sample_ids - self._starts[shards]) // self._per_run[shards]
-        )
+        shards, numbers = self._index.locate_all(sample_ids)
+        found: npt.NDArray[np.int64] = shards + numbers // self._per_run[shards]
         return found
 
     def prefetch(self, sample_ids: npt.NDArray[np.int64]) -> None:
         """Start reading what these samples need, in the background, in their order."""
-        shards = np.searchsorted(self._ends, sample_ids, side="right")
-        runs = (sample_ids - self._starts[shards]) // self._per_run[shards]
+        shards, numbers = self._index.locate_all(sample_ids)
+        runs = numbers // self._per_run[shards]
         for shard, run in dict.fromkeys(zip(shards.tolist(), runs.tolist(), strict=True)):
             self._start((shard, run))
 
@@ -160,8 +156,7 @@ class SampleReader:
 
     def _place(self, sample_id: int) -> tuple[int, int, ReadRun]:
         """Shard, number within it, and run."""
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        number = int(sample_id - self._starts[shard])
+        shard, number = self._index.locate(sample_id)
         return shard, number, (shard, number // int(self._per_run[shard]))
 
     def _start(self, run: ReadRun) -> Future[Any]:

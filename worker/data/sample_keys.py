@@ -4,8 +4,6 @@ import contextlib
 import io
 import tarfile
 
-import numpy as np
-
 from worker.data.index import Index
 from worker.data.sidecar import Sidecar, decode_sidecar
 from worker.errors import WorkerError
@@ -29,13 +27,11 @@ class SampleNames:
     def __init__(self, store: Store, index: Index) -> None:
         self._store = store
         self._index = index
-        self._starts = np.cumsum([0, *index.counts])
         self._sidecars: dict[int, Sidecar] = {}
         self._reads = True
 
     def __call__(self, sample_id: int) -> str:
-        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        place = int(sample_id - self._starts[number])
+        number, place = self._index.locate(sample_id)
         key = self._key(number, place) if self._reads else None
         text = f"{self._index.shards[number].name}: sample {place}"
         return f"{text} ({key})" if key else text

@@ -217,7 +217,5 @@ def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
 
 
 def _name(number: int, index: Index) -> str:
-    ends = np.cumsum(index.counts)
-    shard = int(np.searchsorted(ends, number, side="right"))
-    first = int(ends[shard]) - index.shards[shard].samples
-    return f"{number} ({index.shards[shard].name}, sample {number - first})"
+    shard, place = index.locate(number)
+    return f"{number} ({index.shards[shard].name}, sample {place})"
