@@ -4,8 +4,9 @@ Sizes are in pixels. Everything is uint8, on the device's side of the copy float
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from worker.manifest import Augment, Jitter
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _TRIES = 10
+_BOX_DRAWS = 4 * _TRIES
+_JITTER_DRAWS = 8
 _CROP_RATIOS = (3 / 4, 4 / 3)
 _ERASE_SCALE, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., "Random erasing", 2017
 
@@ -34,43 +37,67 @@ class Augmentation:
         self._preprocessing = preprocessing
         self._settings = settings
         self._seed = seed
-        self._policy = _policy(settings)
         self._mean = torch.tensor(preprocessing.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
-
-    def _draw(self, epoch: int, ids: Ids) -> list[list[float]]:
-        """The uniform numbers of each sample, in the order in which they are used."""
-        count = 4 * _TRIES + 1 + (self._policy.draws if self._policy else 0) + 8 + 1 + 4 * _TRIES
-        simple = not (self._policy or self._settings.jitter or self._settings.erasing)
-        return keyed_uniform(4 * _TRIES + 1 if simple else count, self._seed, epoch, ids).tolist()
+        self._stages = tuple(self._chosen())
+        self._draws = sum(stage.draws for stage in self._stages)
 
     def prepare_for(self, epoch: int) -> Callable[[Ids], Prepare]:
         """The inputs that a loader needs to prepare the batches of an epoch."""
 
         def prepare(ids: Ids) -> Prepare:
-            draws = self._draw(epoch, ids)
+            draws = keyed_uniform(self._draws, self._seed, epoch, ids).tolist()
             return lambda place, image, out: self._apply(image, draws[place], out)
 
         return prepare
 
+    def _chosen(self) -> Iterator["_Stage"]:
+        """The stages that the manifest asks for, in order."""
+        settings, policy = self._settings, _policy(self._settings)
+        yield _Stage(_BOX_DRAWS, self._crop)
+        yield _Stage(1, lambda image, draws: image.flip(-1) if draws[0] < settings.flip else image)
+        if policy:
+            yield _Stage(policy.draws, lambda image, draws: policy.apply(image, iter(draws)))
+        if settings.jitter:
+            amounts = settings.jitter
+            yield _Stage(_JITTER_DRAWS, lambda image, draws: jitter(image, amounts, iter(draws)))
+        if settings.erasing:
+            yield _Stage(1 + _BOX_DRAWS, self._erase)
+
     def _apply(self, image: Tensor, draws: list[float], out: Tensor) -> None:
         """Write uint8 [3, H, W], augmented, into `out`, uint8 [3, S, S], S the crop size."""
-        settings, numbers = self._settings, iter(draws)
-        height, width = image.shape[-2:]
-        crop = random_resized_crop(width, height, settings.crop_scale, numbers)
-        image = self._preprocessing.resized(image, crop, self._preprocessing.crop_size)
-        if next(numbers) < settings.flip:
-            image = image.flip(-1)
-        if self._policy:
-            image = self._policy.apply(image, numbers)
-        if settings.jitter:
-            image = jitter(image, settings.jitter, numbers)
+        used = 0
+        for stage in self._stages:
+            image = stage.apply(image, draws[used : used + stage.draws])
+            used += stage.draws
         out.copy_(image)
-        if settings.erasing and next(numbers) < settings.erasing:
-            side = out.shape[-1]
-            box = random_box(side, side, scale=_ERASE_SCALE, ratios=_ERASE_RATIOS, draws=numbers)
-            if box:
-                top, left, h, w = box
-                out[:, top : top + h, left : left + w] = self._mean.to(out.device)
+
+    def _crop(self, image: Tensor, draws: Sequence[float]) -> Tensor:
+        height, width = image.shape[-2:]
+        crop = random_resized_crop(width, height, self._settings.crop_scale, iter(draws))
+        return self._preprocessing.resized(image, crop, self._preprocessing.crop_size)
+
+    def _erase(self, image: Tensor, draws: Sequence[float]) -> Tensor:
+        chance, *numbers = draws
+        side, box = image.shape[-1], None
+        if chance < self._settings.erasing:
+            box = random_box(
+                side, side, scale=_ERASE_SCALE, ratios=_ERASE_RATIOS, draws=iter(numbers)
+            )
+        if box:
+            top, left, h, w = box
+            image = image.clone()
+            image[:, top : top + h, left : left + w] = self._mean.to(image.device)
+        return image
+
+
+class _Stage(NamedTuple):
+    """A step of the augmentation.
+
+    It gets as many uniform numbers as it declares, so that no stage changes those of another.
+    """
+
+    draws: int
+    apply: Callable[[Tensor, Sequence[float]], Tensor]
 
 
 def _policy(settings: Augment) -> Policy | None:
@@ -89,7 +116,7 @@ def random_box(
 ) -> Box | None:
     """Return a box of random area and aspect ratio.
 
-    Always takes `4 * _TRIES` draws.
+    Always takes `_BOX_DRAWS` draws.
 
     Args:
         width: Width of the image, in pixels.
@@ -102,7 +129,7 @@ def random_box(
         The box; None if ten tries do not fit into the image.
     """
     low, high = (math.log(ratio) for ratio in ratios)
-    numbers = list(islice(draws, 4 * _TRIES))
+    numbers = list(islice(draws, _BOX_DRAWS))
     for at in range(0, len(numbers), 4):
         area, ratio, top, left = numbers[at : at + 4]
         target = width * height * (scale[0] + area * (scale[1] - scale[0]))
