@@ -117,7 +117,7 @@ def probe_shared_memory() -> str:
         ) from None
     if size < _NCCL_BYTES and torch.cuda.device_count() > 1:
         raise Caution(
-            f"{_SHARED_MEMORY} has {size >> 20} MiB, little for NCCL between several GPUs; give 1 "
+            f"{_SHARED_MEMORY} has {size >> 20} MiB, too little for NCCL between several GPUs; give 1 "
             "GiB (docker run --shm-size=1g, an emptyDir in memory)"
         )
     return f"{size >> 20} MiB"
