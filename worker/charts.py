@@ -7,7 +7,7 @@ _NOTHING = "·"
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """Return a character per value, of a height relative to `top`; a dot for 0."""
+    """Return one bar character per value, full height at `top`; a dot for zero or less."""
     return "".join(
         _BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] if value > 0 else _NOTHING
         for value in values
@@ -15,7 +15,7 @@ def sparkline(values: Sequence[float], top: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Aligned lines, the first `left` columns to the left and the others to the right."""
+    """Return aligned lines: the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -27,13 +27,13 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
 
 
 def bar(done: float, width: int = 10) -> str:
-    """A bar of `width` characters, filled by the share `done`."""
+    """Return a bar of `width` characters, filled to the fraction `done`."""
     full = round(min(1.0, max(0.0, done)) * width)
     return "█" * full + "░" * (width - full)
 
 
 def duration(seconds: float) -> str:
-    """`3:07`, or `1:02:03` beyond an hour."""
+    """Format a duration as `3:07`, or as `1:02:03` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

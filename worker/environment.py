@@ -1,4 +1,4 @@
-"""Settings of the place that a job runs at: all variables of our own, with bounds and meaning."""
+"""Settings of a job's environment: our own variables, with their bounds and meaning."""
 
 import difflib
 import math
@@ -31,12 +31,12 @@ def whole_number(
     Args:
         env: The environment.
         name: The variable.
-        default: What to take if it is not set; None if it must be.
-        least: The smallest number that makes sense.
-        most: The largest one; None if there is none.
+        default: The value if the variable is not set; None if it must be set.
+        least: The smallest valid number.
+        most: The largest valid number; None if there is no limit.
 
     Raises:
-        ConfigurationError: It holds anything else.
+        ConfigurationError: The variable holds anything else.
     """
     text = env.get(name, default)
     if text is None:
@@ -50,10 +50,10 @@ def whole_number(
 
 
 class Variable(Generic[T]):
-    """A variable of our own, as an attribute of `Settings`.
+    """An environment variable of this program, as an attribute of `Settings`.
 
     Args:
-        name: Its name.
+        name: The name of the variable.
         default: The value if it is not set.
         text: The meaning, with its unit.
     """
@@ -66,16 +66,16 @@ class Variable(Generic[T]):
     @overload
     def __get__(self, settings: "Settings", owner: type) -> T: ...
     def __get__(self, settings: "Settings | None", owner: type) -> "Variable[T] | T":
-        """Return the value, the default if it is empty or not set.
+        """Return the value, or the default if the variable is empty or not set.
 
-        Raises `ConfigurationError` for a malformed one, naming it.
+        Raises `ConfigurationError`, naming the variable, if its value is malformed.
         """
         if settings is None:
             return self
         return self.parse(settings.env) if settings.env.get(self.name) else self.default
 
     def parse(self, env: Mapping[str, str]) -> Any:
-        """Return the value of the variable, which is set."""
+        """Return the value of the variable, which must be set."""
         return env[self.name]
 
     @property
@@ -85,7 +85,7 @@ class Variable(Generic[T]):
 
     @property
     def is_number(self) -> bool:
-        """Whether its values are numbers, which can hold no secret."""
+        """Whether the values are numbers, which cannot hold a secret."""
         return isinstance(self, _Whole | _Seconds)
 
 
@@ -124,7 +124,7 @@ class _Seconds(Variable[float]):
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in an environment, each of them parsed when it is asked for."""
+    """The settings in an environment, each parsed on access."""
 
     env: Mapping[str, str]
 
@@ -134,7 +134,7 @@ class Settings:
         "seconds that a storage request may take, including retries, plus 10 s per MB",
     )
     grace_seconds = _Whole(
-        "WORKER_GRACE_SECONDS", 30, "seconds between SIGTERM and SIGKILL here", least=1
+        "WORKER_GRACE_SECONDS", 30, "seconds between SIGTERM and SIGKILL on this system", least=1
     )
     stall_seconds = _Whole(
         "WORKER_STALL_SECONDS",
@@ -154,8 +154,8 @@ class Settings:
     metrics_port = _Whole(
         "WORKER_METRICS_PORT",
         0,
-        "port on which the first rank of a node serves Prometheus metrics, the next rank on the "
-        "next; 0: on none",
+        "port on which the first rank of a node serves Prometheus metrics, the next rank on "
+        "the next port; 0: no port",
         most=LAST_PORT,
     )
     pushgateway = Variable(
@@ -172,7 +172,7 @@ class Settings:
     loader_threads = _Whole[int | None](
         "WORKER_LOADER_THREADS",
         None,
-        "decode threads per rank, two to a process (default: the rank's cores); 0: decode in the "
+        "decode threads per rank, two per process (default: the rank's cores); 0: decode in the "
         "training thread",
     )
     read_memory_mib = _Whole(
@@ -181,9 +181,9 @@ class Settings:
     scratch = Variable(
         "WORKER_SCRATCH",
         "",
-        "folder that the ranks of a node share as a cache of what was read and decoded",
+        "folder that the ranks of a node share as a cache of read and decoded data",
     )
-    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "maximum GiB of it to use", least=1)
+    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "maximum size of that cache in GiB", least=1)
     revision = Variable(
         "WORKER_REVISION",
         "",
@@ -199,17 +199,17 @@ class Settings:
         return Settings(os.environ)
 
     def require_valid(self) -> None:
-        """Raise `ConfigurationError` for a setting that could not be read later."""
+        """Raise `ConfigurationError` if a setting is malformed."""
         for variable in VARIABLES.values():
             variable.__get__(self, Settings)
 
     def unknown(self) -> list[str]:
-        """Return the variables that begin like ours and are none, each with the one it resembles.
+        """Return a message for each unknown variable that resembles one of ours.
 
-        Only those that resemble one: others may be somebody else's.
+        Other unknown variables are ignored, as they may belong to another program.
         """
         strange = [name for name in self.env if name.startswith("WORKER_")]
-        # Kubernetes sets such variables for a Service that is called `worker`.
+        # Kubernetes sets such variables for a Service named `worker`.
         strange = [name for name in strange if not re.search("_SERVICE|_PORT_", name)]
         near = {name: difflib.get_close_matches(name, VARIABLES, 1, 0.85) for name in strange}
         return [
@@ -224,7 +224,7 @@ VARIABLES: dict[str, Variable[Any]] = {
     for variable in vars(Settings).values()
     if isinstance(variable, Variable)
 }
-"""All variables of our own, by name."""
+"""Environment variables of this program, by name."""
 
 
 def describe_environment() -> str:

@@ -1,4 +1,4 @@
-"""An exception type per exit code; `launch.guard` turns them into codes.
+"""Exception types, one per exit code; `launch.guard` maps them to exit codes.
 
 The codes are an API for schedulers (docs/exit-codes.md).
 """
@@ -9,7 +9,7 @@ from signal import SIGABRT, SIGKILL, SIGTERM
 
 
 class ExitCode(IntEnum):
-    """The exit codes, on which a scheduler may act."""
+    """Exit codes that a scheduler can act on."""
 
     DONE = 0
     USAGE = 2
@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
 
 
 class WorkerError(Exception):
-    """An expected end of the program; its text is one line for the user."""
+    """An expected failure or stop; its message is a single line for the user."""
 
     code = ExitCode.BUG
 
@@ -34,19 +34,19 @@ class DataError(WorkerError):
 
 
 class InfrastructureError(WorkerError):
-    """Storage, rendezvous or a peer rank gave up after retries; running again may help."""
+    """Storage, rendezvous or a peer rank failed despite retries; running again may help."""
 
     code = ExitCode.INFRASTRUCTURE
 
 
 class StopRequested(WorkerError):
-    """Stopped by a signal; all that was done is committed."""
+    """The job was stopped by a signal; all completed work is committed."""
 
     code = ExitCode.STOPPED
 
 
 class Superseded(WorkerError):
-    """A newer attempt of the same job exists; this one must write nothing more."""
+    """A newer attempt of the same job exists; this one must not write anything more."""
 
     code = ExitCode.SUPERSEDED
 
@@ -58,17 +58,17 @@ class ConfigurationError(WorkerError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type if it has none: torch appends whole stacks."""
+    """Return the first line of an error's message, or its type; torch appends stack traces."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def error_of(code: int) -> WorkerError:
-    """The error of this exit code without a text, reported by another rank."""
+    """Return the error for an exit code, without a message, as another rank reports it."""
     kinds = WorkerError.__subclasses__()
     return next((kind for kind in kinds if kind.code == code), WorkerError)("")
 
 
-# Most fatal first: a code that forbids a retry must never be hidden by one that asks for it.
+# Most fatal first: a code that forbids a retry must never be hidden by one that asks for a retry.
 _SEVERITY = (
     ExitCode.CONFIGURATION,
     ExitCode.DATA,
@@ -81,17 +81,15 @@ _SEVERITY = (
 
 
 _SHELL = 128
-_HUNG = (
-    1  # faulthandler's, where a call that hangs keeps Python from running; nothing else gives it
-)
+_HUNG = 1  # set by faulthandler when a hung call blocks Python; nothing else exits with it
 
 
 def exit_code_of(status: int) -> int:
-    """Map a child's status (`-N` for a signal N, as in `subprocess`) to an exit code of ours.
+    """Map a child's status (`-N` for signal N, as in `subprocess`) to a worker exit code.
 
-    SIGKILL (the OOM killer, a dead node) and SIGTERM come from outside, and SIGABRT from NCCL's
-    watchdog when a collective has timed out, so they are 69; any other signal is a crash of ours,
-    70.
+    SIGKILL (from the OOM killer, or on a dying node) and SIGTERM come from outside, and SIGABRT
+    comes from NCCL's watchdog when a collective has timed out, so they map to 69. Any other signal
+    means that the worker itself crashed, and maps to 70.
     """
     if status > _SHELL:  # a shell in between encodes signals differently
         status = _SHELL - status
@@ -104,5 +102,5 @@ def exit_code_of(status: int) -> int:
 
 
 def most_fatal(codes: Iterable[int]) -> int:
-    """The exit code of a job whose ranks ended with `codes`."""
+    """Return the exit code of a job whose ranks exited with `codes`."""
     return min(codes, key=lambda code: _SEVERITY.index(ExitCode(code)))

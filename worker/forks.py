@@ -1,4 +1,4 @@
-"""Processes that a rank forks, and what the processes of a command know of each other."""
+"""Forked child processes of a rank, and signal handling shared by all worker processes."""
 
 import contextlib
 import ctypes
@@ -15,18 +15,18 @@ from worker.errors import ExitCode, InfrastructureError, exit_code_of
 
 STOP_SIGNALS = (
     signal.SIGTERM,
-    signal.SIGUSR1,  # Slurm's, as our scripts ask for it
-    signal.SIGUSR2,  # submitit's
-    signal.SIGHUP,  # a terminal or an ssh connection that is lost
+    signal.SIGUSR1,  # sent by Slurm, as our scripts request
+    signal.SIGUSR2,  # sent by submitit
+    signal.SIGHUP,  # the terminal or ssh connection was lost
     signal.SIGINT,
 )
 
 _PR_SET_PDEATHSIG = 1
-_NICENESS = 10  # the thread that feeds the GPU goes first wherever cores are short
+_NICENESS = 10  # the thread that feeds the GPU takes precedence when cores are scarce
 _CAUSE_SECONDS = 2.0
 _CAUSES = {
-    signal.SIGKILL: ", as the kernel does when memory runs out (exit code 137 to a shell)",
-    signal.SIGABRT: ", as NCCL's watchdog does when a collective has timed out",
+    signal.SIGKILL: ", which the kernel sends when memory runs out (exit code 137 in a shell)",
+    signal.SIGABRT: ", which NCCL's watchdog raises when a collective has timed out",
     signal.SIGSEGV: ", a crash in native code",
     signal.SIGBUS: ", as happens when shared memory or scratch space runs out",
 }
@@ -36,15 +36,15 @@ _connections: list[Connection] = []
 
 
 class Child:
-    """A forked process that serves this one over a connection, and dies with it.
+    """A forked process that serves its parent over a connection and dies with it.
 
-    To be made before this process starts CUDA or any thread. The child has a lower priority, and
-    leaves it to this process to stop on request.
+    Create it before this process initializes CUDA or starts a thread. The child runs at a lower
+    priority and ignores stop signals, which its parent handles.
 
     Args:
-        name: What it does, in a word.
+        name: One word for the task of the process.
         description: Subject of an error message, such as "a process that decodes".
-        serve: Called in the child with its end of the connection; returns once that is closed.
+        serve: Called in the child with its end of the connection; must return once that is closed.
     """
 
     def __init__(self, name: str, description: str, serve: Callable[[Connection], None]) -> None:
@@ -59,7 +59,7 @@ class Child:
         theirs.close()
 
     def send(self, message: object) -> None:
-        """Send what a dead process would not hear; that it is dead is noticed at `receive`."""
+        """Send a message; if the process is dead, only the next `receive` raises an error."""
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
@@ -77,13 +77,13 @@ class Child:
         return message
 
     def hang_up(self) -> None:
-        """Close the connection, at which an idle process ends."""
-        with contextlib.suppress(ValueError):  # it has been closed before
+        """Close the connection, which makes an idle process exit."""
+        with contextlib.suppress(ValueError):  # it is already closed
             _connections.remove(self.connection)
         self.connection.close()
 
     def end(self, deadline: float) -> None:
-        """Let the process end by itself until the deadline, on `time.monotonic`; then kill it."""
+        """Wait until the deadline, on `time.monotonic`, for the process to exit, then kill it."""
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
@@ -92,20 +92,20 @@ class Child:
     def _cause(self) -> Exception:
         self._process.join(_CAUSE_SECONDS)
         status = self._process.exitcode or 0
-        how = f"was killed by {cause_of(-status)}" if status < 0 else f"ended with {status}"
+        how = f"was killed by {cause_of(-status)}" if status < 0 else f"exited with {status}"
         outside = exit_code_of(status) == ExitCode.INFRASTRUCTURE
         return (InfrastructureError if outside else RuntimeError)(f"{self._description} {how}")
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process, just forked by `parent`, when that ends."""
+    """Have the kernel kill this process, which `parent` just forked, when its parent exits."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(ExitCode.INFRASTRUCTURE)
 
 
 def cause_of(number: int) -> str:
-    """A signal that has killed a process by name, and what most often sends it."""
+    """Return the name of a fatal signal, followed by its most common cause."""
     name = signal.Signals(number).name
     return f"{name}{_CAUSES.get(signal.Signals(number), '')}"
 
@@ -115,7 +115,7 @@ def _run(parent: int, serve: Callable[[Connection], None], connection: Connectio
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
-    for other in _connections:  # else a sibling would not see when its own is closed
+    for other in _connections:  # otherwise a sibling would not notice that its own is closed
         other.close()
     serve(connection)
     os._exit(ExitCode.DONE)

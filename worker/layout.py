@@ -1,6 +1,6 @@
 """The names of all objects that a job writes below its output, and their parsers.
 
-docs/output.md lists them for users. Numbers are padded, so that listings are in order.
+docs/output.md lists them for users. Numbers are zero-padded so that listings are in order.
 """
 
 import re
@@ -61,7 +61,7 @@ def progress_name(attempt: int) -> str:
 
 
 def plan_name(attempt: int) -> str:
-    """Return the name of the plan as it was at the start of an attempt."""
+    """Return the name of the plan record from the start of an attempt."""
     return record_name(attempt, "plan.json")
 
 
@@ -80,8 +80,8 @@ def ledger_name(attempt: int, first: int, rank: int) -> str:
 
     Args:
         attempt: The number of the attempt.
-        first: The first step in it.
-        rank: The lowest of the ranks in it.
+        first: The first step in the object.
+        rank: The lowest rank in the object.
 
     Returns:
         The name below the output.
@@ -90,12 +90,12 @@ def ledger_name(attempt: int, first: int, rank: int) -> str:
 
 
 def confusion_name(attempt: int, step: int) -> str:
-    """Return the name of the rows of an evaluation's confusion matrix."""
+    """Return the name of the object that holds an evaluation's confusion matrix."""
     return record_name(attempt, f"confusion/{step:08d}.npy")
 
 
 def mistakes_name(attempt: int, step: int) -> str:
-    """Return the name of the images that an evaluation got most wrong."""
+    """Return the name of the list of images that an evaluation got most wrong."""
     return record_name(attempt, f"mistakes/{step:08d}.json")
 
 

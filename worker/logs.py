@@ -1,4 +1,4 @@
-"""Log lines for people or machines, and the live line of a terminal."""
+"""Log lines for people or machines, and the live status line of a terminal."""
 
 import contextlib
 import json
@@ -20,15 +20,15 @@ _bound: dict[str, Any] = {}
 
 
 def bind(**fields: Any) -> None:
-    """Have every further line of this process say whose it is: its job, attempt and rank."""
+    """Add fields such as job, attempt and rank to every further log line of this process."""
     _bound.update(fields)
 
 
 class JsonFormatter(logging.Formatter):
-    """A formatter of a JSON object per line: time, level, message and the fields of the event."""
+    """Formatter that writes one JSON object per line: time, level, message and event fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
@@ -42,10 +42,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:01 message`, with the level where it is not just information."""
+    """Formatter of lines such as `12:00:01 message`, with the level unless it is info."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of text, and a traceback if there is one."""
+        """Return the record as one line of text, followed by a traceback if there is one."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         if _bound.get("rank"):
             level = f"rank {_bound['rank']}: {level}"
@@ -57,16 +57,16 @@ class TextFormatter(logging.Formatter):
 
 
 class _TerminalHandler(logging.StreamHandler[TextIO]):
-    """Replaces the live line, which the next update draws again."""
+    """Handler that overwrites the live line, which the next update redraws."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             self.stream.write(_CLEAR_LINE)
         super().emit(record)
 
 
 class _Once(logging.Filter):
-    """Lets the same warning pass once: a fault that lasts would hide all else."""
+    """Filter that passes each warning once: a persistent fault would hide everything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Once(logging.Filter):
 def configure_logs(style: str) -> None:
     """Send the log to stderr; `style` is `auto`, `text` or `json`.
 
-    Warnings of libraries become lines of it, too, so that JSON stays JSON.
+    Warnings from libraries are logged too, so that JSON output stays JSON.
     """
     handler: logging.Handler
     handler = _TerminalHandler(sys.stderr) if is_live(style) else logging.StreamHandler(sys.stderr)
@@ -102,13 +102,13 @@ def configure_logs(style: str) -> None:
 
 
 def _is_json(style: str) -> bool:
-    """Choose text on a terminal, which people read, and JSON in a cluster, for a collector."""
+    """Return whether to log JSON: if set, or by default in a cluster without a terminal."""
     in_cluster = any(name in os.environ for name in _CLUSTER)
     return style == "json" or (style == "auto" and in_cluster and not sys.stderr.isatty())
 
 
 def is_live(style: str) -> bool:
-    """Return whether a live line is wanted: on a terminal, unless a style was asked for."""
+    """Return whether to draw a live line: on a terminal, unless a style was set."""
     return style == "auto" and sys.stderr.isatty()
 
 
@@ -123,12 +123,12 @@ def end_live() -> None:
 
 
 def _draw(text: str) -> None:
-    """Write to the terminal, which may be gone: what is trained is committed all the same."""
+    """Write to the terminal; if it is gone, training and commits must continue."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 def count(number: int, noun: str) -> str:
-    """`1 shard`, `2 shards`."""
+    """Return a count with its noun, such as `1 shard` or `2 shards`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""Arithmetic that Python lacks."""
+"""Arithmetic missing from Python's standard library."""
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

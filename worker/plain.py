@@ -1,4 +1,4 @@
-"""Data as JSON can hold it."""
+"""Conversion of data to values that JSON can represent."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The value with its numbers at eight digits, and null for those that are not finite."""
+    """Round the floats in a value to eight significant digits; make non-finite ones None."""
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

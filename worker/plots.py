@@ -1,4 +1,4 @@
-"""Charts as SVG for pages that may be light, dark or printed, drawn by matplotlib."""
+"""SVG charts for light, dark and printed pages, drawn with matplotlib."""
 
 import io
 import math
@@ -17,8 +17,8 @@ from worker.numbers import ceil_div
 
 matplotlib.use("agg")
 
-# Colors that stand for roles; the page says what they are. Each is drawn as itself by whatever
-# knows no CSS variables.
+# Colors that stand for roles; the page defines the actual ones. Viewers that do not support CSS
+# variables use these as a fallback.
 _ROLES = {
     "#4a5057": "ink",
     "#d9dde1": "grid",
@@ -40,8 +40,8 @@ _ZERO_WIDTH = "\u200b"
 _FEW_DECADES = 300
 _STEPS = (1, 2, 5, 10)
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "svg.hashsalt": "worker",  # the same chart is the same bytes
+    "svg.fonttype": "none",  # keeps text as text: searchable, and in the page's font
+    "svg.hashsalt": "worker",  # makes equal charts equal byte for byte
     "font.size": 9,
     "text.parse_math": False,  # a class may be called $x$
     "text.color": _INK,
@@ -97,9 +97,9 @@ class Chart:
     lines: Sequence[Line]
     """The lines."""
     marks: Sequence[tuple[float, str]] = ()
-    """Vertical lines with names."""
+    """Labeled vertical lines, as position and label."""
     rules: Sequence[float] = ()
-    """Vertical lines without names."""
+    """Positions of unlabeled vertical lines."""
     dots: Sequence[tuple[float, float]] = ()
     """Single points."""
     log_x: bool = False
@@ -107,17 +107,17 @@ class Chart:
     log_y: bool = False
     """Whether the y axis is logarithmic."""
     y_range: tuple[float | None, float | None] = (None, None)
-    """Bounds of the y axis; None for those of the lines."""
+    """Bounds of the y axis; None to fit a bound to the lines."""
     percent: bool = False
     """Whether y is shown in percent."""
     whole: bool = False
-    """Whether y is whole numbers."""
+    """Whether y values are integers."""
     size: tuple[float, float] = (6.0, 2.9)
     """Width and height, in inches."""
 
 
 def draw(chart: Chart) -> str:
-    """The chart as an SVG element; its colors are `var(--NAME)` with a fallback."""
+    """Draw a chart as an SVG element; its colors are `var(--NAME)` with a fallback."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=chart.size, layout="constrained")
         axes = figure.add_subplot()
@@ -137,7 +137,7 @@ def draw(chart: Chart) -> str:
 
 
 def standalone(svg: str) -> str:
-    """The same as a document of its own, on the background that the reader's system prefers."""
+    """Turn an SVG element into a document that follows the system's light or dark mode."""
     style = (
         "<style>svg{background:#fff}@media(prefers-color-scheme:dark){svg{background:#16181b;"
         "--ink:#c3c8ce;--grid:#33383e;--mark:#fb8a5a;--c0:#6aa7f5}}</style>"
@@ -147,7 +147,7 @@ def standalone(svg: str) -> str:
 
 
 def _colors(count: int) -> Sequence[str]:
-    """Return the page's colors, or if they are too few, a ramp from one to another."""
+    """Return the page's colors, or a continuous color ramp if there are too few of them."""
     if count <= len(COLORS):
         return COLORS
     shades = matplotlib.colormaps["viridis"]
@@ -186,7 +186,7 @@ def _frame(axes: Axes, chart: Chart) -> None:
 
 
 def _scale(axes: Axes, chart: Chart) -> None:
-    """Scales, ticks and how they are written."""
+    """Set the scales, ticks and tick labels of the axes."""
     if chart.log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -1,4 +1,4 @@
-"""Takes secrets out of text that leaves the process: the last line of defense, not the first."""
+"""Redaction of secrets in text that leaves the process: a last line of defense."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def is_signed(address: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The text without the values of secret environment variables, logins and signed queries."""
-    # First of all, as the others may cut one in two.
+    """Return the text without secret environment values, logins and signed queries."""
+    # Secrets go first, since the other substitutions may cut one in two.
     for secret in _secrets():
         for form in _forms(secret):
             text = text.replace(form, _HIDDEN)
@@ -74,7 +74,7 @@ def _without_login(token: str) -> str:
 
 
 def _signed_from(token: str) -> int | None:
-    """Return where the query of a presigned URL begins in a word, if it holds one."""
+    """Return the index at which a presigned URL's query begins in a token, or None."""
     query = _QUERY.search(token)
     if not query or not _TELLS_SECRET.search(token, query.end()):
         return None
@@ -85,7 +85,7 @@ def _signed_from(token: str) -> int | None:
 
 
 def redacted_data(value: Any) -> Any:
-    """The same for all texts in JSON data, except for the names of its fields."""
+    """Redact all strings in JSON data, except for the names of its fields."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
@@ -94,13 +94,13 @@ def redacted_data(value: Any) -> Any:
 
 
 def _is_secret(name: str) -> bool:
-    """Return whether a variable of this name holds a secret, and not the path of one."""
+    """Return whether a variable of this name holds a secret rather than the path to one."""
     place = name in _FOLDERS or _PLACE_NAME.search(name)
     return bool(_SECRET_NAME.search(name)) and not place
 
 
 def _is_path(value: str) -> bool:
-    """Return whether a value is the path of something that exists, such as a socket."""
+    """Return whether a value is an existing path, such as that of a socket."""
     try:
         return value.startswith("/") and len(value) < _MAX_PATH and Path(value).exists()
     except (OSError, ValueError):
@@ -114,10 +114,10 @@ def _forms(secret: str) -> set[str]:
 
 
 def _secrets() -> list[str]:
-    """The values of variables named like a secret that are no place of one; passwords in URLs."""
+    """Return the values of secret variables, except for paths, and the passwords in URLs."""
     found = set()
     for name, value in os.environ.items():
-        # The id of an access key is no secret by itself, and a short one may be somebody's name.
+        # An access key ID is not a secret by itself, and a short one may be a plain user name.
         word = name.upper().endswith("ACCESS_KEY_ID") and len(value) < _SHORTEST_ID
         if _is_secret(name) and not _is_path(value) and not word:
             found.add(value)

@@ -1,16 +1,16 @@
-"""Text that others wrote: never guessed, and never decoded with replacement."""
+"""Decoding of external text, without guessing encodings or replacing invalid bytes."""
 
 import unicodedata
 
 _BOM = "\ufeff"
 _SHOWN = 40
-_JOINERS = "\u200c\u200d"  # which some scripts, and emoji, are spelled with
+_JOINERS = "\u200c\u200d"  # which some scripts, and emoji, require
 
 
 def read_text(data: bytes) -> str:
-    """Return UTF-8 text, without the byte order mark that it may begin with.
+    """Decode UTF-8 text, without the byte order mark that it may begin with.
 
-    Raises `ValueError`, which shows the bytes that are wrong, if it is anything else.
+    Raises `ValueError`, showing the invalid bytes, if it is not UTF-8.
     """
     try:
         return data.decode().removeprefix(_BOM)
@@ -22,11 +22,11 @@ def read_text(data: bytes) -> str:
 
 
 def read_name(text: str) -> str:
-    """Return a name in the form in which names are compared: stripped, and in Unicode's NFC.
+    """Return a name in the form in which names are compared: stripped, and in Unicode NFC.
 
-    Raises `ValueError` for what no name holds: control characters, which UTF-16 read as UTF-8 has
-    in every second place; lone surrogates, which nothing can write; and marks that nobody sees, by
-    which one class would be two.
+    Raises `ValueError` for characters that no name contains: control characters, as found in UTF-16
+    read as UTF-8; lone surrogates, which cannot be encoded; and invisible format characters, which
+    would split one class into two.
     """
     name = unicodedata.normalize("NFC", text.strip())
     wrong = next(filter(_is_wrong, name), None)
@@ -44,5 +44,5 @@ def _is_wrong(character: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text for a message of one line: what cannot be printed is escaped."""
+    """Return text that fits a one-line message: escaped if any of it is not printable."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -20,7 +20,7 @@ def test_put_uploads_a_file_and_makes_the_bucket(run: Run, aws: None, tmp_path: 
     assert (tmp_path / "there" / "other.yaml").read_text() == "version: 1\n"
     misnamed = run("put", f"{tmp_path}/job.yaml", "s3://My_Bucket/", "--create-bucket")
     assert misnamed.code == 78
-    assert "My_Bucket is no valid name of a bucket; take 3 to 63 lowercase" in misnamed.err
+    assert "My_Bucket is not a valid bucket name; use 3 to 63 lowercase" in misnamed.err
     for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is a folder")):
         assert complaint in run("put", str(path), "s3://put-bucket/").err
     for address in ("s3://put-bucket", str(tmp_path)):

@@ -61,10 +61,10 @@ def test_splits_are_known_by_their_usual_names(
 @pytest.mark.parametrize(
     ("paths", "complaint"),
     [
-        (("data/train/a/0.png", "data/val/a/0.png"), "holds the folder 'data' alone, in which"),
-        (("train/a/0.png", "valid/a/0.png", "val/a/0.png"), "val and valid are both a val split"),
-        (("train/a/0.png", "extra/a/0.png"), "extra: holds 1 image and is no split like train"),
-        (("val/a/0.png", "test/a/0.png"), "holds test, val and no train"),
+        (("data/train/a/0.png", "data/val/a/0.png"), "holds only the folder 'data', which"),
+        (("train/a/0.png", "valid/a/0.png", "val/a/0.png"), "val and valid are both val splits"),
+        (("train/a/0.png", "extra/a/0.png"), "extra: holds 1 image but is not a split like train"),
+        (("val/a/0.png", "test/a/0.png"), "holds test, val but no train"),
         (("cafe\u0301/0.png", "caf\u00e9/0.png"), "class 'caf\u00e9', as"),
         (("cat/0.png", "cat /0.png"), "class 'cat', as 'cat' beside it"),
         (("c\x07at/0.png", "dog/0.png"), r"b'c\\x07at' holds the character U\+0007"),

@@ -82,7 +82,7 @@ def test_fields_classes_and_patterns(run: Run, tmp_path: Path) -> None:
     assert "holds a data set already" in again.err
     ended = run("index", f"{tmp_path}/x-{{000..009}}.tar", "--overwrite")
     assert ended.code == 78
-    assert "x-003.tar: no such object, nor are 6 more" in ended.err
+    assert "x-003.tar: no such object, and 6 more are missing" in ended.err
     assert run("index", str(tmp_path), "--overwrite", *options).code == 0
     assert labels_of(str(tmp_path)) == [2, 1, 0]
 
@@ -130,7 +130,7 @@ def test_a_compressed_shard_is_named(
 
 
 def test_a_folder_of_images_leads_to_pack(run: Run, pictures: Path) -> None:
-    assert "holds no .tar, but images; make shards of them by" in run("index", str(pictures)).err
+    assert "holds no .tar, but images; pack them into shards" in run("index", str(pictures)).err
 
 
 class Interrupted(BaseException):
@@ -241,12 +241,12 @@ def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> 
     ended = run("index", str(listing), "--overwrite")
     assert ended.code == 65
     assert "b.tar: byte" in ended.err
-    assert "holds 3 samples where the older index says 4" in ended.err
+    assert "holds 3 samples, but the older index says 4" in ended.err
     entries[0]["filesize"] += 1
     listing.write_text(json.dumps({"wids_version": 1, "shardlist": entries}))
     assert run("index", str(listing), "--overwrite").code == 65
     listing.write_text("{}")
-    assert "no wids index" in run("index", str(listing), "--overwrite").err
+    assert "not a wids index" in run("index", str(listing), "--overwrite").err
 
 
 def test_a_place_without_tars_says_where_there_are_some(run: Run, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_jpegs_by_their_other_names_are_taken() -> None:
 def test_a_key_that_comes_twice_is_reported() -> None:
     found = scan(tar([*labeled(3), *labeled(1)]))
     assert len(found.rows) == 3
-    assert "sample '0000' is there already" in found.problems[0].text
+    assert "sample '0000' also occurs earlier" in found.problems[0].text
 
 
 def test_what_is_no_sample_costs_no_memory() -> None:

@@ -71,13 +71,13 @@ def test_json_and_short_floats_are_taken() -> None:
         ("batch_size: 64", 'batch_size: "64"', "train.batch_size: should be a valid integer"),
         ("job: ants", "job: Ants_", "job: must be 1 to 63 lower-case letters"),
         ("version: 1", "version: 2", "version: should be 1, not 2"),
-        ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: give at most one of scale"),
+        ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: set at most one of scale"),
         (
             "scale: 0.05",
             "freeze: 3",
             "optimizer.groups[0].freeze: should be 'always' or a mapping, not 3",
         ),
-        ("scale: 0.05", "freeze: {}", "optimizer.groups[0].freeze: give either epochs or steps"),
+        ("scale: 0.05", "freeze: {}", "optimizer.groups[0].freeze: set either epochs or steps"),
         (
             "scale: 0.05",
             "freeze: {epoch: 1}",
@@ -91,12 +91,12 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "scale: 0.05",
             "lr: 1e-3, geometric: {from: 1e-5, to: 1e-3}",
-            "optimizer.groups[0]: give at most one of scale, lr and geometric",
+            "optimizer.groups[0]: set at most one of scale, lr and geometric",
         ),
         (
             "scale: 0.05",
             "layer_decay: 0.5, freeze: always",
-            "optimizer.groups[0]: an always frozen group has no rate; remove the rate or `freeze`",
+            "optimizer.groups[0]: an always-frozen group has no rate; remove the rate or `freeze`",
         ),
         ("  name: adam", "  name: adam\n  momentum: 0.9", "optimizer: momentum belongs to sgd"),
         (
@@ -117,12 +117,12 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "seed: 0",
             "sync_batch_norm: true, micro_batch: 2",
-            "train: sync_batch_norm goes with whole batches; remove micro_batch",
+            "train: sync_batch_norm does not support micro-batches; remove micro_batch",
         ),
         (
             "seed: 0",
             "compile: true, activation_checkpointing: true",
-            "train: compile decides what is recomputed; remove activation_checkpointing",
+            "train: compile chooses what to recompute; remove activation_checkpointing",
         ),
         (
             "  name: adam",
@@ -149,7 +149,7 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "  lr: 1.0e-3",
             "  lr: 1.0e-3\n  lr: 2.0e-3",
-            'line 14: the key "lr" was given before; remove one of the two',
+            'line 14: the key "lr" appears twice; remove one of the two',
         ),
         ("train: {epochs", "train: [epochs", "line 20: "),
     ],

@@ -46,9 +46,9 @@ def test_a_finished_model_classifies(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     broken = run("predict", final, images[0])
     assert broken.code == 78
-    assert "is not what" in broken.err
+    assert "does not match" in broken.err
     gone = f"{tmp_path}/nothing"
-    assert f"{gone}: holds no model.json, neither itself nor in final/" in (
+    assert f"{gone}: contains no model.json, either directly or in final/" in (
         run("predict", gone, images[0]).err
     )
 

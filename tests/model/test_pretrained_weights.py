@@ -120,7 +120,7 @@ def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
         ({"model": {"conv1.weight": torch.ones(2)}}, "holds model with 1 tensor, which do not fit"),
         (
             {"state_dict": {}, "cfg": fractions.Fraction(1, 2)},
-            "holds fractions.Fraction beside the tensors, .* where you trust the file, convert it",
+            "holds fractions.Fraction beside the tensors, .* if you trust the file, convert it",
         ),
     ],
 )

@@ -159,7 +159,7 @@ def test_an_attempt_that_was_killed_at_once_is_in_the_report(kept: Store) -> Non
     started = {"identity": {"job": "ants"}, "started": "2026-01-02T03:04:05+00:00"}
     kept.put("attempts/000003.json", json.dumps(started).encode())
     text = " ".join(_Page(run_page(read_run(kept))).text)
-    assert "3 2026-01-02 03:04:05 - - - - - without a word" in re.sub(r"\s+", " ", text)
+    assert "3 2026-01-02 03:04:05 - - - - - no end recorded" in re.sub(r"\s+", " ", text)
 
 
 def test_a_page_goes_where_it_was_sent_and_breaks_nothing(

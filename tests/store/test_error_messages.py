@@ -16,7 +16,7 @@ def test_a_redirect_is_named_and_not_followed(status: str, faulty: tuple[Proxy, 
         with pytest.raises(ConfigurationError) as raised:
             ask()
         text = str(raised.value)
-        assert f"{server.endpoint} redirects to https://store.invalid; give that in" in text
+        assert f"{server.endpoint} redirects to https://store.invalid; set AWS_ENDPOINT_URL" in text
         assert "secret" not in text
 
 

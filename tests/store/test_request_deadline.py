@@ -20,7 +20,7 @@ def test_a_drip_ends_with_the_deadline(fault: str, faulty: tuple[Proxy, Store]) 
     server.plan = lambda request: fault
     for ask in (lambda: store.get("object"), lambda: list(store.list())):
         began = time.monotonic()
-        with pytest.raises(InfrastructureError, match=r"gives no whole answer within \d s"):
+        with pytest.raises(InfrastructureError, match=r"sent no complete response within \d s"):
             ask()
         assert time.monotonic() - began < 6
     server.plan = lambda request: None

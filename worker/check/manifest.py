@@ -1,4 +1,4 @@
-"""The first rows of a preflight, for which nothing slow is imported: most mistakes are in them."""
+"""The first rows of a preflight, checked before any slow import: they catch most mistakes."""
 
 import os
 from urllib.parse import urlsplit
@@ -10,9 +10,9 @@ from worker.manifest import Manifest, load_manifest
 
 
 def look_at_manifest(table: Table, uri: str) -> Manifest | None:
-    """Add the rows of the manifest and of the credentials that it needs; None if it has mistakes.
+    """Add the rows for the manifest and its credentials; return None if it is invalid.
 
-    Also None if storage cannot be used, in which case it was not looked at.
+    Also return None if storage cannot be used, in which case the manifest was not read.
     """
     found: list[Manifest] = []
 
@@ -33,7 +33,7 @@ def look_at_manifest(table: Table, uri: str) -> Manifest | None:
 
 
 def probe_environment() -> str:
-    """Check that variables of our own are well-formed, and that none is misspelled."""
+    """Check that the worker's own variables are well-formed and that none is misspelled."""
     Settings.from_env().require_valid()
     unknown = Settings.from_env().unknown()
     if unknown:

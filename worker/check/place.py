@@ -27,16 +27,16 @@ _NCCL_BYTES = 1 << 30
 
 
 def probe_devices() -> str:
-    """Return what ranks would compute on here."""
+    """Return the devices that ranks started here would run on."""
     gpus = torch.cuda.device_count()
     if not gpus:
-        return "no GPU here; CPU ranks"
+        return "no GPU here; ranks run on the CPU"
     start_cuda(torch.device("cuda", 0))
     return f"{gpus} of {torch.cuda.get_device_name(0)}"
 
 
 def probe_processors(place: Rank | Spawn | None, lanes: int) -> str:
-    """The cores that the ranks here may use, by affinity and cgroup, and how they decode."""
+    """Return the cores that ranks here may use, by affinity and cgroup, and how they decode."""
     cores = cores_of_node()
     if place is None:
         return f"{count(cores, 'core')} here"
@@ -63,25 +63,25 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
     except OSError:
         seconds = Settings.from_env().rendezvous_seconds
         raise Caution(
-            f"{address} does not resolve yet; ranks will look for it for {seconds} s"
+            f"{address} does not resolve yet; ranks will keep trying for {seconds} s"
         ) from None
     numeric = str(found[0][4][0])
     return f"{address} is {numeric}{_by_interface(numeric)}"
 
 
 def _by_interface(address: str) -> str:
-    """Return the interface by which gloo and NCCL will listen for the other nodes."""
+    """Return the interface on which Gloo and NCCL will listen for the other nodes."""
     chosen = os.environ.get("GLOO_SOCKET_IFNAME")
     if chosen:
         return f", GLOO_SOCKET_IFNAME is {chosen}"
     if is_loopback(address):
         return ", which is this node"
     interface = interface_to(address)
-    return f", by interface {interface}" if interface else ", to which there is no route"
+    return f", via interface {interface}" if interface else ", but there is no route to it"
 
 
 def probe_scratch() -> str:
-    """Check that the cache folder takes what it may hold."""
+    """Check that the cache folder is writable and has the space that it may use."""
     settings = Settings.from_env()
     folder = settings.scratch
     if not folder:
@@ -98,33 +98,33 @@ def probe_scratch() -> str:
         ) from None
     if free < wanted:
         raise Caution(
-            f"WORKER_SCRATCH: {folder} has {free:.1f} GiB free; set WORKER_SCRATCH_GIB below that, "
-            f"or a larger volume (now {wanted} may be used)"
+            f"WORKER_SCRATCH: {folder} has {free:.1f} GiB free; set WORKER_SCRATCH_GIB below "
+            f"that, or mount a larger volume (up to {wanted} GiB may be used)"
         )
     made = "" if existing == place else ", does not exist yet and will be made"
-    return f"{folder}: {free:.0f} GiB free, up to {wanted} used{made}"
+    return f"{folder}: {free:.0f} GiB free, up to {wanted} GiB will be used{made}"
 
 
 def probe_shared_memory() -> str:
-    """Check that NCCL finds the shared memory through which it moves data between local GPUs."""
+    """Check for the shared memory through which NCCL moves data between local GPUs."""
     try:
         size = shutil.disk_usage(_SHARED_MEMORY).total
         with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY):
             pass
     except OSError as error:
         raise Caution(
-            f"{_SHARED_MEMORY}: {error.strerror}; with several GPUs mount a writable tmpfs there"
+            f"{_SHARED_MEMORY}: {error.strerror}; with several GPUs, mount a writable tmpfs there"
         ) from None
     if size < _NCCL_BYTES and torch.cuda.device_count() > 1:
         raise Caution(
-            f"{_SHARED_MEMORY} has {size >> 20} MiB, too little for NCCL between several GPUs; give 1 "
-            "GiB (docker run --shm-size=1g, an emptyDir in memory)"
+            f"{_SHARED_MEMORY} has {size >> 20} MiB, too too little for NCCL between several "
+            f"GPUs; provide 1 GiB (docker run --shm-size=1g, or an emptyDir with medium: Memory)"
         )
     return f"{size >> 20} MiB"
 
 
 def probe_metrics() -> str:
-    """Check that every exporter of metrics that is set works; none of them can fail training."""
+    """Check that every configured metrics exporter works; none of them can fail the training."""
     ways = []
     settings = Settings.from_env()
     port = settings.metrics_port
@@ -142,8 +142,10 @@ def probe_metrics() -> str:
     folder = settings.metrics_textfile
     if folder:
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise Caution(f"WORKER_METRICS_TEXTFILE: {folder} is no folder that can be written to")
-        ways.append(f"{folder} takes files")
+            raise Caution(
+                f"WORKER_METRICS_TEXTFILE: {folder} is not a writable folder; choose another one"
+            )
+        ways.append(f"{folder} is writable")
     return ", ".join(ways) or "no WORKER_METRICS_PORT, WORKER_PUSHGATEWAY or _TEXTFILE is set"
 
 
@@ -151,9 +153,9 @@ def _probe_gateway(gateway: Gateway) -> str:
     try:
         gateway.ask()
     except urllib.error.HTTPError as error:
-        raise Caution(f"WORKER_PUSHGATEWAY: answers {error.code}") from None
+        raise Caution(f"WORKER_PUSHGATEWAY: answers with status {error.code}") from None
     except Exception as error:
-        # Never the error's text: it may hold a part of the address, a password for one.
+        # Never the error's text: it may contain part of the address, such as a password.
         reason = getattr(getattr(error, "reason", error), "strerror", None) or type(error).__name__
         raise Caution(
             f"WORKER_PUSHGATEWAY: cannot be reached ({reason}); correct it, or metrics will be lost"

@@ -1,4 +1,4 @@
-"""The rows of `worker check`, in the order in which a start would meet what they look at."""
+"""The rows of `worker check`, in the order in which a start would need each item."""
 
 import functools
 import os
@@ -31,16 +31,16 @@ from worker.store import open_store
 def look_at_place(
     table: Table, manifest: Manifest | None, ranks: int | None, nproc: int | None
 ) -> None:
-    """Add rows for all that a start of the job would need beside its manifest.
+    """Add rows for everything that a start of the job needs besides its manifest.
 
-    Only writes objects below `check/` in the output, and removes those.
+    Write only objects below `check/` in the output, and remove them again.
 
     Args:
-        table: Where the rows are added.
+        table: The table to which the rows are added.
         manifest: The job's manifest; None if storage cannot be used to read it.
-        ranks: The number of ranks, where they are not to start in this process: a batch script, a
-            pod without the GPUs.
-        nproc: The number of ranks that were asked for on this node.
+        ranks: The number of ranks if they will start elsewhere, as when the check runs in a batch
+            script or in a pod without GPUs; None if they start here.
+        nproc: The number of ranks requested for this node; None for the default.
     """
     _Preflight(table, manifest, ranks, nproc).look()
 

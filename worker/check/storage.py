@@ -1,4 +1,4 @@
-"""Probes of storage: who asks, and every right that a job needs below its output."""
+"""Probes of storage: the credentials, and every permission that a job needs on its output."""
 
 import contextlib
 import functools
@@ -17,11 +17,11 @@ from worker.store import ObjectMissing, Store
 from worker.store.aws_settings import check_settings
 from worker.store.error_messages import NO_BUCKET, translate
 
-_MULTIPART = 32 << 20  # more than the store sends in one piece
+_MULTIPART = 32 << 20  # more than the store sends in a single PUT
 
 
 def probe_credentials() -> str:
-    """Return the kind of credentials that boto3 has found, never the credentials."""
+    """Return the source of the credentials that boto3 found, never the credentials themselves."""
     check_settings(os.environ)
     try:
         found = boto3.session.Session().get_credentials()
@@ -35,7 +35,7 @@ def probe_credentials() -> str:
 
 
 def look_at_output(table: Table, store: Store) -> None:
-    """Probe each right on an object of a fresh name, which is gone afterwards."""
+    """Probe each permission on an object with a fresh name, and remove it afterwards."""
     key = f"check/{uuid.uuid4().hex}"
     probes: list[tuple[str, Callable[[Store, str], str]]] = [
         ("output: list", _list),
@@ -67,14 +67,14 @@ def _put_and_get(store: Store, key: str) -> str:
     store.put(key, data)
     if store.get(key) != data:
         raise ConfigurationError(
-            f"{store.uri}{key}: read back with other bytes than written; no checkpoint would be "
-            "safe there"
+            f"{store.uri}{key}: reads back different bytes than were written; no checkpoint "
+            f"would be safe there"
         )
     return "written and read back"
 
 
 def _put_if_absent(store: Store, key: str) -> str:
-    """Check that the second of two writers is refused, on which fencing rests."""
+    """Check that the second of two writers is refused, which fencing relies on."""
     first = f"{key}-1"
     try:
         store.put_if_absent(first, uuid.uuid4().bytes)
@@ -103,10 +103,10 @@ def _abort(store: Store, key: str) -> str:
         store.abort_uploads(f"{key}-2")  # the store's own cleanup may have left one
     except ConfigurationError:
         raise Caution(
-            "uploads cannot be listed here: what broken-off ones leave costs space until a "
-            "lifecycle rule removes it"
+            "uploads cannot be listed here: leftovers of interrupted ones cost space until a "
+            "lifecycle rule removes them"
         ) from None
-    return "a broken-off upload leaves nothing"
+    return "an interrupted upload leaves nothing behind"
 
 
 def _delete(store: Store, key: str) -> str:
@@ -119,5 +119,5 @@ def _delete(store: Store, key: str) -> str:
 
 
 def _remove(store: Store, key: str) -> None:
-    with contextlib.suppress(Exception):  # whatever there is to say of it, a row has said
+    with contextlib.suppress(Exception):  # a row has already reported any failure
         store.delete(key)

@@ -1,4 +1,4 @@
-"""Rows of a preflight: what was looked at, its state, what to do about it."""
+"""The rows of a preflight: each probe with its state, its finding and the remedy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ from worker.errors import ExitCode, InfrastructureError, WorkerError, most_fatal
 from worker.logs import count
 
 CREDENTIALS = "credentials"
-"""The row without which storage is not looked at."""
+"""Name of the row that must not fail for storage to be probed."""
 NO_STORAGE = "storage cannot be used, see above"
 
 
 class Caution(Exception):
-    """A probe found something that does not keep the job from running; its text says what."""
+    """Finding of a probe that does not keep the job from running; its text describes it."""
 
 
-_BREAK = "\n  "  # between the lines of an error that has several
+_BREAK = "\n  "  # separates the lines of a multi-line error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Row:
     """A probe and its finding."""
 
     name: str
-    """What was probed."""
+    """Name of the probe."""
     state: str
-    """`ok`, `warn`, `FAIL`, or `-` for what could not be looked at."""
+    """`ok`, `warn`, `FAIL`, or `-` if the probe was skipped."""
     text: str
-    """The finding, and the remedy if there is something to do."""
+    """The finding, and the remedy if one is needed."""
     code: int = ExitCode.DONE
-    """The exit code that the finding asks for; 0 if a start would not fail on it."""
+    """The exit code for the finding; 0 if a start would not fail because of it."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def look(self, name: str, probe: Callable[[], str]) -> bool:
-        """Add a row; false where the probe failed."""
+        """Add the row of a probe; return False if the probe failed."""
         try:
             self.rows.append(Row(name=name, state="ok", text=probe()))
         except Caution as caution:
@@ -47,19 +47,19 @@ class Table:
         except WorkerError as error:
             self.rows.append(Row(name=name, state="FAIL", text=str(error), code=error.code))
             return False
-        except Exception as error:  # its text may hold what a variable holds, a password too
-            text = f"ended with {type(error).__name__}, please report it"
+        except Exception as error:  # its text may contain the value of a variable, even a password
+            text = f"failed with {type(error).__name__}; please report it"
             self.rows.append(Row(name=name, state="FAIL", text=text, code=ExitCode.BUG))
             return False
         return True
 
     def skip(self, name: str, reason: str) -> None:
-        """Add a row for what was not looked at."""
+        """Add a row for a probe that was skipped."""
         self.rows.append(Row(name=name, state="-", text=f"not looked at: {reason}"))
 
     @property
     def storage_fails(self) -> bool:
-        """Whether storage is unusable, so that asking again would only take time."""
+        """Whether storage is unusable, so that further requests would only waste time."""
         return any(
             row.code == InfrastructureError.code
             or (row.name == CREDENTIALS and row.state == "FAIL")
@@ -68,12 +68,14 @@ class Table:
 
     @property
     def code(self) -> int:
-        """The exit code of all rows."""
+        """The most severe exit code of all rows."""
         return most_fatal([ExitCode.DONE, *(row.code for row in self.rows)])
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        indent = "\n" + " " * (width + len("FAIL    "))  # of a text that has several lines
+        indent = "\n" + " " * (
+            width + len("FAIL    ")
+        )  # for the continuation lines of a multi-line text
         lines = [
             f"{row.state:<4}  {row.name:<{width}}  {row.text.replace(_BREAK, indent)}"
             for row in self.rows

@@ -1,4 +1,4 @@
-"""Work behind the training: one thread that runs calls one after the other."""
+"""Background work during training: one thread that runs calls one after the other."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ _NICENESS = 19
 
 
 class Background:
-    """A thread that must not keep the process from ending, and yields the CPU to the training."""
+    """A daemon thread, which does not keep the process alive and yields the CPU to training."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]
@@ -19,7 +19,7 @@ class Background:
         threading.Thread(target=self._run, name="background", daemon=True).start()
 
     def submit(self, call: Callable[[], None]) -> Future[None]:
-        """Have `call` run after those before it; the future holds what it raises."""
+        """Queue `call` behind earlier ones; the returned future holds any exception it raises."""
         future: Future[None] = Future()
         self._calls.put((call, future))
         return future
@@ -29,7 +29,7 @@ class Background:
         self._calls.put(None)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):  # a thread's own niceness is a Linux matter
+        with contextlib.suppress(OSError):  # per-thread niceness exists only on Linux
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         for call, future in iter(self._calls.get, None):
             try:

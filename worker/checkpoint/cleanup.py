@@ -1,4 +1,4 @@
-"""Removes what is no longer needed of a job's checkpoints, and what dead attempts have left."""
+"""Removal of checkpoints that are no longer needed and of leftovers from dead attempts."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ def clean(
         keep: The number of trusted commits to keep, at least 1.
         best_step: The step of the best weights, which are kept as well; None if there are none.
     """
-    ensure_newest(store, own.attempt)  # what a newer attempt needs is not known here
+    ensure_newest(store, own.attempt)  # this attempt cannot know which objects a newer one needs
     for name in expendable(list_commits(store), trusted, keep, best_step):
         delete_commit(store, name)
     written: dict[CommitName, float] = {}
@@ -51,9 +51,9 @@ def clean(
     dead = abandoned(written, list_commits(store), own.attempt, now)
     for name in dead:
         for part in PART_NAMES:
-            # Some stores do not let uploads be listed.
+            # Some stores do not support listing uploads.
             with contextlib.suppress(WorkerError):
                 store.abort_uploads(part_name(name, part))
         delete_parts(store, name)
     if dead:
-        log.info("%s of dead attempts removed", count(len(dead), "unfinished checkpoint"))
+        log.info("removed %s of dead attempts", count(len(dead), "unfinished checkpoint"))

@@ -1,7 +1,7 @@
 """The commit protocol: immutable parts first, then one record that makes them a checkpoint.
 
-There is no movable pointer. The newest (step, attempt) whose parts verify wins; what has no commit
-record does not exist.
+There is no movable pointer. The newest (step, attempt) whose parts pass verification wins; a
+checkpoint without a commit record does not exist.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ class Part:
     """An object of a checkpoint."""
 
     name: str
-    """Its name within the checkpoint."""
+    """Name of the part within the checkpoint."""
     bytes: int
-    """Its size."""
+    """Size in bytes."""
     sha256: str
-    """Its digest, in hexadecimal."""
+    """SHA-256 digest, in hexadecimal."""
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +68,7 @@ class CommitName:
 
     @staticmethod
     def parse(text: str) -> "CommitName | None":
-        """Return the name that `text` is, if it is one."""
+        """Parse `text` as a commit name; return None if it is not one."""
         match = _NAME.fullmatch(text)
         return CommitName(int(match[1]), int(match[2])) if match else None
 
@@ -90,7 +90,7 @@ class CommitRecord(Record):
     def _is_complete(self) -> "CommitRecord":
         names = [part.name for part in self.parts]
         if len(set(names)) < len(names) or not set(names) <= set(PART_NAMES):
-            raise ValueError("has parts that no checkpoint has")
+            raise ValueError("lists unknown or repeated parts")
         missing = set(PART_NAMES) - {"average.safetensors"} - set(names)
         if missing:
             raise ValueError(f"lacks {min(missing)}")
@@ -98,15 +98,15 @@ class CommitRecord(Record):
 
 
 def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStream]") -> list[Part]:
-    """Upload the parts of a checkpoint, which is none until they are published.
+    """Upload the parts of a checkpoint, which does not exist until its commit is published.
 
     Args:
         store: The output of the job.
         name: The commit that they will belong to.
-        parts: The contents by the name of the part, uploaded in this order.
+        parts: The contents of each part by its name, uploaded in this order.
 
     Returns:
-        What the commit will record about each part.
+        The name, size and digest of each part, for the commit record.
     """
     written = []
     for part, stream in parts.items():
@@ -122,7 +122,7 @@ def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
     Args:
         store: The output of the job.
         name: The commit.
-        parts: What `write_parts` returned.
+        parts: The result of `write_parts`.
 
     Raises:
         Superseded: If a newer attempt exists (checked before every try), or if the record exists
@@ -138,7 +138,7 @@ def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
         json.dumps(record).encode(),
         lambda: ensure_newest(store, name.attempt),
     ):
-        raise Superseded(f"commit {name} exists already: this attempt runs twice")
+        raise Superseded(f"commit {name} already exists: this attempt is running twice")
 
 
 def list_commits(store: Store) -> list[CommitName]:
@@ -151,13 +151,15 @@ def list_commits(store: Store) -> list[CommitName]:
 
 
 def read_commit_record(store: Store, name: CommitName) -> CommitRecord | None:
-    """Return the record of a commit, or None if it is missing, damaged or of another checkpoint."""
+    """Return the record of a commit, or None if it is missing, damaged or mismatched."""
     try:
         record = read_record(store, commit_name(name), CommitRecord)
     except ObjectMissing:
         return None
     if record and (record.step, record.attempt) != (name.step, name.attempt):
-        log.warning("%s%s%s.json is of another checkpoint and left out", store.uri, COMMITS, name)
+        log.warning(
+            "%s%s%s.json belongs to another checkpoint and is ignored", store.uri, COMMITS, name
+        )
         return None
     return record
 
@@ -165,18 +167,18 @@ def read_commit_record(store: Store, name: CommitName) -> CommitRecord | None:
 def read_commit(
     store: Store, name: CommitName, beat: Callable[[], None] = lambda: None
 ) -> Parts | None:
-    """Return the parts of a checkpoint by name, or None and a log line if it is damaged.
+    """Return the parts of a checkpoint by name; if it is damaged, log why and return None.
 
     Args:
         store: The output of the job.
         name: The checkpoint.
-        beat: Called for every few megabytes that have come in.
+        beat: Called after every few megabytes received.
     """
     record = read_commit_record(store, name)
     if record is None:
         return None
     try:
-        # Before anything is read: a size that was altered may be more than any memory holds.
+        # Before anything is read: an altered size may exceed any machine's memory.
         sizes = {info.key: info.size for info in store.list(f"{CHECKPOINTS}{name}/")}
         for part in record.parts:
             found = sizes.get(part_name(name, part.name))
@@ -201,7 +203,7 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
         wanted: The name of the part.
 
     Returns:
-        The bytes of the part; None if it is not as it was committed.
+        The bytes of the part; None if it is missing or differs from the commit record.
     """
     record = read_commit_record(store, name)
     for part in record.parts if record else ():
@@ -216,11 +218,11 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
 
 
 def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], None]) -> bytearray:
-    """Return a part, compared with its digest as it comes in; read once more on a mismatch."""
+    """Return a part, verified against its digest as it arrives; retry once on a mismatch."""
     key = part_name(name, part.name)
 
     def read(start: int) -> bytes:
-        # One byte more than there should be, to see where there is more.
+        # One byte more than there should be, to detect any excess.
         return store.get(key, start, min(start + _READ, part.bytes + 1))
 
     for _ in range(2):
@@ -236,7 +238,7 @@ def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], No
 
 
 def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
-    """Reads in order, a few at a time, with no more than those in memory."""
+    """Yield the results of reads in order, a few at a time, keeping only those in memory."""
     reading: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         for start in starts:
@@ -248,19 +250,19 @@ def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterat
 
 
 def delete_commit(store: Store, name: CommitName) -> None:
-    """Remove a checkpoint: first the record, so that it is never there with parts missing."""
+    """Remove a checkpoint, record first, so that no commit ever has missing parts."""
     store.delete(commit_name(name))
     delete_parts(store, name)
 
 
 def delete_parts(store: Store, name: CommitName) -> None:
-    """Remove what lies under the name of a checkpoint."""
+    """Remove all objects below the name of a checkpoint."""
     for info in list(store.list(f"{CHECKPOINTS}{name}/")):
         store.delete(info.key)
 
 
 def digested(pieces: Iterator[Piece], digest: "hashlib._Hash") -> Iterator[Piece]:
-    """The pieces, which `digest` has then seen."""
+    """Yield the pieces unchanged, updating `digest` with each of them."""
     for piece in pieces:
         digest.update(piece)
         yield piece

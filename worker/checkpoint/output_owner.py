@@ -20,14 +20,14 @@ class _StateOwner(Record):
 
 
 def owner_of(store: Store, numbers: Sequence[int] | None = None) -> Identity | None:
-    """Return the identity of the job whose output this is, None if it is nobody's.
+    """Return the identity of the job that owns this output, or None if no job does.
 
-    It is in the first attempt record that is whole and, if none is, in the result and the
-    checkpoints.
+    It is read from the first intact attempt record or, if there is none, from the result or a
+    checkpoint.
 
     Args:
         store: The output.
-        numbers: Its attempts, if they are known already.
+        numbers: The numbers of its attempts, if they are already known.
     """
     owner = first_whole(store, attempt_numbers(store) if numbers is None else numbers)
     if owner:

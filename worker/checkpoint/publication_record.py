@@ -1,4 +1,4 @@
-"""Records of a job's result: what an attempt has published, and what users see as done."""
+"""Records of a job's result: the publication of an attempt, and the result that users see."""
 
 import hashlib
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,18 +18,18 @@ Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 
 
 class Weights(Record):
-    """The step whose weights were published, and their validation accuracy, if it was measured."""
+    """The step whose weights were published, and their validation accuracy if measured."""
 
     step: Count
     accuracy: float | None = None
 
 
 class Done(Record):
-    """The result of a job: which attempt, after how many steps, with which weights."""
+    """The result of a job: its attempt, the number of steps and the published weights."""
 
     attempt: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    """What `train.epochs` asked for; training may have ended earlier."""
+    """The value of `train.epochs`; training may have ended earlier."""
     step: Count
     weights: Weights
     identity: dict[str, str] = Field(default_factory=dict)
@@ -48,7 +48,7 @@ class PublishedPart(Record):
 
 
 class Publication(Record):
-    """The result of an attempt: what `done.json` will say, and the parts that it has written."""
+    """The result of an attempt: the contents of `done.json`, and the parts it has written."""
 
     attempt: Annotated[int, Field(ge=1)]
     done: dict[str, JsonValue]
@@ -57,17 +57,17 @@ class Publication(Record):
     @model_validator(mode="after")
     def _agrees(self) -> "Publication":
         if self.result.attempt != self.attempt:
-            raise ValueError("done is of another attempt")
+            raise ValueError("done belongs to another attempt")
         return self
 
     @property
     def result(self) -> Done:
-        """The result that `done.json` will state."""
+        """The result that `done.json` will contain."""
         return Done.model_validate(self.done)
 
 
 def read_done(store: Store) -> Done | None:
-    """Return the result of a job as users see it, if there is any."""
+    """Return the published result of a job, or None if it is missing or damaged."""
     try:
         return read_record(store, DONE_NAME, Done)
     except ObjectMissing:
@@ -75,13 +75,13 @@ def read_done(store: Store) -> Done | None:
 
 
 def stage_part(store: Store, attempt: int, name: str, stream: "TensorStream") -> Part:
-    """Write a part of a result under the name of its attempt; it counts for nothing yet.
+    """Write a part of a result below its attempt's name; it has no effect until published.
 
     Args:
         store: The output of the job.
         attempt: The attempt that writes it.
-        name: Where the part is to be once it is published, such as `final/model.json`.
-        stream: Its contents.
+        name: The name of the part once it is published, such as `final/model.json`.
+        stream: The contents of the part.
     """
     digest = hashlib.sha256()
     store.put_stream(staged_name(attempt, name), stream.size, digested(stream.pieces(), digest))

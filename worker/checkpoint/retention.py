@@ -1,12 +1,17 @@
-"""The choice of checkpoints to delete. Pure; a mistake here costs somebody's training."""
+"""Selection of the checkpoints to delete.
+
+Pure functions: a mistake here costs somebody's training.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 
 from worker.checkpoint.commit import CommitName
 
 DEAD_AFTER_SECONDS = 120.0
-"""A try of a request ends with the store deadline, 60 seconds by default, and is preceded by a look
-for newer attempts. A commit that came even later would lack its parts, and be passed over."""
+"""Age at which uncommitted parts of older attempts are deleted. Each try of a request ends by the
+store deadline, 60 seconds by default, and is preceded by a check for newer attempts. A commit that
+arrived even later would lack its parts and be skipped.
+"""
 
 
 def expendable(
@@ -21,12 +26,12 @@ def expendable(
         commits: All commits, in order.
         trusted: Commits that this attempt wrote or has verified. Others may be damaged, so they
             never count.
-        keep: The number of trusted commits to keep, at least 1; nothing is expendable before there
-            are as many.
+        keep: The number of trusted commits to keep, at least 1; nothing is expendable until there
+            are that many.
         best_step: The step of the best weights, never expendable; None if there are none.
 
     Returns:
-        The commits older than the newest `keep` trusted ones, less the best.
+        The commits older than the newest `keep` trusted ones, except the best one.
     """
     newest = sorted(set(trusted), reverse=True)[:keep]
     if len(newest) < keep:
@@ -46,7 +51,7 @@ def abandoned(
         written: The time at which the last part of each checkpoint was written, in seconds.
         commits: The checkpoints that have a commit.
         attempt: The number of this attempt.
-        now: The time now, in seconds by the same clock.
+        now: The current time, in seconds on the same clock.
 
     Returns:
         Their names, oldest first.

@@ -1,7 +1,7 @@
-"""Checkpoints written by a process of its own, beside the one that trains.
+"""Checkpoints written by a separate process, alongside the one that trains.
 
 Digests, signatures and requests would take the interpreter lock from the thread that launches
-kernels, and cores from the training on CPUs.
+kernels and, when training on CPUs, cores from the training.
 """
 
 import functools
@@ -23,11 +23,11 @@ from worker.store.traffic_counts import listen, replay
 
 
 class Saver:
-    """Forks the process; to be made before this process starts CUDA or any thread.
+    """Handle of a forked saver process; create it before CUDA or any thread is started.
 
     Args:
         output: The output of the job.
-        size: Room for a training state, in bytes.
+        size: Size of the buffer for a training state, in bytes.
     """
 
     def __init__(self, output: Store, size: int) -> None:
@@ -36,9 +36,9 @@ class Saver:
         self._child = Child("save", "the process that saves", serve)
 
     def write(self, name: CommitName, snapshot: Snapshot) -> list[Part]:
-        """Upload the parts of a checkpoint, which `self.host` holds, and return what they are.
+        """Upload the parts of the checkpoint in `self.host`, and return their descriptions.
 
-        Raises what `Store` raises, and `InfrastructureError` if the process was killed.
+        Raises the errors of `Store`, and `InfrastructureError` if the process was killed.
         """
         self._child.send((name, snapshot))
         while True:
@@ -54,7 +54,7 @@ class Saver:
 
 
 class _Teller:
-    """Tells the parent of each request at once; several threads may."""
+    """Listener that reports each request to the parent immediately; safe for several threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -80,7 +80,7 @@ class _Teller:
 def _serve(connection: Connection, output: Store, host: HostCopy) -> None:
     """Write snapshots until the parent closes its end of the connection."""
     torch.set_num_threads(1)
-    gc.freeze()  # what came with the fork stays shared with the parent
+    gc.freeze()  # objects inherited by the fork stay shared with the parent
     listen(_Teller(connection))
     while True:
         try:
@@ -93,7 +93,7 @@ def _serve(connection: Connection, output: Store, host: HostCopy) -> None:
 def _written(
     output: Store, host: HostCopy, name: CommitName, snapshot: Snapshot
 ) -> list[Part] | Exception:
-    """The parts of a checkpoint once they are written, or the error that came between."""
+    """Write the parts of a checkpoint, and return them or the error that prevented it."""
     try:
         return write_parts(output, name, snapshot.parts(host))
     except WorkerError as error:

@@ -1,4 +1,4 @@
-"""The part of a checkpoint that is not tensors."""
+"""The non-tensor part of a checkpoint."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ _Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(kw_only=True)
 class State:
-    """The progress of training, as a checkpoint keeps it."""
+    """The progress of training, as stored in a checkpoint."""
 
     step: _Steps = 0
     """Optimizer steps done."""
@@ -29,17 +29,17 @@ class State:
     best_accuracy: _Accuracy | None = None
     """The best accuracy so far."""
     best_loss: _Loss | None = None
-    """The loss of that evaluation."""
+    """The loss of the evaluation with the best accuracy."""
     best_step: _Steps | None = None
-    """The step of that evaluation."""
+    """The step of the evaluation with the best accuracy."""
     stale: _Steps = 0
-    """Evaluations since the last one that early stopping saw as better."""
+    """Evaluations since the last one that early stopping counted as an improvement."""
     to_beat: _Accuracy | None = None
-    """The accuracy that early stopping compares with."""
+    """The accuracy that early stopping compares against."""
     skipped: _Steps = 0
     """Steps skipped because their loss was not finite."""
     skipped_in_a_row: _Steps = 0
-    """Steps left out since the last one that was taken."""
+    """Steps skipped since the last one that was taken."""
     bad_samples: tuple[_Steps, ...] = ()
     """Ids of training samples that were left out."""
 
@@ -55,16 +55,17 @@ class State:
         return state
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON data."""
+        """Return the fields by name, as JSON data."""
         return dataclasses.asdict(self)
 
     def note_evaluation(self, loss: float | None, accuracy: float, min_delta: float) -> None:
-        """Take in the result of an evaluation.
+        """Record the result of an evaluation.
 
         Args:
-            loss: Mean loss, which decides between equal accuracies; None if it is not finite.
+            loss: Mean loss, which breaks ties between equal accuracies; None if it is not finite.
             accuracy: Top-1 accuracy, in [0, 1].
-            min_delta: By how much the accuracy must rise for early stopping to see an improvement.
+            min_delta: Margin by which the accuracy must rise for early stopping to count it as an
+                improvement.
         """
         self.evaluated = self.step
         self.loss, self.accuracy = loss, accuracy
@@ -79,7 +80,7 @@ class State:
 
 
 def _rank(accuracy: float, loss: float | None) -> tuple[float, float]:
-    """Return the key to compare evaluations by: of equal accuracies, the lower loss is better."""
+    """Return a sort key for evaluations: accuracy first, then the lower loss."""
     return accuracy, -math.inf if loss is None else -loss
 
 

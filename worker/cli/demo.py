@@ -1,4 +1,4 @@
-"""The whole job on one machine: the worker's own commands in a row, against an embedded S3."""
+"""A complete job on one machine: the worker's own commands in turn, on an embedded S3."""
 
 import contextlib
 import json
@@ -73,15 +73,18 @@ _FROZEN = """\
 
 
 def run_demo(keep: Path | None) -> None:
-    """Run the demo; `keep` is a folder for the pictures, else they are removed at the end.
+    """Run the demo; keep the pictures in the folder `keep`, or delete them if it is None.
 
-    Raises `InfrastructureError` where a command does not end as it should.
+    Raises `InfrastructureError` if a command ends with an unexpected exit code.
     """
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         s3 = stack.enter_context(_embedded_s3())
-        _tell("Handwritten digits: 0-4 are the source task, 24 pictures each of 5-9 the target")
+        _tell(
+            "Handwritten digits: 0-4 are the source task, and 24 pictures each of 5-9 are "
+            "the target"
+        )
         _write_digits(folder)
         s3.create_bucket(Bucket=_BUCKET)
         _put_manifests(s3)
@@ -97,16 +100,16 @@ def run_demo(keep: Path | None) -> None:
         metrics = _stop_half_way("s3://demo/jobs/graded.yaml")
         _tell("The same command on one rank resumes where it stopped")
         _worker("train", "s3://demo/jobs/graded.yaml")
-        _tell("The same with the backbone frozen, to compare")
+        _tell("The same with the backbone frozen, for comparison")
         _worker("train", "s3://demo/jobs/frozen.yaml")
         _tell("Which samples was the stopped and resumed run trained on?")
         _worker("audit", "s3://demo/runs/graded/")
-        _tell("Where the run stands, and how it compares, told from the bucket alone")
+        _tell("The state of the run, and how it compares, read from the bucket alone")
         _worker("status", "s3://demo/runs/graded/")
         _worker("compare", "s3://demo/runs/graded/", "s3://demo/runs/frozen/")
         _worker("report", "s3://demo/runs/graded/", "--out", "demo-report.html")
         _show_bucket(s3)
-        _tell("Some of what was to be scraped while it trained")
+        _tell("Some of the metrics that could be scraped during training")
         click.echo(metrics)
         _tell(
             f"Accuracy on the target task: graded {_accuracy(s3, 'graded'):.3f}, "
@@ -116,7 +119,7 @@ def run_demo(keep: Path | None) -> None:
 
 @contextlib.contextmanager
 def _embedded_s3() -> Iterator[Any]:
-    """An S3 server on loopback, and the environment that leads every command to it."""
+    """Start an S3 server on loopback, and point every command at it by the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -154,7 +157,7 @@ def _free_port() -> int:
 
 
 def _write_digits(folder: Path) -> None:
-    """scikit-learn's 1797 handwritten digits as image folders of two tasks."""
+    """Write scikit-learn's 1797 handwritten digits as the image folders of two tasks."""
     digits = load_digits()
     seen: dict[int, int] = {}
     totals = np.bincount(digits.target)
@@ -188,11 +191,11 @@ def _worker(*arguments: str) -> None:
 
 def _expect(code: int, wanted: ExitCode) -> None:
     if code != wanted:
-        raise InfrastructureError(f"the command ended with {code} where {wanted} was due")
+        raise InfrastructureError(f"the command ended with exit code {code}; {wanted} was expected")
 
 
 def _stop_half_way(manifest: str) -> str:
-    """Train on two ranks, stop by SIGTERM at half of the steps; returns a few lines of metrics."""
+    """Train on two ranks, stop halfway by SIGTERM, and return a few lines of metrics."""
     process = subprocess.Popen(_command("train", "--nproc", "2", manifest))
     lines: list[str] = []
     try:
@@ -231,7 +234,7 @@ def _half_done(lines: list[str]) -> bool:
 
 
 def _show_bucket(s3: Any) -> None:
-    _tell("What lies in the bucket below runs/graded/")
+    _tell("Contents of the bucket below runs/graded/")
     sizes: dict[str, list[int]] = {}
     for item in s3.list_objects_v2(Bucket=_BUCKET, Prefix="runs/graded/")["Contents"]:
         name = item["Key"].removeprefix("runs/graded/")

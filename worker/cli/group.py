@@ -1,4 +1,4 @@
-"""The `worker` command and the edge at which its errors become exit codes."""
+"""The `worker` command, which turns the errors of its subcommands into exit codes."""
 
 import sys
 from typing import NoReturn
@@ -13,12 +13,12 @@ from worker.redaction import redacted
 
 
 def progress_bar(length: int, label: str) -> ProgressBar[int]:
-    """A bar on stderr, which stays quiet where that is no terminal."""
+    """Return a progress bar on stderr, which stays hidden if that is not a terminal."""
     return click.progressbar(length=length, label=label, file=sys.stderr)
 
 
 class _Commands(click.Group):
-    """Ends an error of any command with one line and its exit code."""
+    """Command group that reports any command's error on one line and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> NoReturn:
         try:
@@ -33,7 +33,7 @@ class _Commands(click.Group):
 
 
 def _redacted(error: click.ClickException) -> click.ClickException:
-    """The same complaint about the command line, which can hold a presigned URL."""
+    """Return the same error with secrets redacted, as it may quote a presigned URL."""
     text = redacted(error.format_message())
     if text == error.format_message():
         return error
@@ -47,26 +47,24 @@ def _redacted(error: click.ClickException) -> click.ClickException:
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     show_default=True,
-    help="auto draws a live line on a terminal, and writes JSON lines in a Kubernetes or Slurm job "
-    "and text lines elsewhere.",
+    help="auto shows a live line on a terminal, and writes JSON lines in a Kubernetes or "
+    "Slurm job and text lines elsewhere.",
 )
 @click.pass_context
 def main(ctx: click.Context, log_format: str) -> None:
     """Fine-tune image classifiers from and to S3-compatible storage.
 
-    \b
-    worker pack photos/ s3://datasets/photos/     image folder to shards
-    worker index s3://datasets/tars/              index for shards that exist already
-    worker put job.yaml s3://bucket/              upload a manifest, or weights
-    worker models                                 the backbones, and their blocks to match on
-    worker plan s3://bucket/job.yaml              what would be trained, at which rates
-    worker check s3://bucket/job.yaml             whether this place has all that it needs
-    worker find-rates s3://bucket/job.yaml        which base rate to take
-    worker train s3://bucket/job.yaml             train, or resume where it stopped
-    worker status s3://runs/a/                    where a run stands; --watch keeps looking
-    worker report s3://runs/a/                    all about a run, as a page
-    worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
-    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
+    \b worker pack photos/ s3://datasets/photos/     image folder to shards worker index
+    s3://datasets/tars/              index for existing shards worker put job.yaml s3://bucket/
+    upload a manifest, or weights worker models                                 the backbones, and
+    the blocks that groups can match worker plan s3://bucket/job.yaml              preview of the
+    training and its learning rates worker check s3://bucket/job.yaml             check of
+    everything that the job needs here worker find-rates s3://bucket/job.yaml        suggestion of a
+    base learning rate worker train s3://bucket/job.yaml             train, or resume where it
+    stopped worker status s3://runs/a/                    state of a run; --watch keeps updating it
+    worker report s3://runs/a/                    report on a run, as an HTML page worker compare
+    s3://runs/a/ s3://runs/b/      settings that differ, and results worker predict
+    s3://runs/a/final/ photo.jpg   classify pictures with a finished model
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.

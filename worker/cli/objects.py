@@ -1,4 +1,4 @@
-"""Commands about single objects."""
+"""Commands for single objects."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ _SLASHES = 2  # of s3://BUCKET
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("address")
-@click.option("--create-bucket", is_flag=True, help="Make the bucket if it is not there.")
+@click.option("--create-bucket", is_flag=True, help="Create the bucket if it does not exist.")
 def put(*, file: Path, address: str, create_bucket: bool) -> None:
     """Upload FILE, such as a manifest or weights, to ADDRESS.
 
-    An ADDRESS that ends in a slash takes the file under its own name. What is there is replaced.
+    If ADDRESS ends in a slash, the file keeps its own name. An existing object is replaced.
     """
     from worker.store import open_store
     from worker.store.buckets import create_bucket as create
@@ -27,7 +27,7 @@ def put(*, file: Path, address: str, create_bucket: bool) -> None:
     if file.is_dir():
         raise ConfigurationError(f"{file}: is a folder; `worker pack` uploads image folders")
     if not file.is_file():
-        raise ConfigurationError(f"{file}: {'is no file' if file.exists() else 'no such file'}")
+        raise ConfigurationError(f"{file}: {'is not a file' if file.exists() else 'no such file'}")
     is_bucket = address.startswith("s3://") and address.count("/") == _SLASHES
     if is_bucket or (not address.endswith("/") and Path(address).is_dir()):
         raise ConfigurationError(f"{address}: end it with a slash to put {file.name} there")

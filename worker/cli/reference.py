@@ -11,12 +11,12 @@ from worker.errors import ConfigurationError
 
 @main.command()
 @click.argument("pattern", default="*")
-@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def models(*, pattern: str, as_json: bool) -> None:
-    """List the backbones: parameters, input size, head, and the blocks to match on.
+    """List the backbones: parameters, input size, head, and the blocks that groups can match.
 
-    PATTERN chooses by name, such as 'resnet*'. A block a+b has two names to match on, a and b;
-    a.1..4 are four blocks.
+    PATTERN selects by name, such as 'resnet*'. A block a+b can be matched by either name, a or b;
+    a.1..4 stands for four blocks.
     """
     from fnmatch import fnmatchcase
 
@@ -50,7 +50,7 @@ def settings() -> None:
 
 
 @main.command()
-@click.option("--markdown", is_flag=True, help="A table of all keys instead.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table of all keys instead.")
 def schema(*, markdown: bool) -> None:
     """Print the JSON Schema of the manifest."""
     from worker.manifest import Manifest
@@ -65,7 +65,7 @@ def schema(*, markdown: bool) -> None:
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the pictures in.")
 def demo(keep: Path | None) -> None:
-    """Run the whole job on an embedded S3: pack, plan, train, stop, resume, audit.
+    """Run a complete job on an embedded S3: pack, plan, train, stop, resume, audit.
 
     Needs the packages moto[server] and scikit-learn, but no network and no GPU; takes about two
     minutes on 2 cores.

@@ -1,4 +1,4 @@
-"""Commands on existing runs."""
+"""Commands for existing runs."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ _ENDS = ("done", "failed")
 @main.command()
 @click.argument("run")
 @click.option("--watch", is_flag=True, help="Keep refreshing until it is done or has failed.")
-@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(*, run: str, watch: bool, as_json: bool) -> None:
-    """Show the state of RUN: state, step, speed, last commit, attempt, expected end.
+    """Show the progress of RUN: state, step, speed, last commit, attempt, expected end.
 
-    RUN is the output of a job. Only the store is read, so everything is up to half a minute
-    old. A run that has said nothing for a minute and a half is `silent`.
+    RUN is the output of a job. Only the store is read, so the figures may be up to half a minute
+    old. A run without an update for a minute and a half is shown as `silent`.
     """
     from worker.report.status import describe_status, read_status
     from worker.store import open_store
@@ -38,7 +38,7 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
             live = watch and sys.stdout.isatty() and not as_json
             if lines:
                 click.echo(f"\x1b[{lines}A\x1b[J" if live else "", nl=not as_json and not live)
-            if live:  # a line that wraps would be two to go up by
+            if live:  # a wrapped line would count as two when moving the cursor up
                 width = shutil.get_terminal_size().columns
                 text = "\n".join(line[:width] for line in text.splitlines())
             click.echo(text)
@@ -54,9 +54,10 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
     "--out", default="report.html", show_default=True, help="Path or address; - for stdout."
 )
 def report(run: str, out: str) -> None:
-    """Write all about RUN as a page: curves, rates, attempts, classes, mistakes, settings.
+    """Write a report on RUN: curves, rates, attempts, classes, mistakes, settings.
 
-    RUN is the output of a job, finished or not. The page is one file that needs no network.
+    RUN is the output of a job, finished or not. The report is a single HTML file that needs no
+    network.
     """
     from worker.report.html_page import run_page
     from worker.report.read_run import read_run
@@ -72,15 +73,15 @@ def report(run: str, out: str) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="All settings and results as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all settings and results as JSON.")
 @click.option("--out", help="Also write a page with the curves, to this path or address.")
 def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
-    """Put RUNS side by side: results, and the settings that differ.
+    """Compare RUNS side by side: results, and the settings that differ.
 
-    A run is the output of a job, finished or not. The best of each result is marked.
+    A run is the output of a job, finished or not. The best value of each result is marked.
     """
     if len(runs) == 1:
-        raise click.UsageError("compares two or more runs; for one alone, see `worker report`")
+        raise click.UsageError("compares two or more runs; for a single run, use `worker report`")
     from worker.report.compare import compare, results_of
     from worker.report.html_page import compare_page
     from worker.report.read_run import read_run
@@ -109,10 +110,10 @@ def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
 @main.command()
 @click.argument("run")
 def audit(run: str) -> None:
-    """Prove from the ledger of RUN that each epoch held each sample exactly once.
+    """Prove from the ledger of RUN that each epoch used each sample exactly once.
 
-    RUN is the output of a job whose manifest says `record: {samples: true}`. Exit code 65 if a
-    sample was lost or repeated; those left out as bad within the job's budget are listed.
+    RUN is the output of a job whose manifest sets `record: {samples: true}`. Exits with 65 if a
+    sample was lost or repeated; bad samples left out within the job's budget are listed.
     """
     from worker.checkpoint.commit import list_commits, read_commit_record
     from worker.data.epoch_plan import steps_per_epoch
@@ -149,14 +150,22 @@ def audit(run: str) -> None:
 @main.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object per image, one a line.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of classes to show.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object per image, one per line."
+)
 def predict(*, model: str, images: tuple[str, ...], top: int, as_json: bool) -> int:
     """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
 
-    Every IMAGE is an address or a path of a JPEG, PNG or WebP, or of a folder of them (a prefix
-    ends in a slash). One that cannot be read is reported and the others are still classified; the
-    exit code is then 65, or 78 if there is no such object.
+    Each of IMAGES is the address or path of a JPEG, PNG or WebP file, or of a folder of them (a
+    prefix ends in a slash). An image that cannot be read is reported, and the others are still
+    classified; the exit code is then 65, or 78 if there is no such object.
     """
     from worker.cli.images import find_images
 

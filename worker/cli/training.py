@@ -1,4 +1,4 @@
-"""Commands that train, or show what would be trained."""
+"""Commands that train, or that preview or check a job."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from worker.redaction import redacted
 )
 @click.pass_obj
 def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
-    """Train what MANIFEST says, or resume from its last checkpoint.
+    """Train the job in MANIFEST, or resume it from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
     the same command resumes from there, on this or any other machine and number of ranks.
@@ -32,7 +32,9 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 
     stop = StopFlag()
     stop.install()
-    loaded = load_manifest(manifest)  # before torch, which takes seconds, as it may be mistyped
+    loaded = load_manifest(
+        manifest
+    )  # before torch, which takes seconds to import, as the manifest may have mistakes
     _settle_torch()
     from worker.launch.start import train
 
@@ -45,13 +47,13 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 @click.option(
     "--resume", is_flag=True, help="Verify the checkpoint from which a start would resume."
 )
-@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
-    """Show what MANIFEST would train, at which rates, without training.
+    """Preview the job in MANIFEST, with its groups and learning rates, without training.
 
-    Checks all that `train` checks before it starts: the manifest, data, weights and groups. With
-    --resume, also reads the checkpoints as a start would, and says what has changed since the last
-    attempt and whether that is taken or refused.
+    Checks everything that `train` checks before it starts: the manifest, data, weights and groups.
+    With --resume, it also reads the checkpoints as a start would, and reports the changes since the
+    last attempt and whether they are accepted or refused.
     """
     from worker.manifest import load_manifest
 
@@ -86,17 +88,17 @@ def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
 @click.option(
     "--ranks",
     type=click.IntRange(min=1),
-    help="Ranks that the job will have, where they will not start in this very place: a batch "
-    "script, an init container without the GPUs.",
+    help="Number of ranks of the job if they will not start here, as when this runs in a "
+    "batch script or in an init container without GPUs.",
 )
 @click.option("--nproc", type=click.IntRange(min=1), help="As for `train`.")
 def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
-    """Look at all that MANIFEST needs of this place, without training.
+    """Check everything that MANIFEST needs in this environment, without training.
 
-    Environment, credentials, every permission needed in the store, data, classes, weights,
-    groups, ranks and their rendezvous, scratch, shared memory and metrics: one row each, with the
-    remedy for what fails. Exits with 0, with 78 for what has to be put right, with 69 if storage
-    does not answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
+    Environment, credentials, every permission needed in the store, data, classes, weights, groups,
+    ranks and their rendezvous, scratch, shared memory and metrics: one row each, with the remedy
+    for each failure. Exits with 0 if nothing fails, with 78 if something has to be corrected, with
+    69 if storage does not answer, or with 75 if it is stopped. Takes seconds and needs no GPU.
     """
     from worker.ranks.stop_signal import StopFlag
 
@@ -124,15 +126,18 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
 @click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True)
 @click.option("--low", type=click.FloatRange(min=0, min_open=True), help="First base rate.")
 @click.option("--high", type=click.FloatRange(min=0, min_open=True), help="Last base rate.")
-@click.option("--out", help="Address of a folder for chart and numbers; default: in the output.")
+@click.option(
+    "--out", help="Address of a folder for the chart and its data; default: in the output."
+)
 def find_rates(
     manifest: str, steps: int, low: float | None, high: float | None, out: str | None
 ) -> None:
     """Sweep the base rate of MANIFEST and suggest one.
 
-    Trains one rank for some steps while the base rate grows, by default from a thousandth to a
-    hundred times of optimizer.lr. Every group keeps its ratio to it, and what is frozen for a while
-    takes part. Nothing is kept but find-rates/chart.svg and find-rates/sweep.json below the output.
+    Trains on one rank for some steps while the base rate grows, by default from a thousandth to a
+    hundred times optimizer.lr. Every group keeps its ratio to the base rate, and groups that are
+    frozen only for a while take part. Only find-rates/chart.svg and find-rates/sweep.json below the
+    output are kept.
     """
     from worker.manifest import load_manifest
     from worker.ranks.stop_signal import StopFlag
@@ -156,9 +161,9 @@ def find_rates(
 
 
 def _settle_torch() -> None:
-    """Set what torch reads once, when it is imported."""
-    # Waiting threads would spin by default, which next to busy neighbors or under a CPU quota
-    # makes a step up to ten times slower.
+    """Set the environment variables that torch reads only once, when it is imported."""
+    # By default, waiting threads spin, which makes a step up to ten times slower next to busy
+    # neighbors or under a CPU quota.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Its warnings from C++ go past the log, and are about what is done on purpose.
+    # Its C++ warnings bypass the log, and concern things that are done on purpose.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

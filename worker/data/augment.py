@@ -1,6 +1,6 @@
-"""Decoded images as the model sees them in training; every draw is keyed by the sample.
+"""Augmentation of decoded images for training; every random draw is keyed by the sample.
 
-Sizes are in pixels. Everything is uint8, on the device's side of the copy floats begin.
+Sizes are in pixels. Everything is uint8; batches are converted to floats only on the device.
 """
 
 import math
@@ -30,7 +30,7 @@ _ERASE_SCALE, _ERASE_RATIOS = (0.02, 0.33), (0.3, 3.3)  # Zhong et al., "Random 
 class Augmentation:
     """Random crop, flip, policy, color jitter and erasing, in that order.
 
-    The draws of a sample are fixed by (seed, epoch, sample id), whoever computes it and when.
+    The draws of a sample depend only on (seed, epoch, sample id), not on the process or the time.
     """
 
     def __init__(self, preprocessing: Preprocessing, settings: Augment, seed: int) -> None:
@@ -42,7 +42,7 @@ class Augmentation:
         self._draws = sum(stage.draws for stage in self._stages)
 
     def prepare_for(self, epoch: int) -> Callable[[Ids], Prepare]:
-        """The inputs that a loader needs to prepare the batches of an epoch."""
+        """Return a factory of the functions that prepare the images of each batch of an epoch."""
 
         def prepare(ids: Ids) -> Prepare:
             draws = keyed_uniform(self._draws, self._seed, epoch, ids).tolist()
@@ -51,7 +51,7 @@ class Augmentation:
         return prepare
 
     def _chosen(self) -> Iterator["_Stage"]:
-        """The stages that the manifest asks for, in order."""
+        """Yield the stages that the manifest enables, in order."""
         settings, policy = self._settings, _policy(self._settings)
         yield _Stage(_BOX_DRAWS, self._crop)
         yield _Stage(1, lambda image, draws: image.flip(-1) if draws[0] < settings.flip else image)
@@ -64,7 +64,7 @@ class Augmentation:
             yield _Stage(1 + _BOX_DRAWS, self._erase)
 
     def _apply(self, image: Tensor, draws: list[float], out: Tensor) -> None:
-        """Write uint8 [3, H, W], augmented, into `out`, uint8 [3, S, S], S the crop size."""
+        """Augment a uint8 [3, H, W] image into `out`, uint8 [3, S, S], where S is the crop size."""
         used = 0
         for stage in self._stages:
             image = stage.apply(image, draws[used : used + stage.draws])
@@ -93,7 +93,7 @@ class Augmentation:
 class _Stage(NamedTuple):
     """A step of the augmentation.
 
-    It gets as many uniform numbers as it declares, so that no stage changes those of another.
+    It gets as many uniform numbers as it declares, so that no stage shifts those of another.
     """
 
     draws: int
@@ -126,7 +126,7 @@ def random_box(
         draws: Uniform numbers in [0, 1).
 
     Returns:
-        The box; None if ten tries do not fit into the image.
+        The box; None if none of ten tries fits into the image.
     """
     low, high = (math.log(ratio) for ratio in ratios)
     numbers = list(islice(draws, _BOX_DRAWS))
@@ -143,7 +143,7 @@ def random_box(
 def random_resized_crop(
     width: int, height: int, scale: tuple[float, float], draws: Iterator[float]
 ) -> Box:
-    """Return a random crop, by the law of torchvision's `RandomResizedCrop`.
+    """Return a random crop, distributed like that of torchvision's `RandomResizedCrop`.
 
     Szegedy et al., "Going deeper with convolutions" (https://arxiv.org/abs/1409.4842): ten tries,
     then the largest central crop within the aspect ratios.
@@ -166,9 +166,9 @@ def random_resized_crop(
 
 
 def jitter(image: Tensor, settings: Jitter, draws: Iterator[float]) -> Tensor:
-    """Change brightness, contrast, saturation and hue, by the law of torchvision's `ColorJitter`.
+    """Change brightness, contrast, saturation and hue like torchvision's `ColorJitter`.
 
-    Takes 8 draws, which decide about amounts and order.
+    Takes 8 draws, which determine the amounts and the order.
 
     Args:
         image: uint8 [3, H, W].

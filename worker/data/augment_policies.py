@@ -1,4 +1,4 @@
-"""The operations of RandAugment and TrivialAugment, on drawn numbers in place of global randomness.
+"""RandAugment and TrivialAugment on given random numbers instead of a global generator.
 
 Operations and strengths are torchvision's: "RandAugment" (Cubuk et al., 2019) and "TrivialAugment"
 (Müller and Hutter, 2021), on its functional kernels.
@@ -18,7 +18,7 @@ Apply = Callable[[Tensor, float], Tensor]
 
 
 def _affine(image: Tensor, translate: list[int], shear: list[float]) -> Tensor:
-    # Shears turn about the corner, as in the papers' code; for translations it is all the same.
+    # Shears are about the corner, as in the papers' code; translations do not depend on a center.
     return F.affine(image, 0.0, translate, 1.0, shear, center=[0, 0])
 
 
@@ -46,26 +46,26 @@ OPERATIONS: dict[str, Apply] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The largest strength of each operation, and how many are applied."""
+    """The largest strength of each operation, and the number of operations to apply."""
 
     shear: float
     """Shear, as a slope."""
     translate: float
-    """Pixels, or a share of the side if below 1."""
+    """Translation in pixels, or as a share of the side if below 1."""
     rotate: float
     """Rotation, in degrees."""
     color: float
     """Change of brightness, contrast, saturation and sharpness, around 1."""
     posterize: int
-    """Bits taken away."""
+    """Number of bits removed."""
     operations: int
-    """How many operations are applied to an image."""
+    """Number of operations applied to an image."""
     level: int | None
-    """None: drawn anew for each image."""
+    """Strength level, from 0 to 30; None to draw it anew for each image."""
 
     @property
     def draws(self) -> int:
-        """Return how many uniform numbers an image needs."""
+        """Number of uniform random numbers that an image needs."""
         return 3 * self.operations
 
     def apply(self, image: Tensor, draws: Iterator[float]) -> Tensor:
@@ -84,9 +84,9 @@ class Policy:
 
         Args:
             name: The operation.
-            level: Level, of 0 to 30.
+            level: Strength level, from 0 to 30.
             side: Side of the image, in pixels, to which translations are relative.
-            negative: Whether an operation that has a sign gets a negative one.
+            negative: Whether a signed operation gets a negative strength.
 
         Returns:
             The strength in the operation's own unit.
@@ -103,7 +103,7 @@ class Policy:
 
 
 def rand_augment(operations: int, magnitude: int) -> Policy:
-    """RandAugment: N operations at one strength M of 0 to 30."""
+    """Return RandAugment: N operations at a single strength M, from 0 to 30."""
     return Policy(
         shear=0.3,
         translate=150 / 331,
@@ -116,7 +116,7 @@ def rand_augment(operations: int, magnitude: int) -> Policy:
 
 
 def trivial_augment() -> Policy:
-    """TrivialAugment (wide): one operation at any strength."""
+    """Return TrivialAugment (wide): one operation at a random strength."""
     return Policy(
         shear=0.99, translate=32.0, rotate=135.0, color=0.99, posterize=6, operations=1, level=None
     )

@@ -1,4 +1,4 @@
-"""Requests of a rank for batches, in a form that each of its processes can do a part of."""
+"""A rank's requests for batches, in a form that its processes can divide among them."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from worker.data.reader import SampleReader
 class Request:
     """The batches of a training epoch, or some samples of a data set as evaluation sees them.
 
-    All batches follow from it, so that it can be sent to a process that was forked earlier.
+    It determines all batches, so it can be sent to a process that was forked earlier.
     """
 
     dataset: str
@@ -30,23 +30,23 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A request in full."""
+    """A request resolved into its batches and their preparation."""
 
     batches: Iterable[Ids]
     """Sample ids of each batch."""
     prepare_for: Callable[[Ids], Prepare]
-    """Returns how the images of a batch are prepared."""
+    """Returns the function that prepares the images of a batch."""
     lead: int = 0
     """Samples at the head of every batch that belong to the part before it."""
     in_order: bool = False
-    """True if samples are taken in the order in which they lie in the shards."""
+    """True if samples are read in the order in which the shards store them."""
 
     def places(self, ids: Ids, part: int, parts: int, reader: SampleReader) -> Ids:
-        """Return the places of a batch that one of several processes fills.
+        """Return the positions in a batch that one of several processes fills.
 
-        Training takes a few samples of every lane in turn, so each process gets lanes of its own.
-        What is read in order is divided by the runs in which it is fetched. Either way nothing is
-        fetched by two of them, except for lanes or runs at the seams.
+        Training takes a few samples from every lane in turn, so each process gets its own lanes.
+        Samples read in order are divided by the runs in which they are fetched. Either way, no two
+        processes fetch the same data, except for lanes or runs at the boundaries.
 
         Args:
             ids: Sample ids of the batch.
@@ -65,12 +65,12 @@ class Work:
 
 
 class Batches(Protocol):
-    """Reads and decodes the batches of requests."""
+    """Reader and decoder of the batches of requests."""
 
     def batches(self, request: Request) -> Generator[Batch]:
-        """The batches in order; one is overwritten once the second after it is asked for.
+        """Yield the batches in order; each is overwritten when the second after it is requested.
 
-        Bad samples leave holes. Raises what the store raises, at the batch that it belongs to.
+        Bad samples leave holes. Raises the store's errors at the batch to which they belong.
         """
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Encoded images as upright RGB pixels.
+"""Decoding of images into upright RGB pixels.
 
-libjpeg-turbo by way of simplejpeg for ordinary JPEGs, which keep the cores busy; Pillow for all
-the rest: PNG, WebP, CMYK, palettes, alpha, and JPEGs that libjpeg complains about.
+Ordinary JPEGs, which take most of the CPU time, are decoded by libjpeg-turbo through simplejpeg;
+everything else by Pillow: PNG, WebP, CMYK, palettes, alpha, and JPEGs that libjpeg rejects.
 """
 
 import io
@@ -29,35 +29,37 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _START = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _MAX_SCANS = 100  # of a progressive JPEG; each goes over all pixels, and most have ten
-_MAX_WORK = 4  # pixels by scans, as a multiple of `max_pixels`, from the 16th scan on
+_MAX_WORK = 4  # pixels times scans, as a multiple of `max_pixels`, from the 16th scan on
 _TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
 MAX_PIXELS = 100_000_000
-"""What `data.max_pixels` is by default, for commands without a manifest."""
+"""Default of `data.max_pixels`, for commands without a manifest."""
 FAST_COLORS = ("YCbCr", "RGB", "Gray")
 
 # Our own bound is exact, is checked before any pixel is decoded, and holds for every format.
 Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module="PIL")  # of EXIF and palettes: once per picture, and vain
+warnings.filterwarnings(
+    "ignore", module="PIL"
+)  # about EXIF and palettes: one per image, and of no use
 
 _local = threading.local()
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Settings of decoding."""
+    """Decoding settings."""
 
     max_pixels: int
-    """Images that would unpack into more are bad samples."""
+    """Largest number of pixels; images with more are bad samples."""
     depth: int = 16
-    """Bits that the samples of 16-bit images use, unless the image says so itself."""
+    """Bits in use per sample of 16-bit images, unless the image itself states them."""
 
 
 def decode(data: memoryview, spec: ImageSpec) -> Tensor:
-    """Return the image as uint8 RGB [3, H, W], channels last, upright as its EXIF orientation says.
+    """Return the image as uint8 RGB [3, H, W], channels last, with EXIF orientation applied.
 
-    The tensor may be overwritten by this thread's next call. Alpha is dropped; of deeper images the
-    upper 8 bits in use are kept. Raises `BadSample` where the bytes are no whole image or would
-    take too much memory or time to unpack.
+    The tensor may be overwritten by this thread's next call. Alpha is dropped; for deeper images,
+    the upper 8 bits in use are kept. Raises `BadSample` if the bytes are not a complete image or
+    would take too much memory or time to decode.
     """
     if bytes(data[:2]) == _START:
         try:
@@ -68,7 +70,7 @@ def decode(data: memoryview, spec: ImageSpec) -> Tensor:
                 return _tensor(_upright(pixels, orientation(data)))
         except BadSample:
             raise
-        except Exception:  # noqa: S110 -- of what it cannot decode, Pillow tells the reason
+        except Exception:  # noqa: S110 -- Pillow reports why an image cannot be decoded
             pass
     return _tensor(_decode_any(data, spec))
 
@@ -90,9 +92,9 @@ def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -
 
     Args:
         data: The encoded image.
-        width: Width by its header, in pixels.
-        height: Height by its header, in pixels.
-        max_pixels: The most pixels that an image may have.
+        width: Width according to its header, in pixels.
+        height: Height according to its header, in pixels.
+        max_pixels: The largest number of pixels that an image may have.
 
     Raises:
         BadSample: If it has too many pixels or too many scans.
@@ -102,14 +104,14 @@ def require_bounds(data: memoryview, width: int, height: int, max_pixels: int) -
 
 
 def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
-    """A small JPEG can hold thousands of scans, and take minutes."""
+    """Refuse a JPEG with too many scans: a small file can hold thousands and take minutes."""
     scans = count_scans(data)
     if scans > _MAX_SCANS or (scans > 15 and scans * pixels > _MAX_WORK * max_pixels):
         raise BadSample("too_large", f"{scans} scans of {pixels} pixels take too long to decode")
 
 
 def _buffer(size: int) -> bytearray:
-    """Memory of this thread that is there already: fresh pages would cost a tenth of a decode."""
+    """Return this thread's reusable buffer: fresh pages would cost a tenth of a decode."""
     buffer: bytearray = getattr(_local, "buffer", bytearray())
     if len(buffer) < size:
         buffer = _local.buffer = bytearray(size)
@@ -119,7 +121,7 @@ def _buffer(size: int) -> bytearray:
 def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
     if not data:
         raise BadSample("undecodable", "is empty")
-    if bytes(data[:4]) == b"RIFF":  # Pillow unpacks the canvas of a WebP before it tells its size
+    if bytes(data[:4]) == b"RIFF":  # Pillow decodes the canvas of a WebP before it reports its size
         _require_size(*_webp_size(data), spec.max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -135,13 +137,13 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
         raise
     except UnidentifiedImageError:
         raise BadSample("undecodable", "is not a JPEG, PNG or WebP image") from None
-    except Exception as error:  # of hostile bytes, Pillow raises whatever its parsers meet
+    except Exception as error:  # for hostile bytes, Pillow raises whatever its parsers raise
         reason = first_line(error)
         raise BadSample("undecodable", f"cannot be decoded ({reason})") from None
 
 
 def _webp_size(data: memoryview) -> tuple[int, int]:
-    """Width and height from the first chunk (RFC 9649); 0 where there is none of the known ones."""
+    """Return width and height from the first chunk (RFC 9649); zeros if it is unknown."""
     head = bytes(data[12:30]).ljust(18, b"\0")
     if head[:4] == b"VP8X":
         return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
@@ -160,12 +162,12 @@ def orientation(data: memoryview) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _valid(image.getexif)
-    except Exception:  # of hostile bytes, Pillow raises whatever its parsers meet
+    except Exception:  # for hostile bytes, Pillow raises whatever its parsers raise
         return 1
 
 
 def _valid(read: Callable[[], Image.Exif]) -> int:
-    """The orientation that EXIF tells; 1 where it is broken, which harms no pixel."""
+    """Return the orientation from EXIF, or 1 if that is broken, which affects no pixel."""
     try:
         value = read().get(_ORIENTATION)
     except Exception:

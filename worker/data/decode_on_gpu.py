@@ -1,7 +1,7 @@
-"""JPEGs decoded by nvJPEG, and cropped and augmented where they lie.
+"""JPEGs decoded by nvJPEG, then cropped and augmented on the GPU.
 
-What it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken files) goes by
-way of the CPU.
+Images that it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken files)
+are decoded on the CPU.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ _END = b"\xff\xd9"
 
 
 def require_nvjpeg(device: torch.device) -> None:
-    """Raise `ConfigurationError` where this build or device cannot decode."""
+    """Raise `ConfigurationError` if this build or device cannot decode JPEGs."""
     picture = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
     try:
         decode_jpeg([torch.frombuffer(bytearray(picture), dtype=torch.uint8)], device=device)
     except RuntimeError as error:
         reason = first_line(error)
         raise ConfigurationError(
-            f"data.decoder: nvJPEG cannot be used on {device} ({reason}); decode on the cpu"
+            f"data.decoder: nvJPEG cannot be used on {device} ({reason}); set it to cpu"
         ) from None
 
 
 class GpuDecoder:
-    """Fills batches on a CUDA device, from one thread, on a stream of its own."""
+    """Decoder that fills batches on a CUDA device, from one thread, on its own stream."""
 
     def __init__(self, device: torch.device, spec: ImageSpec) -> None:
         self.device = device
@@ -39,12 +39,12 @@ class GpuDecoder:
         self._stream = torch.cuda.Stream(device)
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
-        """Read, decode and prepare every sample of a batch; returns when the device is done.
+        """Read, decode and prepare every sample of a batch, and wait for the device to finish.
 
         Args:
             batch: The batch to fill.
-            reader: Where to read.
-            prepare: Makes a decoded image one of the batch.
+            reader: The reader of the samples.
+            prepare: Writes a decoded image into the batch as the model sees it.
         """
         images: dict[int, memoryview] = {}
         for place, number in enumerate(batch.ids.tolist()):
@@ -55,7 +55,7 @@ class GpuDecoder:
             except BadSample as problem:
                 batch.leave_out(place, problem, reader.name(number))
         with torch.cuda.stream(self._stream):
-            # Made here, so that the allocator knows which stream writes and which one reads.
+            # Allocated here, so that the allocator knows which stream writes and which one reads.
             out = torch.zeros_like(batch.images, device=self.device)
             out.record_stream(torch.cuda.default_stream(self.device))
             batch.images = out
@@ -71,7 +71,9 @@ class GpuDecoder:
         self._stream.synchronize()
 
     def _takes(self, image: memoryview) -> bool:
-        if bytes(image[-2:]) != _END:  # cut short, or with something behind: the CPU is strict
+        if (
+            bytes(image[-2:]) != _END
+        ):  # truncated, or with trailing bytes: the CPU decoder is strict
             return False
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
@@ -84,7 +86,7 @@ class GpuDecoder:
         return colors in FAST_COLORS and orientation(image) == 1
 
     def _decode(self, images: list[memoryview]) -> list[Tensor]:
-        """uint8 [3, H, W] each; none at all where one is broken, for the CPU to say which."""
+        """Return uint8 [3, H, W] each, or nothing if one is broken; the CPU finds out which."""
         if not images:
             return []
         data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
@@ -94,6 +96,6 @@ class GpuDecoder:
             raise
         except Exception:  # whatever it is, the next decoder has its own say
             if self.device.type == "cuda":
-                # Those that it had begun are still being written, on a stream of its own.
+                # Images that it had begun are still being written, on the decoder's own stream.
                 torch.cuda.synchronize(self.device)
             return []

@@ -1,11 +1,11 @@
-"""Batches for one rank, decoded by processes of its own into memory that it shares with them.
+"""Batches for one rank, decoded by child processes into shared memory.
 
-Threads in the process that trains would take turns with it at the interpreter lock: on an H100, 16
-of them slowed ResNet-50's steps from 3,435 to 536 images a second. Here a batch costs it a message
-per process, however many images it has.
+Decoding threads in the training process would contend with it for the interpreter lock: on an H100,
+16 of them slowed ResNet-50's steps from 3,435 to 536 images a second. Here a batch costs the
+training process one message per child process, however many images it has.
 
-The processes are forked before CUDA and any thread is started, leave everything to their parent
-that is not reading and decoding, and die with it.
+The child processes are forked before CUDA or any thread is started, only read and decode, and die
+with their parent.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from worker.store.traffic_counts import replay
 
 _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
-"""The batch being waited for, those decoded beside it, and those that the rank still uses."""
+"""Slots for the batch waited for, those decoded ahead, and those the rank still uses."""
 _CLOSE_SECONDS = 2.0
 
 
 class DecodeProcesses:
-    """Forks the processes; their number is that of the `parts`, each opened in its own process.
+    """A rank's decoding processes, forked on creation; each opens one of the `parts`.
 
-    `resolve` says what a request means, here and there.
+    `resolve` expands a request into its batches, in this process and in the children.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class DecodeProcesses:
         ]
 
     def lock_pages(self) -> None:
-        """Page-lock what the batches lie in, once the GPU is in use."""
+        """Page-lock the memory of the batches, once the GPU is in use."""
         self._slots.lock_pages()
 
     def batches(self, request: Request) -> Generator[Batch]:
-        """See `Batches`."""
+        """Yield the batches of a request; see `Batches`."""
         self._finish()
         self._send(request)
         self._unfinished = True
@@ -75,7 +75,7 @@ class DecodeProcesses:
                 self._send(Word.STOP)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the child processes."""
         for child in self._children:
             child.hang_up()
         deadline = time.monotonic() + _CLOSE_SECONDS
@@ -87,7 +87,7 @@ class DecodeProcesses:
             child.send(message)
 
     def _finish(self) -> None:
-        """Wait until no process is at work on the last request."""
+        """Wait until no process is working on the last request."""
         if self._unfinished:
             for child in self._children:
                 _skip_rest(child)
@@ -95,7 +95,7 @@ class DecodeProcesses:
 
 
 def _skip_rest(child: Child) -> None:
-    """Skip what a process still has to say of a request, errors included."""
+    """Discard a process's remaining messages about a request, including errors."""
     with contextlib.suppress(EOFError, OSError):
         while child.connection.recv() is not Word.ENDED:
             pass

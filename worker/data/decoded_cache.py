@@ -1,4 +1,4 @@
-"""Decoded images on scratch disk, so that each is decoded once."""
+"""A cache of decoded images on scratch disk, so that each is decoded only once."""
 
 import importlib.metadata
 import queue
@@ -17,8 +17,8 @@ from worker.data.scratch import Scratch
 
 _HEADER = struct.Struct("<QIIq")  # digest of all that follows, height, width, label
 _DIGEST_BYTES = 8
-_SMALLEST = 64 << 10  # bytes of an image; below, a file costs more than decoding
-_WAITING = 32 << 20  # bytes that may wait to be written; beyond, images are not kept
+_SMALLEST = 64 << 10  # bytes of an image; below that, a file costs more than decoding
+_WAITING = 32 << 20  # bytes that may wait to be written; beyond that, images are not kept
 _DECODERS = " ".join(importlib.metadata.version(name) for name in ("simplejpeg", "pillow"))
 _FORMAT = 1
 
@@ -26,7 +26,7 @@ _local = threading.local()
 
 
 class _Bytes:
-    """A bounded count of the bytes that wait to be written, for all data sets of this process."""
+    """A bounded count of bytes waiting to be written, across all data sets of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,14 +44,14 @@ _bytes_waiting = _Bytes()
 
 
 class DecodedImages:
-    """The images of a data set as they were decoded, byte for byte, where scratch has room.
+    """A cache of a data set's decoded images, byte for byte, as far as scratch has space.
 
-    Each is in a file of its own, with a digest: what was altered is decoded again.
+    Each image is stored in its own file with a digest; an altered one is decoded again.
 
     Args:
-        scratch: Where to keep them.
-        reader: Names the samples.
-        spec: How they were decoded.
+        scratch: Where to keep the images.
+        reader: The reader, which identifies the samples.
+        spec: How the images are decoded.
     """
 
     def __init__(self, scratch: Scratch, reader: SampleReader, spec: ImageSpec) -> None:
@@ -63,13 +63,13 @@ class DecodedImages:
         threading.Thread(target=self._write, name="decoded", daemon=True).start()
 
     def missing(self, ids: Ids) -> Ids:
-        """Return the samples whose images are not kept."""
+        """Return the samples whose images are not in the cache."""
         kept = [self._scratch.has_spare(self._name(number)) for number in ids.tolist()]
         missing: Ids = ids[~np.array(kept, dtype=bool)]
         return missing
 
     def get(self, sample_id: int) -> tuple[Tensor, int] | None:
-        """Return the image of a sample, uint8 [3, H, W], channels last, and its label, if kept.
+        """Return a sample's image, uint8 [3, H, W], channels last, and its label, if cached.
 
         The tensor may be overwritten by this thread's next call.
         """
@@ -91,7 +91,7 @@ class DecodedImages:
         return image, label
 
     def put(self, sample_id: int, image: Tensor, label: int) -> None:
-        """Keep an image, unless too much is waiting to be written already.
+        """Cache an image, unless it is small, space is short, or too many bytes await writing.
 
         Args:
             sample_id: The sample.

@@ -1,4 +1,4 @@
-"""PNGs of 16 bits, which often hold fewer: those of X-ray devices and microscopes 12."""
+"""16-bit PNGs, which often use fewer bits: 12 from X-ray devices and microscopes."""
 
 import io
 import zlib
@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_png
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT, _CHUNKS_AT = 24, 8
 _DEEP = 16
-_CHANNELS = {2: 3, 4: 2, 6: 4}  # by color type, of those that Pillow keeps 8 bits of
+_CHANNELS = {2: 3, 4: 2, 6: 4}  # by color type, for those that Pillow reduces to 8 bits
 _MAX_BYTES = 1 << 30
 _MAX_PIXELS = 1 << 26
 _MAX_FILTER = 4
@@ -21,24 +21,25 @@ Samples = npt.NDArray[np.uint16]
 
 
 def is_deep(data: bytes | bytearray | memoryview) -> bool:
-    """Return whether the image is a PNG of 16 bits per sample."""
+    """Return whether the image is a PNG with 16 bits per sample."""
     head = bytes(data[: _DEPTH_AT + 1])
     return len(head) > _DEPTH_AT and head.startswith(_SIGNATURE) and head[_DEPTH_AT] == _DEEP
 
 
 def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray[np.uint8]:
-    """Return a PNG of 16 bits as RGB, [H, W, 3], the upper 8 of the bits in use.
+    """Return a 16-bit PNG as RGB, [H, W, 3], keeping the upper 8 of the bits in use.
 
-    These are the bits that its sBIT chunk declares (PNG, 11.3.2.7), else `depth`. A file whose
-    samples need more than it declares has them scaled up to 16 bits, as the standard wants it.
+    The number of bits in use is the one declared by the sBIT chunk (PNG, 11.3.2.7), or else
+    `depth`. If samples exceed the declared number, they were scaled up to 16 bits, as the standard
+    requires.
 
     Args:
         image: The image, loaded by Pillow.
-        data: Its bytes.
-        depth: Bits in use where it does not declare them.
+        data: The bytes of the image.
+        depth: Bits in use if the image does not declare them.
 
     Raises:
-        ValueError: The bytes are no whole image.
+        ValueError: The bytes are not a complete image.
     """
     samples = _samples(image, data)
     declared = _declared_depth(data)
@@ -50,9 +51,9 @@ def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray
 
 
 def highest_sample(data: bytes) -> int:
-    """Return the highest value in a PNG of 16 bits that does not declare its depth, else 0.
+    """Return the highest value in a 16-bit PNG that does not declare its depth, else 0.
 
-    Raises whatever Pillow does if it is no whole image.
+    Raises whatever Pillow raises if the bytes are not a complete image.
     """
     if not is_deep(data) or _declared_depth(memoryview(data)):
         return 0
@@ -64,7 +65,7 @@ def highest_sample(data: bytes) -> int:
 
 
 def _samples(image: Image.Image, data: memoryview) -> Samples:
-    """Return the colors, [1 or 3, H, W], without alpha."""
+    """Return the color channels, [1 or 3, H, W], without alpha."""
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)[None]
     clean = torch.frombuffer(bytearray(_well_formed(data)), dtype=torch.uint8)
@@ -73,10 +74,10 @@ def _samples(image: Image.Image, data: memoryview) -> Samples:
 
 
 def _well_formed(data: memoryview) -> bytes:
-    """Return the same image as a PNG without any fault; libpng's handling of one can crash.
+    """Return the image as a well-formed PNG; libpng can crash on a malformed one.
 
-    Raises `ValueError` if there is too little or too much data for it. Interlaced images, which
-    nothing of that kind writes, are refused.
+    Raises `ValueError` if there is too little or too much data. Interlaced images, which devices
+    with 16-bit output do not write, are rejected.
     """
     parts = dict.fromkeys((b"IHDR", b"IDAT"), b"")
     at = _CHUNKS_AT
@@ -88,17 +89,17 @@ def _well_formed(data: memoryview) -> bytes:
     head = parts[b"IHDR"][:13]
     channels = _CHANNELS.get(head[9]) if len(head) == 13 else None
     if channels is None or head[10:] != b"\0\0\0":
-        raise ValueError("a PNG of 16 bits of a kind that is not read")
+        raise ValueError("a 16-bit PNG of an unsupported kind")
     width, height = int.from_bytes(head[:4]), int.from_bytes(head[4:8])
     row = 1 + width * channels * 2
     if not 0 < row * height <= _MAX_BYTES:
-        raise ValueError("a PNG of a size that is not read")
+        raise ValueError("a PNG of an unsupported size")
     try:
         rows = zlib.decompressobj().decompress(parts[b"IDAT"], row * height)
     except zlib.error as error:
         raise ValueError(str(error)) from None
     if len(rows) < row * height or max(rows[::row]) > _MAX_FILTER:
-        raise ValueError("a PNG whose data is not whole")
+        raise ValueError("a PNG with incomplete or invalid data")
     body = (b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")
     return _SIGNATURE + b"".join(_chunk(kind, part) for kind, part in body)
 
@@ -108,7 +109,7 @@ def _chunk(kind: bytes, part: bytes) -> bytes:
 
 
 def _declared_depth(data: memoryview) -> int:
-    """Return the significant bits that the file declares, 0 if it declares none to be believed."""
+    """Return the number of significant bits that the file declares, 0 if none is plausible."""
     at = _CHUNKS_AT
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])

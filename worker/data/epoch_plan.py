@@ -1,12 +1,13 @@
-"""The plan of an epoch: which samples form which global batch, from (counts, seed, epoch, step).
+"""Plan of an epoch: the samples of each global batch, from (counts, seed, epoch, step).
 
 The epoch's permuted shards, laid end to end, are cut into lanes of equal length (give or take one
 sample). Step t takes the next `batch_size / lanes` samples of every lane, and inside a lane the
-samples are shuffled window by window. Ranks and loader threads decide only who reads what, so the
-state of the stream is one integer, the step.
+samples are shuffled window by window. The numbers of ranks and loader threads only determine who
+reads what, so the state of the stream is one integer, the step.
 
-The last batch of an epoch holds what is left: every sample is seen exactly once, nothing is padded
-or dropped, and every rank takes part in every step (with no sample, if fewer are left than ranks).
+The last batch of an epoch holds the remaining samples: every sample is seen exactly once, nothing
+is padded or dropped, and every rank takes part in every step (without a sample if fewer remain than
+there are ranks).
 """
 
 import numpy as np
@@ -21,10 +22,10 @@ _SHARDS, _SAMPLES = 0, 1  # streams of the keyed hash
 
 
 def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
-    """64 well-mixed bits per element, the same on every machine and numpy version.
+    """Return 64 well-mixed bits per element, identical on every machine and numpy version.
 
-    Chains the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    generators", 2014) over `words`, which broadcast. Shape: that of the words, at least [1].
+    Chains the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+    generators", 2014) over `words`, which broadcast. Shape: as broadcast, at least [1].
     """
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
@@ -39,7 +40,7 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
     """Return uniform numbers that are fixed by (seed, epoch, sample id).
 
     Args:
-        count: How many numbers per sample.
+        count: The number of values per sample.
         seed: The job's seed.
         epoch: The epoch, from 0.
         ids: Sample ids, [samples].
@@ -52,10 +53,10 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
 
 
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Divide things among ranks; early ranks get the larger shares.
+    """Return a rank's share of some items; earlier ranks get the larger shares.
 
     Args:
-        total: The number of things.
+        total: The number of items.
         rank: The rank.
         world_size: The number of ranks.
 
@@ -66,14 +67,14 @@ def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Global batches of an epoch, the last and perhaps smaller one included."""
+    """Return the number of global batches in an epoch, including a smaller last one."""
     return ceil_div(samples, batch_size)
 
 
 def default_lanes(batch_size: int) -> int:
-    """The largest divisor of the batch up to 32, or up to a sixteenth of a large batch.
+    """Return the largest divisor of the batch size up to 32, or to 1/16 of a large batch.
 
-    Ranks own lanes, so that many ranks, which need large batches, read few shards each.
+    Ranks own lanes, so even with many ranks, and hence large batches, each reads few shards.
     """
     most = max(_LANES, batch_size // 16)
     return max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
@@ -82,8 +83,8 @@ def default_lanes(batch_size: int) -> int:
 class EpochPlan:
     """The global batches of one epoch.
 
-    `counts` are the samples of each shard, shape [shards]. Sample ids number the samples in index
-    order. Memory is O(shards); any step costs the same.
+    `counts` holds the number of samples in each shard, shape [shards]. Sample ids number the
+    samples in index order. Memory is O(shards), and every step costs the same.
     """
 
     def __init__(
@@ -108,15 +109,15 @@ class EpochPlan:
         order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
         self._ends = np.cumsum(counts[order])
         # Position p lies in the first permuted shard whose end is beyond p. Ids number samples in
-        # index order, so a shard's samples keep their distance from its first id: adding this to p
-        # gives the id.
+        # index order, so a shard's samples keep their offset from its first id: adding `_shift` to
+        # p yields the id.
         self._shift = np.cumsum(counts)[order] - self._ends
-        # Lanes are consecutive, of lengths that differ by one at most.
+        # Lanes are consecutive; their lengths differ by at most one.
         bounds = np.arange(self._lanes + 1) * self.total // self._lanes
         self._starts, self._lengths = bounds[:-1], np.diff(bounds)
 
     def size(self, step: int) -> int:
-        """Samples in the global batch of `step`."""
+        """Return the number of samples in the global batch of `step`."""
         return min(self._batch_size, self.total - step * self._batch_size)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Ids:
@@ -133,17 +134,17 @@ class EpochPlan:
             Sample ids.
 
         Raises:
-            IndexError: Beyond the epoch.
+            IndexError: The step is outside the epoch.
         """
         if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} of an epoch of {self.steps}")
-        # Each lane gives `per_lane` samples, the last step what is left of it.
+            raise IndexError(f"step {step} is outside an epoch of {self.steps} steps")
+        # Each lane contributes `per_lane` samples, or in the last step what remains of it.
         taken = np.clip(self._lengths - step * self._per_lane, 0, self._per_lane)
         ends = np.cumsum(taken)
         start, stop = split(int(ends[-1]), rank, world_size)
         if start == stop:
             return np.empty(0, dtype=np.int64)
-        # Only the lanes that this rank's part of the batch comes from are computed.
+        # Compute only the lanes that this rank's part of the batch comes from.
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         lanes = np.arange(first, last + 1)
         positions = self._positions(lanes, step)
@@ -151,7 +152,7 @@ class EpochPlan:
         return self._ids(positions[start - offset : stop - offset])
 
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
-        """Return how many shards `rank` reads from in this epoch, except for the last batch."""
+        """Return how many shards `rank` reads in this epoch, not counting the last batch."""
         start, stop = split(self._batch_size, rank, world_size)
         if start == stop:
             return 0
@@ -163,25 +164,25 @@ class EpochPlan:
         return int(places[1] - places[0]) + 1
 
     def _positions(self, lanes: Ids, step: int) -> Ids:
-        """Positions in the permuted shards that `lanes` give to `step`, lane by lane."""
-        # A step takes [low, high) of every lane, which may lie across two windows or more.
+        """Return the positions in the permuted shards that `step` takes from `lanes`, by lane."""
+        # A step takes [low, high) of every lane, which may span two or more windows.
         low = step * self._per_lane
         high = low + self._per_lane
         windows = range(low // self._window, (high - 1) // self._window + 1)
         shuffled = np.concatenate([self._shuffle(lanes, number) for number in windows], axis=1)
         first = windows[0] * self._window
         inside = shuffled[:, low - first : high - first]
-        # Lanes that are one sample shorter have nothing to give at their very end.
+        # Drop the offsets beyond the end of a lane; some lanes are one sample shorter.
         return (self._starts[lanes, None] + inside)[inside < self._lengths[lanes, None]]
 
     def _shuffle(self, lanes: Ids, number: int) -> Ids:
-        """Window `number` of each lane as shuffled offsets into the lane, shape [lanes, window].
+        """Return window `number` of each lane as shuffled offsets, shape [lanes, window].
 
         Offsets beyond a lane's end sort last.
         """
         offsets = number * self._window + np.arange(self._window)
         keys = keyed_hash(*self._key, _SAMPLES, lanes[:, None], offsets[None, :])
-        # Beyond the end of a lane there is no sample; the largest key keeps those places last.
+        # No samples exist beyond the end of a lane; the largest key sorts those offsets last.
         keys[offsets[None, :] >= self._lengths[lanes, None]] = np.iinfo(np.uint64).max
         return offsets[np.argsort(keys, axis=1, kind="stable")]
 

@@ -1,6 +1,6 @@
-"""The contents of an image folder: splits, classes and images, and a count of everything else.
+"""Contents of an image folder: splits, classes, images, and a count of everything else.
 
-Nothing is passed over without being counted, and what could be meant in two ways is refused.
+Nothing is skipped without being counted, and an ambiguous layout is rejected.
 """
 
 import os
@@ -20,7 +20,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-_METADATA = re.compile(r"__[^/]*__/")  # webdataset passes over what lies in such folders
+_METADATA = re.compile(r"__[^/]*__/")  # webdataset skips the contents of such folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class ImageFile:
     """An image to pack."""
 
     path: Path
-    """The file."""
+    """Path of the file."""
     key: str
-    """Its key in the tar."""
+    """Key of its sample in the tar."""
     label: int
-    """Its class."""
+    """Index of its class."""
     bytes: int
-    """Its size."""
+    """Size of the file in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Split:
     files: tuple[ImageFile, ...]
     """The images, in order."""
     passed_over: Counter[str]
-    """Counts what is not packed, by kind."""
+    """Number of entries that are not packed, by kind."""
     nested: int
-    """The number of images in folders below those of their classes."""
+    """The number of images in subfolders of the class folders."""
 
 
 @dataclass
@@ -62,14 +62,14 @@ class _Found:
 
 
 def find_splits(folder: Path) -> list[Split]:
-    """Return the data sets of an image folder: its splits, or one tree, of a folder per class.
+    """Return the data sets of an image folder: its splits, or a single tree of class folders.
 
-    Splits are known by their usual names in any case. Links are followed. Labels follow the sorted
-    class names of the training split.
+    Splits are recognized by their usual names, in upper or lower case. Links are followed. Labels
+    follow the sorted class names of the training split.
 
     Raises:
-        ConfigurationError: There are no images, classes that only another split has, or folders
-            that could be meant in two ways.
+        ConfigurationError: There are no images, a class is missing from the training split, or the
+            folders are ambiguous.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such folder")
@@ -96,7 +96,7 @@ def find_splits(folder: Path) -> list[Split]:
 
 
 def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
-    """Return the folders of classes that are named like splits, `train` first."""
+    """Return the folders that are named like splits and hold class folders, `train` first."""
     splits: dict[str, Path] = {}
     for child in children:
         name = _SPLITS.get(child.name.strip().lower())
@@ -104,20 +104,20 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
             continue
         if name in splits:
             raise ConfigurationError(
-                f"{folder}: {splits[name].name} and {child.name} are both a {name} split; "
-                "remove or merge one"
+                f"{folder}: {splits[name].name} and {child.name} are both {name} splits; "
+                f"remove or merge one"
             )
         splits[name] = child
     if splits and "train" not in splits:
         found = ", ".join(path.name for path in splits.values())
-        raise ConfigurationError(f"{folder}: holds {found} and no train; add it")
+        raise ConfigurationError(f"{folder}: holds {found} but no train; add it")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
 def _require_nothing_beside(
     folder: Path, children: list[Path], splits: dict[str, Path], found: _Found
 ) -> None:
-    """Raise `ConfigurationError` if images lie beside the splits in a folder of another name."""
+    """Raise `ConfigurationError` if a folder other than the splits holds images."""
     for child in children:
         if child in splits.values():
             continue
@@ -126,27 +126,27 @@ def _require_nothing_beside(
             found.passed_over["image in no class folder"] += len(inside.images)
         elif inside.images:
             raise ConfigurationError(
-                f"{child}: holds {count(len(inside.images), 'image')} and is no split like "
-                f"{', '.join(path.name for path in splits.values())} beside it; move it away, "
-                "or rename the splits if they are classes"
+                f"{child}: holds {count(len(inside.images), 'image')} but is not a split "
+                f"like {', '.join(path.name for path in splits.values())}; move it away, or "
+                f"rename the splits if they are classes"
             )
         found.passed_over += inside.passed_over
 
 
 def _require_folders_apart(folder: Path, children: list[Path]) -> None:
-    """Raise `ConfigurationError` if the only folder is no class but holds those of the classes."""
+    """Raise `ConfigurationError` if the only folder is not a class but holds class folders."""
     if len(children) != 1:
         return
     inner = _folders(children[0], _Found(), must=False)
     if len(inner) > 1:
         raise ConfigurationError(
-            f"{folder}: holds the folder {children[0].name!r} alone, in which there are "
-            f"{', '.join(path.name for path in inner[:4])}; give {children[0]}"
+            f"{folder}: holds only the folder {children[0].name!r}, which contains "
+            f"{', '.join(path.name for path in inner[:4])}; pass {children[0]}"
         )
 
 
 def require_every_class(folder: Path, split: Split) -> Split:
-    """Raise `ConfigurationError` for a class without images, an output that nothing trains."""
+    """Raise `ConfigurationError` for a class without images: its output would go untrained."""
     present = {file.label for file in split.files}
     for label, name in enumerate(split.classes):
         if label not in present:
@@ -163,14 +163,14 @@ def require_every_class(folder: Path, split: Split) -> Split:
 
 
 def _class_names(folders: list[Path]) -> tuple[str, ...]:
-    """Return the names of the classes, sorted; each folder has one of its own."""
+    """Return the sorted class names; raise `ConfigurationError` if two folders share one."""
     names: dict[str, Path] = {}
     for folder in folders:
         name = _class_name(folder)
         if name in names:
             raise ConfigurationError(
                 f"{folder}: is class {name!r}, as {names[name].name!r} beside it is once names are "
-                "stripped and in Unicode's NFC; rename or merge one"
+                "stripped and normalized to NFC; rename or merge one"
             )
         names[name] = folder
     return tuple(sorted(names))
@@ -190,7 +190,7 @@ def _class_name(folder: Path) -> str:
 
 
 def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Found) -> Split:
-    """Collect the images of a split, whose loose files are in `found` already."""
+    """Collect the images of a split; `found` already holds its loose files."""
     by_name = {_class_name(folder): folder for folder in folders}
     files: list[ImageFile] = []
     keys: set[str] = set()
@@ -217,7 +217,7 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Foun
 
 
 def _key(relative: Path, taken: set[str]) -> str:
-    """Return the key of an image in its tar: its path, so that each reader takes it for one key."""
+    """Return an image's key in its tar: its path, without dots, at which readers would split."""
     text = os.fsencode(relative.with_suffix("")).decode(errors="backslashreplace")
     key = text.replace(".", "_")
     if _METADATA.match(key):
@@ -230,7 +230,7 @@ def _key(relative: Path, taken: set[str]) -> str:
 
 
 def _folders(folder: Path, found: _Found, *, must: bool = True) -> list[Path]:
-    """Return the visible folders right below a folder; what else lies there is counted."""
+    """Return the visible folders directly below a folder; record other entries in `found`."""
     folders = []
     for entry in _entries(folder):
         if _is_folder(entry) and not entry.name.startswith("."):
@@ -243,7 +243,7 @@ def _folders(folder: Path, found: _Found, *, must: bool = True) -> list[Path]:
 
 
 def _walk(folder: Path) -> _Found:
-    """Return all images below a folder, in order; links are followed, unless in a circle."""
+    """Return all images below a folder, in order; links are followed, except in a cycle."""
     found = _Found()
     pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while pending:
@@ -263,7 +263,7 @@ def _walk(folder: Path) -> _Found:
 
 
 def _take(entry: os.DirEntry[str], found: _Found) -> None:
-    """Note a file, or a hidden folder."""
+    """Record an entry in `found`: an image in its list, anything else in its counts."""
     path = Path(entry.path)
     if entry.name.startswith("."):
         found.passed_over["hidden folder" if _is_folder(entry) else "hidden file"] += 1
@@ -280,7 +280,7 @@ def _take(entry: os.DirEntry[str], found: _Found) -> None:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # of a link that leads to itself
+    except OSError:  # a link that points to itself
         return False
 
 

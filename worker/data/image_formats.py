@@ -1,4 +1,4 @@
-"""Image formats by suffix and by first bytes, and compressions; without torch."""
+"""Image and compression formats, by suffix and by first bytes; does not import torch."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
 OTHER_IMAGES = frozenset(
     ("tif", "tiff", "bmp", "gif", "heic", "heif", "avif", "jp2", "dcm", "ppm", "pgm")
 )
-"""Images that are not read; they have to be converted."""
+"""Suffixes of unsupported image formats; such images have to be converted."""
 _COMPRESSED: Mapping[bytes, str] = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -23,5 +23,5 @@ def is_image_name(name: str) -> bool:
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return the name of the compression that a file's first bytes tell of, if any."""
+    """Return the name of the compression that a file's first bytes indicate, if any."""
     return next((name for mark, name in _COMPRESSED.items() if head.startswith(mark)), None)

@@ -7,7 +7,7 @@ from worker.data.loader import Batch, Loader
 
 
 class InProcess:
-    """Loaders by data set; `resolve` says what a request means, `size` is a side in pixels."""
+    """An in-process loader per data set; `resolve` expands requests, `size` is in pixels."""
 
     def __init__(
         self, loaders: Mapping[str, Loader], resolve: Callable[[Request], Work], size: int
@@ -17,12 +17,12 @@ class InProcess:
         self._size = size
 
     def batches(self, request: Request) -> Generator[Batch]:
-        """See `Batches`."""
+        """Return the batches of a request; see `Batches`."""
         work = self._resolve(request)
         loader = self._loaders[request.dataset]
         return loader.batches(work.batches, work.prepare_for, size=self._size)
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads of the loaders."""
         for loader in self._loaders.values():
             loader.close()

@@ -1,7 +1,7 @@
-"""An index for tars that exist already: every shard is read once, and only the index is new.
+"""An index for existing tars, which are read once and left unchanged.
 
-What was learned of a shard is staged beside it until the whole index is written, so that an
-interrupted run resumes where it was; class numbers are known only once all labels are.
+The scan of a shard is staged beside it until the entire index is written, so that an interrupted
+run can resume; class numbers are known only once all labels are.
 """
 
 import functools
@@ -38,7 +38,7 @@ class Indexed:
     left_out: list[str]
     """A line per problem."""
     passed_over: Counter[str]
-    """Counts members that belong to no sample, by kind."""
+    """Number of members that belong to no sample, by kind."""
 
 
 def index_tars(
@@ -51,28 +51,28 @@ def index_tars(
     max_pixels: int | None,
     advance: Callable[[int], None],
 ) -> Indexed:
-    """Read every shard that no earlier run has, then write sidecars and index, and read them back.
+    """Read shards not staged by an earlier run; write sidecars and index; read them back.
 
     Args:
         source: The shards.
         classes: Class names in label order; None to find them in the labels.
-        label_field: The label in `.json` members.
-        error_budget: Share of the samples that may have problems and are left out.
-        threads: Shards that are read side by side.
-        max_pixels: Bound on the pixels of an image; one that cannot be decoded is a problem then.
-            None to decode none.
-        advance: Called with the bytes done, by one thread at a time.
+        label_field: The field of `.json` members that holds the label.
+        error_budget: Share of the samples that may have problems; these are left out.
+        threads: The number of shards to read in parallel.
+        max_pixels: Maximum number of pixels in an image. If set, images are decoded, and one that
+            cannot be is a problem; None to decode none.
+        advance: Called with the number of bytes processed, by one thread at a time.
 
     Raises:
-        DataError: There are more problems; it names the first. Nothing is lost, and no index is
-            written.
+        DataError: There are more problems than allowed; the message lists the first. No index is
+            written, but staged scans are kept.
     """
 
     def scan(tar: Tar) -> Scan:
         return _scan(source.store, tar, label_field=label_field, max_pixels=max_pixels, note=note)
 
     def finish(tar: Tar) -> _Finished:
-        """Read back what was staged, as all of it may be more than memory holds."""
+        """Read the staged scan back, as all scans together may not fit in memory."""
         return _finish(source.store, tar, scan(tar), numbers)
 
     lock = threading.Lock()
@@ -107,7 +107,7 @@ def index_tars(
 
 
 def _names_there(store: Store) -> tuple[str, ...]:
-    """Return the class names of the index that is there, which `pack` writes nowhere else."""
+    """Return the class names of an existing index, the only place where `pack` writes them."""
     try:
         return read_index(Address(store, None)).classes
     except ConfigurationError:
@@ -115,7 +115,7 @@ def _names_there(store: Store) -> tuple[str, ...]:
 
 
 def _ignore(done: int) -> None:
-    """Do nothing: the bytes that are read back were reported before."""
+    """Do nothing: the bytes that are read back have already been reported."""
 
 
 def _labels(scan: Scan) -> set[str]:
@@ -123,7 +123,7 @@ def _labels(scan: Scan) -> set[str]:
 
 
 class _Finished(NamedTuple):
-    """A shard's entry, the class numbers in it, a line per problem, and what `Scan` counts."""
+    """A shard's index entry, its class numbers, a line per problem, and the counts of `Scan`."""
 
     shard: Shard
     labels: set[int]
@@ -139,11 +139,11 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Fin
     for row in scan.rows:
         number = number_of(row.label, numbers)
         if number is None:
-            problems.append(Problem(row.offset, f"class {row.label!r} is none of the classes"))
+            problems.append(Problem(row.offset, f"class {row.label!r} is not among the classes"))
         else:
             sound.append((row, number))
     if tar.samples is not None and tar.samples != len(scan.rows) + len(scan.problems):
-        text = f"holds {len(scan.rows)} samples where the older index says {tar.samples}"
+        text = f"holds {len(scan.rows)} samples, but the older index says {tar.samples}"
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
     shard = write_sidecar(store, tar.name, scan, sound)
@@ -165,7 +165,7 @@ def _require_budget(source: Source, lines: list[str], found: int, error_budget: 
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise DataError("\n  ".join([head, *lines[:_SHOWN], *more]))
     if not found:
-        raise DataError(f"{source.store.uri}: holds no sound sample")
+        raise DataError(f"{source.store.uri}: holds no usable sample")
 
 
 def _look(max_pixels: int, image: bytes) -> None:
@@ -179,9 +179,9 @@ def _look(max_pixels: int, image: bytes) -> None:
 def _scan(
     store: Store, tar: Tar, *, label_field: str, max_pixels: int | None, note: Callable[[int], None]
 ) -> Scan:
-    """Return what a shard holds, as staged by an earlier run or by reading it.
+    """Return the scan of a shard, as staged by an earlier run or by reading the shard.
 
-    A malformed one is not staged, so that it is read again when it may have been repaired.
+    A shard with problems is not staged, so that it is read again once it may have been repaired.
     """
     try:
         staged = decode_staged(store.get(scan_name(tar)), tar, label_field, max_pixels)
@@ -189,7 +189,7 @@ def _scan(
         if not isinstance(error, ObjectMissing):
             raise
         staged = None
-    except Exception:  # of damaged bytes, zipfile and numpy raise whatever their parsers meet
+    except Exception:  # on damaged bytes, zipfile and numpy may raise anything
         staged = None
     if staged:
         note(tar.size)

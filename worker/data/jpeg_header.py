@@ -20,9 +20,9 @@ class Header:
 
 
 def read_header(data: memoryview) -> Header | None:
-    """Return the header of a JPEG; None if it is out of the ordinary.
+    """Return the header of a JPEG, or None if it is unusual.
 
-    Costs microseconds, where a search through the whole image costs a good part of its decoding.
+    Takes microseconds, whereas searching the entire image takes a good part of its decode time.
     """
     at, frame, components = 2, 0, 0
     while at + 5 < len(data) and data[at] == 0xFF:
@@ -42,6 +42,6 @@ def read_header(data: memoryview) -> Header | None:
 
 
 def count_scans(data: memoryview) -> int:
-    """Return how many scans libjpeg may decode, at most."""
+    """Return an upper bound on the number of scans that libjpeg decodes."""
     header = read_header(data)
     return 1 if header and header.one_scan else bytes(data).count(_SCAN)

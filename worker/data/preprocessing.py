@@ -1,4 +1,4 @@
-"""Preprocessing of a backbone, and its deterministic application."""
+"""Preprocessing for a backbone, applied deterministically."""
 
 import dataclasses
 import functools
@@ -16,27 +16,27 @@ _MAX_PIXELS = 1 << 26
 
 @functools.cache
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """A value per channel of [0, 255], kept on the device: to put it there waits for the device."""
+    """Return per-channel values scaled by 255, cached on the device to avoid a sync."""
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing by the preset of a backbone's weights."""
+    """Preprocessing as prescribed by the preset of a backbone's weights."""
 
     crop_size: int
     """Side of the central crop, in pixels."""
     resize_size: int
-    """Side that the shorter edge is resized to, in pixels."""
+    """Length that the shorter edge is resized to, in pixels."""
     mean: tuple[float, float, float]
-    """Mean per RGB channel, of [0, 1]."""
+    """Mean per RGB channel, on a [0, 1] scale."""
     std: tuple[float, float, float]
-    """Standard deviation per RGB channel, of [0, 1]."""
+    """Standard deviation per RGB channel, on a [0, 1] scale."""
     interpolation: InterpolationMode
-    """Interpolation of the resize."""
+    """Interpolation mode of the resize."""
     depth: int = 16
-    """Bits that the samples of 16-bit images use, unless the image says so itself."""
+    """Bits in use in 16-bit images that do not declare the number themselves."""
 
     def __str__(self) -> str:
         return (
@@ -45,31 +45,31 @@ class Preprocessing:
         )
 
     def at(self, size: int) -> "Preprocessing":
-        """The same for squares of another size, resized in proportion."""
+        """Return the same preprocessing for another crop size, with the resize in proportion."""
         resize = round(size * self.resize_size / self.crop_size)
         return dataclasses.replace(self, crop_size=size, resize_size=resize)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] as float32 of zero mean and unit variance, on the images' device.
+        """Normalize uint8 [N, 3, H, W] to float32 of zero mean and unit variance.
 
-        In channels-last memory, which convolutions prefer.
+        The result is on the images' device, in channels-last memory, which convolutions prefer.
         """
         mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
         images = images.to(torch.float32, memory_format=torch.channels_last)
         return images.sub_(mean).div_(std)
 
     def resized(self, image: Tensor, box: tuple[int, int, int, int], *size: int) -> Tensor:
-        """A box (top, left, height, width) of uint8 [3, H, W] as uint8 [3, h, w].
+        """Resize a box (top, left, height, width) of uint8 [3, H, W] to uint8 [3, h, w].
 
-        `size` is (h, w), or the side of a square. Antialiased; on the CPU in uint8 throughout, at
-        a mean error of 0.04 of 255 against float.
+        `size` is (h, w), or the side of a square. Antialiased; on the CPU computed in uint8
+        throughout, with a mean error of 0.04 (of 255) relative to float.
         """
         top, left, height, width = box
         part = image[None, :, top : top + height, left : left + width]
-        # The kernel is fastest on channels-last memory, and only then answers in it.
+        # The kernel is fastest on channels-last memory, and only then returns it.
         part = part.contiguous(memory_format=torch.channels_last)
         mode = self.interpolation.value
-        # Antialiasing means nothing to the nearest pixel, and torch refuses the two together.
+        # Antialiasing is meaningless for nearest-neighbor interpolation, and torch rejects it.
         smooth = {"antialias": True} if mode in ("bilinear", "bicubic") else {}
         target = (size[0], size[-1])
         if not image.is_cuda:
@@ -78,10 +78,10 @@ class Preprocessing:
         return resized.round().clamp(0, 255).to(torch.uint8)
 
     def evaluated(self, image: Tensor, out: Tensor) -> None:
-        """Write uint8 [3, H, W] as the preset prepares it into `out`, uint8 [3, S, S].
+        """Preprocess uint8 [3, H, W] for evaluation into `out`, uint8 [3, S, S].
 
-        Resizes the shorter side and takes the central square. Raises `BadSample` for one so thin
-        that it would not fit into memory on the way.
+        Resizes the shorter side and takes the central square. Raises `BadSample` for an image so
+        elongated that the resized one would be too large.
         """
         height, width = image.shape[-2:]
         short = min(height, width)
@@ -90,7 +90,7 @@ class Preprocessing:
         if h * w > _MAX_PIXELS:
             raise BadSample("too_large", f"{width} x {height} pixels resize to {w} x {h}")
         image = self.resized(image, (0, 0, height, width), h, w)
-        # A preset may crop more than it resizes to: what is missing then stays black.
+        # A preset's crop may be larger than its resize; the missing border then stays black.
         top, left = round((h - self.crop_size) / 2), round((w - self.crop_size) / 2)
         image = image[:, max(0, top) :, max(0, left) :][:, : self.crop_size, : self.crop_size]
         top, left = max(0, -top), max(0, -left)

@@ -1,8 +1,8 @@
-"""Bytes of samples, verified, from ranged reads of plain tars.
+"""Verified bytes of samples, from ranged reads of plain tars.
 
-A shard is read in runs of neighboring samples of about `_RUN_BYTES`; the plan takes the samples of
-a lane in nearly that order, so a run is fetched once and serves several batches. Nothing waits for
-a whole shard, and memory is bounded by the cache, whatever the number of shards.
+A shard is read in runs of adjacent samples of about `_RUN_BYTES`; the plan takes the samples of a
+lane in nearly that order, so a run is fetched once and serves several batches. Nothing waits for an
+entire shard, and memory is bounded by the cache, regardless of the number of shards.
 """
 
 import functools
@@ -22,14 +22,14 @@ from worker.data.sidecar import SIDECAR_DTYPE, Sidecar, decode_sidecar
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
 
-_RUN_BYTES = 1 << 22  # at most: a request costs as much time as some of these
+_RUN_BYTES = 1 << 22  # at most; large enough to amortize the latency of a request
 _NO_ROWS = np.empty(0, SIDECAR_DTYPE)
 
 ReadRun = tuple[int, int]  # shard number, run number within the shard
 
 
 class BadSample(DataError):
-    """A sample that cannot be used; `reason` is one of few words, for a metric's label."""
+    """A sample that cannot be used; `reason` is one of a few fixed words, for a metric label."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -50,7 +50,7 @@ class Sample:
 class _Fetched:
     """The bytes of a run, their offset in the shard, and the sidecar rows of its samples.
 
-    `again`: it was read a second time. `problem` says why there are no bytes.
+    `again` means that this is the second read. `problem` says why there are no bytes.
     """
 
     rows: Sidecar
@@ -67,7 +67,7 @@ class _Fetched:
 class SampleReader:
     """Random access to the samples of a data set by id; safe to share between threads.
 
-    `lanes` is at how many places of the data set it will be reading at a time.
+    `lanes` is the number of places in the data set that are read concurrently.
     """
 
     def __init__(
@@ -85,24 +85,24 @@ class SampleReader:
         self.scratch = scratch
         counts = index.counts
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
-        # Runs of all lanes must fit into memory together, or each is read again and again.
+        # The runs of all lanes must fit in memory together, or each is read repeatedly.
         self.run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
         self._per_run = np.maximum(1, self.run_bytes * counts // np.maximum(1, sizes))
         self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
 
     @property
     def lookahead(self) -> int:
-        """For how many samples ahead reading makes sense: half of the memory that there is."""
+        """The number of samples worth reading ahead: as many as fit in half of the cache."""
         return self._cache.limit // 2 // self._mean_bytes
 
     def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """A number for the run that each sample lies in, one higher for the next of a shard."""
+        """Return a number for each sample's run; consecutive runs of a shard differ by one."""
         shards, numbers = self._index.locate_all(sample_ids)
         found: npt.NDArray[np.int64] = shards + numbers // self._per_run[shards]
         return found
 
     def prefetch(self, sample_ids: npt.NDArray[np.int64]) -> None:
-        """Start reading what these samples need, in the background, in their order."""
+        """Start reading the runs of these samples in the background, in the order given."""
         shards, numbers = self._index.locate_all(sample_ids)
         runs = numbers // self._per_run[shards]
         for shard, run in dict.fromkeys(zip(shards.tolist(), runs.tolist(), strict=True)):
@@ -111,12 +111,12 @@ class SampleReader:
     def read(self, sample_id: int) -> Sample:
         """Return the sample with this id.
 
-        Raises `BadSample` if its bytes are not those that were indexed, even when they are read a
-        second time, and whatever the store raises.
+        Raises `BadSample` if its bytes differ from those indexed even after a second read, and
+        whatever the store raises.
         """
         shard, number, run = self._place(sample_id)
         place = number % int(self._per_run[shard])
-        # Samples next to each other are fetched together; another thread may have begun already.
+        # Adjacent samples are fetched together; another thread may already have started.
         future = self._start(run)
         while True:
             fetched: _Fetched = future.result()
@@ -129,21 +129,21 @@ class SampleReader:
                     return Sample(data[first : first + size], label)
             if fetched.again:
                 short = fetched.problem or len(data) < length
-                text = "the shard ends before it" if short else "its bytes are not those indexed"
+                text = "the shard ends before it" if short else "its bytes differ from the index"
                 text = fetched.problem or text
                 raise BadSample("missing" if fetched.problem else "altered", text)
-            # What differs may have been damaged on the way: replace it in the cache, once for all
-            # threads that wait for this run.
+            # The bytes may have been damaged in transit: replace the run in the cache, once for all
+            # threads that wait for it.
             second = functools.partial(self._load_run, run, again=True)
             future = self._cache.get(self._key(run), second, instead_of=future)
 
     def identity(self, sample_id: int) -> str:
-        """A name for the bytes and the label of a sample, wherever it lies."""
+        """Return a name for a sample's bytes and label that does not depend on its location."""
         shard, number, _ = self._place(sample_id)
         return f"{self._contents(shard)} sample {number}"
 
     def name(self, sample_id: int) -> str:
-        """Describe a sample's place for people: shard, number, and byte and key if known."""
+        """Return a sample's location as text: shard, number, and byte and key if known."""
         shard, number, run = self._place(sample_id)
         text = f"{self._store.uri}{self._index.shards[shard].name}: sample {number}"
         fetched: _Fetched = self._start(run).result()
@@ -155,7 +155,7 @@ class SampleReader:
         return f"{text}, byte {row['offset']}{f' ({key})' if key else ''}"
 
     def _place(self, sample_id: int) -> tuple[int, int, ReadRun]:
-        """Shard, number within it, and run."""
+        """Return the shard of a sample, its number within the shard, and its run."""
         shard, number = self._index.locate(sample_id)
         return shard, number, (shard, number // int(self._per_run[shard]))
 
@@ -163,12 +163,12 @@ class SampleReader:
         return self._cache.get(self._key(run), lambda: self._load_run(run, again=False))
 
     def _key(self, run: ReadRun) -> tuple[str, str, int, int]:
-        """Return the identity of a shard's contents, as other parts of the set share the cache."""
+        """Return a run's cache key, by its shard's contents, as several readers share the cache."""
         shard, number = run
         return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 
     def _load_run(self, run: ReadRun, *, again: bool) -> _Fetched:
-        """Read a run; `again` from the store itself, after something was wrong with it."""
+        """Read a run; with `again`, from the store itself, after the first read was bad."""
         shard, number = run
         entry = self._index.shards[shard]
         try:
@@ -208,6 +208,6 @@ class SampleReader:
         return f"{self._contents(run[0])} {run[1]} {self._per_run[run[0]]}"
 
     def _contents(self, shard: int) -> str:
-        """A shard by its bytes and labels: two data sets at one address are not confused."""
+        """Identify a shard by bytes and labels, so that data sets at one address stay apart."""
         entry = self._index.shards[shard]
         return f"{entry.sha256} {entry.sidecar_digest}"

@@ -1,4 +1,4 @@
-"""The keys of samples, for people: an index holds none, but the tar headers of a shard do."""
+"""Sample keys for messages, read from the tar headers of a shard, as the index has none."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ _HEAD_BYTES = 4096
 
 
 def key_in(head: bytes) -> str | None:
-    """Return the key of the sample whose first bytes these are, None if they are none."""
+    """Return the key of the sample that starts with `head`, None if it is not a tar header."""
     with contextlib.suppress(tarfile.TarError, ValueError, EOFError):
         with tarfile.open(fileobj=io.BytesIO(head)) as tar:
             member = tar.next()
@@ -22,7 +22,7 @@ def key_in(head: bytes) -> str | None:
 
 
 class SampleNames:
-    """Names of the samples of a data set, for people: shard, number and, if it can be read, key."""
+    """Human-readable names of a data set's samples: shard, number and, if readable, key."""
 
     def __init__(self, store: Store, index: Index) -> None:
         self._store = store
@@ -46,5 +46,5 @@ class SampleNames:
             start, length = int(row["offset"]), min(int(row["length"]), _HEAD_BYTES)
             return key_in(self._store.get(shard.name, start, start + length))
         except (WorkerError, ValueError):
-            self._reads = False  # a store that fails is not asked for every one of them
+            self._reads = False  # do not query a failing store for every sample
             return None

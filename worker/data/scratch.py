@@ -1,4 +1,4 @@
-"""A folder on a disk of the node as a cache, if there is one."""
+"""A cache in a folder on a local disk of the node, if one is configured."""
 
 import contextlib
 import hashlib
@@ -14,40 +14,41 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _FREED = 0.2  # share of scratch that is freed when it is full
-_PATIENCE_SECONDS = 60.0  # until a full folder is looked at again
+_PATIENCE_SECONDS = 60.0  # until a full folder is scanned again
 _SPARE = ".spare"
 
 
 class Scratch:
     """A bounded cache of bytes in a folder that the ranks of a node share.
 
-    Only a cache: it may hold anything (what is read is verified by its user), fill up, or vanish.
-    Files are whole or absent, and no name is fixed. When `limit` bytes are there, those that
-    nobody has used since this process started make room; else new ones stay out, since an epoch
-    that is larger than the cache would push out each file before its next use.
+    It is only a cache: it may hold anything (callers verify what they read), fill up, or vanish.
+    Files are complete or absent, and have no fixed names. When `limit` bytes are in use, files that
+    have not been used since this process started are evicted; if there are none, new files are not
+    admitted, since an epoch that is larger than the cache would evict each file before its next
+    use.
 
     Args:
-        folder: Where to make a folder of its own.
-        limit: Bytes that may lie there.
-        sharers: How many processes write there.
-        reserve: Bytes that all ordinary files of this job take up; what is put as spare leaves
-            that much room for them.
+        folder: Where to create the cache's own folder.
+        limit: Maximum size of the cache, in bytes.
+        sharers: The number of processes that write to the cache.
+        reserve: Total size of all ordinary files of this job, in bytes; spare files leave that much
+            space for them.
     """
 
     def __init__(self, folder: Path, limit: int, sharers: int, reserve: int = 0) -> None:
-        self._folder = folder / "worker-cache"  # what else lies in `folder` is not ours to remove
+        self._folder = folder / "worker-cache"  # other files in `folder` are not ours to remove
         self._limit = limit
         self._reserve = reserve
-        # Between looks all together stay below it; but a read has to fit, 4 MiB of 1 GiB.
+        # Between scans, sharers together stay below `limit`; but a read, 4 MiB of 1 GiB, must fit.
         self._step = max(int(limit * _FREED / sharers), limit // 256)
         self._began = time.time()
         self._lock = threading.Lock()
-        self._room = {False: 0, True: 0}  # by whether it is for what is spare
+        self._room = {False: 0, True: 0}  # keyed by whether it is for spare files
         self._next_look = {False: 0.0, True: 0.0}
         self._well = True
 
     def get(self, name: str) -> bytes | None:
-        """Return what was put under `name`, if it is still there."""
+        """Return the bytes stored under `name`, or None if there are none."""
         try:
             with _opened(self._path(name, spare=False)) as file:
                 os.utime(file.fileno())
@@ -56,29 +57,29 @@ class Scratch:
             return None
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep `data` under `name`, if there is room and the disk works."""
+        """Store `data` under `name`, if there is space and the disk works."""
         self._put(name, data, spare=False)
 
     def has_spare(self, name: str) -> bool:
-        """Return whether something was put under `name` as spare, and is there."""
+        """Return whether a spare file is stored under `name`."""
         try:
             self._path(name, spare=True).stat()
-        except OSError:  # of whatever kind: a mount may be lost
+        except OSError:  # of any kind: a mount may be lost
             return False
         return True
 
     def may_take(self, size: int) -> bool:
-        """Return whether so many bytes may be put as spare, as far as is known without looking."""
+        """Return whether a spare file of `size` bytes may fit, without scanning the folder."""
         return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:
-        """Read what was put as spare into a buffer.
+        """Read the spare file stored under `name` into a buffer.
 
-        Read, not mapped: if a mapped file shrinks or its disk fails, the process is killed.
+        It is read, not mapped: if a mapped file shrinks or its disk fails, the process is killed.
 
         Returns:
-            The size in bytes, 0 if there is none; if it is larger than the buffer, no more than
-            that was read.
+            The size of the file in bytes, 0 if there is none; if it exceeds the buffer, only the
+            part that fits was read.
         """
         path = self._path(name, spare=True)
         try:
@@ -91,7 +92,7 @@ class Scratch:
         return size if count == min(size, len(buffer)) else 0
 
     def put_spare(self, name: str, data: bytes | bytearray) -> None:
-        """Keep `data` where there is room that no ordinary file will need."""
+        """Store `data` as a spare file, if there is space that no ordinary file will need."""
         self._put(name, data, spare=True)
 
     def _put(self, name: str, data: bytes | bytearray, *, spare: bool) -> None:
@@ -109,7 +110,7 @@ class Scratch:
                 raise
         except OSError as error:
             if self._well:
-                log.warning("scratch %s: %s; continuing without", self._folder, error.strerror)
+                log.warning("scratch %s: %s; continuing without it", self._folder, error.strerror)
             self._well = False
 
     def _path(self, name: str, *, spare: bool) -> Path:
@@ -117,7 +118,7 @@ class Scratch:
         return self._folder / f"{digest}{_SPARE if spare else ''}"
 
     def _take(self, size: int, *, spare: bool) -> bool:
-        """Return whether `size` more bytes fit; looks at the folder once per `_step` bytes."""
+        """Return whether `size` more bytes fit; scan the folder once per `_step` bytes."""
         with self._lock:
             if size > self._room[spare] and time.monotonic() > self._next_look[spare]:
                 self._room[spare] = self._make_room(spare=spare)
@@ -131,8 +132,8 @@ class Scratch:
     def _make_room(self, *, spare: bool) -> int:
         """Remove stale files if too little is free; return how many bytes may be written.
 
-        Stale is what was last used before this process began. `spare` files (decoded images) may
-        only take room that no shard of the job will need.
+        Files last used before this process started are stale. `spare` files (decoded images) may
+        only use space that no shard of the job will need.
         """
         files = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
@@ -144,16 +145,16 @@ class Scratch:
         wanted = self._limit * (1 - _FREED)
         if spare:
             ordinary = sum(size for _, size, path in files if not path.endswith(_SPARE))
-            # All sharers may write as much before they check again.
+            # Each sharer may write `_step` bytes before it scans again.
             wanted -= self._limit * _FREED + max(0, self._reserve - ordinary)
         stale = sorted(
             (not path.endswith(_SPARE), used_at, size, path)
             for used_at, size, path in files
             if used_at < self._began
         )
-        # Spare files are removed first, and nothing else is to make room for one.
+        # Spare files are removed first; no other file is removed to make space for one.
         stale = [entry for entry in stale if not (spare and entry[0])]
-        # Not even removing all of it would be enough: keep it, it may be of use to others.
+        # Even removing all of them would not be enough: keep them, others may use them.
         if used - sum(size for _, _, size, _ in stale) > wanted:
             return 0
         for _, _, size, path in stale:
@@ -166,10 +167,10 @@ class Scratch:
 
 
 def _opened(path: Path) -> io.FileIO:
-    """Open a file; raises `OSError` for what is none, such as a pipe, which would wait for ever."""
+    """Open a regular file; raise `OSError` for others, such as a pipe, which could block."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = io.FileIO(handle)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()
-        raise OSError(f"{path} is no regular file")
+        raise OSError(f"{path} is not a regular file")
     return file

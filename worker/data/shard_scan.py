@@ -1,4 +1,4 @@
-"""A scan of one tar shard from front to back: where its samples lie, and what is wrong with it."""
+"""A front-to-back scan of one tar shard, for its samples and its defects."""
 
 import json
 import re
@@ -24,13 +24,13 @@ Look = Callable[[bytes], None]
 
 # Directory and name up to the first dot are the key, the rest is the suffix, as in webdataset.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-_METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset passes over
+_METADATA = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 
 
 class SampleRow(NamedTuple):
-    """A sample: its tar members and its image within the shard, in bytes, and its label's text.
+    """A sample: the byte ranges of its tar members and its image, and its label's text.
 
-    `digest` is the xxh3-64 of [offset, offset + length).
+    `digest` is the xxh3-64 of bytes [offset, offset + length); `image_offset` counts from `offset`.
     """
 
     offset: int
@@ -46,9 +46,9 @@ class Problem:
     """A defect of a shard."""
 
     offset: int
-    """Where it is, in bytes."""
+    """Byte offset of the defect in the shard."""
     text: str
-    """What is wrong."""
+    """Description of the defect."""
 
 
 @dataclass(kw_only=True)
@@ -56,37 +56,37 @@ class Scan:
     """The result of a pass over a shard."""
 
     bytes: int = 0
-    """Its size."""
+    """Size of the shard, in bytes."""
     sha256: str = ""
-    """Its digest, in hexadecimal."""
+    """SHA-256 digest of the shard, in hexadecimal."""
     rows: list[SampleRow] = field(default_factory=list)
     """A row per sound sample."""
     problems: list[Problem] = field(default_factory=list)
-    """Defects, which have no row."""
+    """Defects; samples that have one have no row."""
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Counts members that belong to no sample, by kind."""
+    """Number of members that belong to no sample, by kind."""
     highest: int = 0
-    """The highest value in images of 16 bits that do not declare how many of them are in use."""
+    """The highest value in 16-bit images that do not declare how many bits are in use."""
 
     @property
     def depth(self) -> int | None:
-        """The bits that it takes, None without such images."""
+        """The number of bits that `highest` takes up, None if there are no such images."""
         return depth_for(self.highest)
 
 
 def depth_for(highest: int) -> int | None:
-    """Return the bits in use where this is the highest value of a set; None for 0, of no image."""
+    """Return the number of bits in use given the highest value; None for 0 (no images)."""
     return max(8, highest.bit_length()) if highest else None
 
 
 class Unsound(Exception):
-    """Why a sample cannot be used."""
+    """A sample that cannot be used; the message says why."""
 
 
 class _Sample:
-    """The members of one key that lie together, and what is needed of their bytes.
+    """The adjacent members that share a key, and those of their bytes that are needed.
 
-    Of images, that is all of them if they are wanted `whole`.
+    If `whole` is set, those include all bytes of the image.
     """
 
     def __init__(self, key: str, offset: int, *, whole: bool = False) -> None:
@@ -100,25 +100,25 @@ class _Sample:
         self._ahead = xxhash.xxh3_64()
 
     def add(self, suffix: str, member: Member, stream: ShardStream) -> None:
-        """Take in a member, and all between it and the last one."""
+        """Add a member, and everything between it and the previous one."""
         self.twice = suffix if suffix in self.members else self.twice
         self.members[suffix] = member
         self._read(member, stream, suffix)
         self.digest, self.end = self._ahead.copy(), member.end
 
     def highest(self) -> int:
-        """See `Scan.highest`; 0 where the image cannot be decoded, as training will tell."""
+        """Return the image's `Scan.highest`; 0 if it cannot be decoded, which training reports."""
         try:
             return highest_sample(self.image())
-        except Exception:  # of hostile bytes, the decoder raises whatever it meets
+        except Exception:  # on hostile bytes, the decoder may raise anything
             return 0
 
     def image(self) -> bytes:
-        """The bytes of the image, or its first if it is larger than is kept."""
+        """Return the bytes of the image, or only the first ones if not all of them are kept."""
         return self.heads[next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)]
 
     def look_at(self, member: Member, stream: ShardStream) -> None:
-        """Read over a member of no sample, which lies within this one if more of it follows."""
+        """Read past a member of no sample; it is part of this sample if more members follow."""
         self._read(member, stream, None)
 
     def _read(self, member: Member, stream: ShardStream, suffix: str | None) -> None:
@@ -136,7 +136,7 @@ class _Sample:
             kept += piece[: max(0, wanted - len(kept))]
             at += len(chunk)
         if at < member.end:
-            text = f"member {member.name!r} is cut short: it ends at byte {member.end}"
+            text = f"member {member.name!r} is cut short: it should end at byte {member.end}"
             raise Malformed(self.offset, text)
         if suffix:
             self.heads[suffix] = bytes(kept[: member.size])
@@ -145,16 +145,16 @@ class _Sample:
 def scan_shard(
     fetch: Fetch, size: int, label_field: str = "label", look: Look | None = None
 ) -> Scan:
-    """Read a shard once, in chunks; memory does not grow with it or its members.
+    """Scan a shard once, in chunks; memory does not grow with the shard or its members.
 
-    Problems are listed, never raised.
+    Problems are listed in the result, never raised.
 
     Args:
-        fetch: Reads from the shard.
-        size: Its bytes.
-        label_field: The label in the `.json` member of a sample that has no `.cls`.
-        look: Is given each image, and raises `Unsound` for what is wrong with it; images are held
-            in memory for it, one at a time.
+        fetch: Reads a range of bytes from the shard.
+        size: Size of the shard, in bytes.
+        label_field: The `.json` field that holds the label of a sample without a `.cls`.
+        look: Called with each image; raises `Unsound` if something is wrong with it. Images are
+            held in memory for this, one at a time.
     """
     stream = ShardStream(fetch, size)
     scan = Scan(bytes=size)
@@ -164,8 +164,8 @@ def scan_shard(
             digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
             if digest in seen:
                 raise Unsound(
-                    "is there already, further up in the shard; the members of a sample must lie "
-                    "together (tar --sort=name)"
+                    "also occurs earlier in the shard; the members of a sample must be "
+                    "adjacent (tar --sort=name)"
                 )
             seen.add(digest)
             row = _row(sample, label_field)
@@ -182,7 +182,7 @@ def scan_shard(
 
 
 def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
-    """The samples: neighbors with the same key. Notes a malformed archive."""
+    """Yield the samples, adjacent members with the same key; record a malformed archive."""
     sample: _Sample | None = None
     try:
         for member in read_members(stream):
@@ -201,7 +201,7 @@ def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sampl
             sample = sample or _Sample(match[1], member.offset, whole=whole)
             sample.add(match[2].lower(), member, stream)
     except Malformed as problem:
-        # What is cut within the sample is no sample.
+        # A sample that is itself cut short is not yielded.
         if sample and problem.offset != sample.offset:
             yield sample
         scan.problems.append(Problem(problem.offset, str(problem)))
@@ -211,7 +211,7 @@ def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sampl
 
 
 def _passed_over(member: Member, match: re.Match[str] | None) -> str:
-    """Why a member belongs to no sample, nothing if it does."""
+    """Return why a member belongs to no sample; an empty string if it belongs to one."""
     if member.folder:
         return "folder"
     if not member.regular:
@@ -230,7 +230,7 @@ def _row(sample: _Sample, label_field: str) -> SampleRow:
         raise Unsound(f"has two members .{printable(sample.twice)}")
     for member in members.values():
         if member.sparse:
-            raise Unsound(f"has {member.name!r}, a sparse file; write it whole")
+            raise Unsound(f"has {member.name!r}, a sparse file; archive it without --sparse")
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in members), None)
     if suffix is None:
         raise Unsound(_without_image(sorted(members)))
@@ -245,7 +245,7 @@ def _row(sample: _Sample, label_field: str) -> SampleRow:
 
 
 def _without_image(suffixes: list[str]) -> str:
-    """Describe what a sample has in place of an image, and what to do about it."""
+    """Describe what a sample has instead of an image, and how to fix that."""
     found = ", ".join(f".{printable(suffix)}" for suffix in suffixes[:4])
     text = f"has no .jpg, .jpeg, .png or .webp, only {found}"
     if any(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in suffixes):
@@ -259,8 +259,8 @@ def _label(sample: _Sample, label_field: str) -> str:
     kind = next((kind for kind in _LABELS if kind in sample.members), None)
     if kind is None:
         raise Unsound(
-            "has no label: neither .cls nor .json beside it; if it lies elsewhere in the shard, "
-            "sort that (tar --sort=name)"
+            "has no label: neither .cls nor .json beside it; if it is elsewhere in the "
+            "shard, sort the shard (tar --sort=name)"
         )
     if sample.members[kind].size > _MAX_LABEL_BYTES:
         raise Unsound(f"has a .{kind} of {sample.members[kind].size} bytes")
@@ -287,5 +287,5 @@ def _field(text: str, label_field: str) -> str:
         raise Unsound("has a .json that is not JSON") from None
     value = fields.get(label_field) if isinstance(fields, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise Unsound(f"has a .json without a text or whole number {label_field!r}")
+        raise Unsound(f"has a .json without a string or integer {label_field!r}")
     return str(value)

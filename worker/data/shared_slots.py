@@ -1,4 +1,4 @@
-"""Memory for batches that the processes of a rank share."""
+"""Shared memory for the batches of a rank and its child processes."""
 
 import mmap
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from worker.memory import lock_pages
 
 
 class Slots:
-    """Room for `count` batches of up to `images` images of `size` pixels a side.
+    """Shared memory for `count` batches of up to `images` images, `size` pixels a side.
 
-    Anonymous memory, made before the processes are forked: it has no name that could be left
-    behind, is not bounded by /dev/shm, and takes up only what has been written to.
+    The memory is anonymous and allocated before the processes are forked: it has no name that could
+    be left behind, is not limited by /dev/shm, and occupies only the pages written to.
     """
 
     def __init__(self, count: int, images: int, size: int) -> None:
@@ -25,7 +25,7 @@ class Slots:
         self._valid = _shared((count, images), torch.bool)
 
     def batch(self, index: int, ids: Ids) -> Batch:
-        """The batch of these samples that lies in slot `index`, as it is there."""
+        """Return a view of slot `index`, modulo `count`, as the batch of these samples."""
         slot, length = index % self.count, len(ids)
         images = self._images[slot, :length].permute(0, 3, 1, 2)
         return Batch(
@@ -36,7 +36,7 @@ class Slots:
         )
 
     def lock_pages(self) -> None:
-        """Page-lock the memory for the GPU of this process, which then copies beside it.
+        """Page-lock the memory for this process's GPU, which can then copy asynchronously.
 
         Raises `RuntimeError` if the system does not allow it.
         """

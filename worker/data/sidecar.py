@@ -1,4 +1,4 @@
-"""Sidecars: a row per sample of a shard, and where its bytes are."""
+"""Sidecars: tables with a row per sample of a shard that says where its bytes are."""
 
 import io
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def write_sidecar(
     """Write the sidecar of a shard.
 
     Args:
-        store: Where it is written.
+        store: Where to write the sidecar.
         name: The name of the shard.
-        scan: What was found in the shard.
+        scan: The scan of the shard.
         sound: Rows of the sound samples, each with its class.
 
     Returns:
@@ -55,7 +55,7 @@ def write_sidecar(
 
 
 def read_back(store: Store, shard: Shard) -> None:
-    """Raise `InfrastructureError` unless the sidecar of a shard is there as it was written."""
+    """Raise `InfrastructureError` unless the store holds a shard's sidecar as written."""
     try:
         decode_sidecar(store.get(shard.sidecar), shard, None)
     except (ObjectMissing, ValueError) as error:
@@ -66,36 +66,37 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
     """Return the sidecar of one shard, shape [samples].
 
     Args:
-        data: Its bytes.
-        shard: What the index says of it.
-        classes: Number of classes, beyond which no label may be; None for what was just written.
+        data: The bytes of the sidecar.
+        shard: The shard's entry in the index.
+        classes: Number of classes, which every label must be below; None to allow any.
 
     Raises:
-        ValueError: It is not the one that was indexed, or does not fit the index: fewer or more
-            samples, samples that overlap or lie beyond the shard's end, labels of no class.
+        ValueError: It is not the sidecar that was indexed, or does not match the index: it has
+            fewer or more samples, samples that overlap or extend beyond the shard's end, or labels
+            of no class.
     """
     if xxhash.xxh3_64_hexdigest(data) != shard.sidecar_digest:
         raise ValueError("it is not the one that the index describes")
     try:
         sidecar = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # of bytes by chance, numpy raises whatever its parsers meet
-        raise ValueError(f"it is no table ({first_line(error)})") from None
+    except Exception as error:  # on arbitrary bytes, numpy may raise anything
+        raise ValueError(f"it is not a table ({first_line(error)})") from None
     if not isinstance(sidecar, np.ndarray) or sidecar.dtype != SIDECAR_DTYPE or sidecar.ndim != 1:
-        raise ValueError("it is a table of something else")
+        raise ValueError("it is a table with different columns")
     if len(sidecar) != shard.samples:
-        raise ValueError(f"it has {len(sidecar)} samples, the index {shard.samples}")
+        raise ValueError(f"it has {len(sidecar)} samples, but the index says {shard.samples}")
     _require_sound_rows(sidecar, shard, classes)
     return sidecar
 
 
 def _require_sound_rows(sidecar: Sidecar, shard: Shard, classes: int | None) -> None:
-    starts = sidecar["offset"].astype(np.float64)  # exact up to the largest shard, and no overflow
+    starts = sidecar["offset"].astype(np.float64)  # exact up to the largest shard, without overflow
     stops = starts + sidecar["length"]
     image_stops = sidecar["image_offset"].astype(np.int64) + sidecar["image_length"]
     if (starts[1:] < stops[:-1]).any() or (len(stops) and stops[-1] > shard.bytes):
-        raise ValueError("its samples overlap, or lie beyond the end of the shard")
+        raise ValueError("its samples overlap, or extend beyond the end of the shard")
     if (image_stops > sidecar["length"]).any():
-        raise ValueError("an image lies outside of its sample")
+        raise ValueError("an image extends beyond its sample")
     labels = sidecar["label"]
     if (labels < 0).any() or (classes is not None and (labels >= classes).any()):
-        raise ValueError(f"it has labels that are none of the {classes} classes")
+        raise ValueError(f"it has labels outside the {classes} classes")

@@ -1,4 +1,4 @@
-"""The result of reading a shard, staged beside it until the whole index is written."""
+"""Scans of shards, staged beside them until the entire index is written."""
 
 import io
 import json

@@ -1,8 +1,8 @@
-"""The members of a tar, in one pass from front to back, whatever its bytes are.
+"""Members of a tar, read in one front-to-back pass that copes with arbitrary bytes.
 
-Tar readers take whatever is no header for the end of the archive, so a shard that was cut or
-overwritten reads as a shorter one without an error. Here the end must be the end-of-archive mark
-(POSIX.1-2017, pax, "ustar Interchange Format": two blocks of zeros).
+Tar readers treat anything that is not a header as the end of the archive, so a truncated or
+overwritten shard reads as a shorter one without an error. Here the end must be the end-of-archive
+mark (POSIX.1-2017, pax, "ustar Interchange Format": two blocks of zeros).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from worker.errors import WorkerError, first_line
 CHUNK_BYTES = 1 << 24
 
 _BLOCK = 512
-_MAX_EXTENDED_BYTES = 1 << 18  # of a pax header or a long name, which tarfile reads whole
+_MAX_EXTENDED_BYTES = 1 << 18  # of a pax header or a long name, which tarfile reads at once
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -27,13 +27,13 @@ _EXTENDED = (
 )
 
 Fetch = Callable[[int, int], bytes]
-"""(start, stop) -> those bytes of the shard; fewer where it ends before."""
+"""Reader of a shard: (start, stop) -> those bytes, fewer if it ends before `stop`."""
 
 
 class Member(NamedTuple):
     """A member of a tar: its header is at `offset`, its data at `data_offset`.
 
-    `end` is where the next header lies. `regular` says that it is a file, and no link or folder.
+    `end` is the offset of the next header. `regular` is True for a file, not a link or folder.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Malformed(Exception):
-    """Why an archive cannot be read on, and from which byte."""
+    """An archive that cannot be read any further: the reason, and from which byte."""
 
     def __init__(self, offset: int, text: str) -> None:
         super().__init__(text)
@@ -55,7 +55,7 @@ class Malformed(Exception):
 
 
 class ShardStream(io.RawIOBase):
-    """A shard as a file that fetches its chunks in order and keeps what is not yet forgotten."""
+    """A shard as a file object that fetches chunks in order and keeps bytes until forgotten."""
 
     def __init__(self, fetch: Fetch, size: int) -> None:
         self._fetch = fetch
@@ -80,7 +80,7 @@ class ShardStream(io.RawIOBase):
         return data
 
     def span(self, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop), which must not be forgotten yet; fewer at the shard's end."""
+        """Return bytes [start, stop), which must not be forgotten; fewer at the shard's end."""
         while self.size < stop and self._fill():
             pass
         return bytes(self._kept[start - self._first : stop - self._first])
@@ -97,16 +97,16 @@ class ShardStream(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes seen so far, those forgotten included."""
+        """Number of bytes fetched so far, including forgotten ones."""
         return self._first + len(self._kept)
 
     def forget(self, stop: int) -> None:
-        """Forget all before `stop`, read or not, except for the byte that tarfile looks at."""
+        """Forget all bytes before `stop`, read or not, except the last, which tarfile checks."""
         self._wanted_from = max(self._wanted_from, stop - 1)
         self._drop()
 
     def sha256(self) -> str:
-        """Return the digest of the whole shard; reads the rest of it."""
+        """Return the digest of the entire shard, after reading the rest of it."""
         self.forget(self._size + 1)
         while self._fill():
             pass
@@ -129,19 +129,19 @@ class ShardStream(io.RawIOBase):
 
 
 def read_members(stream: ShardStream) -> Iterator[Member]:
-    """Yield the members in order; whoever takes one may forget the bytes before its end.
+    """Yield the members in order; the caller may forget the bytes before a member's end.
 
-    Raises `Malformed` for an archive that does not end as it must.
+    Raises `Malformed` for a compressed or damaged archive, or one without a proper end.
     """
     end = 0
     head = stream.span(0, _BLOCK)
     compression = compression_of(head)
-    if compression and head[257:262] != b"ustar":  # a name may begin like that, too
+    if compression and head[257:262] != b"ustar":  # a member's name may begin that way, too
         raise Malformed(0, f"is compressed ({compression}); unpack it to a plain .tar first")
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
             for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
                 if info.size < 0 or tar.offset <= info.offset:
                     raise Malformed(end, "no tar header: its size is negative")
                 end = tar.offset
@@ -158,13 +158,13 @@ def read_members(stream: ShardStream) -> Iterator[Member]:
             end = tar.offset
     except (WorkerError, Malformed):
         raise
-    except Exception as error:  # of bytes by chance, tarfile raises whatever its parsers meet
+    except Exception as error:  # on arbitrary bytes, tarfile may raise anything
         raise Malformed(end, f"no tar header: {first_line(error)}") from None
     _require_end(stream, end)
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is believed only as far as it can be read in bounded time and memory."""
+    """A tar header, trusted only as far as it can be read in bounded time and memory."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:

@@ -1,4 +1,4 @@
-"""The tars to index: at a prefix, of a brace pattern, or of a wids index."""
+"""The tars to index, given as a prefix, a brace pattern, or a wids index."""
 
 import itertools
 import json
@@ -23,13 +23,13 @@ class Tar:
     """A shard to index, as the store lists it."""
 
     name: str
-    """Its key."""
+    """Key of the tar in the store."""
     size: int
-    """Its size in bytes."""
+    """Size of the tar in bytes."""
     version: str
-    """Another one whenever it was written again."""
+    """Version that changes whenever the tar is rewritten."""
     samples: int | None = None
-    """The number of samples in it by an older index; None if there is none."""
+    """The number of samples according to an older index; None if there is no such index."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Source:
     """The shards to index."""
 
     store: Store
-    """The root, where the index will be."""
+    """The root, where the index will be written."""
     tars: tuple[Tar, ...]
     """The shards."""
 
 
 def find_tars(uri: str) -> Source:
-    """The shards at a prefix, of a brace pattern, or of a wids index (`shardlist`).
+    """Return the shards of a prefix, a brace pattern, or a wids index (`shardlist`).
 
-    Raises `ConfigurationError` where there is none, or one that is named is missing.
+    Raises `ConfigurationError` if there is none, or if one that is named is missing.
     """
     if uri.endswith(".json"):
         return _from_wids(uri)
@@ -74,12 +74,12 @@ def _instead(store: Store) -> str:
     if packed:
         return f", but {packed[0]}, which is compressed; unpack it to a plain .tar first"
     if any(map(is_image_name, names)):
-        return ", but images; make shards of them by `worker pack`"
+        return ", but images; pack them into shards with `worker pack`"
     return "; check the address" if names else ", nor anything else; check the address"
 
 
 def _require_names(store: Store, names: list[str]) -> None:
-    """Raise `ConfigurationError` for a shard that no index can name."""
+    """Raise `ConfigurationError` for a shard whose name cannot be stored in an index."""
     for name in names:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigurationError(
@@ -98,7 +98,7 @@ def _from_wids(uri: str) -> Source:
     except ObjectMissing:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ConfigurationError(f"{uri}: no wids index, which has a shardlist of url") from None
+        raise ConfigurationError(f"{uri}: not a wids index (no shardlist of urls)") from None
     foreign = [url for url in urls if "://" in url or url.startswith("/")]
     if foreign:
         raise ConfigurationError(f"{uri}: {foreign[0]} is not below {store.uri}; move the index")
@@ -115,7 +115,7 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
     known = {info.key: info for info in store.list()}
     missing = [name for name in names if name not in known]
     if missing:
-        more = f", nor are {len(missing) - 1} more that are named" if missing[1:] else ""
+        more = f", and {len(missing) - 1} more are missing" if missing[1:] else ""
         raise ConfigurationError(
             f"{store.uri}{missing[0]}: no such object{more}; correct the pattern"
         )

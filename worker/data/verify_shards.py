@@ -16,12 +16,12 @@ from worker.store import ObjectMissing, Store
 def verify_shards(
     store: Store, index: Index, threads: int, advance: Callable[[int], None]
 ) -> list[str]:
-    """Read every shard whole and compare it with the index.
+    """Read every shard in full and compare it with the index.
 
     Args:
         store: Where the shards are.
         index: Their index.
-        threads: How many shards to read at a time.
+        threads: The number of shards to read in parallel.
         advance: Called with the bytes read, by one thread at a time.
 
     Returns:
@@ -54,7 +54,7 @@ def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], N
         advance(len(data))
         return data
 
-    # One byte more than was indexed, so that a longer shard shows.
+    # One byte more than was indexed, so that a longer shard is noticed.
     stream = ShardStream(fetch, shard.bytes + 1)
     bad = []
     try:
@@ -70,11 +70,11 @@ def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], N
     size = stream.size
     if size != shard.bytes:
         length = "longer" if size > shard.bytes else f"{size} bytes long"
-        return [f"{where}: {length} where {shard.bytes} bytes were indexed; {_samples(bad)}"]
+        return [f"{where}: {length}, but {shard.bytes} bytes were indexed; {_samples(bad)}"]
     return [f"{where}: sha256 differs from the indexed one; {_samples(bad)}"]
 
 
 def _samples(bad: list[int]) -> str:
     if not bad:
-        return "no sample is touched"
+        return "no sample is affected"
     return f"{count(len(bad), 'sample')} altered or missing, the first at byte {bad[0]}"

@@ -1,4 +1,4 @@
-"""Settings of reading and decoding, from the environment and this machine.
+"""Settings for reading and decoding images, from the environment and this machine.
 
 Environment: `WORKER_LOADER_THREADS`, `WORKER_READ_MEMORY_MIB`, `WORKER_SCRATCH` and
 `WORKER_SCRATCH_GIB`.
@@ -15,39 +15,40 @@ from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.rank import Rank
 
 _THREADS_PER_PROCESS = 2
-"""Few, as they take turns at an interpreter lock; not one, as a process costs memory, too."""
-_MIN_SHARE_EVEN = 0.6  # of the processes wished for
+"""Few, as threads contend for the GIL; more than one, as each process costs memory."""
+_MIN_SHARE_EVEN = 0.6  # of the desired number of processes
 _FETCHES = 32
-"""Reads of a rank at a time, in all its processes; each has two at least. As many as there are
-lanes by default, so that the first batch from a store far away takes few round trips."""
+"""Concurrent reads of a rank, over all its processes; each has at least two. This is the default
+number of lanes, so that the first batch from a distant store takes few round trips.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """Settings of reading and decoding."""
+    """Settings for reading and decoding images."""
 
     threads: int | None
-    """Threads of a rank; None for one per core."""
+    """Decoding threads per rank; None for one per core."""
     memory: int
-    """Bytes that a rank reads ahead and keeps at most."""
+    """Maximum number of bytes that a rank reads ahead and keeps."""
     scratch: str
-    """Folder of the cache on disk; empty for none."""
+    """Folder of the disk cache; empty for no cache."""
     scratch_limit: int
-    """Its size in bytes."""
+    """Maximum size of the disk cache, in bytes."""
 
 
 def check_decoding(data: Data, gpus: int) -> None:
-    """Raise `ConfigurationError` where the environment or the machine cannot be as `data` needs."""
+    """Raise `ConfigurationError` if the environment or machine does not meet `data`'s needs."""
     read_settings()
     if data.decoder == "cuda" and not gpus:
-        raise ConfigurationError("data.decoder: cuda needs a GPU, and there is none here")
+        raise ConfigurationError("data.decoder: cuda needs a GPU, but this machine has none")
 
 
 def processes_for(threads: int, lanes: int) -> int:
-    """Return how many processes decode with so many threads in all, for a rank that reads `lanes`.
+    """Return the number of decoding processes, given the threads and `lanes` of a rank.
 
-    Two processes that share a lane both fetch what lies in it: so no more than there are lanes, and
-    if few less divide the lanes evenly, those.
+    Two processes that share a lane would both fetch its data, so there are never more processes
+    than lanes, and slightly fewer if that divides the lanes evenly.
     """
     wished = max(1, min(ceil_div(threads, _THREADS_PER_PROCESS), lanes))
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)
@@ -55,18 +56,18 @@ def processes_for(threads: int, lanes: int) -> int:
 
 
 def fetches_for(processes: int) -> int:
-    """Return how many reads each of a rank's processes has under way at most."""
+    """Return the maximum number of concurrent reads in each process of a rank."""
     return max(2, _FETCHES // processes)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The decoding of a rank on this machine."""
+    """Threads and processes that decode images for a rank on this machine."""
 
     threads: int
-    """The number of threads."""
+    """Total number of decoding threads; 0 to decode in the training thread."""
     processes: int
-    """In how many processes they are; 0 for the rank itself."""
+    """Number of processes that run the threads; 0 for the rank itself."""
 
     def __str__(self) -> str:
         if not self.threads:
@@ -76,7 +77,7 @@ class Decoding:
 
 
 def decoding_of(rank: Rank, lanes: int) -> Decoding:
-    """Return how this rank of a job with so many lanes would decode on this machine."""
+    """Return the threads and processes that a rank would decode with on this machine."""
     chosen = read_settings().threads
     threads = cores_per_rank(rank) if chosen is None else chosen
     own = ceil_div(lanes, rank.world_size)
@@ -84,7 +85,7 @@ def decoding_of(rank: Rank, lanes: int) -> Decoding:
 
 
 def read_settings() -> LoaderSettings:
-    """Return the settings of the environment; raises `ConfigurationError` for a malformed one."""
+    """Read the settings from the environment; raise `ConfigurationError` if one is malformed."""
     settings = Settings.from_env()
     return LoaderSettings(
         threads=settings.loader_threads,

@@ -1,4 +1,4 @@
-"""A job: its manifest with everything that it names, and whose its output is."""
+"""A job: its manifest, everything that the manifest names, and the owner of its output."""
 
 import hashlib
 from dataclasses import dataclass
@@ -24,60 +24,60 @@ from worker.store import Store
 
 @dataclass(frozen=True)
 class Dataset:
-    """Shards and their index."""
+    """A data set: its shards and their index."""
 
     store: Store
-    """Where the shards are."""
+    """Store that holds the shards."""
     index: Index
-    """What is in them."""
+    """Index of the shards."""
 
 
 @dataclass(frozen=True)
 class EarlierAttempts:
-    """The traces of earlier attempts."""
+    """Identity and manifest that earlier attempts have left in the output."""
 
     identity: Identity
-    """Whose output it is."""
+    """Identity of the job that owns the output."""
     manifest: dict[str, Any]
     """The newest attempt's manifest; empty if its record is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A manifest with everything that it names opened and built."""
+    """A manifest and everything that it names, opened and built."""
 
     manifest: Manifest
     """The manifest."""
     output: Store
-    """Its output."""
+    """Store that the job writes its output to."""
     train: Dataset
     """The training set."""
     val: Dataset | None
     """The validation set; None if there is none."""
     preprocessing: Preprocessing
-    """How images are prepared."""
+    """Preprocessing of the images."""
     backbone: Backbone
     """The model."""
     groups: tuple[RateGroup, ...]
-    """Its rate groups."""
+    """Rate groups of the model's parameters."""
     criterion: Criterion
     """The loss."""
     result: Done | None
-    """What has been published of it, of however many epochs."""
+    """Published result, of any number of epochs; None if there is none."""
     commits: tuple[CommitName, ...]
-    """The checkpoints that earlier attempts have left, newest first; any may be damaged."""
+    """Checkpoints of earlier attempts, newest first; any of them may be damaged."""
     earlier: EarlierAttempts | None
-    """What earlier attempts have left; None for a first one."""
+    """Identity and manifest of earlier attempts; None if there were none."""
 
     @property
     def done(self) -> Done | None:
-        """The result, if it is of as many epochs as the manifest asks for."""
+        """The result, if it has at least as many epochs as the manifest asks for."""
         enough = self.result and self.result.epochs >= self.manifest.train.epochs
         return self.result if enough else None
 
     @property
     def image_spec(self) -> ImageSpec:
-        """Settings of decoding."""
+        """Settings for decoding images."""
         return ImageSpec(self.manifest.data.max_pixels, self.preprocessing.depth)
 
     @property
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def full_batch(self) -> int:
-        """Images in a batch that is not the last one of an epoch."""
+        """Images in every batch but the last one of an epoch."""
         return min(self.manifest.train.batch_size, self.train.index.samples)
 
     @property
@@ -100,19 +100,19 @@ class Job:
         return self.train.index.samples - before
 
     def factor(self, step: int) -> Factor:
-        """Return the factor on all full rates at a step, counted from 0."""
+        """Return the factor that scales all learning rates at a step, counted from 0."""
         schedule = self.manifest.optimizer.schedule
         return factor_at(step, schedule, self.total_steps, self.steps_per_epoch)
 
     def rates(self, step: int) -> dict[str, float]:
-        """Learning rate of each group at a step; 0 while it is frozen."""
+        """Return the learning rate of each group at a step; 0 while the group is frozen."""
         factor = self.factor(step).rate
         return {
             group.name: group.lr * factor if group.trains_at(step) else 0.0 for group in self.groups
         }
 
     def peak(self, group: RateGroup) -> float:
-        """The highest rate that a group is ever trained at."""
+        """Return the highest learning rate at which a group is ever trained."""
         if group.release is None or group.release >= self.total_steps:
             return 0.0
         schedule = self.manifest.optimizer.schedule
@@ -121,7 +121,7 @@ class Job:
         return max(group.lr * self.factor(step).rate for step in steps)
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The batches of one epoch, counted from 0."""
+        """Return the plan of an epoch's batches; epochs are counted from 0."""
         train = self.manifest.train
         counts, window = self.train.index.counts, self.manifest.data.shuffle.window
         return EpochPlan(
@@ -130,12 +130,12 @@ class Job:
 
     @property
     def lanes(self) -> int:
-        """Lanes of the plan, see `data.shuffle`."""
+        """Number of lanes that each batch reads from; see `data.shuffle`."""
         return self.manifest.data.shuffle.lanes or default_lanes(self.manifest.train.batch_size)
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return what must not change between the attempts of one job, by manifest field."""
+        """Settings that must not change between the attempts of a job, by manifest field."""
         manifest = self.manifest
         return {
             "job": manifest.job,
@@ -145,13 +145,13 @@ class Job:
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
-            # The number of lanes follows from the batch size where it is not given.
+            # The number of lanes follows from the batch size if it is not set.
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }
 
     @property
     def changes(self) -> list[Change]:
-        """Settings that differ from those of the attempt before this one."""
+        """Settings that differ from those of the previous attempt."""
         if self.earlier is None:
             return []
         now = flat(self.manifest.model_dump(mode="json"))
@@ -165,7 +165,7 @@ class Job:
 
 
 def require_same_experiment(job: Job) -> None:
-    """Raise `ConfigurationError` where the output holds another experiment, or one beyond this."""
+    """Raise `ConfigurationError` if this job cannot continue the experiment in its output."""
     if job.earlier:
         require_same_identity(job, job.earlier.identity)
     if not job.done:
@@ -175,48 +175,48 @@ def require_same_experiment(job: Job) -> None:
 
 
 def require_same_identity(job: Job, owner: Identity) -> None:
-    """Raise `ConfigurationError` unless the output, whose identity is `owner`, is this job's."""
+    """Raise `ConfigurationError` if `owner`, the owner of the output, is another job."""
     differences = [
-        f"{field}: {value} here, but {owner.get(field)} in the job whose output it is"
+        f"{field}: {value} here, but {owner.get(field)} in the job that owns the output"
         for field, value in job.identity.items()
         if owner.get(field, value) != value
     ]
     if differences:
         raise ConfigurationError(
             f"output: {job.output.uri} belongs to another job ({'; '.join(differences)}); "
-            "give this one an output of its own"
+            "set a different output for this one"
         )
 
 
 def _require_reachable(job: Job) -> None:
-    """Raise `ConfigurationError` if a whole checkpoint lies beyond the last step."""
+    """Raise `ConfigurationError` if an intact checkpoint is beyond the last step."""
     for name in job.commits:
         if name.step <= job.total_steps:
             return
-        if read_commit(job.output, name):  # and not just an object that is named like one
+        if read_commit(job.output, name):  # a real commit, not just an object with such a name
             raise ConfigurationError(
-                f"train.epochs: {job.manifest.train.epochs} are {job.total_steps} steps, but "
-                f"{name.step} are done; ask for more or use another output"
+                f"train.epochs: {job.manifest.train.epochs} is {job.total_steps} steps, but "
+                f"{name.step} are already done; set more epochs or use another output"
             )
 
 
 def require_no_result(job: Job, result: Done | None) -> None:
-    """Raise `ConfigurationError` if training would start anew where a result is."""
+    """Raise `ConfigurationError` if training would start over although there is a result."""
     if result:
         raise ConfigurationError(
-            f"train.epochs: {result.epochs} are done, but no intact checkpoint of them is left to "
+            f"train.epochs: {result.epochs} epochs are done, but no intact checkpoint is left to "
             f"resume from; use a new output with model.weights: {job.output.uri}final/"
             "model.safetensors"
         )
 
 
 def manifest_digest(manifest: Manifest) -> str:
-    """Sha256 of the resolved manifest."""
+    """Return the SHA-256 digest of the resolved manifest."""
     return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
 def require_own_output(job: Job) -> None:
-    """Raise `ConfigurationError` if the output belongs to another job by now."""
+    """Raise `ConfigurationError` if the output now belongs to another job."""
     owner = owner_of(job.output)
     if owner:
         require_same_identity(job, owner)

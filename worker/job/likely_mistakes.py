@@ -7,7 +7,7 @@ from worker.numbers import ceil_div
 _TINY_SHARE = 1e-4
 _MAX_SHARE_OF_START = 0.1
 _MIN_IMAGES = 2
-_STRONG_DECAY = 0.01  # from here on, what is meant to be scaled is pulled to 0 noticeably
+_STRONG_DECAY = 0.01  # from this value on, norms and biases are noticeably pulled toward 0
 
 
 def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
@@ -19,27 +19,27 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
         ranks: The number of ranks.
 
     Returns:
-        The warnings, the costliest first.
+        The warnings, the most costly first.
     """
     train, groups = job.manifest.train, job.groups
     found = _slow_head(job, layout)
     if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
         found.append(
-            f"train.ema: after {job.total_steps} steps {train.ema**job.total_steps:.0%} of the "
-            "average are still the weights of the start; take a smaller decay"
+            f"train.ema: after {job.total_steps} steps, {train.ema**job.total_steps:.0%} of the "
+            "average is still the initial weights; use a smaller decay"
         )
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
-        found.append("the warm-up takes the whole run, so the full rates are never reached")
+        found.append("the warm-up takes up the entire run, so the full rates are never reached")
     share = ceil_div(job.full_batch, ranks)
     if min(share, train.micro_batch or share) < _MIN_IMAGES:
         found.append(
-            "BatchNorm will see 1 image at a time on each rank; take fewer ranks or a larger "
+            "BatchNorm will see 1 image at a time on each rank; use fewer ranks or a larger "
             "train.batch_size or train.micro_batch"
         )
     found += _tiny(groups, layout)
     found += [
-        f"{group.name} is released at step {group.release} of {job.total_steps} steps, so never "
+        f"{group.name} is released at step {group.release} of {job.total_steps}, so it is never "
         "trained"
         for group in groups
         if group.release is not None and group.release >= job.total_steps
@@ -51,14 +51,14 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
     )
     if decayed:
         found.append(
-            f"weight decay reaches {decayed} norms and biases; "
-            "optimizer.decay_norms_and_biases: false keeps them out"
+            f"weight decay applies to {decayed} norms and biases; "
+            "optimizer.decay_norms_and_biases: false excludes them"
         )
     return found
 
 
 def _slow_head(job: Job, layout: Layout) -> list[str]:
-    """Return a warning if the new head trains later or slower than the backbone."""
+    """Return warnings if the new head trains later or more slowly than the backbone."""
     groups = job.groups
     found = []
     heads = [group for group in groups if layout.head & set(group.parameters)]
@@ -67,13 +67,13 @@ def _slow_head(job: Job, layout: Layout) -> list[str]:
     others = [group for group in groups if group not in heads]
     if not job.manifest.model.pretrained and any(g.lr < slowest.lr or g.release for g in others):
         found.append(
-            "model.weights: none, so the backbone starts at random, and yet is frozen or slower "
+            "model.weights: none, so the backbone starts at random, yet is frozen or slower "
             "than the head"
         )
     if slowest.lr < fastest.lr:
         found.append(
-            f"the head ({slowest.name}, {slowest.lr:g}) is slower than {fastest.name} "
-            f"({fastest.lr:g}), though it alone starts from nothing"
+            f"the head ({slowest.name}, {slowest.lr:g}) has a lower rate than {fastest.name} "
+            f"({fastest.lr:g}), although only the head is not pretrained"
         )
     if any(group.release for group in heads) and any(g.release == 0 for g in others):
         found.append("the head is frozen at first, while the backbone is trained against it")
@@ -89,7 +89,7 @@ def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
         sizes[group.match] = sizes.get(group.match, 0) + size
     heads = {group.match for group in groups if layout.head & set(group.parameters)}
     return [
-        f"{'+'.join(match)} holds only {size:,} parameters, {size / everything:.3%}"
+        f"{'+'.join(match)} matches only {size:,} parameters, {size / everything:.3%}"
         for match, size in sizes.items()
         if match not in heads and size <= _TINY_SHARE * everything
     ]

@@ -1,4 +1,4 @@
-"""Differences between the manifests of a job's attempts, and what they mean. Pure."""
+"""Differences between the manifests of a job's attempts, and their effects. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,23 +6,23 @@ from typing import Any, Literal
 
 Kind = Literal["silent", "noted", "vain", "refused"]
 
-# What changes nothing about the training, only when and where it is kept.
+# These settings do not affect training, only when and where it is recorded.
 _SILENT = ("checkpoint.", "record.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A setting that differs."""
+    """A setting that differs between attempts."""
 
     field: str
-    """Its dotted name."""
+    """Dotted name of the setting."""
     before: Any
     """The value in the earlier attempt."""
     now: Any
-    """The value in the manifest."""
+    """The value in the current manifest."""
     kind: Kind
-    """`silent` needs no word, `noted` is logged, `vain` has no effect on a run that resumes,
-    `refused` ends with 78.
+    """Effect of the change. `silent` is not logged, `noted` is logged, `vain` has no effect on a
+    run that resumes, `refused` ends the attempt with exit code 78.
     """
 
     def __str__(self) -> str:
@@ -37,13 +37,13 @@ def changes_between(
     *,
     resumes: bool,
 ) -> list[Change]:
-    """Return the changes of a manifest, refused ones first.
+    """Return the changes to a manifest, refused ones first.
 
     Args:
-        before: The flat manifest of the attempt before; empty if nothing is known of it.
-        now: The flat manifest.
-        kept_identity: By field what must stay, as resolved: a data set that has moved is the same.
-        identity: The same of this start.
+        before: The flattened manifest of the previous attempt; empty if unknown.
+        now: The flattened manifest of this attempt.
+        kept_identity: The previous attempt's identity, by field; moving a data set keeps it.
+        identity: The identity of this attempt, by field.
         resumes: Whether there is a checkpoint to resume from.
     """
     refused = [
@@ -66,14 +66,14 @@ def changes_between(
 
 
 def kind_of(path: str, *, resumes: bool) -> Kind:
-    """Return what a change of this manifest field means if it does not make another experiment."""
+    """Return the effect of changing a field that does not identify the experiment."""
     if path == "model.weights" and resumes:
         return "vain"
     return "silent" if path.startswith(_SILENT) else "noted"
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The leaves of nested JSON data by dotted path."""
+    """Return the leaves of nested JSON data, keyed by dotted path."""
     if isinstance(value, dict):
         items = ((f".{key}", item) for key, item in value.items())
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -1,6 +1,6 @@
-"""A job made ready: data sets opened, model built, rates assigned; nothing is written yet.
+"""Prepare a job without writing: open its data sets, build its model, assign its rates.
 
-Everything that can be wrong with a manifest is found here, before ranks meet or a GPU is held.
+Any mistake in a manifest is found here, before ranks connect or a GPU is in use.
 """
 
 import logging
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 
 def open_job(manifest: Manifest) -> Job:
-    """Open the data sets, build the backbone at random weights and assign the rates.
+    """Open the data sets, build the backbone with random weights and assign the rates.
 
-    Raises `ConfigurationError` naming the field that is wrong, and what the store raises.
+    Raises `ConfigurationError`, which names the invalid field, and any errors of the store.
     """
     train = open_dataset("data.train", manifest.data.train)
     val = open_dataset("data.val", manifest.data.val) if manifest.data.val else None
     classes = train.index.classes
     if val and val.index.classes != classes:
         raise ConfigurationError(
-            f"data.val: its classes {_short(val.index.classes)} are not those of data.train, "
+            f"data.val: its classes {_short(val.index.classes)} differ from those of data.train, "
             f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
         )
     if val and val.store.uri == train.store.uri:
@@ -46,7 +46,7 @@ def open_job(manifest: Manifest) -> Job:
         if shared:
             log.warning("data.val: %s is in data.train too; accuracy will be optimistic", shared[0])
     if len(classes) < 2:
-        raise ConfigurationError(f"data.train: has the class {classes[0]!r} only; two are needed")
+        raise ConfigurationError(f"data.train: has only the class {classes[0]!r}; two are needed")
     name = manifest.model.backbone
     with _naming("model.weights"):
         own = preset_beside(manifest.model.pretrained)
@@ -82,7 +82,7 @@ def open_job(manifest: Manifest) -> Job:
 
 
 def open_dataset(field: str, uri: str) -> Dataset:
-    """The shards at an address that the manifest's `field` gives, and their index."""
+    """Open the data set at the address in the manifest's `field`."""
     with _naming(field):
         address = parse_address(uri)
         return Dataset(address.store, read_index(address))
@@ -90,7 +90,7 @@ def open_dataset(field: str, uri: str) -> Dataset:
 
 @contextmanager
 def _naming(field: str) -> Iterator[None]:
-    """Put the manifest's field in front of what is wrong with the address that it gives."""
+    """Prefix configuration errors with the manifest field that they concern."""
     try:
         yield
     except ConfigurationError as error:
@@ -102,14 +102,14 @@ def _read_earlier(output: Store) -> EarlierAttempts | None:
     owner = owner_of(output, numbers)
     if owner is None:
         if numbers:
-            log.warning("%s: nothing there tells whose it is, so it is this job's", output.uri)
+            log.warning("%s: its owner cannot be determined, so this job takes it over", output.uri)
         return None
     newest = first_whole(output, numbers[::-1])
     return EarlierAttempts(owner, dict(newest.manifest) if newest else {})
 
 
 def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:
-    """Return the commits from the newest one that is more than an object of such a name."""
+    """Return the commits, newest first, without those newest ones that are not real commits."""
     commits = list_commits(output)
     while commits and not read_commit_record(output, commits[0]):
         del commits[0]

@@ -1,4 +1,4 @@
-"""The outline of a job, as plain data for people and machines: `worker plan`."""
+"""Outline of a job as plain data, for the text and JSON output of `worker plan`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,47 +19,47 @@ class GroupOutline:
     """A rate group, as `worker plan` shows it."""
 
     name: str
-    """Its name."""
+    """Name of the group."""
     match: tuple[str, ...]
-    """Its patterns."""
+    """Patterns that select the group's parameters."""
     rate_now: float
-    """The rate at the next step."""
+    """Learning rate at the next step."""
     rate_peak: float
-    """The highest rate that it reaches."""
+    """Highest learning rate that the group reaches."""
     weight_decay: float
-    """Its weight decay."""
+    """Weight decay of the group."""
     tensors: int
-    """The number of its tensors."""
+    """Number of tensors in the group."""
     parameters: int
-    """The number of its parameters."""
+    """Number of parameters in the group."""
     share: float
-    """Its share of all parameters."""
+    """The group's share of all parameters, from 0 to 1."""
     release_step: int | None
-    """The step from which it is trained; 0 from the start, None for never."""
+    """Step from which the group trains; 0 for the start, None for never."""
     batch_norm: str
-    """What becomes of its BatchNorm layers."""
+    """Mode of the group's BatchNorm layers: train or frozen."""
     rates: list[float]
-    """At the steps that the outline lists."""
+    """Learning rates at the steps that the outline lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """A job on some number of ranks, at the step from which it would resume."""
+    """Outline of a job on a given number of ranks, at the step that it would resume from."""
 
     job: str
     """The name of the job."""
     output: str
-    """The address of its output."""
+    """Address of the job's output."""
     done: bool
-    """Whether it has its result already."""
+    """Whether the job already has its result."""
     step: int
-    """The step from which it would resume."""
+    """Step from which the job would resume; 0 if there is no checkpoint."""
     backbone: str
     """The torchvision model."""
     head: str
-    """The dotted name of its replaced head."""
+    """Dotted name of the replaced head."""
     weights: str
-    """The pretrained weights."""
+    """Pretrained weights, as in the manifest."""
     image_size: int
     """Side of the images, in pixels."""
     classes: tuple[str, ...]
@@ -71,39 +71,39 @@ class Outline:
     epochs: int
     """The number of epochs."""
     steps_per_epoch: int
-    """Steps of an epoch."""
+    """Steps per epoch."""
     total_steps: int
-    """Steps of the job."""
+    """Total steps of the job."""
     batch_size: int
-    """Images of a global batch."""
+    """Images in a global batch."""
     last_batch: int
-    """Images of the last batch of an epoch."""
+    """Images in the last batch of an epoch."""
     lanes: int
-    """The places in the data set that every batch reads from."""
+    """Number of places in the data set that every batch reads from."""
     window: int
-    """The samples of a lane that are shuffled together."""
+    """Number of samples of a lane that are shuffled together."""
     ranks: int
     """The number of ranks."""
     shards_per_rank: list[int]
-    """Shards that each rank reads in an epoch."""
+    """Number of shards that each rank reads per epoch."""
     decoding: str
-    """How each rank would decode on this machine."""
+    """Threads and processes that each rank would decode with on this machine."""
     settings: dict[str, Any]
-    """Optimizer and training settings besides the groups, as in the manifest."""
+    """Optimizer and training settings, as in the manifest, except for the groups."""
     steps: list[int]
-    """Some steps from the first to the last, for the rates of the groups."""
+    """Selected steps, from first to last, at which the groups' rates are listed."""
     groups: list[GroupOutline]
     """The rate groups."""
     warnings: list[str]
-    """Valid but probably unintended settings."""
+    """Warnings about valid but probably unintended settings."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON data."""
+        """Return the outline as JSON-serializable data."""
         return asdict(self)
 
 
 def outline_job(job: Job, ranks: int) -> Outline:
-    """The outline of `job` on `ranks` ranks."""
+    """Return the outline of `job` on `ranks` ranks."""
     manifest, plan = job.manifest, job.plan(0)
     step = job.commits[0].step if job.commits else 0
     last = job.total_steps - 1
@@ -165,7 +165,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
 
 
 def _ranks_here(ranks: int) -> int:
-    """Return how many of the ranks this machine would get: one per GPU, or all on the CPU."""
+    """Return the number of ranks on this machine: one per GPU, or all if it has no GPU."""
     return min(ranks, torch.cuda.device_count() or ranks)
 
 

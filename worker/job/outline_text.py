@@ -1,4 +1,4 @@
-"""A job's outline as text."""
+"""Text form of a job's outline."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ _OWN_ROWS = ("epochs", "batch_size", "seed", "name", "lr", "schedule", "weight_d
 
 
 def describe_outline(plan: Outline) -> str:
-    """Data, steps, groups and rates of a job."""
-    val = _describe_data(plan.val) if plan.val else "none, accuracy is not measured"
+    """Return a text that lists the data, steps, groups and rates of a job."""
+    val = _describe_data(plan.val) if plan.val else "none, so accuracy is not measured"
     shards = ", ".join(map(str, plan.shards_per_rank))
     rows = {
         "job": plan.job,
@@ -23,11 +23,11 @@ def describe_outline(plan: Outline) -> str:
         "train": _describe_data(plan.train),
         "val": val,
         "steps": f"{count(plan.epochs, 'epoch')} of {plan.steps_per_epoch} = {plan.total_steps}, "
-        f"{plan.batch_size} images each, {plan.last_batch} in the last of an epoch",
+        f"{plan.batch_size} images each, {plan.last_batch} in the last step of an epoch",
         "mixing": f"{plan.lanes} lanes, windows of {plan.window} images",
         "ranks": f"{plan.ranks}, {plan.batch_size // plan.ranks} images each; "
         f"shards read per epoch: {shards}",
-        "decoding": f"{plan.decoding} of each rank, if ranks run on this machine",
+        "decoding": f"{plan.decoding} on each rank, if the ranks run on this machine",
         "optimizer": _describe_optimizer(plan.settings),
         "settings": _describe_settings(plan.settings),
     }
@@ -39,7 +39,7 @@ def describe_outline(plan: Outline) -> str:
 
 def _standing(plan: Outline) -> str:
     if plan.done:
-        return ", finished there already"
+        return ", already finished"
     return f", resumes after step {plan.step}" if plan.step else ""
 
 
@@ -94,7 +94,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
         frozen = "always"
     elif group.release_step > plan.step:
         epoch = group.release_step / plan.steps_per_epoch
-        frozen = f"to step {group.release_step} (epoch {epoch:.3g})"
+        frozen = f"until step {group.release_step} (epoch {epoch:.3g})"
     if group.batch_norm == "frozen" and group.release_step is not None:
         frozen += ", statistics always"
     return (
@@ -111,7 +111,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
 
 
 def _chart(plan: Outline) -> list[str]:
-    """A line per group, each relative to its own peak; a dot where it is frozen."""
+    """Return a chart line per group, relative to its own peak; dots mean that it is frozen."""
     width = max(len(group.name) for group in plan.groups)
     lines = [f"{'rates':<{width}}  step 0 to {plan.total_steps}, each relative to its peak"]
     for group in plan.groups:

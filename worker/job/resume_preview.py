@@ -1,4 +1,4 @@
-"""A preview of a resume: what a start would find in its output, `worker plan --resume`."""
+"""Preview of the state that an attempt would resume from, for `worker plan --resume`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from worker.job.manifest_changes import Change
 from worker.logs import count
 
 _MEANING = {
-    "silent": "taken silently",
-    "noted": "taken and logged",
+    "silent": "applied silently",
+    "noted": "applied and logged",
     "vain": "without effect, as training resumes from a checkpoint",
     "refused": "refused with exit code 78",
 }
@@ -21,39 +21,39 @@ _MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePreview:
-    """The outcome of a start."""
+    """Expected outcome of starting the job."""
 
     done: str | None
-    """Why there is nothing to do; None if there is."""
+    """Reason that there is nothing to do; None if there is work to do."""
     attempt: int
     """The number that the attempt would get."""
     step: int
-    """The step that it would resume from."""
+    """Step that the attempt would resume from."""
     total_steps: int
-    """Steps of the job."""
+    """Total steps of the job."""
     commit: str | None
-    """The checkpoint that it would resume from."""
+    """Checkpoint that the attempt would resume from; None to start at step 0."""
     bytes: int
-    """Its size."""
+    """Size of that checkpoint in bytes; 0 if there is none."""
     passed_over: list[str]
-    """Checkpoints that are damaged."""
+    """Damaged checkpoints that the attempt would skip."""
     steps_lost: int
-    """Steps done since, which would be repeated."""
+    """Steps done since that checkpoint, which would be repeated."""
     changes: list[Change]
-    """Settings that differ."""
+    """Settings that differ from those of the previous attempt."""
 
     @property
     def refused(self) -> list[Change]:
-        """The changes that make another experiment."""
+        """Changes that would make it a different experiment."""
         return [change for change in self.changes if change.kind == "refused"]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON data."""
+        """Return the preview as JSON-serializable data."""
         return asdict(self)
 
 
 def find_resume_preview(job: Job) -> ResumePreview:
-    """Read and verify checkpoints as a start would; writes nothing."""
+    """Find and verify checkpoints as a start would, without writing anything."""
     commits = [
         name
         for name in list_commits(job.output)
@@ -84,16 +84,16 @@ def find_resume_preview(job: Job) -> ResumePreview:
 
 
 def describe_done(job: Job, done: Done) -> str:
-    """Say that a job is finished, and how to train on."""
+    """Return a message that the job is finished, and how to continue training."""
     return (
-        f"job {job.manifest.job} was done by attempt {done.attempt}: "
+        f"job {job.manifest.job} was completed by attempt {done.attempt}: "
         f"{count(done.epochs, 'epoch')}, {count(done.step, 'step')}; nothing to do; "
         "to continue training, raise train.epochs"
     )
 
 
 def describe_resume_preview(preview: ResumePreview) -> str:
-    """The preview as text."""
+    """Return the preview as text."""
     where = "would start at step 0"
     size = f"{preview.bytes / 1e6:.1f} MB, verified"
     if preview.commit:
@@ -105,7 +105,7 @@ def describe_resume_preview(preview: ResumePreview) -> str:
             lines.append(f"           newest checkpoint: {preview.commit}, {size}")
     if preview.passed_over:
         names = ", ".join(preview.passed_over)
-        lines.append(f"damaged    {names}; {preview.steps_lost} steps would be done again")
+        lines.append(f"damaged    {names}; {preview.steps_lost} steps would be repeated")
     if preview.changes:
         rows = [("changed", "before", "now", "is")]
         rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in preview.changes]

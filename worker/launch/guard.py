@@ -1,4 +1,4 @@
-"""The edge where an exception becomes an exit code, for the command and for every rank."""
+"""Conversion of exceptions to exit codes, for the command and for every rank."""
 
 import contextlib
 import logging
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 def report(error: Exception) -> int:
-    """Log an error and return its exit code; an expected one is one line, without traceback.
+    """Log an error, on one line without a traceback if expected, and return its exit code.
 
-    A rank that fails with all others leaves the text to rank 0 and raises it empty.
+    If all ranks fail together, only rank 0's error has a message; the others are not logged.
     """
     if isinstance(error, WorkerError):
         level = logging.INFO if error.code == ExitCode.STOPPED else logging.ERROR
@@ -29,7 +29,7 @@ def report(error: Exception) -> int:
 
 
 def exit_code(run: Callable[[], int | None]) -> int:
-    """Run, and return the exit code that it returns or that its end means."""
+    """Call a function and return its exit code, or that of the exception that it raises."""
     try:
         return run() or ExitCode.DONE
     except Exception as error:
@@ -37,11 +37,11 @@ def exit_code(run: Callable[[], int | None]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once.
+    """Exit this process immediately.
 
-    Python would wait for threads that still upload, and crash the one that is in native code.
+    A normal exit would wait for threads that are still uploading, and crash one in native code.
     """
-    with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

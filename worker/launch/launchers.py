@@ -1,6 +1,6 @@
-"""Finding out who starts the ranks, from the environment of each launcher.
+"""Detection of the launcher that starts the ranks, from environment variables.
 
-One variable tells each environment, in the order of `detect`.
+A single variable identifies each launcher; `detect` checks them in order.
 """
 
 import re
@@ -24,31 +24,31 @@ def detect(
     nproc: int | None,
     own_name: Callable[[], str] = socket.getfqdn,
 ) -> Rank | Spawn:
-    """Find out who starts the ranks.
+    """Determine from the environment which launcher starts the ranks.
 
     Args:
         env: The environment.
         gpus: The number of GPUs on this node.
-        nproc: The number of ranks asked for on this node; None for one per GPU.
-        own_name: Returns this machine's full name, which Kubernetes writes into each pod of an
-            Indexed Job.
+        nproc: The number of ranks requested on this node; None for one per GPU.
+        own_name: Returns this machine's fully qualified name, which Kubernetes sets in each pod of
+            an Indexed Job.
 
     Returns:
         The rank that this process is, or the ranks to start.
 
     Raises:
-        ConfigurationError: For a missing or malformed variable, naming it.
+        ConfigurationError: If a variable is missing or malformed; the message names it.
     """
     per_node = nproc or max(gpus, 1)
     if 0 < gpus < per_node:
-        raise ConfigurationError(f"--nproc: {per_node} ranks, but {gpus} GPUs; give at most {gpus}")
+        raise ConfigurationError(f"--nproc: {per_node} ranks, but {gpus} GPUs; set at most {gpus}")
     if "LOCAL_RANK" in env:
         return _torchrun(env, nproc)
-    # Kubeflow's PyTorchJob sets RANK, too, and means the node by it.
+    # Kubeflow's PyTorchJob also sets RANK, but to the index of the node.
     if "PET_NNODES" in env:
         return _kubeflow(env, per_node, nproc)
     if "RANK" in env:
-        raise ConfigurationError("LOCAL_RANK: not set, though RANK is; start ranks by torchrun")
+        raise ConfigurationError("LOCAL_RANK: not set, although RANK is; start ranks with torchrun")
     if "SLURM_JOB_ID" in env:
         return _slurm(env, per_node, nproc)
     if "JOB_COMPLETION_INDEX" in env:
@@ -57,7 +57,7 @@ def detect(
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: `node[01-04,7],gpu3` gives `node01`."""
+    """Return the first host of a Slurm node list: `node[01-04,7],gpu3` yields `node01`."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
     if not match or len(nodelist) > 1 << 20:
         raise ConfigurationError(
@@ -83,10 +83,10 @@ def _torchrun(env: Mapping[str, str], nproc: int | None) -> Rank:
 
 
 def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn:
-    """Return what torchrun would read, if `worker` is a pod's command in its place."""
+    """Return the ranks to start if `worker` replaces torchrun as a pod's command."""
     if not _WHOLE.fullmatch(env["PET_NNODES"]):
         raise ConfigurationError(
-            f"PET_NNODES: must be one number of nodes, not {env['PET_NNODES']!r}; "
+            f"PET_NNODES: must be a fixed number of nodes, not {env['PET_NNODES']!r}; "
             "to change the number, start the job again"
         )
     local = env.get("PET_NPROC_PER_NODE", "auto")
@@ -109,11 +109,11 @@ def _kubeflow(env: Mapping[str, str], per_node: int, nproc: int | None) -> Spawn
 
 
 def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | Spawn:
-    """Return the place of a task per rank, or of a task per node that starts its ranks."""
+    """Return this task's rank, or the ranks to start if there is one task per node."""
     if _integer(env, "SLURM_HET_SIZE", "1") > 1:
         raise ConfigurationError(
             "SLURM_HET_SIZE: heterogeneous jobs are not supported, as all ranks get equal shares; "
-            "submit one set of resources"
+            "request a single set of resources"
         )
     in_step = "SLURM_STEP_ID" in env
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
@@ -121,7 +121,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
         return one_node(per_node)
     if not in_step:
         raise ConfigurationError(
-            f"SLURM_NTASKS: the job has {tasks} tasks, but this is its script; "
+            f"SLURM_NTASKS: the job has {tasks} tasks, but this is its batch script; "
             "put `srun` before `worker`"
         )
     address = first_host(_text(env, "SLURM_STEP_NODELIST"))
@@ -144,13 +144,13 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     local = _tasks_per_node(_text(env, "SLURM_STEP_TASKS_PER_NODE"))
     if len(local) != nodes:
         raise ConfigurationError(
-            f"SLURM_STEP_TASKS_PER_NODE: tells of {len(local)} nodes, SLURM_STEP_NUM_NODES of "
-            f"{nodes}; start the step by srun"
+            f"SLURM_STEP_TASKS_PER_NODE: lists {len(local)} nodes, but SLURM_STEP_NUM_NODES is "
+            f"{nodes}; start the step with srun"
         )
     local_world_size = local[node]
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
     _require_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", tasks)
-    # Slurm binds each task to cores of its own if the job says how many.
+    # Slurm binds each task to its own cores if the job sets their number.
     names = [name for name in ("SRUN_CPUS_PER_TASK", "SLURM_CPUS_PER_TASK") if name in env]
     cores = _integer(env, names[0], least=1) if names else None
     return Rank(
@@ -165,7 +165,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """Tasks on each node of a step: `2(x3),1` gives 2, 2, 2, 1."""
+    """Return the number of tasks on each node of a step: `2(x3),1` means 2, 2, 2, 1."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
@@ -198,16 +198,16 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
 
 
 def _first_pod(own: str, index: int) -> str:
-    """The name of pod 0 beside the one named `own`: `train-2.worker.ns` gives `train-0.worker.ns`.
+    """Return pod 0's name from pod name `own`: `train-2.worker.ns` gives `train-0.worker.ns`.
 
-    Names are those of an Indexed Job's pods (https://kubernetes.io/docs/tasks/job/
-    job-with-pod-to-pod-communication/), whatever prefix the Job and its Service have been given.
+    Names follow the pattern of an Indexed Job's pods (https://kubernetes.io/docs/tasks/job/
+    job-with-pod-to-pod-communication/), whatever the names of the Job and its Service are.
     """
     host, dot, domain = own.partition(".")
     if not dot or not host.endswith(f"-{index}"):
         raise ConfigurationError(
-            f"MASTER_ADDR: not set, and pod 0 cannot be told from this pod's name, {own!r}; give "
-            "the pods a subdomain and a headless Service of that name"
+            f"MASTER_ADDR: not set, and pod 0 cannot be derived from this pod's name, {own!r}; set "
+            "a subdomain on the pods and create a headless Service of that name"
         )
     return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
 
@@ -219,7 +219,7 @@ def _require_below(name: str, value: int, limit_name: str, limit: int) -> None:
 
 def _refuse_nproc(nproc: int | None, variable: str) -> None:
     if nproc is not None:
-        raise ConfigurationError(f"--nproc: {variable} says that the ranks are started elsewhere")
+        raise ConfigurationError(f"--nproc: {variable} shows that ranks start elsewhere; remove it")
 
 
 def _text(env: Mapping[str, str], name: str) -> str:
@@ -242,10 +242,10 @@ def _port(env: Mapping[str, str], name: str, default: str | None = None) -> int:
 
 
 def _host(env: Mapping[str, str], name: str) -> str:
-    """The name or address of a host (RFC 1123; of IPv6 addresses, anything like one)."""
+    """Return a host name or address (RFC 1123, or anything that looks like IPv6)."""
     host = _text(env, name)
     labels = host.rstrip(".").split(".")
     named = len(host) <= _MAX_HOST and all(_LABEL.fullmatch(label) for label in labels)
     if not named and not _IPV6.fullmatch(host):
-        raise ConfigurationError(f"{name}: {host[:_MAX_LABEL]!r} is no host's name or address")
+        raise ConfigurationError(f"{name}: {host[:_MAX_LABEL]!r} is not a host name or address")
     return host

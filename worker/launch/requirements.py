@@ -1,4 +1,4 @@
-"""Requirements of a manifest on the place that it runs at."""
+"""Checks that a machine meets the requirements of a manifest."""
 
 import importlib.util
 import os
@@ -16,21 +16,21 @@ _C_COMPILERS, _CXX_COMPILERS = ("cc", "gcc", "clang"), ("g++", "clang++", "c++")
 
 
 def check_place(manifest: Manifest, gpus: int) -> None:
-    """Raise `ConfigurationError` for what the manifest wants and this place does not have."""
+    """Raise `ConfigurationError` if this machine lacks anything that the manifest requires."""
     check_decoding(manifest.data, gpus)
     check_exports(manifest.final)
     if manifest.train.compile:
         _require_compiler(gpus)
     if manifest.train.sync_batch_norm and not gpus:
         raise ConfigurationError(
-            "train.sync_batch_norm: needs GPUs, as torch has none for CPUs; remove it"
+            "train.sync_batch_norm: needs GPUs, as torch does not support it on CPUs; remove it"
         )
 
 
 def _require_compiler(gpus: int) -> None:
-    """Raise `ConfigurationError` if `torch.compile` lacks what it builds with.
+    """Raise `ConfigurationError` if `torch.compile` lacks its build dependencies.
 
-    That is Python's headers, a C++ compiler on CPUs, and Triton and a C compiler on GPUs.
+    These are Python's headers, a C++ compiler on CPUs, and Triton and a C compiler on GPUs.
     """
     compilers = _C_COMPILERS if gpus else _CXX_COMPILERS
     lacking = []
@@ -39,7 +39,7 @@ def _require_compiler(gpus: int) -> None:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         lacking.append("Python.h (python3-dev)")
     if gpus and not importlib.util.find_spec("triton"):
-        lacking.append("the package triton")
+        lacking.append("the triton package")
     if lacking:
         raise ConfigurationError(
             f"train.compile: needs {' and '.join(lacking)}; install it, build the image with "
@@ -54,10 +54,10 @@ def _require_compiler(gpus: int) -> None:
 
 
 def _build_folders(gpus: int) -> dict[str, Path]:
-    """Return where compiled code is put, or the nearest parent that exists, by its variable."""
+    """Return the folders for compiled code, or their nearest existing parents, by variable."""
     build = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     folders = {"TORCHINDUCTOR_CACHE_DIR" if build else "TMPDIR": build or tempfile.gettempdir()}
-    if gpus and "TRITON_CACHE_DIR" in os.environ:  # else it is below the other
+    if gpus and "TRITON_CACHE_DIR" in os.environ:  # otherwise it is below the other folder
         folders["TRITON_CACHE_DIR"] = os.environ["TRITON_CACHE_DIR"]
     return {
         name: next(

@@ -1,6 +1,6 @@
-"""The parent of the ranks of one node: forks them, passes signals on, returns their exit code.
+"""Parent of a node's ranks: forks them, forwards signals and returns their exit code.
 
-Forked, since the parent has imported torch already and nothing in it uses a device or a thread.
+Ranks are forked because the parent has already imported torch and uses no device or thread.
 """
 
 import logging
@@ -26,22 +26,23 @@ _LOOK_SECONDS = 1.0
 _PEER_GRACE_SECONDS = 30.0
 
 RunRank = Callable[[Rank, socket.socket | None], None]
-"""Runs one rank; rank 0 is given the socket on which the others will look for it."""
+"""Function that runs one rank; rank 0 gets the socket that the others connect to."""
 
 
 def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     """Start the ranks of this node and wait for them.
 
-    A single rank runs in this process. Ranks end together: once one has, the others get a moment to
-    do so by themselves (after a failure they see the lost connection) and are then killed.
+    A single rank runs in this process. Ranks exit together: once one has exited, the others get a
+    grace period to exit by themselves (after a failure they notice the lost connection) and are
+    then killed.
 
     Args:
-        spawn: Which ranks to start.
-        run: What each of them does.
-        stop: Signals, which are passed on to the ranks.
+        spawn: The ranks to start.
+        run: Function that runs a rank.
+        stop: The stop flag, whose signals are forwarded to the ranks.
 
     Returns:
-        The most fatal of their exit codes.
+        The most fatal exit code of the ranks.
     """
     stop.has_begun = True
     listener = _listen(spawn) if spawn.node_rank == 0 else None
@@ -66,8 +67,8 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
         )
         for rank in spawn.ranks()
     ]
-    # Held back until parent and child can pass them on: what reaches a child while it is being
-    # forked is lost, since Python forgets the signals pending at a fork.
+    # Block signals until parent and child can handle them: a signal that reaches a child while it
+    # is being forked is lost, since Python discards signals pending at a fork.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for child in children:
         child.start()
@@ -75,7 +76,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
         listener.close()
 
     def forward(number: int) -> None:
-        # As it came, since the time that is left depends on it; but ranks do not heed a terminal's.
+        # Forward the same signal, as the grace period depends on it; but ranks ignore SIGINT.
         number = signal.SIGTERM if number == signal.SIGINT else number
         for child in children:
             if child.pid and child.is_alive():
@@ -83,16 +84,16 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
 
     stop.listener = forward
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    if stop.requested:  # heard by another thread meanwhile, when there was nobody to tell
+    if stop.requested:  # received by another thread before the listener was set
         forward(signal.SIGTERM)
     return _wait(children)
 
 
 def _listen(spawn: Spawn) -> socket.socket:
-    """The socket of the rendezvous; bound here, so that no other job can take the port."""
+    """Return the rendezvous socket, bound here so that no other job can take the port."""
     if spawn.nodes == 1:
         return socket.create_server(("127.0.0.1", 0))
-    both = socket.has_dualstack_ipv6()  # nodes may have IPv6 alone
+    both = socket.has_dualstack_ipv6()  # nodes may have only IPv6
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
         return socket.create_server(("", spawn.master_port), family=family, dualstack_ipv6=both)
@@ -101,14 +102,14 @@ def _listen(spawn: Spawn) -> socket.socket:
 
 
 def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None) -> None:
-    # A rank must not outlive its parent: it would train on as a second attempt that nobody sees.
+    # A rank must not outlive its parent: it would keep training as an unnoticed second attempt.
     die_with(parent)
-    # A terminal sends SIGINT to the whole group; a rank hears of it once, from its parent.
+    # A terminal sends SIGINT to the entire process group; a rank gets it once, from its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if listener and rank.rank:
-        # Else it would be open for as long as this rank is, which would wait for an answer on it,
-        # deaf to signals, when rank 0 has gone.
+        # Otherwise it would stay open as long as this rank runs, and once rank 0 is gone, this rank
+        # would wait for an answer on it without reacting to signals.
         listener.close()
         listener = None
     leave(exit_code(lambda: run(rank, listener)))
@@ -119,7 +120,7 @@ def _wait(children: list[ForkProcess]) -> int:
     codes: list[int] = []
     deadline: float | None = None
     while running:
-        # A signal that another thread has taken, while this one held it back, interrupts no wait.
+        # A signal delivered to another thread while this one blocked it does not interrupt a wait.
         timeout = _LOOK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout)
         for child in [child for child in running if child.sentinel in ended]:
@@ -133,7 +134,7 @@ def _wait(children: list[ForkProcess]) -> int:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
         if deadline is not None and time.monotonic() >= deadline:
             for child in running:
-                log.error("%s still runs although a peer has ended, killing it", child.name)
+                log.error("%s is still running although a peer has exited; killing it", child.name)
                 child.kill()
                 child.join()
             break

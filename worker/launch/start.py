@@ -1,4 +1,4 @@
-"""The way from a manifest to running ranks."""
+"""The path from a manifest to running ranks."""
 
 import contextlib
 import logging
@@ -50,14 +50,14 @@ _LOW, _HIGH = 1e-3, 1e2
 def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
     """Train on all ranks of this node.
 
-    Everything that can be wrong with the manifest is found before a rank starts and before anything
-    is written. The outcome is announced to whoever collects metrics.
+    Any mistake in the manifest is found before a rank starts and before anything is written. The
+    outcome is exported to the systems that collect metrics.
 
     Args:
         manifest: The manifest of the job.
         nproc: The number of ranks on this node; None for one per GPU.
         stop: Signals.
-        live: Whether a terminal shows a live line.
+        live: Whether to show a live progress line on the terminal.
 
     Returns:
         The exit code.
@@ -72,9 +72,9 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     leads = place.leads
 
     def report_exit(code: int) -> None:
-        # A rank that was forked leaves it to its parent, which outlives it.
+        # A forked rank leaves this to its parent, which outlives it.
         if leads and os.getpid() == own and (code or board.read()):
-            with contextlib.suppress(WorkerError):  # of the output, already reported
+            with contextlib.suppress(WorkerError):  # raised for the output, already reported
                 owner = Owner(manifest.job, open_store(manifest.output).uri)
                 announce(owner, code, board, stop.patience)
 
@@ -104,14 +104,14 @@ def _train(
     require_same_experiment(job)
     if job.done:
         if place.leads:
-            # A result of more epochs may have been cut short while it was copied over it.
+            # The copy of a longer run's result over this one may have been interrupted.
             settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
         if job.changes:
             changes = "; ".join(map(str, job.changes))
-            log.warning("changed since, without effect: %s", changes)
+            log.warning("changed since then, without effect: %s", changes)
         return 0
-    if not isinstance(place, Rank) or place.leads:  # which broadcasts them
+    if not isinstance(place, Rank) or place.leads:  # rank 0 broadcasts them
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
@@ -137,8 +137,8 @@ def find_rates(
     Args:
         manifest: The manifest of the job.
         steps: The number of steps.
-        low: The lowest base rate; None for a wide range around that of the manifest.
-        high: The highest base rate; None for the same.
+        low: The lowest base rate; None for a wide range around the manifest's rate.
+        high: The highest base rate; None for the same wide range.
         stop: Signals.
         advance: Called with 1 after each step.
 
@@ -146,7 +146,7 @@ def find_rates(
         The job, and the loss at each rate.
 
     Raises:
-        WorkerError: If something is wrong with the manifest, or ends the sweep.
+        WorkerError: If the manifest is invalid, or the sweep fails or is stopped.
     """
     gpus = _settle()
     Settings.from_env().require_valid()
@@ -154,7 +154,7 @@ def find_rates(
     base = manifest.optimizer.lr
     low, high = low or base * _LOW, high or base * _HIGH
     if low >= high:
-        raise ConfigurationError(f"--low: {low:g} is not below --high, {high:g}; give both")
+        raise ConfigurationError(f"--low: {low:g} is not below --high, {high:g}; set both")
     job = open_job(manifest)
     if manifest.model.pretrained:
         load_pretrained(job.backbone, manifest.model.pretrained)
@@ -177,14 +177,14 @@ def find_rates(
 
 
 def _settle() -> int:
-    """Prepare this process for ranks; returns the number of GPUs."""
-    # Not torch.cuda.is_available(), which starts CUDA, and forked ranks could not use it then.
+    """Prepare this process for running ranks, and return the number of GPUs."""
+    # Not torch.cuda.is_available(), which initializes CUDA and would break it in forked ranks.
     gpus = torch.cuda.device_count()
     configure_memory(keep_freed=not gpus)
-    # gloo may connect every rank with every other, which the default of 1,024 files bounds.
+    # gloo may connect every rank to every other, which can exceed the default of 1,024 files.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    # Ranks may use OpenMP only if their parent has not.
+    # Forked ranks can use OpenMP only if their parent has not used it.
     torch.set_num_threads(1)
     return gpus
 

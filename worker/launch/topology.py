@@ -20,9 +20,9 @@ class Spawn:
     local_world_size: int
     """Ranks on this node."""
     master_addr: str
-    """Where rank 0 listens."""
+    """Host name or address at which rank 0 listens."""
     master_port: int
-    """Its port; 0 for any free one."""
+    """Port on which rank 0 listens; 0 for any free port."""
 
     @property
     def world_size(self) -> int:
@@ -30,11 +30,11 @@ class Spawn:
 
     @property
     def leads(self) -> bool:
-        """Whether rank 0 is among those that this process starts."""
+        """Whether rank 0 is among the ranks that this process starts."""
         return self.node_rank == 0
 
     def ranks(self) -> list[Rank]:
-        """The ranks to start here."""
+        """Return the ranks to start on this node."""
         first = self.node_rank * self.local_world_size
         return [
             Rank(
@@ -57,18 +57,18 @@ def require_divisible(batch_size: int, world_size: int) -> None:
         near = sorted(sorted(sizes, key=lambda size: abs(size - world_size))[:3])
         raise ConfigurationError(
             f"train.batch_size: {batch_size} is not a multiple of the {world_size} ranks; "
-            f"start {_any_of(near)} ranks or change the batch"
+            f"start {_any_of(near)} ranks or change the batch size"
         )
 
 
 def one_node(per_node: int) -> Spawn:
-    """Return the start of all ranks of a job on this machine."""
+    """Return a topology that starts all ranks of a job on this machine."""
     return Spawn(
         node_rank=0, nodes=1, local_world_size=per_node, master_addr="localhost", master_port=PORT
     )
 
 
 def _any_of(numbers: list[int]) -> str:
-    """Return `2, 4 or 8`."""
+    """Return the numbers as an enumeration such as `2, 4 or 8`."""
     *others, last = map(str, numbers)
     return f"{', '.join(others)} or {last}" if others else last

@@ -1,4 +1,4 @@
-"""Confusion counts as the pairs that occur: of thousands of classes few do.
+"""Sparse confusion counts: with thousands of classes, few pairs ever occur.
 
 Rows are int64 [n, 3]: true class, predicted class, images; n is at most the number of images.
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 
 Rows = npt.NDArray[np.int64]
 
-_MAX_WAITING = 1 << 20  # pairs on the device before they are counted
-_TAG = 2  # the ledger is sent under 0, mistakes under 1
+_MAX_WAITING = 1 << 20  # pairs kept on the device before they are counted
+_TAG = 2  # tag 0 is for the ledger, tag 1 for mistakes
 
 
 class Pairs:
-    """Counts the pairs of true and predicted class of one rank, without looking at each batch."""
+    """Counter of a rank's pairs of true and predicted class, without a sync per batch."""
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
@@ -25,14 +25,14 @@ class Pairs:
         self._counts = np.empty((0, 3), np.int64)
 
     def add(self, labels: Tensor, predicted: Tensor) -> None:
-        """Count a batch: class numbers, int64 [N] each, on one device."""
+        """Count a batch, given as class indices, int64 [N] each, on one device."""
         self._waiting.append(labels * self._classes + predicted)
         self._size += len(labels)
         if self._size > _MAX_WAITING:
             self._count()
 
     def rows(self) -> Rows:
-        """Return what was counted."""
+        """Return the rows counted so far."""
         self._count()
         return self._counts
 
@@ -45,7 +45,7 @@ class Pairs:
 
 
 def merged(parts: list[Rows]) -> Rows:
-    """Return rows, which may repeat a pair, as one row per pair, sorted."""
+    """Merge rows, in which pairs may repeat, into one row per pair, sorted."""
     rows = np.concatenate(parts)
     pairs, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
     counts = np.zeros(len(pairs), np.int64)
@@ -54,7 +54,7 @@ def merged(parts: list[Rows]) -> Rows:
 
 
 def by_class(rows: Rows, classes: int) -> npt.NDArray[np.int64]:
-    """Return images and correct ones of each true class, [2, classes]."""
+    """Return the number of images and of correct ones for each true class, [2, classes]."""
     found = np.zeros((2, classes), np.int64)
     np.add.at(found[0], rows[:, 0], rows[:, 2])
     right = rows[rows[:, 0] == rows[:, 1]]
@@ -63,9 +63,9 @@ def by_class(rows: Rows, classes: int) -> npt.NDArray[np.int64]:
 
 
 def gather_rows(own: Rows) -> Rows:
-    """Return those of all ranks together on rank 0, and on others their own.
+    """Return the merged rows of all ranks on rank 0, and a rank's own rows elsewhere.
 
-    To be called by all ranks together.
+    All ranks must call it together.
     """
     if dist.get_rank():
         dist.send(torch.tensor([len(own)]), 0, tag=_TAG)

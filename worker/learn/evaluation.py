@@ -25,7 +25,7 @@ _TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The result over the sound samples of the validation set."""
+    """Result over the valid samples of the validation set."""
 
     loss: float | None
     """Mean loss; None if it is not finite."""
@@ -34,7 +34,7 @@ class Evaluation:
     top5_accuracy: float | None
     """Top-5 accuracy; None for five classes or fewer."""
     per_class: list[float | None]
-    """Accuracy within each true class; None for one without samples."""
+    """Accuracy within each true class; None for a class without samples."""
 
 
 def evaluate(
@@ -45,17 +45,17 @@ def evaluate(
     classes: int,
     stopped: Callable[[], bool],
 ) -> tuple[Evaluation, Rows, list[Mistake]] | None:
-    """Evaluate what the learner would write; None for all ranks if any of them was `stopped`.
+    """Evaluate the model that would be saved; return None on all ranks if any is `stopped`.
 
-    The rows are those of the confusion matrix (see `worker.learn.confusion`), of all ranks on rank
-    0; the mistakes are those of this rank. Leaves the model in evaluation mode.
+    The rows are those of the confusion matrix (see `worker.learn.confusion`), merged over all ranks
+    on rank 0; the mistakes are those of this rank. Leaves the model in evaluation mode.
 
     Args:
-        learner: What has been trained.
+        learner: The learner to evaluate.
         batches: This rank's share of the images.
-        preprocessing: How images are normalized.
+        preprocessing: Settings for normalizing the images.
         classes: Number of classes.
-        stopped: Whether to break off.
+        stopped: Returns whether to stop early.
     """
     model = learner.result
     device = next(model.parameters()).device
@@ -79,7 +79,7 @@ def evaluate(
             sums[1] += (best == labels[:, None]).sum()
             pairs.add(labels, best[:, 0])
             worst.add(losses=losses, ids=ids, logits=outputs, labels=labels, images=images)
-            # The device stays at work on this batch while the host waits for the one before it.
+            # Keep the device busy with this batch while the host waits for the previous one.
             if before:
                 before.wait()
             before = Mark(device)
@@ -93,14 +93,14 @@ def evaluate(
 
 
 def _share_buffers(model: nn.Module) -> None:
-    """Give all ranks the BatchNorm statistics of rank 0, which are those that are saved."""
+    """Broadcast rank 0's BatchNorm statistics, which are the ones saved, to all ranks."""
     if dist.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (uint8), labels and sample ids of what is sound of a batch, on the device."""
+    """Return images (uint8), labels and ids of a batch's valid samples, on the device."""
     images, labels = upload(batch.images), upload(batch.labels)
     ids = upload.index(torch.from_numpy(batch.ids))
     if batch.valid.all():
@@ -110,14 +110,14 @@ def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Logits:
-    """The predictions of a model, in parts of the largest size that the GPU's memory has held."""
+    """Predictions of a model, computed in the largest parts that fit into GPU memory."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._size: int | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The logits of images, [N, classes]; raises `OutOfMemoryError` if one is too many."""
+        """Return logits, [N, classes]; raise `OutOfMemoryError` if a single image does not fit."""
         while True:
             size = max(1, min(self._size or len(images), len(images)))
             try:

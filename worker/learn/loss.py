@@ -1,4 +1,4 @@
-"""The loss of each image."""
+"""Training loss of each image, and class weights."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from worker.manifest import Train
 
 @dataclass(frozen=True)
 class Criterion:
-    """Cross-entropy with what the manifest adds to it."""
+    """Cross-entropy with the options that the manifest sets."""
 
     label_smoothing: float = 0.0
     """Share of the label that is spread over all classes."""
     class_weights: tuple[float, ...] | None = None
-    """Weight of each class; None for equal ones."""
+    """Weight of each class; None for equal weights."""
     auxiliary_weight: float = 0.0
     """Weight of the loss of an auxiliary head."""
 
@@ -63,7 +63,7 @@ class Criterion:
 
 @functools.cache
 def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept there: to put them there for each loss would stop the host in mid-forward."""
+    """Return the weights on the device, cached: a copy per loss would stall the host."""
     return torch.tensor(weights, device=device)
 
 
@@ -74,15 +74,15 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
     classes without samples do not count.
 
     Args:
-        train: The settings of training.
+        train: The training settings.
         classes: Names of the classes.
         labels: Reads the labels of all training samples.
 
     Returns:
-        Weights by class; None if none are asked for.
+        Weights by class; None if none are requested.
 
     Raises:
-        ConfigurationError: For a class that does not exist, or weights that are all 0.
+        ConfigurationError: If a class does not exist, or if all weights are 0.
     """
     wanted = train.class_weights
     if wanted is None:
@@ -94,7 +94,7 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
                 f"train.class_weights: no class {unknown[0]!r}; there are {', '.join(classes[:9])}"
             )
         if not any(wanted.get(name, 1.0) for name in classes):
-            raise ConfigurationError("train.class_weights: all are 0; leave a class to learn")
+            raise ConfigurationError("train.class_weights: all are 0; set at least one above 0")
         return tuple(wanted.get(name, 1.0) for name in classes)
     counts = np.bincount(labels(), minlength=len(classes))
     weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))

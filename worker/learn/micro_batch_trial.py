@@ -1,4 +1,4 @@
-"""A trial of how many images of a batch fit into the GPU's memory at once."""
+"""Search for the largest micro-batch that fits into GPU memory."""
 
 import itertools
 import logging
@@ -21,21 +21,21 @@ def largest_that_fits(
     reset: Callable[[], None],
     rank: int,
 ) -> int:
-    """The size of a micro-batch, halved from `size` until one goes through.
+    """Return the micro-batch size, halved from `size` until a micro-batch fits into memory.
 
     Args:
         inputs: A rank's share of a batch.
-        size: How many of its images are tried first.
-        attempt: Forward and backward of a part of the inputs.
-        reset: Undoes what attempts have left in the model.
+        size: The number of its images to try first.
+        attempt: Runs the forward and backward pass of a part of the inputs.
+        reset: Undoes the effects of attempts on the model.
         rank: This rank, for the log.
 
     Raises:
-        ConfigurationError: Not even one image fits.
+        ConfigurationError: If not even one image fits.
     """
     while True:
         try:
-            # Two parts, as the second meets the gradients of the first in memory.
+            # Try two parts, as the gradients of the first are in memory during the second.
             for part in itertools.islice(inputs.split(ceil_div(len(inputs.labels), size)), 2):
                 attempt(part)
             reset()
@@ -43,12 +43,12 @@ def largest_that_fits(
         except torch.OutOfMemoryError:
             if size == 1:
                 raise ConfigurationError(
-                    "data.image_size: the GPU's memory does not hold one image; "
-                    "take a smaller size or backbone"
+                    "data.image_size: not even one image fits into the GPU's memory; "
+                    "use a smaller size or backbone"
                 ) from None
         size = ceil_div(size, 2)
         log.warning(
-            "rank %d is out of memory; it continues in micro-batches of %d images", rank, size
+            "rank %d ran out of memory; it continues with micro-batches of %d images", rank, size
         )
         reset()
         torch.cuda.empty_cache()

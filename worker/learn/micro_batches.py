@@ -1,8 +1,8 @@
-"""The micro-batches of a rank's share, and which of them may update BatchNorm's statistics.
+"""Micro-batches of a rank's share, and the rule for updating BatchNorm's statistics.
 
-Pure. Statistics of a few values are no statistics: those of one value per channel have no variance,
-and their gradient explodes. So BatchNorm uses its running statistics in a pass over far fewer
-images than usual, as of the last batch of an epoch.
+Pure. Statistics of a few values are meaningless: a single value per channel has no variance, and
+the gradient explodes. BatchNorm therefore uses its running statistics in a pass over far fewer
+images than usual, such as for the last batch of an epoch.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from worker.numbers import ceil_div
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """The passes of a job's batches on one rank."""
+    """Forward and backward passes of one rank over a job's batches."""
 
     full_batch: int
-    """Images of a global batch that is full."""
+    """Images in a full global batch."""
     world_size: int
     """The number of ranks."""
     micro_batch: int | None
-    """The most images of a pass; None if a rank's share is one pass."""
+    """Maximum number of images in a pass; None to process a rank's share in one pass."""
     synchronized: bool
-    """Whether BatchNorm's statistics are those of all ranks. Then each pass is counted by what was
-    planned, as all ranks must do the same.
+    """Whether BatchNorm's statistics are computed over all ranks. If so, decisions are based on the
+    planned numbers of images, as all ranks must do the same.
     """
 
     @property
@@ -42,20 +42,20 @@ class Passes:
     def give_statistics(self, images: int, global_count: int) -> bool:
         """Return whether BatchNorm may take its statistics from a pass.
 
-        From more than half the usual number of images on, by experiment: with 2 of 8 images of 32
-        pixels, ResNet-18's gradient is 300 times that of 8 images, with 4 of 8 four times; with the
-        running statistics it is no larger.
+        It may if the pass has more than half the usual number of images. In an experiment on images
+        of 32 pixels, ResNet-18's gradient for 2 of 8 images was 300 times that for all 8, and for 4
+        of 8 images four times; with the running statistics it was no larger.
 
         Args:
-            images: Images of the pass.
-            global_count: Images of the global batch that it is a part of.
+            images: Images in the pass.
+            global_count: Images in the global batch that the pass belongs to.
         """
         if self.synchronized:
             images = self._planned(global_count)
         return 2 * images > self.usual
 
     def is_short(self, global_count: int) -> bool:
-        """Return whether some rank may use running statistics in a step, by what is planned."""
+        """Return whether any rank may use running statistics in a step, according to the plan."""
         least = self._planned(global_count)
         return 2 * least <= self.usual or least == 1
 

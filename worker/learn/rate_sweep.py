@@ -13,31 +13,31 @@ from worker.errors import ConfigurationError
 _SMOOTHING = 0.9
 _MIN_POINTS = 10
 _MIN_FALL = 0.1
-_SIGMAS = 4.0  # a search for the longest fall meets the largest one of noise
+_SIGMAS = 4.0  # a search for the longest fall also finds the largest one that is only noise
 _NORMAL_MEDIAN = 0.6745  # of the absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The loss at each base rate."""
+    """Losses at a range of base rates, and the base rate that they suggest."""
 
     rates: tuple[float, ...]
     """Base rates, growing."""
     losses: tuple[float, ...]
     """Smoothed losses."""
     suggestion: float | None
-    """A base rate; None without a clear fall."""
+    """Suggested base rate; None if the loss does not clearly fall."""
     diverged: bool
-    """Whether it ended because the loss grew too large."""
+    """Whether the sweep ended early because the loss grew too large."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON data."""
+        """Return the sweep as JSON-serializable data."""
         return asdict(self)
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """The moving average of losses, without a bias to the first."""
+    """Return the exponential moving average of losses, with bias correction."""
     average, smoothed = 0.0, []
     for number, loss in enumerate(losses, start=1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
@@ -46,10 +46,10 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return the rate in the middle of the longest fall of the smoothed loss (fastai's "valley").
+    """Return the rate in the middle of the smoothed loss's longest fall (fastai's "valley").
 
-    None if the loss falls by less than a tenth of itself, or by no more than batches differ: a rate
-    far too low to learn anything shows falls, too.
+    The result is None if the loss falls by less than a tenth, or by no more than the noise between
+    batches: rates far too low to learn anything also show falls.
     """
     smoothed = smooth(losses)
     lengths = [1] * len(smoothed)
@@ -70,7 +70,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 def noise_of(losses: Sequence[float]) -> float:
     """Return the standard deviation of a loss between one batch and the next.
 
-    By the median of the differences, which a loss that diverges at last does not move.
+    It is estimated by the median difference, which is robust to divergence at the end.
     """
     differences = [abs(later - earlier) for earlier, later in itertools.pairwise(losses)]
     return statistics.median(differences) / (_NORMAL_MEDIAN * math.sqrt(2))
@@ -84,10 +84,10 @@ def _averaged(count: int) -> float:
 
 
 def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sweep:
-    """Evaluate the losses of a sweep of rates.
+    """Build a sweep from the losses at its base rates.
 
     Args:
-        rates: Base rates, growing.
+        rates: Base rates, in increasing order.
         losses: The loss after a step at each rate.
         diverged: Whether the sweep ended because the loss grew too large.
 
@@ -95,7 +95,7 @@ def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sw
         The sweep, with smoothed losses and a suggestion.
 
     Raises:
-        ConfigurationError: If it ended too soon to tell anything.
+        ConfigurationError: If the sweep ended too early to be conclusive.
     """
     finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
@@ -110,7 +110,7 @@ def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sw
 
 
 def describe_sweep(sweep: Sweep, base: float) -> str:
-    """The loss over the rates in a line, and what to do."""
+    """Return a one-line chart of the loss over the rates, and the suggested base rate."""
     losses, low = clipped(sweep), min(sweep.losses)
     places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
     bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
@@ -118,17 +118,17 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
     lines = [
         f"loss {sweep.losses[0]:.3f} {bars} {sweep.losses[-1]:.3f}",
         f"base rate {sweep.rates[0]:.2g} to {sweep.rates[-1]:.2g}"
-        + (", where it diverges" if sweep.diverged else ""),
-        f"least loss at {best:.2g}",
-        "no suggestion: the loss nowhere falls clearly; sweep another range with --low and --high"
+        + (", where the loss diverges" if sweep.diverged else ""),
+        f"lowest loss at {best:.2g}",
+        "no suggestion: the loss does not clearly fall; sweep another range with --low and --high"
         if sweep.suggestion is None
         else f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
-        "times that of the manifest; exact rates of groups by the same factor)",
+        "times that of the manifest; scale exact rates of groups by the same factor)",
     ]
     return "\n".join(lines)
 
 
 def clipped(sweep: Sweep) -> list[float]:
-    """The losses, cut off a little above the first one: how far it diverges would hide the fall."""
+    """Return the losses, clipped a little above the first: divergence would hide the fall."""
     first, low = sweep.losses[0], min(sweep.losses)
     return [min(loss, first + (first - low) / 2) for loss in sweep.losses]

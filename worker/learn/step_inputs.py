@@ -1,4 +1,4 @@
-"""The inputs of a step: sound images on the device, with the labels that they count for."""
+"""Inputs of a step: the valid images, on the device, with their labels and loss weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from worker.ranks.device_transfer import Uploader
 class Inputs:
     """Images with their labels.
 
-    If there is no image at all, one of weight 0 takes its place, as all ranks must compute
+    If there are no images, a placeholder image of weight 0 is used, since every rank must compute
     something.
     """
 
@@ -29,12 +29,12 @@ class Inputs:
     weights: Tensor
     """Weight of each image in the loss, float32 [N]."""
     own: float
-    """The share of an image in its label; the partner has the rest."""
+    """Share of an image's own label in the blend; the partner's label gets the rest."""
     count: int
-    """Images that count."""
+    """Number of images, not counting the placeholder."""
 
     def split(self, parts: int) -> Iterator["Inputs"]:
-        """Yield this many parts of about equal size."""
+        """Yield the images in parts of about equal size."""
         columns = (self.images, self.labels, self.partners, self.weights)
         split = zip(*(column.tensor_split(parts) for column in columns), strict=True)
         for images, labels, partners, weights in split:
@@ -44,15 +44,15 @@ class Inputs:
 def prepare(
     batch: Batch, blend: Blend | None, preprocessing: Preprocessing, upload: Uploader
 ) -> Inputs:
-    """Put the sound images of a batch on the device, normalized and blended.
+    """Move the valid images of a batch to the device, normalized and blended.
 
-    The partner of an image is the one before it.
+    Each image is blended with the one before it.
 
     Args:
         batch: Decoded images.
-        blend: How to blend them; None to leave them.
+        blend: How to blend the images; None to leave them unblended.
         preprocessing: Normalization.
-        upload: Copies to the device.
+        upload: Copies tensors to the device.
 
     Returns:
         Normalized images with their labels.
@@ -76,7 +76,7 @@ def prepare(
 def _filled(
     images: Tensor, labels: Tensor, *, partners: Tensor, weights: Tensor, own: float
 ) -> Inputs:
-    """Return the inputs as they are, or with an image of weight 0 if there is none."""
+    """Return the inputs unchanged, or a placeholder image of weight 0 if there are none."""
     count = int(weights.numel())
     if not count:
         images = images.new_zeros(1, *images.shape[1:])

@@ -1,4 +1,4 @@
-"""The results of a training step, on their way from the device to the host."""
+"""Results of a training step, and their transfer from the device to the host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,42 +14,41 @@ class StepResult:
     """The results of a step."""
 
     sums: Tensor
-    """This rank's sum of losses, its right answers and its images, float64 [3], on the CPU."""
+    """This rank's sum of losses, correct predictions and image count, float64 [3], on the CPU."""
     finite: bool
-    """Whether the gradient was finite on all ranks; if not, no rank changed anything."""
+    """Whether the gradient was finite on all ranks; if not, no rank updated its weights."""
     norms: Mapping[str, float]
     """Norms of the gradient before clipping, by group."""
     seconds: Mapping[str, float]
-    """Host time by phase; on a GPU, which works behind it, forward and backward include the wait
-    for it.
+    """Host time by phase; on a GPU, forward and backward include the wait for it.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """The numbers of a step."""
+    """The scalar results of a step, as read back from the device."""
 
     loss: float
     """This rank's sum of losses."""
     right: float
-    """This rank's right answers."""
+    """This rank's correct predictions."""
     count: float
-    """This rank's images."""
+    """Number of this rank's images."""
     norm: float
-    """Norm of the whole gradient, of all ranks."""
+    """Norm of the gradient of all parameters, reduced over all ranks."""
     norms: Sequence[float]
-    """Norms by group, of all ranks."""
+    """Gradient norms by group, reduced over all ranks."""
     scale: float
     """Factor by which the loss was scaled for fp16; 1 in any other precision."""
 
 
 class Pending:
-    """A step whose numbers are still on the device or on their way.
+    """A step whose results are still on the device or in transfer.
 
     Args:
-        sums: Sum of losses, right answers and images of this rank, float64 [3].
-        norm: Norm of the whole gradient, [].
-        norms: Norm of the gradient by name of the group, [] each.
+        sums: Sum of losses, correct predictions and image count of this rank, float64 [3].
+        norm: Norm of the gradient of all parameters, [].
+        norms: Gradient norm by group name, [] each.
         scale: The loss scale, [], or None in precisions that need none.
     """
 
@@ -59,16 +58,16 @@ class Pending:
         self.norm = norm
         self._names = list(norms)
         numbers = [sums, norm, *norms.values(), *([] if scale is None else [scale])]
-        # Before the scale is updated, which happens in place.
+        # Copied before the scale is updated in place.
         self._readout = Readout(torch.cat([part.double().view(-1) for part in numbers]))
         self._seconds = dict.fromkeys(("host_to_device", "forward_backward", "optimizer"), 0.0)
 
     def spend(self, phase: str, seconds: float) -> None:
-        """Add to the time that a phase took."""
+        """Add seconds to the time spent in a phase."""
         self._seconds[phase] += seconds
 
     def read(self) -> Numbers:
-        """Wait for the numbers."""
+        """Wait for the results and return them."""
         loss, right, count, norm, *rest = self._readout.read()
         groups = len(self._names)
         scale = rest[groups] if len(rest) > groups else 1.0
@@ -77,7 +76,7 @@ class Pending:
         )
 
     def outcome(self, numbers: Numbers, *, finite: bool) -> StepResult:
-        """The outcome of a step that was `finite` or not; what is not finite is not summed."""
+        """Return the step's result, with zero sums unless the step and they are `finite`."""
         sums = torch.tensor([numbers.loss, numbers.right, numbers.count], dtype=torch.float64)
         counts = finite and bool(sums.isfinite().all())
         return StepResult(

@@ -29,25 +29,26 @@ from worker.ranks.device_transfer import Uploader
 from worker.ranks.process_group import total
 from worker.ranks.rank import Rank
 
-_PROBES = 2  # the optimizer makes its state after the first step, and from then on memory is full
+_PROBES = 2  # the optimizer creates its state in the first step; memory use peaks in the second
 
 
 class Engine:
-    """The learner under DistributedDataParallel; every method is called by all ranks together.
+    """The learner under DistributedDataParallel; all ranks must call every method together.
 
-    A step has three stages, so that the device never runs out of work while the host looks at what
-    it did: `launch` queues forward and backward of a step, `settle` then waits for the step
-    before it, `update` queues the change of the weights. All that depends on a step being finite is
-    decided on the device, except for what `settle` does with a step launched and not updated.
+    A step has three stages, so that the device never runs out of work while the host inspects the
+    results: `launch` queues the forward and backward passes of a step, `settle` then waits for the
+    previous step, and `update` queues the weight update. Everything that depends on a step being
+    finite is decided on the device, except for what `settle` does while the next step is launched
+    but not yet updated.
 
     Args:
-        learner: What is trained.
-        preprocessing: How images are normalized.
+        learner: The model and its training state.
+        preprocessing: Normalization of the images.
         criterion: The loss.
-        train: The manifest's section.
-        clip_norm: The norm beyond which the gradient is scaled down.
+        train: The train section of the manifest.
+        clip_norm: Norm above which the gradient is scaled down; None for no clipping.
         rank: This rank.
-        full_batch: Images of a global batch that is full.
+        full_batch: Number of images in a full global batch.
     """
 
     def __init__(
@@ -77,10 +78,10 @@ class Engine:
             micro_batch=train.micro_batch,
             synchronized=train.sync_batch_norm,
         )
-        self._planned = self._passes  # as all ranks have them, whatever fits into their memory
+        self._planned = self._passes  # the same on all ranks, whatever fits into their memory
         self.expects_holes = False
-        """Whether samples have been bad before, on any rank: a pass may have fewer than planned."""
-        # With it, a trial by one rank alone would wait for the statistics of the others.
+        """Whether any rank has had bad samples: a pass may have fewer images than planned."""
+        # With SyncBatchNorm, a trial on one rank would wait for the other ranks' statistics.
         self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
         self._parameters = list(learner.model.parameters())
@@ -99,7 +100,7 @@ class Engine:
     def step(
         self, step: int, batch: Batch, global_count: int, blend: Blend | None = None
     ) -> StepResult:
-        """Run all stages of a step in a row; see `launch`.
+        """Run all stages of a step in sequence; see `launch`.
 
         Args:
             step: The global step, from 0.
@@ -108,7 +109,7 @@ class Engine:
             blend: How to blend them; None to leave them.
 
         Returns:
-            Loss and counts over all ranks.
+            The step's result, with the sums of this rank.
         """
         self.launch(step, batch, global_count, blend)
         self.update()
@@ -119,14 +120,14 @@ class Engine:
     ) -> None:
         """Queue a step on this rank's part of a global batch, without waiting for the device.
 
-        The loss is the sum over the global batch divided by the number of images of a full one, so
-        that each image moves the weights alike: a last batch of one image is no step of its own
-        size, and a sample that was left out counts as none.
+        The loss is the sum over the global batch divided by the number of images in a full one, so
+        that every image carries the same weight: a last batch of one image does not cause a
+        full-sized step, and a sample that was left out does not count.
 
         Args:
             step: The global step, from 0.
-            batch: This rank's part of the batch. With a blend, it is led by the sample before its
-                first.
+            batch: This rank's part of the batch. With a blend, it starts with the sample that
+                precedes this part.
             global_count: The number of images in the global batch.
             blend: How to blend them; None to leave them.
         """
@@ -149,7 +150,7 @@ class Engine:
         self._launched.spend("forward_backward", time.monotonic() - moved)
 
     def update(self) -> None:
-        """Apply the gradients of the step that was launched, equal on all ranks, if finite."""
+        """Apply the gradients of the launched step, equal on all ranks, if they are finite."""
         step, learner = self._launched, self.learner
         began = time.monotonic()
         usable = step.norm.isfinite()
@@ -158,20 +159,21 @@ class Engine:
         self._apply(usable)
         learner.scaler.update()
         learner.optimizer.zero_grad(set_to_none=True)
-        # What is not finite has gone through BatchNorm's statistics too.
+        # Non-finite activations have also reached BatchNorm's running statistics.
         self._statistics.settle(usable)
         step.spend("optimizer", time.monotonic() - began)
         self._updated = step
 
     def settle(self) -> StepResult | None:
-        """Return the outcome of the step that was last updated, once; None if it was returned."""
+        """Return the result of the last updated step; None if it has already been returned."""
         return self._finish(self._updated) if self._updated else None
 
     def _finish(self, step: Pending) -> StepResult:
-        """Wait for a step's numbers, and do what depends on them.
+        """Return a step's results once they arrive, after updating the average of the weights.
 
-        An overflow of fp16 in backward only lowers the loss scale; it is a fault once that is
-        exhausted, or if a rank's loss is not finite by itself.
+        An fp16 overflow in the backward pass only lowers the loss scale; the step counts as
+        non-finite once the scale cannot be lowered further, or if a rank's loss itself is not
+        finite.
         """
         self._updated = None
         began = time.monotonic()
@@ -187,12 +189,12 @@ class Engine:
         return step.outcome(numbers, finite=usable or overflow)
 
     def abandon(self) -> None:
-        """Undo what was launched and not updated."""
+        """Discard a step that was launched but not updated."""
         self.learner.optimizer.zero_grad(set_to_none=True)
         self._statistics.restore()
 
     def enter(self, step: int) -> None:
-        """Freeze and release what is frozen and released at this step."""
+        """Freeze and release parameters as planned for this step."""
         phase = tuple(group.trains_at(step) for group in self.learner.groups)
         if phase == self._phase and self.learner.model.training:
             return
@@ -204,16 +206,16 @@ class Engine:
         if self._decides_on_device:
             start_momentum(self.learner.optimizer)
         if self._compiled:
-            torch._dynamo.reset()  # else the phases add up to its limit of compilations
-        # A new one, as it waits for the gradients of what was trainable when it was made.
+            torch._dynamo.reset()  # otherwise the phases add up to its recompilation limit
+        # Rebuilt, as it awaits gradients of the parameters that were trainable when it was built.
         self._parallel = in_parallel(self.learner.model, self._rank)
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
-        """Add up the gradients of all micro-batches; ranks exchange them with the last one."""
+        """Accumulate the gradients of all micro-batches; ranks all-reduce them in the last one."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         short = self.expects_holes or self._planned.is_short(global_count)
         if self._rank.world_size > 1 and short:
-            # Each rank has statistics of its own, and a resume gives all those of rank 0.
+            # Each rank has its own statistics, but on resume all ranks get those of rank 0.
             self._statistics.share()
         parts = list(inputs.split(self._passes.count(inputs.count, global_count)))
         for index, part in enumerate(parts, start=1):
@@ -229,7 +231,7 @@ class Engine:
                 outputs = model(inputs.images)
             logits, auxiliary = logits_of(outputs)
             losses = self._criterion.losses(logits, auxiliary, inputs)
-            # DistributedDataParallel takes the mean over ranks, which may hold unequal parts.
+            # DistributedDataParallel averages over ranks, which may have parts of unequal size.
             loss = losses.sum() * self._rank.world_size / self._full_batch
             self.learner.scaler.scale(loss).backward()
         right = ((logits.argmax(1) == inputs.labels) * inputs.weights).sum()
@@ -237,13 +239,13 @@ class Engine:
         return torch.stack([losses.detach().sum().double(), *counts])
 
     def _seed_generators(self, seed: int) -> None:
-        """Seed what a step draws from; `torch.manual_seed` seeds more, in up to a millisecond."""
+        """Seed a step's generators; `torch.manual_seed` seeds more, in up to a millisecond."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def _gradient_norms(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """The norm of the whole gradient, and those of the groups that have one, on the device."""
+        """Return the full gradient's norm and that of each group with gradients, on the device."""
         learner = self.learner
         learner.scaler.unscale_(learner.optimizer)
         norms = {}
@@ -255,19 +257,19 @@ class Engine:
         return torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms
 
     def _apply(self, usable: Tensor) -> None:
-        """Take the optimizer's step if `usable`, as the device or, at once, the CPU decides."""
+        """Step the optimizer if `usable`; on a GPU, the device decides without a host sync."""
         optimizer = self.learner.optimizer
         if self._decides_on_device:
-            # The fused kernels leave everything as it is if this is not 0.
+            # The fused kernels change nothing unless this is 0.
             optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]
             optimizer.step()
         elif usable:
             optimizer.step()
 
     def _fit_into_memory(self, inputs: Inputs) -> None:
-        """Find the micro-batch that fits into memory; leaves no trace.
+        """Shrink the micro-batch until it fits into memory, without other side effects.
 
-        By this rank alone, without the others: an exchange that one rank broke off would hang all.
+        Runs on this rank alone: a collective that one rank aborted would hang all the others.
         """
 
         def reset() -> None:
@@ -286,10 +288,10 @@ class Engine:
             self._passes = dataclasses.replace(self._passes, micro_batch=fitting)
 
     def _try(self, inputs: Inputs) -> None:
-        """Forward and backward by this rank alone.
+        """Run forward and backward on this rank alone.
 
-        Uncompiled: a graph compiled here would be taken inside DistributedDataParallel, too, where
-        it gives out all gradients at once and leaves the all-reduce nothing to overlap with.
+        Runs uncompiled: a graph compiled here would also be used inside DistributedDataParallel,
+        where it produces all gradients at once and leaves the all-reduce nothing to overlap with.
         """
         with contextlib.ExitStack() as stack:
             if self._compiled:
@@ -298,7 +300,7 @@ class Engine:
 
 
 def autocast(learner: Learner, device: torch.device) -> torch.autocast:
-    """The context in which the learner's model computes."""
+    """Return the autocast context in which the learner's model runs."""
     return torch.autocast(device.type, learner.precision, enabled=learner.precision is not None)
 
 

@@ -1,4 +1,4 @@
-"""The pictures that an evaluation got most wrong, small enough to be kept."""
+"""The worst mistakes of an evaluation, with thumbnails of their images."""
 
 import base64
 import heapq
@@ -17,12 +17,12 @@ from torchvision.transforms.functional import resize
 
 MAX_KEPT = 12
 _SIDE = 128
-_TAG = 1  # the ledger is sent under 0
+_TAG = 1  # the ledger is sent with tag 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A sample that was given another class than its own."""
+    """A misclassified sample."""
 
     loss: float
     """Its loss."""
@@ -35,13 +35,13 @@ class Mistake:
     confidence: float
     """The probability of the predicted class."""
     image: Tensor
-    """What the model saw, uint8 [3, S, S]."""
+    """The image as the model saw it, uint8 [3, S, S]."""
 
 
 class Worst:
-    """The samples of several batches that are wrong and have the highest losses.
+    """The misclassified samples with the highest losses over several batches.
 
-    They stay on the device until the end: to look at each batch would stop the host every time.
+    They stay on the device until the end: reading each batch back would stall the host every time.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class Worst:
     def add(
         self, *, losses: Tensor, ids: Tensor, logits: Tensor, labels: Tensor, images: Tensor
     ) -> None:
-        """Look at a batch of n images; of equal losses the earlier counts as worse.
+        """Add a batch of n images; among equal losses, the earlier one counts as worse.
 
         Args:
             losses: The loss of each image, [n].
             ids: Sample ids, int64 [n].
             logits: Predictions, [n, classes].
             labels: True classes, int64 [n].
-            images: What the model saw, uint8 [n, 3, S, S]; all on one device.
+            images: The images as the model saw them, uint8 [n, 3, S, S]; all on one device.
         """
         chances, predicted = logits.float().softmax(1).max(1)
         scores = losses.float().masked_fill(predicted == labels, -math.inf)
@@ -68,7 +68,7 @@ class Worst:
         self._kept = batch
 
     def found(self) -> list[Mistake]:
-        """The most wrong of all, most wrong first."""
+        """Return the worst mistakes, worst first."""
         if not self._kept:
             return []
         scores, ids, labels, predicted, chances, images = (kept.cpu() for kept in self._kept)
@@ -89,7 +89,7 @@ class Worst:
 
 
 def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The rows with the highest values of the first column."""
+    """Return the rows with the highest values in the first column."""
     order = columns[0].argsort(descending=True, stable=True)[:MAX_KEPT]
     return tuple(column[order] for column in columns)
 
@@ -97,10 +97,10 @@ def _first(columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def gather_worst(
     mistakes: Sequence[Mistake], name_of: Callable[[int], str]
 ) -> list[dict[str, Any]]:
-    """The most wrong of all ranks as JSON data, with a JPEG of each; on rank 0, nothing on others.
+    """Return the worst mistakes of all ranks as JSON data with JPEGs, on rank 0 only.
 
-    To be called by all ranks together. Only those that have one of them send pictures. `name_of`
-    returns the name of a sample, for people, by its id.
+    All ranks must call it together; the others get an empty list. Only ranks with one of the worst
+    mistakes send images. `name_of` returns a readable name for a sample id.
     """
     own = torch.full((MAX_KEPT, 2), -math.inf, dtype=torch.float64)
     for place, mistake in enumerate(mistakes):

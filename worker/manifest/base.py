@@ -1,4 +1,4 @@
-"""The types that every section of the manifest is made of."""
+"""The types shared by all sections of the manifest."""
 
 from typing import Annotated, Any
 
@@ -15,16 +15,16 @@ _FIRST_PRINTABLE, _DELETE = 0x20, "\x7f"
 
 
 def _as_tuple(value: Any) -> Any:
-    """Turn a single pattern into a list of one; anything else is left for the type to refuse."""
+    """Turn a single pattern into a tuple of one; leave anything else to type validation."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(value: str) -> str:
-    """Refuse what no address, name or pattern holds."""
+    """Reject control characters, which no address, name or pattern contains."""
     if any(ord(character) < _FIRST_PRINTABLE or character == _DELETE for character in value):
-        raise ValueError("holds a control character; remove it")
+        raise ValueError("contains a control character; remove it")
     return value
 
 
@@ -41,7 +41,7 @@ Patterns = Annotated[
 
 
 class Section(BaseModel):
-    """Base of every part of the manifest."""
+    """Base class of all manifest sections."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -8,7 +8,7 @@ from worker.manifest.base import Count, Fraction, NonNegative, Section, Text
 
 
 class RandAugment(Section):
-    """N operations of one strength on every image (Cubuk et al., 2019)."""
+    """Several random operations of equal strength on every image (Cubuk et al., 2019)."""
 
     operations: Annotated[int, Field(ge=1, le=100)] = 2
     """Operations per image."""
@@ -17,7 +17,7 @@ class RandAugment(Section):
 
 
 class Jitter(Section):
-    """Largest random changes of color, as in torchvision's `ColorJitter`."""
+    """Limits of random color changes, as in torchvision's `ColorJitter`."""
 
     brightness: NonNegative = 0.0
     """Largest relative change of brightness."""
@@ -30,19 +30,20 @@ class Jitter(Section):
 
 
 class Augment(Section):
-    """Training augmentation, drawn per (seed, epoch, sample), or per step where batches mix."""
+    """Training augmentation, drawn per (seed, epoch, sample), or per step if images are mixed."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Area of the random resized crop as a share of the image: smallest and largest."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip; set it to 0 if left and right matter."""
     randaugment: RandAugment | None = None
-    """RandAugment (Cubuk et al., 2019): random operations of one strength on every image."""
+    """RandAugment (Cubuk et al., 2019): random operations of equal strength on every image."""
     trivialaugment: bool = False
-    """TrivialAugment (Müller and Hutter, 2021): one operation of any strength on every image;
-    excludes `randaugment`."""
+    """TrivialAugment (Müller and Hutter, 2021): one operation of random strength on every image;
+    excludes `randaugment`.
+    """
     jitter: Jitter | None = None
-    """Random changes of color, as in torchvision's `ColorJitter`."""
+    """Random color changes, as in torchvision's `ColorJitter`."""
     erasing: Fraction = 0.0
     """Probability that a random box is erased (Zhong et al., 2017)."""
     mixup: NonNegative = 0.0
@@ -57,12 +58,12 @@ class Augment(Section):
         if not 0 < low <= high:
             raise ValueError("crop_scale must be [smallest, largest] with 0 < smallest <= largest")
         if self.randaugment and self.trivialaugment:
-            raise ValueError("give either randaugment or trivialaugment")
+            raise ValueError("set either randaugment or trivialaugment")
         return self
 
 
 class Shuffle(Section):
-    """The distance between the samples of a batch; more of both mixes better, in more memory."""
+    """Shuffling of the training set; larger values mix better and use more memory."""
 
     lanes: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Number of places in the data set that every batch reads from; must divide `train.batch_size`.
@@ -82,11 +83,11 @@ class Data(Section):
     val: Text | None = None
     """Prefix or pattern of the validation shards; without it nothing is evaluated."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Side of the square that the model sees, in pixels. Default: the backbone's own."""
+    """Side length of the model's square input, in pixels. Default: the backbone's own."""
     augment: Augment = Augment()
     """Training augmentation."""
     shuffle: Shuffle = Shuffle()
-    """How batches are mixed."""
+    """Shuffling of the training set before batching."""
     decoder: Literal["cpu", "cuda"] = "cpu"
     """`cpu`, or `cuda` to decode and crop JPEGs on the GPU, with slightly different pixels."""
     error_budget: Annotated[float, Field(ge=0, lt=1)] = 0.001
@@ -94,4 +95,4 @@ class Data(Section):
     one sample, unless it is 0). If there are more, the job ends with exit code 65.
     """
     max_pixels: Count = 100_000_000
-    """Larger images are bad samples."""
+    """Largest size of an image, in pixels; larger ones are bad samples."""

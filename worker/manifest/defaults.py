@@ -15,9 +15,9 @@ _INDEX = re.compile(r"\[\d+\]")
 
 
 def is_default(path: str, value: Any) -> bool:
-    """Return whether a field of a flat manifest has its default, such as `optimizer.groups[1].lr`.
+    """Return whether a field such as `optimizer.groups[1].lr` has its default value.
 
-    `value` is JSON data. A field without a default never has it.
+    `value` is JSON data. The result is false for a field without a default.
     """
     known = _defaults()
     plain = _INDEX.sub("", path)

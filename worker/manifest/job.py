@@ -10,18 +10,19 @@ from worker.manifest.training import Model, Optimizer, Train
 
 
 class Checkpoint(Section):
-    """When to commit, besides the end of every epoch and a requested stop, and what is kept.
+    """Checkpoint schedule, beyond every epoch's end and requested stops, and retention.
 
-    A checkpoint that is due while one is under way is taken at the first step after that.
+    A checkpoint that is due while another is in progress is taken at the first step after it.
     """
 
     every_steps: Count | None = None
-    """Commit every so many steps, in addition to every epoch and every requested stop."""
+    """Steps between commits, in addition to every epoch and every requested stop."""
     every_minutes: Positive | None = None
-    """Commit every so many minutes."""
+    """Minutes between commits, in addition to every epoch and every requested stop."""
     keep: Count = 2
-    """Number of newest checkpoints to keep; the one with the best validation accuracy stays as
-    well."""
+    """Number of newest checkpoints to keep; the one with the best validation accuracy is kept as
+    well.
+    """
 
 
 class Final(Section):
@@ -34,27 +35,27 @@ class Final(Section):
     onnx: bool = False
     """Also write `model.onnx`; needs the packages onnx and onnxscript."""
     torch_export: bool = False
-    """Also write `model.pt2`, as `torch.export` makes it."""
+    """Also write `model.pt2`, the program exported by `torch.export`."""
 
 
 class Record(Section):
     """Records of the run besides its history."""
 
     samples: bool = False
-    """Keep which samples every step trained on, for `worker audit`."""
+    """Record which samples every step trained on, for `worker audit`."""
 
 
 class Manifest(Section):
     """A fine-tuning job."""
 
     version: Literal[1]
-    """`1`."""
+    """Version of the manifest format: `1`."""
     job: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
     """Name in logs and metrics: at most 63 lowercase letters, digits and inner dashes."""
     output: Text
-    """Prefix below which the job writes everything; one job, one prefix."""
+    """Prefix below which the job writes everything; each job needs its own."""
     data: Data
-    """Images."""
+    """Shards, and the preparation of their images."""
     model: Model
     """Backbone and weights."""
     optimizer: Optimizer
@@ -62,11 +63,11 @@ class Manifest(Section):
     train: Train
     """Length, batch, loss and precision."""
     checkpoint: Checkpoint = Checkpoint()
-    """When to commit, and what to keep."""
+    """Schedule and retention of checkpoints."""
     final: Final = Final()
-    """What `final/` holds."""
+    """Contents of `final/`."""
     record: Record = Record()
-    """What is recorded besides the history."""
+    """Optional records besides the history."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Manifest":
@@ -76,7 +77,7 @@ class Manifest(Section):
                 f"data.shuffle.lanes: must divide train.batch_size, {self.train.batch_size}"
             )
         if self.train.early_stop and not self.data.val:
-            raise ValueError("train.early_stop: needs data.val, whose accuracy it watches")
+            raise ValueError("train.early_stop: monitors validation accuracy; set data.val")
         if self.final.weights == "best" and not self.data.val:
-            raise ValueError("final.weights: best needs data.val, whose accuracy it goes by")
+            raise ValueError("final.weights: best is chosen by validation accuracy; set data.val")
         return self

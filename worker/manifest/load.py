@@ -1,4 +1,4 @@
-"""Reading a manifest: YAML 1.2 or JSON to checked settings, every mistake as one line."""
+"""Loading of manifests: YAML 1.2 or JSON to validated settings, one line per mistake."""
 
 import difflib
 import json
@@ -39,14 +39,14 @@ _ELSEWHERE = {
     "gpus": "",
     "device": "",
 }
-"""What other tools call our settings; those without a path are no setting here."""
+"""Other tools' names for settings; an empty path means that there is none here."""
 _NO_SETTING = (
     "remove it, as it is read from the data or set by the environment (docs/environment.md)"
 )
 
 
 def load_manifest(uri: str) -> Manifest:
-    """Read and check the manifest at `s3://`, `file://` or a path.
+    """Read and validate the manifest at an `s3://` or `file://` address or a path.
 
     Raises `ConfigurationError` with one line per mistake, each naming its field.
     """
@@ -54,8 +54,8 @@ def load_manifest(uri: str) -> Manifest:
         data = read_uri(uri, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigurationError(
-                f"manifest {uri}: is larger than {MAX_BYTES} bytes, so it is no "
-                "manifest; check the address"
+                f"manifest {uri}: larger than {MAX_BYTES} bytes, so not a manifest; check "
+                f"the address"
             )
         text = read_text(data)
     except ObjectMissing as error:
@@ -66,20 +66,20 @@ def load_manifest(uri: str) -> Manifest:
 
 
 def parse_manifest(text: str, uri: str) -> Manifest:
-    """Check a manifest's text; `uri` is for messages only."""
+    """Parse and validate a manifest's text; `uri` is for messages only."""
     try:
         data = parse_yaml(text)
     except ValueError as error:
         raise ConfigurationError(f"manifest {uri}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigurationError(f"manifest {uri}: not a mapping; it starts with `version: 1`")
+        raise ConfigurationError(f"manifest {uri}: not a mapping; start it with `version: 1`")
     return check_manifest(data, f"manifest {uri}")
 
 
 def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
-    """Return the manifest that plain data holds; `where` is for messages."""
+    """Validate plain data as a manifest; `where` is for messages only."""
     try:
-        # By way of JSON, so that strict mode takes lists for tuples as a manifest writes them.
+        # Via JSON, so that strict mode accepts a manifest's lists as tuples.
         text = json.dumps(data, default=str)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{where}: not plain data: {first_line(error)}") from None
@@ -97,9 +97,9 @@ def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
 
 
 def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
-    """The causes: where a field takes a word or a section, only what is wrong with what was given.
+    """Yield the causes: of a field's alternative types, only errors of the one that was used.
 
-    And where items of a list are wrong, not that the others are too few.
+    If items of a list are invalid, the error that the list is too short is dropped.
     """
     places = [detail["loc"] for detail in details]
     for detail in details:
@@ -117,7 +117,7 @@ def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
 
 
 def _path_in(data: Any, detail: ErrorDetails) -> tuple[int | str, ...]:
-    """Return where a mistake is in the data.
+    """Return the path of a mistake in the data.
 
     pydantic's path also names the alternatives of a type: `literal['always']`, `Freeze`, `dict[…]`.
     """
@@ -157,7 +157,7 @@ def _complaint(detail: ErrorDetails) -> str:
 
 
 def _remedy(key: str, section: list[Any]) -> str:
-    """Return what to write in place of an unknown key: one like it, here or where it belongs."""
+    """Suggest a remedy for an unknown key: a similar key, or the section it belongs in."""
     if key.lower() in _ELSEWHERE:
         path = _ELSEWHERE[key.lower()]
         return f"did you mean {path}?" if path else _NO_SETTING
@@ -181,7 +181,7 @@ def _nearest(key: str, known: Iterable[str]) -> str | None:
 
 
 def _paths(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
-    """The keys below a section, deepest first, with their paths: `epochs`, `train.epochs`."""
+    """Yield the keys below a section and their paths, deepest first: `epochs`, `train.epochs`."""
     for name, info in section.model_fields.items():
         inner = section_in(info.annotation)
         if inner:
@@ -195,7 +195,7 @@ def _quoted(value: str | float) -> str:
 
 
 def _shown(value: str | float) -> str | float:
-    """A value as a message shows it."""
+    """Return a value as shown in messages: printable, and cut off if it is long."""
     if isinstance(value, str):
         return printable(value[:_MAX_SHOWN]) + ("…" if len(value) > _MAX_SHOWN else "")
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
@@ -204,7 +204,7 @@ def _shown(value: str | float) -> str | float:
 
 
 def _known_keys(location: list[Any]) -> list[str]:
-    """The keys of the section at `location`."""
+    """Return the keys of the section at `location`."""
     section: type[BaseModel] = Manifest
     for part in location:
         if part in section.model_fields:
@@ -213,7 +213,7 @@ def _known_keys(location: list[Any]) -> list[str]:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field's type holds: itself, or within `X | None` and tuples."""
+    """Return the section in a field's type: the type itself, or inside `X | None` and tuples."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(section_in, get_args(annotation))), None)

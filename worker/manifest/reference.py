@@ -1,4 +1,4 @@
-"""The reference of the manifest in Markdown, from what the code declares."""
+"""Reference of the manifest in Markdown, generated from the code."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _HEAD = "| key | default | meaning |\n|---|---|---|"
 
 
 def describe_manifest() -> str:
-    """Return a table of all keys but those of groups, then a table of those."""
+    """Return a table of all keys except those of groups, followed by a table of those."""
     keys = [row for row in _rows(Manifest, "") if not row[0].startswith("optimizer.groups.")]
     return f"{_table(keys)}\n\n## Groups\n\n{_table(list(_rows(Group, '')))}\n"
 

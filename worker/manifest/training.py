@@ -14,8 +14,9 @@ class Model(Section):
     """Name in `torchvision.models`, such as `efficientnet_b0`; `worker models` lists them."""
     weights: Text = "none"
     """Address of a safetensors file or of a file written by `torch.save` (a state dict, or a
-    training script's checkpoint around one), a torchvision weights name such as `IMAGENET1K_V1`, or
-    `none` for random weights."""
+    training script's checkpoint that contains one), a torchvision weights name such as
+    `IMAGENET1K_V1`, or `none` for random weights.
+    """
 
     @property
     def pretrained(self) -> str | None:
@@ -34,11 +35,11 @@ class Span(Section):
     @model_validator(mode="after")
     def _one_unit(self) -> "Span":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            raise ValueError("set either epochs or steps")
         return self
 
     def in_steps(self, steps_per_epoch: int) -> int:
-        """The length in steps, at least 1."""
+        """Return the length in steps, at least 1."""
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
@@ -46,11 +47,12 @@ class Freeze(Span):
     """The time for which a group stays frozen before it is released."""
 
     block_every: Positive | None = None
-    """Release block by block from the head down, one more every so many epochs or steps (in the
-    unit used above; Howard and Ruder, 2018). Default: all at once."""
+    """Interval at which blocks are released one by one, from the head down. It is in epochs or
+    steps, as above (Howard and Ruder, 2018). Default: all at once.
+    """
 
     def release(self, number: int, steps_per_epoch: int) -> int:
-        """The step at which block `number` of the group, counted from the head, is released."""
+        """Return the step that releases block `number` of the group, counted from the head."""
         later = number * (self.block_every or 0)
         if self.epochs is not None:
             return max(1, round((self.epochs + later) * steps_per_epoch))
@@ -61,28 +63,29 @@ class Geometric(Section):
     """Rates that grow by equal factors from a group's first block to its last."""
 
     from_: Annotated[Positive, Field(alias="from")]
-    """Exact rate of the block nearest to the image."""
+    """Learning rate of the block nearest to the input."""
     to: Positive
-    """Exact rate of the block nearest to the head."""
+    """Learning rate of the block nearest to the head."""
 
 
 class Group(Section):
-    """Parameters that share a learning rate; the first group that matches takes a parameter."""
+    """Parameters that share a learning rate; each belongs to the first group that matches it."""
 
     match: Patterns
-    """Leading components of the parameter's dotted name, each whole or a glob (`features.1`,
-    `layer[34]`), or a list of such patterns; `head` and `backbone` fit any family, `*` takes the
-    rest."""
+    """Leading components of the parameter's dotted name, each literal or a glob (`features.1`,
+    `layer[34]`), or a list of such patterns; `head` and `backbone` work for any model family, `*`
+    matches the rest.
+    """
     scale: Positive | None = None
-    """Rate as a multiple of `optimizer.lr`. Default: 1."""
+    """Learning rate as a multiple of `optimizer.lr`. Default: 1."""
     lr: Positive | None = None
-    """Exact rate, in place of `scale`."""
+    """Absolute learning rate, in place of `scale`."""
     geometric: Geometric | None = None
     """Rates that grow by equal factors from block to block, in place of `scale`."""
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Factor on the rate for every block of distance from the head."""
+    """Factor by which the rate falls with every block away from the head."""
     weight_decay: NonNegative | None = None
-    """Default: `optimizer.weight_decay`."""
+    """Weight decay of the group. Default: `optimizer.weight_decay`."""
     freeze: Literal["always"] | Freeze | None = None
     """`always`, or for how long; frozen layers run without a backward pass and in evaluation mode.
     """
@@ -92,17 +95,17 @@ class Group(Section):
     @model_validator(mode="after")
     def _one_rate(self) -> "Group":
         if sum(value is not None for value in (self.scale, self.lr, self.geometric)) > 1:
-            raise ValueError("give at most one of scale, lr and geometric")
+            raise ValueError("set at most one of scale, lr and geometric")
         if self.geometric and self.layer_decay:
-            raise ValueError("give either geometric or layer_decay")
+            raise ValueError("set either geometric or layer_decay")
         rates = (self.scale, self.lr, self.geometric, self.layer_decay)
         if self.freeze == "always" and any(rate is not None for rate in rates):
-            raise ValueError("an always frozen group has no rate; remove the rate or `freeze`")
+            raise ValueError("an always-frozen group has no rate; remove the rate or `freeze`")
         return self
 
 
 class Schedule(Section):
-    """Factor on the rates of all groups over the course of training."""
+    """Multiplier of all groups' learning rates over the course of training."""
 
     name: Literal["constant", "cosine", "linear", "step", "one_cycle"] = "constant"
     """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith, 2018; the phases of torch's
@@ -112,9 +115,9 @@ class Schedule(Section):
     final: Fraction | None = None
     """`cosine` and `linear` only: the last rate as a share of the full rate. Default: 0."""
     every: Span | None = None
-    """`step` only: how often the rates are multiplied by `factor`."""
+    """`step` only: interval at which the rates are multiplied by `factor`."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """`step` only. Default: 0.1."""
+    """`step` only: multiplier of the rates at each interval. Default: 0.1."""
 
     @model_validator(mode="after")
     def _own_keys(self) -> "Schedule":
@@ -123,9 +126,9 @@ class Schedule(Section):
         if self.name != "step" and self.every is not None:
             raise ValueError("every belongs to the step schedule; remove it")
         if self.factor is not None and self.name != "step":
-            raise ValueError("factor belongs to the step schedule")
+            raise ValueError("factor belongs to the step schedule; remove it")
         if self.final is not None and self.name not in ("cosine", "linear"):
-            raise ValueError("final belongs to the cosine and linear schedules")
+            raise ValueError("final belongs to the cosine and linear schedules; remove it")
         if self.warmup and self.name == "one_cycle":
             raise ValueError("one_cycle warms up by itself; remove warmup")
         return self
@@ -137,7 +140,7 @@ class Optimizer(Section):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """`adam`, `adamw` or `sgd`."""
     lr: Positive
-    """Base rate, which the groups' `scale` multiplies."""
+    """Base learning rate; each group's `scale` is relative to it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """`sgd` only. Default: 0.9; `one_cycle` sets its own."""
     weight_decay: NonNegative = 0.0
@@ -146,12 +149,13 @@ class Optimizer(Section):
     """`false` exempts norms, biases, layer scales, class tokens and position embeddings from weight
     decay."""
     groups: Annotated[tuple[Group, ...], Field(min_length=1)]
-    """The first group that matches a parameter takes it; every parameter must be matched. See
-    below."""
+    """Parameter groups; each parameter belongs to the first that matches it. Every parameter must
+    match one. See below.
+    """
     schedule: Schedule = Schedule()
-    """Factor that all rates are multiplied by, as a function of the step."""
+    """Multiplier of all learning rates, as a function of the step."""
     clip_norm: Positive | None = None
-    """Largest norm of the gradient of all parameters together."""
+    """Maximum norm of the gradient over all parameters; larger ones are scaled down to it."""
 
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> "Optimizer":
@@ -178,16 +182,17 @@ class Train(Section):
     """Passes over the training set. Raise it to train a finished job further."""
     batch_size: Annotated[int, Field(ge=1, le=10**6)]
     """Images per optimizer step over all ranks together; the number of ranks must divide it. The
-    last batch of an epoch holds what is left."""
+    last batch of an epoch may be smaller.
+    """
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed for the sample order, the augmentation, the new head and dropout."""
     micro_batch: Count | None = None
     """Images per forward and backward pass of a rank, with gradient accumulation. Default: the
-    rank's whole share, halved until it fits into GPU memory.
+    rank's full share, halved until it fits into GPU memory.
     """
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`fp32` (TF32 on GPUs, in convolutions and matrix products alike), `bf16`, `fp16`, or `auto`:
-    bf16 on GPUs that have it, fp16 on others, fp32 on CPUs."""
+    bf16 on GPUs that support it, fp16 on others, fp32 on CPUs."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less GPU memory, about a third slower."""
     compile: bool = False
@@ -203,7 +208,7 @@ class Train(Section):
     frequency of each class.
     """
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then evaluated and written."""
+    """Decay of a moving average of the weights; if set, the average is evaluated and saved."""
     early_stop: EarlyStop | None = None
     """End before the last epoch if validation accuracy no longer improves."""
     non_finite: Literal["fail", "skip"] = "fail"
@@ -213,7 +218,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _compatible(self) -> "Train":
         if self.sync_batch_norm and self.micro_batch:
-            raise ValueError("sync_batch_norm goes with whole batches; remove micro_batch")
+            raise ValueError("sync_batch_norm does not support micro-batches; remove micro_batch")
         if self.compile and self.activation_checkpointing:
-            raise ValueError("compile decides what is recomputed; remove activation_checkpointing")
+            raise ValueError("compile chooses what to recompute; remove activation_checkpointing")
         return self

@@ -22,10 +22,10 @@ _DUPLICATE = re.compile(r'found duplicate key "(.*?)" with value .*')
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the data in a text.
+    """Parse YAML or JSON text into plain data.
 
-    Raises `ValueError` with one line that names the place, for text that is no YAML or that aliases
-    or nesting would make too large.
+    Raises `ValueError` with one line that names the position, if the text is not valid YAML or if
+    aliases or nesting make it too large.
     """
     try:
         _require_bounds(text)
@@ -33,22 +33,22 @@ def parse_yaml(text: str) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = str(error.problem or error).splitlines()[0]
-        # The values that it quotes are not those of the text.
-        problem = _DUPLICATE.sub(r'the key "\1" was given before; remove one of the two', problem)
+        # The values quoted in its message are not those in the text.
+        problem = _DUPLICATE.sub(r'the key "\1" appears twice; remove one of the two', problem)
         raise ValueError(f"line {line}: {problem}") from None
     except (YAMLError, TypeError, ValueError, RecursionError, LookupError) as error:
         raise ValueError(first_line(error)) from None
 
 
 def _require_bounds(text: str) -> None:
-    """Raise `ValueError` for too many values, counting those that aliases stand for."""
+    """Raise `ValueError` for too deep nesting or too many values, with aliases expanded."""
     anchors: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in YAML(typ="safe", pure=True).parse(text):
         if isinstance(event, CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > _MAX_DEPTH:
-                raise ValueError(f"{_place(event)}: nested more than {_MAX_DEPTH} deep")
+                raise ValueError(f"{_place(event)}: nested more than {_MAX_DEPTH} levels deep")
             continue
         if isinstance(event, CollectionEndEvent):
             anchor, size = open_nodes.pop()
@@ -57,7 +57,7 @@ def _require_bounds(text: str) -> None:
         elif isinstance(event, AliasEvent):
             anchor = None
             if event.anchor not in anchors:
-                raise ValueError(f"{_place(event)}: *{event.anchor} stands for nothing before it")
+                raise ValueError(f"{_place(event)}: *{event.anchor} refers to no earlier anchor")
             size = anchors[event.anchor]
         else:
             continue
@@ -66,7 +66,7 @@ def _require_bounds(text: str) -> None:
         above, total = open_nodes[-1]
         open_nodes[-1] = (above, total + size)
         if total + size > _MAX_VALUES:
-            raise ValueError(f"{_place(event)}: more than {_MAX_VALUES} values, with aliases")
+            raise ValueError(f"{_place(event)}: more than {_MAX_VALUES} values, aliases expanded")
 
 
 def _place(event: NodeEvent) -> str:

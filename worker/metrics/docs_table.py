@@ -1,4 +1,4 @@
-"""The documentation of all metrics, from what the code declares."""
+"""Documentation of all metrics, generated from the code."""
 
 from worker.metrics.registry import Metrics
 from worker.metrics.run_outcome import Outcome
@@ -8,7 +8,7 @@ _HEAD = "| metric | kind | labels | meaning |\n|---|---|---|---|"
 
 
 def describe_metrics() -> str:
-    """A table in Markdown; every metric has `job` and `run`, and those of one rank have `rank`."""
+    """Return a Markdown table; all metrics have `job` and `run`, those of one rank `rank`."""
     shown = Metrics("", "", 0)
     rows = [*shown.entries(), *Outcome("", "").entries()]
     lines = []

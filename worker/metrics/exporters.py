@@ -1,8 +1,8 @@
-"""Ways out for metrics: a port to scrape, a Pushgateway, a textfile for node exporters.
+"""Exporters for metrics: a scrape port, a Pushgateway, and textfiles for node exporters.
 
-All are places, hence environment: `WORKER_METRICS_PORT` (of local rank 0; the next rank has the
-next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a directory). Nothing here fails
-training, or holds up its end for longer than it may.
+All are specific to the site, so they are set in the environment: `WORKER_METRICS_PORT` (for local
+rank 0; each further rank uses the next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a
+directory). Nothing here fails training or delays its end beyond the allowed time.
 """
 
 import logging
@@ -39,7 +39,7 @@ _SETTINGS = {
 }
 
 Patience = Callable[[], float]
-"""Seconds that are left from now on."""
+"""Function that returns the seconds left from now."""
 
 
 @contextmanager
@@ -52,9 +52,9 @@ def exported(
     board: SharedOutcome,
     patience: Patience,
 ) -> Iterator[None]:
-    """Export the metrics of a rank while inside.
+    """Export the metrics of a rank inside the context.
 
-    If there is a port they are not pushed as well: each series would be in Prometheus twice.
+    With a port, they are not pushed as well: Prometheus would have each series twice.
 
     Args:
         metrics: The metrics.
@@ -99,17 +99,17 @@ def exported(
 
 
 def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) -> None:
-    """Replace the metrics of a run that has ended by its outcome, wherever they went.
+    """Replace the exported metrics of a run that has ended with its outcome.
 
-    Clients that have scraped regularly are waited for, as long as `patience` says and no longer
-    than a minute: a series that just ends looks like a run that was killed. A start that got no
-    attempt of its own adds its exit code to what is there.
+    Waits for clients that have scraped regularly, as long as `patience` allows but at most a
+    minute: a series that merely ends looks like a killed run. A start without an attempt of its own
+    adds its exit code to the existing metrics.
 
     Args:
         owner: The run.
         code: Its exit code.
         board: The outcome shared by all ranks of the node.
-        patience: Returns the seconds left for it.
+        patience: Returns the seconds left for this.
     """
     said = board.read()
     kept = said.get("kept", {})
@@ -118,7 +118,7 @@ def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) 
     ways = _Ways()
 
     def send() -> None:
-        if superseded:  # the newer attempt has the group of the run, and is not to lose it
+        if superseded:  # the group of the run belongs to the newer attempt
             ways.to_gateway(lambda gateway: gateway.put(registry, owner, **_SUPERSEDED))
         elif "attempt" in kept:
             ways.to_gateway(lambda gateway: gateway.put(registry, owner))
@@ -136,18 +136,18 @@ def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) 
 def _await_scrapes(
     ways: "_Ways", registry: CollectorRegistry, clients: dict[str, float], patience: Patience
 ) -> None:
-    """Serve the outcome until each of the `clients` has asked for it, or had its time."""
+    """Serve the outcome until all `clients` have scraped it or their time is up."""
     port = _open_port(ways, registry, 0) if clients else None
     if not port:
         return
     wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
-    # No longer than is left afterwards: a process killed at the very end has the wrong exit code.
+    # At most half of the time left: a process killed at the very end has the wrong exit code.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
     ):
         time.sleep(_LOOK_SECONDS)
-    time.sleep(_LOOK_SECONDS)  # the answer goes out
+    time.sleep(_LOOK_SECONDS)  # let the last response go out
     port.close()
 
 
@@ -165,7 +165,7 @@ def _bounded(patience: Patience) -> float:
 
 
 class _Ways:
-    """Tries ways out, counts what fails, and warns once of each."""
+    """Runner of exports that counts failures and warns once per exporter."""
 
     def __init__(self, metrics: Metrics | None = None) -> None:
         self._metrics = metrics
@@ -174,7 +174,7 @@ class _Ways:
     def try_out(self, way: str, action: Callable[[], T]) -> T | None:
         try:
             return action()
-        except Exception as error:  # whatever a strange gateway answers, training continues
+        except Exception as error:  # whatever a gateway responds, training continues
             if self._metrics:
                 self._metrics.export_failures(way).inc()
             if way not in self._warned:
@@ -192,16 +192,16 @@ class _Ways:
 
 
 def _reason(error: Exception) -> str:
-    """Why, without the address, which can hold a password."""
+    """Return the reason without the address, which may contain a password."""
     if isinstance(error, WorkerError):
         return str(error)
     status = getattr(error, "code", None)
     if status:
-        return f"the answer is {status}"
+        return f"the server responded with status {status}"
     return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _forget(gateway: Gateway, owner: Owner) -> None:
-    """Take away what earlier attempts have left of the run."""
+    """Delete what earlier attempts of the run left on the gateway."""
     gateway.delete(owner)
     gateway.delete(owner, **_SUPERSEDED)

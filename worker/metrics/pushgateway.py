@@ -27,9 +27,9 @@ class Gateway:
     """A Pushgateway."""
 
     address: str
-    """Its address, free of secrets."""
+    """Its address, without credentials."""
     user: str = ""
-    """The user to push as; empty for none."""
+    """The user name to push with; empty for none."""
     password: str = ""
     """The password."""
 
@@ -41,7 +41,7 @@ class Gateway:
             return None
         try:
             parts = urlsplit(text if "://" in text else f"http://{text}")
-        except ValueError:  # of IPv6 addresses
+        except ValueError:  # malformed IPv6 addresses
             parts = urlsplit("")
         login, _, host = parts.netloc.rpartition("@")
         if parts.scheme not in ("http", "https") or not host or parts.query:
@@ -53,9 +53,9 @@ class Gateway:
         return Gateway(address, unquote(user), unquote(password))
 
     def put(self, registry: CollectorRegistry, owner: Owner, **more: str) -> None:
-        """Make these metrics all that the gateway holds of a run, or of a part with `more` labels.
+        """Replace all metrics of a run, or of its group with `more` labels, with these.
 
-        Raises `OSError` where it does not answer within seconds, or refuses them.
+        Raises `OSError` if the gateway does not respond within seconds or rejects them.
         """
         self._send(push_to_gateway, owner, more, registry=registry)
 
@@ -64,7 +64,7 @@ class Gateway:
         self._send(pushadd_to_gateway, owner, {}, registry=registry)
 
     def delete(self, owner: Owner, **more: str) -> None:
-        """Remove what the gateway holds of a run, or of a part of it."""
+        """Delete all metrics of a run, or of its group with more labels, from the gateway."""
         self._send(delete_from_gateway, owner, more)
 
     def _send(
@@ -86,7 +86,7 @@ class Gateway:
         )
 
     def ask(self) -> None:
-        """Raise what keeps the gateway from answering that it is ready."""
+        """Ask the gateway whether it is ready, and raise the error if it is not."""
         request = urllib.request.Request(f"{self.address}/-/ready")  # noqa: S310
         if self.user:
             login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()

@@ -24,20 +24,20 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 @dataclass(frozen=True, kw_only=True)
 class MetricEntry:
-    """A metric as its documentation shows it."""
+    """Documentation entry of a metric."""
 
     name: str
     """Its name."""
     kind: str
-    """Prometheus' word for its kind."""
+    """Its Prometheus type, such as gauge."""
     labels: tuple[str, ...]
     """Its labels."""
     text: str
-    """What it is."""
+    """Its help text."""
 
 
 def entry_of(metric: Any) -> MetricEntry:
-    """The documentation of a metric."""
+    """Return the documentation entry of a metric."""
     suffix = "_total" if isinstance(metric, Counter) else ""
     kind = type(metric).__name__.lower()
     return MetricEntry(
@@ -49,9 +49,9 @@ def entry_of(metric: Any) -> MetricEntry:
 
 
 class Family(Generic[M]):
-    """A metric; a series of it is shown from the first time that it is asked for.
+    """A metric, each of whose series is exported from its first use on.
 
-    So a gauge that nothing is known of yet is not there, where a 0 would be taken for a value.
+    So a gauge without a value yet is absent rather than 0, which would be taken for a value.
     """
 
     def __init__(self, metric: M, own: tuple[str, ...]) -> None:
@@ -60,7 +60,7 @@ class Family(Generic[M]):
         self._series: dict[tuple[str, ...], M] = {}
 
     def __call__(self, *labels: str) -> M:
-        """The series with these values of the labels that are the metric's own."""
+        """Return the series with these values of the metric's own labels."""
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = self.metric.labels(*self._own, *labels)
@@ -70,7 +70,7 @@ class Family(Generic[M]):
 class Metrics:
     """Every metric of one rank; `run` is the address of the job's output.
 
-    What is the same for the whole job has no label `rank` and is shown by rank 0 alone.
+    Metrics of the job as a whole have no label `rank` and are exported by rank 0 alone.
     """
 
     def __init__(self, job: str, run: str, rank: int) -> None:
@@ -91,21 +91,21 @@ class Metrics:
         self.step = self._job_gauge("step", "Optimizer steps done since the job began")
         self.steps = self._job_gauge("steps", "Optimizer steps of the whole job")
         self.epoch = self._job_gauge("epoch", "Epochs done since the job began")
-        self.samples = self._counter(_JOB, "samples", "Images in the steps of this attempt")
+        self.samples = self._counter(_JOB, "samples", "Images trained on in this attempt")
         self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
         self.last_step = self._job_gauge(
             "last_step_timestamp_seconds",
-            "When the last step was done; before it, the attempt's start; in evaluation, now",
+            "End of the last step; before the first, start of the attempt; in evaluation, now",
         )
         self.phase_start = self._job_gauge(
-            "phase_start_timestamp_seconds", "When this attempt began, or released frozen layers"
+            "phase_start_timestamp_seconds", "When this attempt began or last released layers"
         )
         self.expected_end = self._job_gauge(
             "expected_end_timestamp_seconds",
-            "When the last step will be done, at the current speed",
+            "When the last step is expected to finish, at the current speed",
         )
         self.last_success = self._job_gauge(
-            "last_success_timestamp_seconds", "When the job was done"
+            "last_success_timestamp_seconds", "When the job was completed"
         )
         self.attempt = self._job_gauge("attempt", "Number of this attempt, from 1")
         self.build = self._job_gauge(
@@ -130,11 +130,11 @@ class Metrics:
 
     def _declare_learning(self) -> None:
         self.loss = self._job_gauge(
-            "loss", "Mean loss: of the last steps, and of the last evaluation", "split"
+            "loss", "Mean loss over the last steps, or in the last evaluation", "split"
         )
         self.accuracy = self._job_gauge(
             "accuracy_ratio",
-            "Top-1 accuracy: of the last steps, and of the last evaluation",
+            "Top-1 accuracy over the last steps, or in the last evaluation",
             "split",
         )
         self.best_accuracy = self._job_gauge(
@@ -149,7 +149,7 @@ class Metrics:
         )
 
     def _declare_speed(self) -> None:
-        self.throughput = self._job_gauge("images_per_second", "Training speed, all ranks together")
+        self.throughput = self._job_gauge("images_per_second", "Training throughput of all ranks")
         self.wait_ratio = self._job_gauge(
             "data_wait_ratio",
             "Share of its time that the slowest-fed rank spends waiting for images",
@@ -186,10 +186,10 @@ class Metrics:
             _RANK, "store_bytes", "Bytes read from storage and written to it", "operation"
         )
         self.store_retries = self._counter(
-            _RANK, "store_retries", "Tries that failed and were followed by another", "operation"
+            _RANK, "store_retries", "Failed storage requests that were retried", "operation"
         )
         self.store_failures = self._counter(
-            _RANK, "store_failures", "Storage requests that were given up on", "operation"
+            _RANK, "store_failures", "Storage requests that failed for good", "operation"
         )
         self.store_seconds = self._histogram(
             _RANK, "store_request_seconds", "Duration of a try", _REQUEST_BUCKETS, "operation"
@@ -200,12 +200,12 @@ class Metrics:
 
     def _declare_durability(self) -> None:
         self.checkpoint_seconds = self._histogram(
-            _JOB, "checkpoint_seconds", "Duration of a checkpoint, copy to commit", _SAVE_BUCKETS
+            _JOB, "checkpoint_seconds", "Checkpoint duration, from copy to commit", _SAVE_BUCKETS
         )
         self.checkpoint_blocked_seconds = self._histogram(
             _JOB,
             "checkpoint_blocked_seconds",
-            "Time that a checkpoint blocked training",
+            "Time for which a checkpoint blocked training",
             _PHASE_BUCKETS,
         )
         self.checkpoint_bytes = self._job_gauge("checkpoint_bytes", "Size of the last checkpoint")
@@ -228,7 +228,7 @@ class Metrics:
         )
 
     def request(self, operation: str, seconds: float, size: int) -> None:
-        """Count a try of a request to storage.
+        """Count one try of a storage request.
 
         Args:
             operation: The S3 operation.
@@ -244,11 +244,11 @@ class Metrics:
         self.store_retries(operation).inc()
 
     def failure(self, operation: str) -> None:
-        """Count a request that was given up."""
+        """Count a request that failed for good."""
         self.store_failures(operation).inc()
 
     def values(self, names: Collection[str]) -> dict[str, float]:
-        """The gauges of these names, of those that have only the labels of the job."""
+        """Return the values of these gauges, which must have only the labels of the job."""
         return {
             metric.name.removeprefix("worker_"): metric.samples[0].value
             for metric in self.registry.collect()
@@ -256,7 +256,7 @@ class Metrics:
         }
 
     def entries(self) -> Iterator[MetricEntry]:
-        """Return all metrics, in the order in which they are shown."""
+        """Yield the documentation entries of all metrics, in display order."""
         for family in vars(self).values():
             if isinstance(family, Family):
                 yield entry_of(family.metric)
@@ -270,7 +270,7 @@ class Metrics:
     def _counter(self, own: tuple[str, ...], name: str, text: str, *labels: str) -> Family[Counter]:
         family = self._family(Counter, own, name, text, labels)
         if not labels:
-            family()  # a count begins at 0, and is there to be compared
+            family()  # a counter starts at 0, so that its rate is defined
         return family
 
     def _histogram(

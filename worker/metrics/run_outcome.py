@@ -18,7 +18,7 @@ KEPT = (
     "last_commit_timestamp_seconds",
     "last_success_timestamp_seconds",
 )
-"""The metrics whose last values stay: gauges that have only the labels of their job."""
+"""The metrics whose last values are kept: gauges that have only the labels of the job."""
 
 _JOB = ("job", "run")
 
@@ -30,19 +30,19 @@ class Outcome:
         self.registry = CollectorRegistry()
         self._job = (job, run)
         self._code = self._gauge("exit_code", "Exit code of the attempt that ended last")
-        self._end = self._gauge("end_timestamp_seconds", "When the attempt that ended last did so")
+        self._end = self._gauge("end_timestamp_seconds", "End time of the attempt that ended last")
         self._reason = self._gauge(
             "stop_info",
-            "Why the attempt that ended last did so: the exit code's name in lower case",
+            "End reason of the attempt that ended last: its exit code's name in lower case",
             "reason",
         )
 
     def tell(self, code: int, kept: Mapping[str, float]) -> CollectorRegistry:
-        """Return the metrics of an end with `code`; `kept` has what is known of `KEPT`."""
+        """Return the metrics of a run that ended with `code`; `kept` has known values of `KEPT`."""
         self._code.labels(*self._job).set(code)
         self._end.labels(*self._job).set(time.time())
         self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
-        # With the texts of the live ones: node exporter drops a metric with two help texts.
+        # Same help texts as for live metrics: node exporter drops a metric with two help texts.
         texts = {entry.name: entry.text for entry in Metrics(*self._job, 0).entries()}
         for name, value in kept.items():
             gauge = self._gauge(name, texts[f"worker_{name}"])
@@ -50,7 +50,7 @@ class Outcome:
         return self.registry
 
     def entries(self) -> Iterator[MetricEntry]:
-        """Return the metrics that only an end has."""
+        """Return the documentation of the metrics that only an ended run has."""
         return map(entry_of, (self._code, self._end, self._reason))
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:

@@ -1,4 +1,4 @@
-"""A port to scrape, which remembers who asks and how often."""
+"""A scrape port that records its clients and how often they scrape."""
 
 import contextlib
 import functools
@@ -15,17 +15,17 @@ from prometheus_client.exposition import ThreadingWSGIServer
 _MAX_CLIENTS = 8
 _MAX_CONNECTIONS = 8
 _REQUEST_SECONDS = 5.0
-_POLL_SECONDS = 0.05  # how long it takes to close
+_POLL_SECONDS = 0.05  # upper bound on the time to close
 
 Scrapes = dict[str, list[float]]
-"""When each client asked last and before that, in Unix seconds, by address."""
+"""Times of each client's last two scrapes, in Unix seconds, by address."""
 
 
 class _Quiet(WSGIRequestHandler):
     timeout = _REQUEST_SECONDS
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError):  # of clients that say nothing, or hang up
+        with contextlib.suppress(OSError):  # clients that send nothing or hang up
             super().handle()
 
     def log_message(self, *_: Any) -> None:
@@ -33,9 +33,9 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Answers a few at a time; a new client displaces the oldest.
+    """Server of a few clients at a time; a new one displaces the oldest.
 
-    So nobody who connects and says nothing keeps others out, or takes the descriptors that storage
+    So idle connections can neither block other clients nor use up the file descriptors that storage
     needs.
     """
 
@@ -52,7 +52,7 @@ class _Server(ThreadingWSGIServer):
             if oldest:
                 del self._open[oldest]
                 with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # on which its thread ends
+                    oldest.shutdown(socket.SHUT_RDWR)  # which ends its thread
             self._open[request] = None
         super().process_request(request, client_address)
 
@@ -62,11 +62,11 @@ class _Server(ThreadingWSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that hang up: anybody may connect."""
+        """Log nothing about clients that hang up: anybody may connect."""
 
 
 class Port:
-    """Serves a registry until it is closed. Raises `OSError` where the port is taken."""
+    """HTTP server of a registry, until it is closed. Raises `OSError` if the port is taken."""
 
     def __init__(self, port: int, registry: CollectorRegistry) -> None:
         self.scrapes: Scrapes = {}
@@ -77,7 +77,7 @@ class Port:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving; what is being answered is answered."""
+        """Stop serving; responses in progress are completed."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -91,7 +91,7 @@ class Port:
 
 
 def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
-    """Return who will ask again, and within how many seconds: clients that scraped twice recently.
+    """Return clients that scraped twice recently, with the seconds until they should again.
 
     Pure.
     """

@@ -8,9 +8,9 @@ _BYTES = 4096
 
 
 class SharedOutcome:
-    """A few values in memory that processes share from a fork on; it has no name to be left over.
+    """A few values in anonymous memory that is shared with forked processes.
 
-    One process writes; what it was killed in the middle of writing reads as nothing.
+    Only one process writes; if it is killed in the middle of a write, readers get no values.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class SharedOutcome:
         self._memory[:] = json.dumps(values).encode().ljust(_BYTES, b"\0")
 
     def read(self) -> dict[str, Any]:
-        """The values that were written last."""
+        """Return the values that were written last."""
         try:
             values: dict[str, Any] = json.loads(self._memory[:].rstrip(b"\0") or b"{}")
         except ValueError:

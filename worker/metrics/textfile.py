@@ -1,4 +1,4 @@
-"""Files for node exporter's textfile collector: one per rank of a run, then one for its outcome."""
+"""Files for node exporter's textfile collector: one per rank, then one for the outcome."""
 
 import hashlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def write(registry: CollectorRegistry, owner: Owner, rank: int | None = None) ->
 
 
 def remove(owner: Owner, rank: int | None = None) -> None:
-    """Remove the file of one rank, or all that this node has of the run."""
+    """Remove the file of one rank, or all of the run's files on this node."""
     folder = Settings.from_env().metrics_textfile
     if not folder:
         return
@@ -36,7 +36,7 @@ def remove(owner: Owner, rank: int | None = None) -> None:
 
 
 def textfile(folder: str, owner: Owner, rank: int | None = None) -> Path:
-    """Return the path of a file of metrics, which jobs of one name with other outputs do not share.
+    """Return the path of a metrics file, distinct for jobs of the same name but other outputs.
 
     Args:
         folder: The folder that a node exporter reads.

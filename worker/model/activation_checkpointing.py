@@ -1,6 +1,7 @@
-"""Activation checkpointing: blocks keep their inputs alone, and compute the rest again in backward.
+"""Activation checkpointing: blocks keep only their inputs, and recompute the rest.
 
-Chen et al., "Training deep nets with sublinear memory cost", 2016 (https://arxiv.org/abs/1604.06174).
+Chen et al., "Training deep nets with sublinear memory cost", 2016
+(https://arxiv.org/abs/1604.06174).
 """
 
 import contextlib
@@ -18,21 +19,21 @@ _STACKS = (nn.Sequential, nn.ModuleList)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have the residual blocks of a torchvision model, or their like, recompute their activations.
+    """Have the residual or similar blocks of a torchvision model recompute their activations.
 
-    In training only; weights, gradients and BatchNorm statistics are the same as without it.
+    Applies in training only; weights, gradients and BatchNorm statistics do not change.
     """
     for block in _blocks(model):
         block.forward = functools.partial(_recomputed, block, block.forward)
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[nn.Module]:
-    """The smallest modules that a trunk repeats; layers without parts are cheaper to keep."""
+    """Yield the smallest repeated modules of a trunk; leaf layers are cheaper to keep."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if not _has_parts(child):
             continue
-        # MaxViT's stages and layers hold theirs in `layers`.
+        # MaxViT's stages and layers keep their parts in `layers`.
         parts = child if isinstance(child, _STACKS) else getattr(child, "layers", ())
         if path in TRUNKS or any(map(_has_parts, parts)):
             yield from _blocks(child, f"{path}.")
@@ -55,13 +56,13 @@ def _recomputed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tenso
 def _contexts(
     block: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Return the contexts of forward, and of its second run in backward."""
+    """Return the contexts of the forward pass and of its recomputation in backward."""
     return contextlib.nullcontext(), _same_statistics(block)
 
 
 @contextlib.contextmanager
 def _same_statistics(block: nn.Module) -> Iterator[None]:
-    """Take back what a second forward pass does to BatchNorm's running statistics."""
+    """Undo the effect of a second forward pass on BatchNorm's running statistics."""
     live = running_statistics(block)
     kept = [buffer.clone() for buffer in live]
     try:

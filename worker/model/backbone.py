@@ -20,12 +20,12 @@ from worker.model.skeleton import (
     skeleton,
 )
 
-# Of the loss of each auxiliary classifier: Szegedy et al., 2014 (section 5) and torchvision's
-# recipe for Inception v3, whose paper gives none.
+# Weight of each auxiliary classifier's loss: Szegedy et al., 2014 (section 5) and torchvision's
+# recipe for Inception v3, whose paper states none.
 _AUXILIARY_WEIGHTS = {"googlenet": 0.3, "inception_v3": 0.4}
 
-# What torchvision's own recipes keep out of weight decay besides norms and biases.
-# And the temperature of Swin v2's attention.
+# Parameters other than norms and biases that torchvision's own recipes exempt from weight decay,
+# and the temperature of Swin v2's attention.
 _UNDECAYED = (
     *("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale"),
     "logit_scale",
@@ -37,17 +37,17 @@ class Backbone:
     """A classifier with new heads."""
 
     name: str
-    """The torchvision model."""
+    """The name of the torchvision model."""
     model: nn.Module
     """The model."""
     heads: tuple[str, ...]
-    """Dotted names of the replaced layers, that of the main head last."""
+    """Dotted names of the replaced layers, with the main head last."""
     image_size: int
     """Side of the images, in pixels."""
 
     @property
     def head(self) -> str:
-        """The layer that gives the predictions."""
+        """Return the name of the layer that produces the predictions."""
         return self.heads[-1]
 
     @property
@@ -57,21 +57,21 @@ class Backbone:
 
     @property
     def layout(self) -> Layout:
-        """Return what the rate groups need to know."""
+        """Return the layout of the parameters, for the rate groups."""
         return _layout(self.model, self.heads)
 
 
 def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backbone:
-    """Build a torchvision model at random weights with new heads.
+    """Build a torchvision model with random weights and new heads.
 
-    A new head is the first rows of the one that torchvision's constructor makes for ImageNet, so
-    that it is initialized as the family does. (Asked for few classes, the constructor would scale
-    some families' heads up: EfficientNet's to 22 times the weights at 2 classes.)
+    A new head takes the first rows of the one that torchvision's constructor creates for ImageNet,
+    so that it is initialized as usual for the family. (With few classes, the constructor would
+    scale up the heads of some families: EfficientNet's weights 22-fold at 2 classes.)
 
     Args:
         name: The name in torchvision.
         classes: The number of classes.
-        seed: Seed of all weights.
+        seed: Seed for all weights.
         image_size: Side of the images, in pixels.
 
     Returns:
@@ -95,7 +95,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
 
 
 def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:
-    """Return the preprocessing of torchvision's `weights`, else of the model's default ones."""
+    """Return the preprocessing of torchvision's `weights`, or of the model's default weights."""
     require_known(name)
     known = models.get_model_weights(name)
     preset = known.__members__.get(weights, known.DEFAULT).transforms()
@@ -109,13 +109,13 @@ def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:
 
 
 def layout_of(name: str, image_size: int) -> Layout:
-    """The layout of a model with its ImageNet head, without building it."""
+    """Return the layout of a model with its ImageNet head, without building it."""
     model = skeleton(name, image_size)
     return _layout(model, find_heads(model))
 
 
 def logits_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """A model's predictions and those of its auxiliary classifiers, float32 [N, classes]."""
+    """Return a model's logits and those of its auxiliary classifiers, float32 [N, classes]."""
     if isinstance(outputs, Tensor):
         return outputs.float(), []
     main, *others = outputs

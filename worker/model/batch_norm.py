@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, which a forward pass changes whether or not its step counts."""
+"""BatchNorm running statistics, which a forward pass updates even if its step is skipped."""
 
 import contextlib
 import math
@@ -11,23 +11,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Flat views of the buffers of all BatchNorm layers, those of one dtype together."""
+    """Return flat views of the buffers of all BatchNorm layers, sorted by dtype."""
     modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     buffers = [buffer.view(-1) for module in modules for buffer in module.buffers(recurse=False)]
     return sorted(buffers, key=lambda buffer: str(buffer.dtype))
 
 
 class RunningStatistics:
-    """The running statistics of a model, and a copy as of the last step that counted.
+    """The running statistics of a model, and a copy of them as of the last applied step.
 
-    All is decided on the device: a host that waited to learn whether a step is finite would leave
-    the device idle meanwhile. Tensors of one dtype move together, in three kernels per step.
+    Everything is decided on the device: if the host waited to learn whether a step is finite, the
+    device would be idle meanwhile. Tensors of one dtype are copied together, in three kernels per
+    step.
     """
 
     def __init__(self, model: nn.Module) -> None:
         live = running_statistics(model)
         self.sound: list[Tensor] = []
-        """Copies as of the last step that counted, in the order of `running_statistics`."""
+        """Copies as of the last applied step, in the order of `running_statistics`."""
         self._by_dtype: list[tuple[list[Tensor], Tensor, list[Tensor]]] = []
         for dtype in dict.fromkeys(buffer.dtype for buffer in live):
             same = [buffer for buffer in live if buffer.dtype == dtype]
@@ -37,27 +38,27 @@ class RunningStatistics:
             self.sound += parts
 
     def settle(self, usable: Tensor) -> None:
-        """Keep the model's if its step is `usable` (bool [], on the device); else put them back."""
+        """Save the statistics if the step is `usable` (bool [], on device), else roll them back."""
         for live, flat, sound in self._by_dtype:
             torch.where(usable, torch.cat(live), flat, out=flat)
             torch._foreach_copy_(live, sound)
 
     def share(self) -> None:
-        """Give all ranks those of rank 0, which are the ones that are saved; called by all."""
+        """Broadcast the statistics of rank 0, which are saved; all ranks must call this."""
         for live, flat, sound in self._by_dtype:
             dist.broadcast(flat, src=0)
             torch._foreach_copy_(live, sound)
 
     def restore(self) -> None:
-        """Put back those after the last step that counted."""
+        """Restore the statistics as of the last applied step."""
         for live, _, sound in self._by_dtype:
             torch._foreach_copy_(live, sound)
 
 
 class BatchStatistics:
-    """Keeps BatchNorm layers from taking statistics from a pass that has too few values for them.
+    """Keeps BatchNorm layers from computing batch statistics from too few values.
 
-    They use the running statistics instead, and leave them as they are.
+    The layers use the running statistics instead, without updating them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,11 +67,11 @@ class BatchStatistics:
 
     @contextlib.contextmanager
     def withheld(self, images: Tensor, *, suffice: bool) -> Iterator[None]:
-        """Let the layers that may not take statistics use the running ones, backward included.
+        """Make layers with too few values use running statistics, also in the backward pass.
 
         Args:
-            images: What will be passed to the model, [N, 3, S, S].
-            suffice: Whether there are images enough for statistics at all.
+            images: The images that will be passed to the model, [N, 3, S, S].
+            suffice: Whether there are enough images for batch statistics at all.
         """
         found: Sequence[nn.Module] = ()
         if not suffice:
@@ -87,7 +88,7 @@ class BatchStatistics:
                 module.training = True
 
     def _with_single_values(self, image: Tensor) -> list[nn.Module]:
-        """Return the layers that see one value per channel of one image, found by a trial."""
+        """Return the layers that see one value per channel of a single image, by a trial run."""
         if self._single is None:
             single: list[nn.Module] = []
 
@@ -97,7 +98,7 @@ class BatchStatistics:
 
             modules = [m for m in self._model.modules() if _has_own_statistics(m)]
             hooks = [module.register_forward_pre_hook(look) for module in modules]
-            # All else trains, as an auxiliary head runs in training only.
+            # Everything else stays in training mode, as auxiliary heads run only in that mode.
             norms = [module for module in modules if module.training]
             for module in norms:
                 module.training = False
@@ -112,7 +113,7 @@ class BatchStatistics:
 
 
 def _has_own_statistics(module: nn.Module) -> bool:
-    """Return whether it is a BatchNorm with statistics of this rank alone."""
+    """Return whether a module is a BatchNorm that computes statistics on this rank alone."""
     together = dist.is_initialized() and dist.get_world_size() > 1
     return isinstance(module, _BatchNorm) and not (
         together and isinstance(module, nn.SyncBatchNorm)

@@ -1,4 +1,4 @@
-"""The table of `worker models`."""
+"""The table that `worker models` prints."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -20,19 +20,19 @@ class CatalogEntry:
     parameters: int
     """The number of its parameters."""
     image_size: int
-    """Side of the images of its weights, in pixels."""
+    """Side of the images that its weights expect, in pixels."""
     heads: tuple[str, ...]
     """Dotted names of its heads."""
     blocks: tuple[str, ...]
-    """Its blocks from the image to the head, to match on."""
+    """Names of its blocks, from input to head, for patterns to match."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON data."""
+        """Return the fields by name, as JSON data."""
         return asdict(self)
 
 
 def catalog(names: list[str]) -> list[CatalogEntry]:
-    """An entry per backbone."""
+    """Return one entry per backbone."""
     entries = []
     for name in names:
         size = preprocessing_of(name).crop_size
@@ -52,7 +52,7 @@ def catalog(names: list[str]) -> list[CatalogEntry]:
 
 
 def describe_catalog(entries: list[CatalogEntry]) -> str:
-    """A table, numbered blocks of one series in short."""
+    """Format a table in which series of numbered blocks are abbreviated."""
     rows = [("backbone", "parameters", "pixels", "head", "blocks to match on, image to head")]
     for entry in entries:
         rows.append(
@@ -68,7 +68,7 @@ def describe_catalog(entries: list[CatalogEntry]) -> str:
 
 
 def _shortened(blocks: tuple[str, ...]) -> list[str]:
-    """`a.1 a.2 a.3` as `a.1..3`; all that a `+` joins stays."""
+    """Abbreviate `a.1 a.2 a.3` to `a.1..3`; leave names joined by `+` as they are."""
     runs: list[tuple[str, int, int] | str] = []
     for block in blocks:
         match = _NUMBERED.match(block)

@@ -16,16 +16,16 @@ from worker.store import ObjectMissing, open_store
 
 
 class Classifier:
-    """The model of a `final/` folder."""
+    """The model loaded from a `final/` folder."""
 
     def __init__(self, card: Card, model: nn.Module) -> None:
         self.card = card
         self._model = model.eval()
 
     def predict(self, data: bytes) -> list[tuple[str, float]]:
-        """Class and probability of an encoded image, the most likely first.
+        """Return classes and probabilities for an encoded image, the most likely first.
 
-        Raises `BadSample` where the bytes are no image.
+        Raises `BadSample` if the bytes are not an image.
         """
         preset = self.card.preprocessing
         images = torch.empty(1, 3, preset.crop_size, preset.crop_size, dtype=torch.uint8)
@@ -37,9 +37,9 @@ class Classifier:
 
 
 def load_classifier(address: str) -> Classifier:
-    """Return the model in a `final/` folder, or in that of the output of a job.
+    """Return the model in a `final/` folder, given its address or that of a job's output.
 
-    Raises `ConfigurationError` if there is none, or if it is not whole.
+    Raises `ConfigurationError` if there is none, or if it is corrupt.
     """
     store = open_store(address)
     try:
@@ -50,13 +50,14 @@ def load_classifier(address: str) -> Classifier:
             card = read_card(store)
         except ObjectMissing:
             raise ConfigurationError(
-                f"{address}: holds no model.json, neither itself nor in final/; give the output "
+                f"{address}: contains no model.json, either directly or in final/; specify "
+                f"the output "
                 "of a finished job"
             ) from None
     weights = store.get(WEIGHTS_NAME)
     if hashlib.sha256(weights).hexdigest() != card.sha256:
         raise ConfigurationError(
-            f"{store.uri}{WEIGHTS_NAME}: is not what {store.uri}model.json describes; "
+            f"{store.uri}{WEIGHTS_NAME}: does not match {store.uri}model.json; "
             "copy the folder again"
         )
     size = card.preprocessing.crop_size

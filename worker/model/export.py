@@ -1,4 +1,4 @@
-"""A model for other programs: ONNX, and torch's own exported program."""
+"""Export of a model for other programs, as ONNX or as a torch.export program."""
 
 import importlib.util
 import io
@@ -12,12 +12,12 @@ from worker.errors import ConfigurationError
 from worker.manifest import Final
 from worker.model.backbone import logits_of
 
-_BATCH = 2  # of the example that is traced; any number of images may be given later
+_BATCH = 2  # of the traced example; the exported model accepts any number of images
 _ONNX_NEEDS = ("onnx", "onnxscript")
 
 
 class _Predictions(nn.Module):
-    """The main head's logits and nothing else."""
+    """Wrapper that returns the main head's logits and nothing else."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Predictions(nn.Module):
 
 
 def check_exports(wanted: Final) -> None:
-    """Raise `ConfigurationError` where an export needs a package that is not here."""
+    """Raise `ConfigurationError` if an export needs a package that is not installed."""
     missing = [name for name in _ONNX_NEEDS if importlib.util.find_spec(name) is None]
     if wanted.onnx and missing:
         raise ConfigurationError(
@@ -37,17 +37,17 @@ def check_exports(wanted: Final) -> None:
 
 
 def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[str, bytes]]:
-    """Yield the exports that are wanted.
+    """Yield the exports that the manifest asks for.
 
-    Each takes normalized images, float32 [N, 3, S, S] for any N, and gives logits [N, classes].
+    Each takes normalized images, float32 [N, 3, S, S] for any N, and returns logits [N, classes].
 
     Args:
         model: The trained model.
         image_size: S, in pixels.
-        wanted: Which exports the manifest asks for.
+        wanted: The exports that the manifest asks for.
 
     Yields:
-        Name and contents of each.
+        The file name and contents of each export.
     """
     if not (wanted.onnx or wanted.torch_export):
         return
@@ -65,5 +65,5 @@ def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[
             onnx = torch.onnx.export(
                 program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
             )
-            assert onnx is not None  # noqa: S101 -- only a call with a file name gives None
+            assert onnx is not None  # noqa: S101 -- only a call with a file name returns None
             yield "model.onnx", onnx.model_proto.SerializeToString()

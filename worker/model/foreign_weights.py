@@ -1,6 +1,6 @@
-"""Files of weights as others write them, down to plain state dicts.
+"""Weight files written by other tools, reduced to plain state dicts.
 
-Nothing is ever unpickled but tensors and plain data: `torch.load(weights_only=True)`.
+Only tensors and plain data are ever unpickled: `torch.load(weights_only=True)`.
 """
 
 import argparse
@@ -25,15 +25,15 @@ _INSIDE = (
     "model_state_dict",
     "net",
 )
-"""Where training scripts keep a state dict; averages first, as timm loads them."""
+"""Keys under which training scripts store a state dict; averages first, as in timm."""
 CONVERT = (
     "import torch; f = torch.load('FILE', map_location='cpu', weights_only=False); "
     f"f = next((f[k] for k in {_INSIDE!r} if k in f), f) if isinstance(f, dict) else f; "
     "torch.save(f.state_dict() if hasattr(f, 'state_dict') else f, 'plain.pth')"
 )
-"""Python that makes a plain state dict of a file that only pickle can read."""
+"""Python code that converts a file that only pickle can read to a plain state dict."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
-"""DistributedDataParallel, torch.compile, LightningModules and the like."""
+"""Prefixes added by DistributedDataParallel, torch.compile, LightningModules and others."""
 _SCALAR = np.float64(0).__reduce__()[0]
 _PLAIN: list[Any] = [
     argparse.Namespace,
@@ -43,21 +43,23 @@ _PLAIN: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "bool")),
 ]
-"""What training scripts put beside the tensors: arguments, paths, numbers. They run no code."""
+"""Types that training scripts store next to the tensors: arguments, paths, numbers. None of them
+runs code.
+"""
 _COUNTER = "n_averaged"  # of torch's AveragedModel
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _MAX_SHOWN = 8
 
 
 def read_state(data: bytes, uri: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in a file, and under which key it was; empty for none.
+    """Return the state dict in a file, and its key, which is empty for a top-level one.
 
     Args:
-        data: The file: safetensors, or what `torch.save` wrote.
+        data: Contents of the file, in safetensors format or as written by `torch.save`.
         uri: Its address, for messages.
 
     Raises:
-        ConfigurationError: It holds none; the message says what it holds.
+        ConfigurationError: If it holds none; the message describes its contents.
     """
     found = _decoded(data, uri)
     if _is_state(found):
@@ -73,11 +75,11 @@ def read_state(data: bytes, uri: str) -> tuple[dict[str, Tensor], str]:
 
 
 def unwrapped(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
-    """Return a state without the prefixes of wrappers around the model that it is of.
+    """Return a state dict without the prefixes that wrappers around the model add to names.
 
     Args:
         state: Tensors by name.
-        known: Names of the model itself.
+        known: Names of the tensors of the model itself.
     """
     found: dict[str, Tensor] = {}
     beside: dict[str, Tensor] = {}
@@ -87,8 +89,8 @@ def unwrapped(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, 
             bare = bare.partition(".")[2]
         kept = beside if bare == name and name not in known else found
         kept[bare] = tensor
-    # Of a LightningModule, say, whose model is one of its parts: the others are its losses and
-    # metrics. Where nothing is wrapped, what is unknown is a misfit, which the caller names.
+    # The model may be only one part of a LightningModule, for example, next to its losses and
+    # metrics. If nothing is wrapped, unknown names are mismatches, which the caller reports.
     beside.pop(_COUNTER, None)
     wrapped = any(name.startswith(_WRAPPERS) for name in state)
     return found if wrapped and found.keys() & set(known) else {**found, **beside}
@@ -105,7 +107,7 @@ def _decoded(data: bytes, uri: str) -> Any:
         if foreign:
             raise ConfigurationError(
                 f"model.weights: {uri}: holds {foreign[1]} beside the tensors, and only tensors "
-                "and plain data are read; where you trust the file, convert it: python -c "
+                "and plain data are read; if you trust the file, convert it: python -c "
                 f'"{CONVERT}"'
             ) from None
         raise ConfigurationError(
@@ -115,9 +117,9 @@ def _decoded(data: bytes, uri: str) -> Any:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Return whether data begins as safetensors do: with 8 bytes of a size, and JSON.
+    """Return whether data begins like a safetensors file: an 8-byte size, then JSON.
 
-    What `torch.save` writes is a zip file or begins with a byte that is no JSON.
+    The output of `torch.save` is a zip file, or begins with a byte that is not JSON.
     """
     return data[8:9] == b"{"
 
@@ -131,7 +133,7 @@ def _is_state(found: object) -> bool:
 
 
 def _describe(found: object) -> str:
-    """Describe what was found in place of a state dict."""
+    """Describe the contents of a file that holds no state dict."""
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
     keys = [str(key)[:40] for key in list(found)[:_MAX_SHOWN]]

@@ -14,7 +14,7 @@ from worker.model.rate_groups import RateGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """The model's side of a checkpoint."""
+    """A model and the training state that is checkpointed with it."""
 
     model: nn.Module
     """The model, on its device."""
@@ -23,22 +23,22 @@ class Learner:
     optimizer: torch.optim.Optimizer
     """The optimizer."""
     scaler: GradScaler
-    """Scales the loss where fp16 is computed in; else does nothing."""
+    """Loss scaler for fp16; does nothing in other precisions."""
     precision: torch.dtype | None
-    """What forward and backward are computed in; None for fp32."""
+    """Dtype of the forward and backward passes; None for fp32."""
     average: MovingAverage | None = None
     """Moving average of weights and BatchNorm statistics."""
 
     @property
     def result(self) -> nn.Module:
-        """The model that is evaluated and written."""
+        """The model that is evaluated and saved: the average, if there is one."""
         return self.average.module if self.average else self.model
 
 
 def build_learner(
     model: nn.Module, groups: tuple[RateGroup, ...], manifest: Manifest, device: torch.device
 ) -> Learner:
-    """Put a model on its device and build what the manifest wants around it.
+    """Put a model on its device and build its optimizer, average and loss scaler.
 
     Args:
         model: The model.
@@ -65,9 +65,9 @@ def build_learner(
 
 
 def precision_on(device: torch.device, setting: str) -> torch.dtype | None:
-    """The dtype that `train.precision` means on this device; None for fp32."""
+    """Return the dtype that `train.precision` selects on this device; None for fp32."""
     if setting == "auto" and device.type == "cuda":
-        # Older GPUs emulate bf16, slower than fp32, and have fast fp16.
+        # Older GPUs emulate bf16, which is slower than fp32, but have fast fp16.
         real = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if real else torch.float16
     if setting == "auto":

@@ -1,4 +1,4 @@
-"""`model.json`: all that it takes to use the weights beside it."""
+"""`model.json`: everything needed to use the weights beside it."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ class _CardRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The description of a written model."""
+    """The description of a saved model."""
 
     backbone: str
     """The torchvision model."""
@@ -59,14 +59,14 @@ class Card:
     classes: tuple[str, ...]
     """Names of the classes, in label order."""
     preprocessing: Preprocessing
-    """How images are prepared."""
+    """The preprocessing of its images."""
     sha256: str
-    """The digest of the weights."""
+    """SHA-256 digest of the weights file, in hexadecimal."""
     metrics: dict[str, Any]
-    """JSON data about its evaluation."""
+    """Evaluation metrics, as JSON data."""
 
     def encode(self) -> bytes:
-        """The card as JSON."""
+        """Return the card as JSON."""
         preprocessing = dataclasses.asdict(self.preprocessing)
         preprocessing["interpolation"] = self.preprocessing.interpolation.value
         fields = {**dataclasses.asdict(self), "preprocessing": preprocessing}
@@ -74,15 +74,15 @@ class Card:
 
 
 def read_card(store: Store) -> Card:
-    """The card in a `final/` folder.
+    """Return the card in a `final/` folder.
 
-    Raises `ObjectMissing` where there is none, `ConfigurationError` for one that is not ours.
+    Raises `ObjectMissing` if there is none, and `ConfigurationError` if it is not a valid card.
     """
     try:
         kept = _CardRecord.model_validate_json(store.get(CARD_NAME, 0, _MAX_BYTES))
     except ValueError as error:
         raise ConfigurationError(
-            f"{store.uri}{CARD_NAME}: is not a model card of ours ({complaint(error)})"
+            f"{store.uri}{CARD_NAME}: is not a valid model card ({complaint(error)})"
         ) from None
     fields = kept.preprocessing.model_dump()
     fields["interpolation"] = InterpolationMode(fields["interpolation"])
@@ -98,7 +98,7 @@ def read_card(store: Store) -> Card:
 
 
 def preset_beside(weights: str | None) -> Preprocessing | None:
-    """Return the preprocessing of a model of ours, if `weights` is the address of one."""
+    """Return the preprocessing on the model card beside `weights`; None if there is no card."""
     folder, _, name = (weights or "").rpartition("/")
     if name != WEIGHTS_NAME or not folder:
         return None

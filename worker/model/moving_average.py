@@ -10,7 +10,7 @@ from worker.model.batch_norm import running_statistics
 
 
 class MovingAverage(AveragedModel):
-    """Average of weights and BatchNorm statistics; its first update copies the model.
+    """Moving average of weights and BatchNorm statistics; the first update copies the model.
 
     torch's own update waits for the device and averages BatchNorm's integer counters one by one,
     in hundreds of kernels; here counters are copied.
@@ -22,9 +22,9 @@ class MovingAverage(AveragedModel):
         self._averaged = [*self.module.parameters(), *running_statistics(self.module)]
 
     def update(self, parameters: Sequence[Tensor], statistics: Sequence[Tensor]) -> None:
-        """Move towards a model, given its parameters and its `running_statistics`."""
+        """Move the average toward a model, given its parameters and `running_statistics`."""
         pairs = list(zip(self._averaged, [*parameters, *statistics], strict=True))
-        first = self.n_averaged == 0  # on the CPU, so this waits for nothing
+        first = self.n_averaged == 0  # on the CPU, so reading it does not synchronize
         copied = [pair for pair in pairs if first or not pair[0].is_floating_point()]
         moved = [] if first else [pair for pair in pairs if pair[0].is_floating_point()]
         with torch.no_grad():

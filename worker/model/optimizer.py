@@ -1,4 +1,4 @@
-"""The optimizer over the rate groups, and what being frozen means for a model."""
+"""The optimizer for the rate groups, and the freezing of layers."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ _MOMENTUM = 0.9
 
 
 def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
-    """Put model and autograd into the state in which a step trains.
+    """Freeze and unfreeze the layers of a model as a step requires.
 
-    What is frozen takes no part in backward and is in evaluation mode, dropout and stochastic depth
-    included; so is a BatchNorm whose group keeps its statistics.
+    Frozen layers take no part in the backward pass and are in evaluation mode, including dropout
+    and stochastic depth; a BatchNorm whose group keeps its statistics is in evaluation mode, too.
 
     Args:
         model: The model.
@@ -42,7 +42,7 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
 
 
 def _rest_before_frozen(sequence: nn.Sequential) -> None:
-    """Treat a layer without parameters (dropout) as the layer that it leads to."""
+    """Put layers without parameters (dropout) before a frozen layer in evaluation mode."""
     leads_to_frozen = False
     for module in reversed(sequence):
         own = list(module.parameters())
@@ -55,14 +55,14 @@ def _rest_before_frozen(sequence: nn.Sequential) -> None:
 def build_optimizer(
     model: nn.Module, groups: Sequence[RateGroup], settings: Optimizer
 ) -> torch.optim.Optimizer:
-    """Build an optimizer with a parameter group per rate group, in their order.
+    """Build an optimizer with one parameter group per rate group, in the same order.
 
-    Groups that are never trained have none. Uses fused kernels if torch has them.
+    Rate groups that are never trained get none. Uses fused kernels.
 
     Args:
         model: The model.
         groups: Its rate groups.
-        settings: The optimizer of the manifest.
+        settings: The optimizer settings from the manifest.
 
     Returns:
         The optimizer; `initial_lr` of a parameter group is its full rate.
@@ -87,9 +87,10 @@ def build_optimizer(
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD the momentum, zero, of all that is trained now.
+    """Create zero momentum buffers for all parameters that SGD now trains.
 
-    Its fused kernel would leave what it makes by itself unset if the first step is left out.
+    The fused kernel would leave the buffers that it allocates itself uninitialized if the first
+    step is skipped.
     """
     for group in optimizer.param_groups:
         if not group.get("momentum"):
@@ -101,7 +102,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: Factor) -> None:
-    """Bring every group to its share of the full rate, and one-cycle's momentum."""
+    """Set every group's learning rate, and its momentum if the schedule sets one."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor.rate
         if factor.momentum is not None and "betas" in group:

@@ -1,7 +1,8 @@
-"""Graded learning-rate groups: which parameter trains at which rate, and from when. Pure.
+"""Graded learning-rate groups: the rate and release step of each parameter. Pure functions.
 
-A pattern names leading components of a parameter's dotted name, each as a whole or as a glob, so
-that `features.1` never takes `features.10` and `fc` never takes a squeeze-and-excitation `fc1`.
+A pattern matches the leading components of a parameter's dotted name, each literally or as a glob,
+so that `features.1` never matches `features.10` and `fc` never matches a squeeze-and-excitation
+`fc1`.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Block:
     """A stage of a model."""
 
     name: str
-    """Its name, to match on."""
+    """Its name, for patterns to match."""
     parameters: frozenset[str]
     """Names of its parameters."""
 
@@ -35,11 +36,10 @@ class Layout:
     sizes: Mapping[str, int]
     """The number of elements of each parameter."""
     blocks: tuple[Block, ...]
-    """Its blocks from the image to the head. The last one is the head: the layers that were
-    replaced.
+    """Its blocks from input to head. The last one is the head: the layers that were replaced.
     """
     undecayed: frozenset[str] = frozenset()
-    """Norms, biases and the like: parameters that weight decay rarely helps."""
+    """Parameters that rarely benefit from weight decay, such as norms and biases."""
 
     @property
     def head(self) -> frozenset[str]:
@@ -54,15 +54,15 @@ class RateGroup:
     name: str
     """Its name."""
     match: tuple[str, ...]
-    """The manifest's patterns that have put them here."""
+    """Patterns from the manifest that selected its parameters."""
     lr: float
-    """The full rate; 0 for what is always frozen."""
+    """The full learning rate; 0 if the group is always frozen."""
     weight_decay: float
     """Its weight decay."""
     release: int | None
-    """The step from which they are trained; None for never."""
+    """The step from which its parameters are trained; None for never."""
     batch_norm: bool
-    """Whether BatchNorm takes statistics from the batches, once released."""
+    """Whether BatchNorm computes statistics from the batches once the group is released."""
     parameters: tuple[str, ...]
     """Names of the parameters."""
 
@@ -79,14 +79,14 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
     Args:
         layout: The parameters and blocks of the model.
         optimizer: The optimizer of the manifest.
-        steps_per_epoch: Steps of an epoch, to convert epochs of releases.
+        steps_per_epoch: Steps per epoch, to convert releases given in epochs to steps.
 
     Returns:
         The groups.
 
     Raises:
-        ConfigurationError: For a pattern that matches nothing, or nothing that earlier groups have
-            left; for parameters that no pattern matches; and if nothing is trained at first.
+        ConfigurationError: If a pattern matches nothing, or nothing that earlier groups have left
+            over; if some parameters match no pattern; or if nothing is trained at the first step.
     """
     left = list(layout.sizes)
     pieces: list[RateGroup] = []
@@ -106,12 +106,12 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
     if left:
         blocks = [block.name for block in layout.blocks if block.parameters & set(left)]
         raise ConfigurationError(
-            f"optimizer.groups: {len(left)} parameters are in no group (of {_some(blocks)}); "
+            f"optimizer.groups: {len(left)} parameters are in no group (in {_some(blocks)}); "
             'end the list with {match: "*"}'
         )
     if not any(piece.trains_at(0) for piece in pieces):
         raise ConfigurationError(
-            "optimizer.groups: all of them are frozen at first; leave one to train"
+            "optimizer.groups: all of them are frozen at first; unfreeze at least one"
         )
     return tuple(_merged(pieces, list(layout.sizes)))
 
@@ -120,7 +120,7 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
     """Return whether a pattern matches a parameter, component by component.
 
     Args:
-        pattern: A pattern of the manifest: `head`, or dotted components that may hold `*`.
+        pattern: A pattern from the manifest: `head`, or dotted components that may contain `*`.
         name: The dotted name of the parameter.
         head: The names of the parameters of the heads.
 
@@ -138,7 +138,7 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
 def _by_depth(
     group: Group, taken: set[str], *, layout: Layout, base: float, steps_per_epoch: int
 ) -> Iterator[RateGroup]:
-    """Split what a group matches into pieces: by block if its rate or release depends on depth."""
+    """Split a group's parameters by block if its rate or release depends on depth."""
     scale = 1.0 if group.scale is None else group.scale
     rate = group.lr if group.lr is not None else base * scale
     freeze = group.freeze
@@ -156,12 +156,12 @@ def _by_depth(
     if not (group.layer_decay or group.geometric or by_block):
         yield whole
         return
-    # Counted from the head: `distance` over all blocks of the model, as `layer_decay` wants it, and
-    # `number` over those of this group, as `geometric` and `block_every` do.
+    # Both count from the head: `distance` over all blocks of the model, for `layer_decay`, and
+    # `number` over the blocks of this group, for `geometric` and `block_every`.
     own = [(i, b) for i, b in enumerate(reversed(layout.blocks)) if b.parameters & taken]
     for number, (distance, block) in enumerate(own):
         changes: dict[str, Any] = {"parameters": tuple(block.parameters & taken)}
-        # The name of the group tells pieces of a block apart that several groups share.
+        # If several groups share a block, the group's name tells their pieces apart.
         changes["name"] = block.name if taken >= block.parameters else f"{whole.name}:{block.name}"
         if group.layer_decay:
             changes["lr"] = rate * group.layer_decay**distance
@@ -177,7 +177,7 @@ def _by_depth(
 def _by_decay(
     piece: RateGroup, group: Group, optimizer: Optimizer, layout: Layout
 ) -> Iterator[RateGroup]:
-    """The piece with its weight decay, norms and biases apart where they have none."""
+    """Set the weight decay of a piece, splitting off norms and biases if they are exempt."""
     decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
     plain = set(piece.parameters)
     if not optimizer.decay_norms_and_biases and decay:
@@ -191,7 +191,7 @@ def _by_decay(
 
 
 def _merged(pieces: Sequence[RateGroup], order: Sequence[str]) -> Iterator[RateGroup]:
-    """Pieces of equal settings together, their parameters in the model's order, names distinct."""
+    """Merge pieces with equal settings, with parameters in model order and unique names."""
     alike: dict[Any, list[RateGroup]] = {}
     for piece in pieces:
         key = (piece.lr, piece.weight_decay, piece.release, piece.batch_norm)
@@ -215,7 +215,7 @@ def _merged(pieces: Sequence[RateGroup], order: Sequence[str]) -> Iterator[RateG
 def _dead(pattern: str, layout: Layout) -> str:
     names = list(layout.sizes)
     if any(matches(pattern, name, layout.head) for name in names):
-        return f"all that {pattern!r} matches is in groups above it; move it up or remove it"
+        return f"earlier groups take all that {pattern!r} matches; move it up or remove it"
     depth = pattern.count(".") + 1
     blocks = list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in names))
     if not pattern.startswith("head."):
@@ -223,9 +223,9 @@ def _dead(pattern: str, layout: Layout) -> str:
         if near:
             return f"{pattern!r} matches no parameter; nearest: {', '.join(near)}"
     known = _some(["head", "backbone", *(block.name for block in layout.blocks[:-1])])
-    return f"{pattern!r} matches no parameter; the blocks to match on are {known}"
+    return f"{pattern!r} matches no parameter; available blocks: {known}"
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names for a message, the first few of many."""
+    """Join names for a message, only the first few if there are many."""
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -1,11 +1,13 @@
-"""The factor on the rates of all groups at each step. Pure, so a resume needs no state."""
+"""The factor by which a schedule scales all learning rates at each step. Pure functions, so
+resuming needs no state.
+"""
 
 import math
 from dataclasses import dataclass
 
 from worker.manifest import Schedule
 
-# Of torch.optim.lr_scheduler.OneCycleLR.
+# Defaults of torch.optim.lr_scheduler.OneCycleLR.
 _RISE, _START, _END = 0.3, 1 / 25, 1 / 25e4
 _MAX_MOMENTUM, _MIN_MOMENTUM = 0.95, 0.85
 _STEP_FACTOR = 0.1
@@ -24,8 +26,8 @@ class Factor:
 def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -> Factor:
     """Return the factor of a step, the same for every group.
 
-    A warm-up of w steps gives 1/(w+1), 2/(w+1), … and the full rate at step w, from where the rest
-    of the schedule runs over the steps that are left.
+    A warm-up of w steps yields 1/(w+1), 2/(w+1), … and the full rate at step w; from there, the
+    rest of the schedule runs over the remaining steps.
 
     Args:
         step: The global step, from 0.
@@ -54,7 +56,7 @@ def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -
 
 
 def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ...]:
-    """Return the steps at which the factor may be at its highest; from there on it never rises.
+    """Return the steps at which the factor may peak; it never rises after the last of them.
 
     Args:
         schedule: The schedule of the manifest.
@@ -71,7 +73,7 @@ def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ..
 
 
 def _one_cycle(step: int, total: int) -> Factor:
-    """Smith and Topin, 2018, with the cosine phases of torch's `OneCycleLR`."""
+    """One-cycle policy of Smith and Topin, 2018, with the cosine phases of `OneCycleLR`."""
     top, last = _RISE * total - 1, total - 1
     if step <= top:
         done = step / top if top else 1.0

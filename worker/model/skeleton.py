@@ -1,4 +1,4 @@
-"""A torchvision model's structure without its memory: where its heads are, and its blocks."""
+"""The structure of a torchvision model: its heads and blocks, without allocating weights."""
 
 import difflib
 import warnings
@@ -15,9 +15,9 @@ from worker.errors import ConfigurationError, first_line
 _MAX_NEAR = 20
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
-"""Names of auxiliary classifiers; they take part in training only."""
+"""Names of auxiliary classifiers, which are used in training only."""
 
-# Containers whose children are blocks of their own; what is not listed is one block.
+# Containers whose children are separate blocks; any other module is one block.
 TRUNKS = (
     *("features", "encoder", "encoder.layers", "blocks", "layers", "trunk_output"),
     *("classifier", "heads"),
@@ -26,13 +26,13 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
 
 def known_models() -> list[str]:
-    """The classification models of torchvision."""
+    """Return the names of torchvision's classification models."""
     names: list[str] = models.list_models(module=models)
     return names
 
 
 def nearest_models(name: str) -> list[str]:
-    """Return the models with a similar name, the most similar first; of equals, by name."""
+    """Return the models with a similar name, the most similar first, with ties by name."""
 
     def distance(known: str) -> tuple[float, str]:
         return -difflib.SequenceMatcher(None, name, known).ratio(), known
@@ -41,7 +41,7 @@ def nearest_models(name: str) -> list[str]:
 
 
 def require_known(name: str) -> None:
-    """Raise `ConfigurationError` with the nearest names for one that torchvision does not have."""
+    """Raise `ConfigurationError`, suggesting similar names, if torchvision has no such model."""
     known = known_models()
     if name not in known:
         near = nearest_models(name)[:3]
@@ -50,7 +50,7 @@ def require_known(name: str) -> None:
 
 
 def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn.Module:
-    """Construct a torchvision model at random weights.
+    """Construct a torchvision model with random weights.
 
     Args:
         name: The name in torchvision.
@@ -66,7 +66,8 @@ def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn
     elif name.startswith("maxvit"):
         options["input_size"] = (image_size, image_size)
     elif name in ("googlenet", "inception_v3"):
-        # Their weights were trained on [-1, 1], while their preset says ImageNet's mean and std.
+        # Their weights were trained on inputs in [-1, 1], but their preset has ImageNet's mean and
+        # std.
         options |= {"aux_logits": True, "init_weights": True, "transform_input": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -76,21 +77,24 @@ def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn
 
 @cache
 def skeleton(name: str, image_size: int) -> nn.Module:
-    """The model on the meta device: shapes without memory. Not to be changed."""
+    """Return the model on the meta device.
+
+    Shapes without memory. The result is cached and must not be modified.
+    """
     with _WithoutMemory():
         return construct(name, image_size).to("meta")
 
 
 def require_size(name: str, image_size: int, own_size: int) -> None:
-    """Refuse images that a model cannot be trained on.
+    """Refuse an image size at which a model cannot be trained.
 
     Args:
         name: The name in torchvision.
         image_size: Side of the images, in pixels.
-        own_size: Side of the images of its own weights, in pixels.
+        own_size: Side of the images that its pretrained weights expect, in pixels.
 
     Raises:
-        ConfigurationError: If they are too small.
+        ConfigurationError: If the model cannot take images of that size.
     """
     reason = _objection(name, image_size)
     if reason:
@@ -102,7 +106,7 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
 
 @cache
 def _objection(name: str, image_size: int) -> str:
-    """Return what the model says to images of this side; nothing if it takes them."""
+    """Return the error that images of this side cause in the model; empty if there is none."""
     try:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
@@ -112,9 +116,10 @@ def _objection(name: str, image_size: int) -> str:
 
 
 def find_heads(model: nn.Module) -> tuple[str, ...]:
-    """Dotted names of the layers with one output per ImageNet class, that of the main head last.
+    """Return dotted names of the layers that output ImageNet classes, the main head last.
 
-    A Linear, or SqueezeNet's 1x1 convolution; more than one where there are auxiliary classifiers.
+    Each is a Linear, or SqueezeNet's 1x1 convolution; there is more than one if the model has
+    auxiliary classifiers.
     """
     heads = [
         path
@@ -130,11 +135,11 @@ def is_auxiliary(path: str) -> bool:
 
 
 def find_blocks(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The stages between image and head as the module names of each, the first one first.
+    """Return the module names of each stage between input and head, in forward order.
 
-    In the order in which an image passes them, as torchvision registers them; a norm belongs to
-    what comes before it, an auxiliary classifier to the last block. Loose parameters (ViT's class
-    token) belong to the first block and are not named.
+    This is the order in which torchvision registers them; a norm belongs to the block before it, an
+    auxiliary classifier to the last block. Parameters outside these modules (ViT's class token)
+    belong to the first block and are not listed.
     """
     blocks: list[list[str]] = []
     auxiliary: list[str] = []
@@ -159,10 +164,10 @@ def find_blocks(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Puts what layers allocate on the meta device; what constructors compute with stays real.
+    """Puts layers' weights on the meta device, but not tensors that constructors compute with.
 
-    (RegNet and Swin compute their widths and drop rates with tensors, so the device as a whole
-    cannot be meta.)
+    RegNet and Swin compute their widths and drop rates with tensors, so the default device cannot
+    be meta.
     """
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""The agreement of all ranks at every step: flags that count once any rank sets them."""
+"""Agreement of all ranks at every step on flags that take effect once any rank sets them."""
 
 from dataclasses import astuple, dataclass, fields
 
@@ -11,32 +11,32 @@ from worker.ranks.device_transfer import Readout
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """The flags of a rank; of each field, the highest of all ranks counts."""
+    """The flags of a rank; for each field, the maximum over all ranks counts."""
 
     stop: bool = False
-    """Whether a signal asks to stop."""
+    """Whether a signal has requested a stop."""
     bad: bool = False
-    """A sample of the batch was bad."""
+    """Whether a sample of the batch was bad."""
     due: bool = False
-    """The time for a checkpoint has come."""
+    """Whether a checkpoint is due."""
     report: bool = False
-    """It is time to report on the steps."""
+    """Whether a report on the steps is due."""
     flushing: bool = False
-    """Records that lead to a checkpoint are still being written."""
+    """Whether records that a checkpoint needs are still being written."""
     saving: bool = False
-    """A checkpoint is under way."""
+    """Whether a checkpoint is being saved."""
     late: bool = False
-    """The time left for a stop is over, or too short for what it was asked for."""
+    """Whether the time left for a stop is over, or too short to write a checkpoint."""
     fault: int = 0
-    """The exit code of what went wrong beside the training, 0 for nothing."""
+    """Exit code of a failure outside the training loop; 0 for none."""
 
 
 class Agreement:
-    """Exchanges of signals, one at a time, each beside what lies between `propose` and `result`.
+    """Exchanges of signals, one at a time, that overlap work between `propose` and `result`.
 
-    Between GPUs by NCCL, right behind the gradients of the step before: among hosts a ring of
-    thousands would take longer than a step (0.1 ms per rank). The host waits for it no longer than
-    for those gradients.
+    GPUs exchange them by NCCL, right after the gradients of the previous step: between hosts, a
+    ring of thousands of ranks would take longer than a step (0.1 ms per rank). The host waits for
+    it no longer than for those gradients.
 
     Args:
         device: The device of this rank.
@@ -49,20 +49,20 @@ class Agreement:
         self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def propose(self, signals: Signals) -> None:
-        """Begin; to be called by all ranks."""
+        """Start an exchange; all ranks must call this."""
         flags = torch.tensor([int(value) for value in astuple(signals)], dtype=torch.int32)
         if self._stream:
             with torch.cuda.stream(self._stream):
                 flags = flags.pin_memory().to(self._device, non_blocking=True)
                 self._reduce(flags)
-                self._wait()  # the stream does, not the host
+                self._wait()  # blocks the stream, not the host
                 self._readout = Readout(flags)
         else:
             self._reduce(flags)
             self._flags = flags
 
     def result(self) -> Signals:
-        """Return what all ranks have agreed on."""
+        """Wait for the exchange and return the signals agreed on."""
         if self._stream:
             flags = [int(flag) for flag in self._readout.read()]
         else:
@@ -83,7 +83,7 @@ class Agreement:
 
 
 def agree(signals: Signals) -> Signals:
-    """An exchange that is waited for, among the hosts, whose devices may be busy."""
+    """Exchange signals between hosts, whose devices may be busy, and wait for the result."""
     agreement = Agreement(torch.device("cpu"))
     agreement.propose(signals)
     return agreement.result()

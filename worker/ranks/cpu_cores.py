@@ -1,4 +1,4 @@
-"""The share of the machine's processors that a rank may count on."""
+"""The share of the machine's CPU cores that is available to a rank."""
 
 import math
 import os
@@ -11,17 +11,17 @@ _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cores_per_rank(rank: Rank) -> int:
-    """CPU cores that this rank may count on, at least 1."""
+    """Return the number of CPU cores available to this rank, at least 1."""
     if rank.cores:
         return min(rank.cores, cores_of_node())
     return max(1, cores_of_node() // rank.local_world_size)
 
 
 def cores_of_node() -> int:
-    """CPU cores that all ranks of this node may count on, by affinity and by cgroup.
+    """Return the number of CPU cores available to this node's ranks, by affinity and cgroup.
 
-    A container's limit does not show in the affinity: with a thread for each core of the machine
-    the kernel would stop them all, the one that feeds the GPU included, most of the time.
+    The affinity does not reflect a container's limit: with one thread per core of the machine, the
+    kernel would throttle all of them most of the time, including the one that feeds the GPU.
     """
     limit = cgroup_cores(_CGROUPS, _OWN)
     affinity = len(os.sched_getaffinity(0))
@@ -29,13 +29,13 @@ def cores_of_node() -> int:
 
 
 def cgroup_cores(root: Path, own: Path) -> float:
-    """The cores that the cgroups of this process allow it, or infinity.
+    """Return how many cores the cgroups of this process allow; infinity if unlimited.
 
-    Version 2 has `cpu.max`, version 1 `cpu.cfs_quota_us` beside `cpu.cfs_period_us`; what holds for
-    a group holds for those in it (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+    Version 2 has `cpu.max`, version 1 `cpu.cfs_quota_us` beside `cpu.cfs_period_us`; a limit also
+    applies to all groups below it (https://docs.kernel.org/admin-guide/cgroup-v2.html).
 
     Args:
-        root: Where the hierarchies are mounted, `/sys/fs/cgroup`.
+        root: Mount point of the hierarchies, `/sys/fs/cgroup`.
         own: The list of this process's groups, `/proc/self/cgroup`.
     """
     limits = [math.inf]
@@ -54,7 +54,7 @@ def cgroup_cores(root: Path, own: Path) -> float:
 
 
 def _folders(root: Path, own: Path) -> Iterator[Path]:
-    """The groups of this process that may limit its cores, with all that they are in."""
+    """Yield the groups of this process that may limit its cores, and all their ancestors."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The model as all ranks train it together."""
+"""Data-parallel training of a model on all ranks."""
 
 import contextlib
 from inspect import signature
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from worker.ranks.rank import Rank
 
-# torch has renamed it.
+# torch has renamed this argument.
 _NEW = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
@@ -17,8 +17,8 @@ _NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffe
 def in_parallel(model: nn.Module, rank: Rank) -> nn.Module:
     """Wrap the model so that gradients are averaged over all ranks.
 
-    To be called by all ranks together. A rank that is alone gets the model as it is: the wrapper
-    would only copy every gradient to a bucket and back.
+    All ranks must call this together. A single rank gets the model unwrapped: the wrapper would
+    only copy every gradient to a bucket and back.
     """
     if rank.world_size == 1:
         return model
@@ -28,16 +28,16 @@ def in_parallel(model: nn.Module, rank: Rank) -> nn.Module:
         model,
         device_ids=[device.index] if on_gpu else None,
         gradient_as_bucket_view=True,
-        # The statistics of rank 0 are those that count, and only when saved or evaluated.
+        # Only the statistics of rank 0 are used, and only when saving or evaluating.
         **_NO_SYNC,
-        # Else it lays its buckets out anew after the first step, and gloo adds up in another
-        # order from then on: a resumed run would differ in the last bit from three ranks up.
+        # Otherwise, it rebuilds its buckets after the first step, and gloo sums in a different
+        # order from then on: with three or more ranks, a resumed run would differ in the last bit.
         find_unused_parameters=not on_gpu and rank.world_size > 2,
     )
 
 
 def without_exchange(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which gradients add up on this rank alone."""
+    """Return a context in which gradients accumulate on this rank without being exchanged."""
     if isinstance(parallel, DistributedDataParallel):
         return parallel.no_sync()
     return contextlib.nullcontext()

@@ -1,6 +1,6 @@
-"""Moving data to and from a device without waiting for the work that is queued on it.
+"""Transfers to and from a device that do not wait for the work queued on it.
 
-On the CPU everything is done when the call returns, so there is nothing to wait for.
+On the CPU, all work is done by the time a call returns, so there is nothing to wait for.
 """
 
 import torch
@@ -13,41 +13,41 @@ class Mark:
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            # Blocking: a thread that spins would take a core from those that decode.
+            # Blocking: a spinning thread would take a core from the threads that decode.
             self._event = torch.cuda.Event(blocking=True)
             self._event.record()
 
     def wait(self) -> None:
-        """Return once the device has come past this point."""
+        """Wait until the device has passed this point."""
         if self._event:
             self._event.synchronize()
 
 
 class Readout:
-    """Numbers that are on their way from a device to the host."""
+    """Numbers that are being copied from a device to the host."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values.to("cpu", non_blocking=True)
         self._mark = Mark(values.device)
 
     def read(self) -> list[float]:
-        """Wait until they are here."""
+        """Wait for the copy and return the numbers."""
         self._mark.wait()
         values: list[float] = self._values.tolist()
         return values
 
 
 class Uploader:
-    """Copies to a device, on a stream of its own: beside the step before, not behind it."""
+    """Copies tensors to a device on a separate stream, in parallel with the previous step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device; what is queued there from now on finds it complete.
+        """Return the tensor on the device; work queued there from now on sees it complete.
 
-        A page-locked tensor may be overwritten only once the device has come past this point.
+        A page-locked tensor may be overwritten only once the device has passed this point.
         """
         if not self._stream:
             return tensor.to(self.device)
@@ -59,5 +59,5 @@ class Uploader:
         return copied
 
     def index(self, index: Tensor) -> Tensor:
-        """The same for a small tensor in ordinary memory, such as an index."""
+        """Copy a small tensor in pageable memory, such as an index, to the device."""
         return self(index.pin_memory() if self._stream else index)

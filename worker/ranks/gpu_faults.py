@@ -20,28 +20,29 @@ _OWN_BUG = "device-side assert"
 def start_cuda(device: torch.device) -> None:
     """Start CUDA on the device of this rank.
 
-    The driver counts GPUs that CUDA cannot use. Raises `ConfigurationError` if the driver is
-    missing or too old for this build, and `InfrastructureError` for a GPU that does not work.
+    The driver's device count includes GPUs that CUDA cannot use. Raises `ConfigurationError` if the
+    driver is missing or too old for this build, and `InfrastructureError` for a GPU that does not
+    work.
     """
     try:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise _cannot_start(device, first_line(error)) from None
-    _name_of(device)  # while it can be asked
-    # By torch's defaults fp32 is TF32 in convolutions and not in matrix products.
+    _name_of(device)  # cached while the GPU still responds
+    # By default, torch uses TF32 for fp32 convolutions but not for matrix products.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
 
 
 def gpu_error(error: Exception) -> WorkerError | None:
-    """Return the error that a failure of the GPU itself means, or None for any other error."""
+    """Return the error to raise for a failure of the GPU itself, or None for any other error."""
     text = str(error)
     if _OWN_BUG in text or not any(words in text for words in _BROKEN):
         return None
     device = torch.device("cuda", torch.cuda.current_device())
     return InfrastructureError(
-        f"{_name_of(device)} failed: {first_line(error)}; if it happens there again, take the "
+        f"{_name_of(device)} failed: {first_line(error)}; if it fails again, take the "
         "node out of service (dmesg shows the Xid)"
     )
 
@@ -59,7 +60,7 @@ def _cannot_start(device: torch.device, reason: str) -> WorkerError:
 
 @functools.cache
 def _name_of(device: torch.device) -> str:
-    """The device for whoever has to find it: index, UUID and host."""
+    """Describe a device by index, UUID and host, so that an operator can find it."""
     try:
         uuid = f" (GPU-{torch.cuda.get_device_properties(device).uuid})"
     except (RuntimeError, AssertionError, AttributeError):

@@ -1,7 +1,7 @@
-"""The network interface by which a node reaches the others.
+"""The network interface through which a node reaches the others.
 
-gloo listens on what the node's own name resolves to, which Debian's and Ubuntu's installers put at
-127.0.1.1: nodes with such a hosts file would never meet.
+gloo listens on the address to which the node's own name resolves. The Debian and Ubuntu installers
+map that name to 127.0.1.1: nodes with such a hosts file could never connect.
 """
 
 import ipaddress
@@ -16,9 +16,9 @@ _UP, _REJECT = 0x1, 0x200
 
 
 def own_address(host: str, port: int) -> str | None:
-    """The address of this node from which `host` is reached; None if the name does not resolve.
+    """Return the local address used to reach `host`; None if it has no address or route.
 
-    Nothing is sent.
+    No packets are sent.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -40,7 +40,7 @@ def is_loopback(address: str) -> bool:
 
 
 def interface_to(address: str) -> str | None:
-    """The interface by which the kernel's main table reaches an address; None if there is none."""
+    """Return the interface to an address by the kernel's main routing table, or None."""
     target = _parsed(address)
     routes = _routes_6(_ROUTES_6) if target.version == 6 else _routes(_ROUTES)
     best: tuple[int, int, str] | None = None
@@ -61,7 +61,7 @@ _Route = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int, str]
 
 
 def _routes(path: Path) -> Iterable[_Route]:
-    """Networks with metric and interface: hexadecimal in the machine's byte order."""
+    """Yield IPv4 routes; their networks are hexadecimal, in the machine's byte order."""
     for line in _lines(path)[1:]:
         interface, destination, _, flags, _, _, metric, mask, *_ = line.split()
         if int(flags, 16) & _UP and not int(flags, 16) & _REJECT:

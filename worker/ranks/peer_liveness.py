@@ -1,8 +1,8 @@
-"""Notices that another rank is gone while this one waits for its device.
+"""Detection of lost ranks while this one waits for its device.
 
-A collective between GPUs waits for a lost rank until its time-out, 20 minutes, and the host with
-it. gloo's connections break when a process dies, so each rank has a receive from its neighbor
-pending in a thread, on a process group of its own. Who sees one break tells the next.
+A collective between GPUs, and the host with it, waits for a lost rank until it times out after 20
+minutes. gloo connections break when a process dies, so each rank has a receive from its neighbor
+pending in a thread, on a separate process group. A rank whose connection breaks notifies the next.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ _CLOSE_SECONDS = 5.0
 class Liveness:
     """Calls `lost` with the number of a rank that has ended without a farewell.
 
-    It waits a moment before that: a rank that is not stuck sees the loss by itself, in its next
-    collective, and ends as it should. To be made, and closed, by all ranks together.
+    It waits a moment before the call: a rank that is not stuck notices the loss itself, in its next
+    collective, and exits in an orderly way. All ranks must create and close it together.
 
     Args:
         lost: Called in a thread of this object.
-        patience: For how long, in seconds, the ranks wait for each other here.
+        patience: Seconds that the ranks wait for each other in the constructor.
     """
 
     def __init__(self, lost: Callable[[int], None], patience: float) -> None:
@@ -38,28 +38,30 @@ class Liveness:
         if dist.get_world_size() == 1:
             return
         self._left, self._right = ((dist.get_rank() + x) % dist.get_world_size() for x in (-1, 1))
-        # Its type allows for ranks outside the group, and there are none.
-        # One that is gone already would be waited for for as long as the group has patience.
+        # Without this, a rank that is already gone would be waited for until the new group times
+        # out.
         dist.all_reduce(torch.zeros(1))
-        # Its timeout cannot be changed later, and the pending receive lasts as long as the job.
+        # The group's timeout cannot be changed later, and the pending receive lasts as long as the
+        # job. Typed as Any because new_group also allows for ranks outside the group; here,
+        # there are none.
         self._group: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
         self._greet(datetime.timedelta(seconds=patience))
         self._thread = threading.Thread(target=self._listen, name="liveness", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Say farewell, and wait for that of the neighbor."""
+        """Send a farewell, and wait for the neighbor's."""
         self.abandon()
         if self._thread:
             self._tell(_FAREWELL)
             self._thread.join(_CLOSE_SECONDS)
 
     def abandon(self) -> None:
-        """Take no more notice, as this rank is about to end by itself."""
+        """Ignore losses from now on, as this rank is about to exit by itself."""
         self._ending.set()
 
     def _greet(self, patience: datetime.timedelta) -> None:
-        """Exchange a word with both neighbors: only a connection that was made can break."""
+        """Exchange messages with both neighbors: only an established connection can break."""
         words = torch.zeros(2, 1, dtype=torch.int64)
         sent = dist.isend(words[0], self._right, group=self._group)
         received = dist.irecv(words[1], self._left, group=self._group)
@@ -82,6 +84,6 @@ class Liveness:
             self._lost(gone)
 
     def _tell(self, message: int) -> None:
-        # It is gone, too, or this rank has left the group already.
+        # The neighbor may be gone, too, or this rank may have left the group already.
         with contextlib.suppress(RuntimeError, ValueError):
             dist.send(torch.tensor([message]), self._right, group=self._group)

@@ -1,4 +1,4 @@
-"""The process group of a job, and the few things that ranks agree on."""
+"""The process group of a job, and reductions over all its ranks."""
 
 import datetime
 import logging
@@ -30,14 +30,15 @@ _CONNECT_SECONDS = 3
 _STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
 _CONNECTED = 512
-"""The most ranks that are all connected from the start. With more, only its neighbors notice a rank
-that is lost before others have talked to it."""
+"""The maximum number of ranks that all connect to each other at startup. With more, a rank that is
+lost before others have communicated with it is noticed only by its neighbors.
+"""
 _CPU = torch.device("cpu")
 _SOURCE_PLACE = re.compile(r"( in:)? ?\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+[\],]* ?")
 
 
 def device_of(rank: Rank) -> torch.device:
-    """The GPU of this rank, or the CPU; modulo, as Slurm may show a task just one."""
+    """Return the GPU of this rank, or the CPU; modulo, as Slurm may expose one GPU per task."""
     gpus = torch.cuda.device_count()
     return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
 
@@ -49,17 +50,17 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
     Args:
         rank: This rank; rank 0 serves the rendezvous.
         listener: The socket to serve it on, if a parent process has bound one.
-        stop: Signals.
+        stop: The flag that stop signals set.
 
     Raises:
-        InfrastructureError: If the others cannot be found, or one of them is lost inside.
-        StopRequested: If a signal comes before they have met.
+        InfrastructureError: If the others cannot be reached, or one is lost within the context.
+        StopRequested: If a stop signal arrives before all ranks have joined.
     """
     if rank.master_addr in _LOOPBACK:
-        # gloo else asks the resolver for this machine's name, which containers often lack
+        # Otherwise, gloo resolves this machine's name, which often fails in containers.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if rank.world_size > _CONNECTED:
-        # Otherwise every rank connects to every other at the start: 8 million connections of 4,096.
+        # Otherwise, every rank connects to every other at startup: 8 million connections for 4,096.
         os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     device = device_of(rank)
     if device.type == "cuda":
@@ -75,7 +76,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             timeout=datetime.timedelta(seconds=Settings.from_env().collective_seconds),
         )
     except (dist.DistError, RuntimeError) as error:
-        # A rank that has heard the signal takes the store with it, before others have heard.
+        # A rank that exits on the signal may take down the store before others receive theirs.
         if _is_stopping(stop):
             raise StopRequested(_STOPPED_EARLY) from None
         raise InfrastructureError(
@@ -87,8 +88,8 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
             yield
         clean = True
     finally:
-        # NCCL waits for the others in it: a rank that fails alone would hang and lose its code, and
-        # one whose peer dies at the very end would hang.
+        # NCCL waits for the others when it is destroyed: a rank that fails alone would hang and
+        # lose its exit code, and one whose peer dies at the very end would hang, too.
         if clean or device.type != "cuda":
             leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
             leaving.start()
@@ -97,16 +98,16 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
 
 @contextmanager
 def meaningful_errors() -> Iterator[None]:
-    """Raise `InfrastructureError` for a lost rank or a broken GPU, `ConfigurationError` for others.
+    """Raise `InfrastructureError` for lost ranks or GPUs, `ConfigurationError` for bad setups.
 
-    Those are too little memory, and ranks that NCCL refuses.
+    A setup is bad if the GPU runs out of memory, or if NCCL refuses the ranks.
     """
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, dist.DistBackendError) and "invalid usage" in str(error):
             raise ConfigurationError(
-                f"NCCL refuses these ranks, as it does two on one GPU: {first_line(error)}"
+                f"NCCL refuses these ranks, as it does if two share one GPU: {first_line(error)}"
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InfrastructureError(
@@ -114,7 +115,7 @@ def meaningful_errors() -> Iterator[None]:
             ) from None
         if isinstance(error, torch.OutOfMemoryError):
             raise ConfigurationError(
-                "train.batch_size: the GPU's memory does not hold a rank's share; take more ranks, "
+                "train.batch_size: a rank's share does not fit into GPU memory; use more ranks, "
                 "a smaller data.image_size or train.micro_batch"
             ) from None
         failure = gpu_error(error)
@@ -124,7 +125,7 @@ def meaningful_errors() -> Iterator[None]:
 
 
 def _gloo_reason(error: Exception) -> str:
-    """Return what gloo or NCCL says, without the place in its source and its advice."""
+    """Return the error message of gloo or NCCL, without its source location and advice."""
     reason = (
         _SOURCE_PLACE.sub(": ", first_line(error)).partition(". This is typically")[0].strip(": ")
     )
@@ -132,9 +133,9 @@ def _gloo_reason(error: Exception) -> str:
 
 
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:
-    """The store through which all ranks have met; torchrun's agent serves it, else rank 0 does.
+    """Return the store that all ranks have joined; torchrun's agent serves it, else rank 0.
 
-    torch would wait for the others deaf to signals, so that is done here, in short looks.
+    torch would ignore signals while it waits for the others, so this function polls instead.
     """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank.leads and not agent
@@ -154,7 +155,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
         try:
             next(looks)
         except StopRequested:
-            # Once all have met, others count on this rank and would wait for it, deaf to signals.
+            # Once all have joined, they expect this rank and would wait for it, ignoring signals.
             if shared.add("met", -1) < rank.world_size - 1:
                 raise
             shared.add("met", 1)
@@ -164,9 +165,9 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
 
 
 def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any:
-    """The store; None if its server has gone meanwhile.
+    """Connect to the store; return None if its server has gone away meanwhile.
 
-    With a short timeout, as torch ignores signals while it keeps trying.
+    The timeout is short, as torch ignores signals while it retries.
     """
     seconds = (
         Settings.from_env().rendezvous_seconds
@@ -190,10 +191,10 @@ def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any
 
 
 def _choose_interface(rank: Rank, store: Any) -> None:
-    """Have gloo listen where the other nodes can reach this one.
+    """Have gloo listen on an interface on which the other nodes can reach this one.
 
-    By the route to rank 0; a rank to which that name is this node itself takes the route to one
-    that sees it from outside, whose address is in the store.
+    This is the interface of the route to rank 0. If rank 0's name resolves to this node itself, the
+    rank uses the route to a rank on another node, whose address is in the store.
     """
     if rank.world_size == rank.local_world_size:
         return
@@ -211,7 +212,7 @@ def _choose_interface(rank: Rank, store: Any) -> None:
 
 
 def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
-    """Pauses between looks for the other ranks; raises once it is time to give up."""
+    """Pause between polls for the other ranks; raise an error once it is time to give up."""
     began = time.monotonic()
     said = False
     while time.monotonic() < began + Settings.from_env().rendezvous_seconds:
@@ -229,7 +230,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
 
 
 def _is_stopping(stop: StopFlag) -> bool:
-    """Return whether a stop was requested, or is within a moment."""
+    """Return whether a stop has been requested, or is requested within a moment."""
     deadline = time.monotonic() + _HEAR_SECONDS
     while not stop.requested and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
@@ -246,10 +247,10 @@ def _is_served(rank: Rank) -> bool:
 
 
 def total(*values: float, device: torch.device = _CPU) -> list[float]:
-    """Each value summed over all ranks, in float64.
+    """Return each value summed over all ranks, in float64.
 
-    On the CPU, where a lost rank is noticed at once; by the links between GPUs if that `device` is
-    given, which bears thousands of ranks, after all that is queued on it.
+    On the CPU, a lost rank is noticed at once. With a GPU as `device`, the sum uses the links
+    between GPUs, which scales to thousands of ranks, and runs after all work queued on the GPU.
     """
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
@@ -258,7 +259,7 @@ def total(*values: float, device: torch.device = _CPU) -> list[float]:
 
 
 def highest(*values: float, device: torch.device = _CPU) -> list[float]:
-    """The highest that any rank has of each value; `device` as in `total`."""
+    """Return the maximum of each value over all ranks; `device` as in `total`."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     found: list[float] = tensor.tolist()

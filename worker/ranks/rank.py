@@ -16,11 +16,11 @@ class Rank:
     local_world_size: int
     """The number of ranks on this node."""
     master_addr: str
-    """Where rank 0 listens."""
+    """The address on which rank 0 listens."""
     master_port: int
-    """Its port."""
+    """The port on which rank 0 listens."""
     cores: int | None = None
-    """CPU cores of this rank's own, where the scheduler gives each rank some; else ranks share."""
+    """CPU cores that the scheduler assigns to this rank; None if ranks share the node's."""
 
     @property
     def leads(self) -> bool:

@@ -1,4 +1,4 @@
-"""Stop requests: a signal handler that sets a flag and returns, and how much time is left."""
+"""Stop requests: a signal handler that only sets a flag, and the time left for a stop."""
 
 import contextlib
 import logging
@@ -16,58 +16,59 @@ from worker.forks import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
-_EXIT_SECONDS = 1.0  # what the way out takes after the last commit
+_EXIT_SECONDS = 1.0  # time to exit after the last commit
 
 
 class StopFlag:
-    """Set by any of `STOP_SIGNALS`, which mean the same and may come more than once.
+    """Flag set by any of `STOP_SIGNALS`, which mean the same and may arrive repeatedly.
 
-    `listener`, where set, hears of every signal; a parent passes them on to its ranks with it.
+    `listener`, if set, is called for every signal; a parent uses it to forward them to its ranks.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.has_begun = False
-        """Whether there is something to be committed; until then, a signal ends all at once."""
+        """Whether there is anything to commit; until then, a signal ends the process immediately.
+        """
         self.listener: Callable[[int], None] | None = None
         self._deadline: float | None = None
         self._process = 0
 
     def install(self) -> None:
-        """Take over the signals; called first thing, before anything slow is imported."""
+        """Install the signal handler; call this first, before any slow import."""
         self._process = os.getpid()
         for number in STOP_SIGNALS:
-            # As `nohup` has SIGHUP ignored.
+            # Keep SIGHUP ignored, as `nohup` sets it.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
     def remaining(self) -> float:
-        """Seconds left for a stop, counted from the first signal, or from now without one."""
+        """Return the seconds left for a stop, counted from the signal, or from now without one."""
         if self._deadline is None:
             self._deadline = time.time() + budget(signal.SIGTERM, time.time(), os.environ)
         return self._deadline - time.time()
 
     def patience(self) -> float:
-        """Seconds that may be spent on what is not training: those left for a stop, or endless."""
+        """Return the seconds available for work other than training; infinite unless stopping."""
         return self.remaining() if self.requested else math.inf
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.requested and number == signal.SIGINT and sys.stderr.isatty():
             os._exit(ExitCode.STOPPED)  # whoever presses Ctrl-C twice does not want to wait
-        # A rank that was forked leaves it to its parent.
+        # A forked rank leaves the message to its parent.
         if self.has_begun and not self.requested and os.getpid() == self._process:
-            # By a thread: a log line may have been cut in two by this very signal.
+            # In a thread, as this signal may have interrupted the writing of another log line.
             threading.Thread(target=self._acknowledge, args=(number,), daemon=True).start()
         deadline = time.time() + budget(number, time.time(), os.environ)
-        # A warning long before the end may be followed by a signal that means it.
+        # An early warning may be followed by a signal with a closer deadline.
         self._deadline = min(deadline, self._deadline or deadline)
         self.requested = True
         if self.listener:
             self.listener(number)
         elif not self.has_begun:
-            # Not by an exception: it may come up in the midst of an import, and crash that.
+            # Not by an exception: it could be raised in the middle of an import and crash it.
             log.info("stopped on request before anything started; run it again")
-            with contextlib.suppress(OSError, ValueError):  # of a terminal that is gone
+            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 sys.stderr.flush()
             os._exit(ExitCode.STOPPED)
 
@@ -83,14 +84,14 @@ class StopFlag:
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
-    """Return the time between a signal and the end that this place has announced.
+    """Return the time from a signal to the end that the scheduler or grace period sets.
 
-    Slurm sends SIGUSR1 or SIGUSR2, as it was asked to, ahead of a time limit and says in the
-    environment when that is; anything else is followed by SIGKILL after the grace period.
+    If asked to, Slurm sends SIGUSR1 or SIGUSR2 ahead of the time limit, and sets the end time in
+    the environment; any other signal is followed by SIGKILL after the grace period.
 
     Args:
         number: The signal.
-        now: When it came, in seconds of Unix time.
+        now: The time of its arrival, in seconds of Unix time.
         env: The environment.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Ends a rank that no longer gets anywhere, and shows where it stood."""
+"""Watchdog that ends a stalled rank and dumps its stacks."""
 
 import faulthandler
 import functools
@@ -13,17 +13,17 @@ from worker.errors import ExitCode, InfrastructureError
 
 log = logging.getLogger(__name__)
 
-_LOOKS = 20  # within the time that a stall may last
+_LOOKS = 20  # polls within the longest stall allowed
 _MAX_BEAT_SECONDS = 5.0
 _LAST_WORD_SECONDS = 15.0
 
 
 class Watchdog:
-    """Dumps the stacks of all threads and exits with 69 when no `beat` comes for `seconds`.
+    """Dumps the stacks of all threads and exits with 69 if there is no `beat` for `seconds`.
 
-    `say_last` is called before that, for a few seconds.
+    `say_last` is called before the exit, and has a few seconds to return.
 
-    Where a stuck call holds the interpreter itself, faulthandler's own thread does so, with 1.
+    If a stuck call holds the GIL, faulthandler's own thread dumps the stacks and exits with 1.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self) -> None:
-        """Note that something was done."""
+        """Record that progress was made."""
         self._last = time.monotonic()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The environment of an attempt, for its record, its metrics and readers a year later."""
+"""The environment of an attempt, for its record and metrics."""
 
 import contextlib
 import os
@@ -24,7 +24,10 @@ _SCHEDULERS = {
 
 
 def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
-    """Versions, devices and topology, as JSON data; of the environment, only settings."""
+    """Return versions, devices, topology and numeric settings, as JSON data.
+
+    No other environment variables are included.
+    """
     on_gpu = torch.cuda.is_available()
     return {
         "worker": worker.__version__,
@@ -52,7 +55,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
 
 
 def _device_facts(*, on_gpu: bool) -> dict[str, Any]:
-    """This rank's device: by its UUID an operator finds it when it turns out to be broken."""
+    """Return facts about this rank's device; by its UUID, an operator can find a broken GPU."""
     if not on_gpu:
         return {"device_bytes": None, "device_uuid": None, "driver": None}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -68,7 +71,7 @@ def _device_facts(*, on_gpu: bool) -> dict[str, Any]:
 
 
 def show_surroundings(facts: dict[str, Any], metrics: Metrics) -> None:
-    """Put them into the metrics, as labels of a constant 1."""
+    """Export the facts as labels of metrics with the constant value 1."""
     build = ("worker", "revision", "python", "torch", "torchvision")
     metrics.build(*(str(facts[name]) for name in build)).set(1)
     place = ("scheduler", "device", "backend", "precision", "world_size", "nodes")

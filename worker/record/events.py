@@ -1,7 +1,7 @@
-"""The events of an attempt's history: what the journal writes, and reports read.
+"""The events of an attempt's history, written by the journal and read by reports.
 
-Whoever writes an event just constructs it. Only what is read back is validated, with bounds within
-which a page can be drawn of it; numbers that are not finite are written as null.
+Writers just construct an event. Validation happens only when events are read back, with bounds
+within which they can be plotted; non-finite numbers are written as null.
 """
 
 import time
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from worker.checkpoint.commit import MAX_STEPS
 
-_MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still tell
+_MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still represent
 
 StepCount = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Time = Annotated[float, Field(ge=0, le=_MAX_TIME)]
@@ -39,7 +39,7 @@ class StartEvent(_Event):
     attempt: Annotated[int, Field(ge=1)]
     """The number of the attempt."""
     step: StepCount
-    """The step that it resumes from; 0 at first."""
+    """The step from which it resumes; 0 for a fresh start."""
     world_size: Annotated[int, Field(ge=1)]
     """The number of ranks."""
 
@@ -53,16 +53,16 @@ class StepEvent(_Event):
     epoch: StepCount
     """The epoch of the step, from 1."""
     loss: Real | None
-    """Mean training loss; None if no step counted."""
+    """Mean training loss; None if all steps were skipped."""
     accuracy: Share | None
-    """Training accuracy; None if no step counted."""
+    """Training accuracy; None if all steps were skipped."""
     images_per_second: Real
     wait_ratio: Real
-    """Share of the time in which the rank that waits most has waited for images."""
+    """Share of the time spent waiting for images, on the rank that waited most."""
     rates: Mapping[str, Real]
     """Learning rates, by group."""
     gradient_norms: Mapping[str, Real | None]
-    """Norms of the last step's gradient, by group that it trained."""
+    """Gradient norms of the last step, by group; only groups that it trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class CommitEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedEvent(_Event):
-    """A step that was left out, as its gradient was not finite."""
+    """A step that was skipped because its gradient was not finite."""
 
     event: Literal["skipped"] = "skipped"
     step: StepCount
@@ -90,13 +90,13 @@ class EvaluationEvent(_Event):
 
     event: Literal["evaluation"] = "evaluation"
     epoch: StepCount
-    """The number of epochs done."""
+    """The number of epochs completed."""
     step: StepCount
     loss: Real | None
     """Mean loss; None if it is not finite."""
     accuracy: Share
     top5_accuracy: Share | None
-    """None for five classes or fewer."""
+    """Top-5 accuracy; None for five classes or fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class EndEvent(_Event):
     code: int
     """Its exit code."""
     text: Text
-    """The reason; empty for a job that is done."""
+    """The reason; empty if the job is complete."""
 
 
 Event = StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent

@@ -1,8 +1,8 @@
-"""The history of an attempt, and where it stands: written by rank 0 as it goes, for others to read.
+"""Event history and progress of an attempt, written by rank 0 for others to read.
 
-`records/<attempt>/history/` gets events at every commit, at the end and in between, in pieces of
-which only the last one grows; `progress.json` beside it is replaced every half minute, at first
-more often.
+Events go to `records/<attempt>/history/` at every commit, at the end and in between, in pieces;
+only the last one grows. `progress.json` next to it is replaced every 30 seconds, and more
+often at first.
 """
 
 import json
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
 _FIRST_SECONDS = 3.0  # a user who has just started a job wants to see progress
-_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # pieces, and so requests of a reader, stay some hundreds
+_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # limits a reader to hundreds of pieces
 _LAST_WORD_SECONDS = 5.0
 _PIECE_CHARACTERS = 1 << 18
 
 
 class Journal:
-    """The journal of an attempt; for a rank that does not lead, it keeps and writes nothing."""
+    """The journal of an attempt; does nothing on ranks other than the leading one."""
 
     def __init__(self, store: Store, attempt: int, *, leads: bool) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class Journal:
         self._events: list[Event] = []
         self._standing: dict[str, Any] = {}
         self._piece = 1
-        self._text = ""  # what the last piece holds
+        self._text = ""  # contents of the last piece
         self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -49,11 +49,11 @@ class Journal:
         self._thread = threading.Thread(target=self._write_regularly, name="journal", daemon=True)
 
     def begin(self, step: int, total_steps: int, world_size: int) -> None:
-        """Note how the attempt starts, and begin to write.
+        """Record how the attempt starts, and start the writer thread.
 
         Args:
-            step: The step that it resumes from; 0 at first.
-            total_steps: The steps of the job.
+            step: The step that the attempt resumes from; 0 for a fresh start.
+            total_steps: The total number of steps of the job.
             world_size: The number of ranks.
         """
         self.note(StartEvent(attempt=self._attempt, step=step, world_size=world_size))
@@ -68,21 +68,21 @@ class Journal:
             self._thread.start()
 
     def note(self, event: Event) -> None:
-        """Note an event for the history."""
+        """Queue an event for the history."""
         if self._leads:
             with self._lock:
                 self._events.append(event)
 
     def stand(self, **fields: Any) -> None:
-        """Note where the attempt stands; of each field, what was said last counts."""
+        """Update the progress of the attempt; the latest value of each field counts."""
         if self._leads:
             with self._lock:
                 self._standing |= {**plain(fields), "time": round(time.time(), 3)}
 
     def flush(self) -> None:
-        """Write the events noted so far; raises what the store raises, and then keeps them."""
+        """Write the queued events; if the store raises an error, they stay queued."""
         with self._writing:
-            with self._lock:  # and not while it writes: training is not to wait for a request
+            with self._lock:  # not held during the write: training must not wait for a request
                 events = list(self._events)
             if not events:
                 return
@@ -97,7 +97,7 @@ class Journal:
             self._flushed = time.monotonic()
 
     def close(self, error: BaseException | None, seconds: float) -> None:
-        """Note how the attempt ended, and write it if that takes no longer than `seconds`."""
+        """Record how the attempt ended, waiting at most `seconds` for it to be written."""
         if not self._leads:
             return
         code = ExitCode.DONE if error is None else ExitCode.BUG
@@ -112,22 +112,22 @@ class Journal:
 
     def _write_regularly(self) -> None:
         while True:
-            # Read before writing, so that what is noted before `close` is written in any case.
+            # Read before writing, so that events queued before `close` are always written.
             last = self._closed.is_set()
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
                 self._put_standing()
-                # The longer a run, the rarer: the number of pieces stays bounded.
+                # Longer runs flush less often, so that the number of pieces stays bounded.
                 interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
                 if last or (self._piece == 1 and not self._text) or since > interval:
                     self.flush()
-            except InfrastructureError:  # a commit would meet it too, and end the attempt
+            except InfrastructureError:  # a commit would hit it too, and end the attempt
                 pass
             except WorkerError as error:
-                log.warning("the record is not written: %s", error)
+                log.warning("the attempt's history and progress cannot be written: %s", error)
             if last:
                 return
-            # Often at first, when somebody is likely to watch.
+            # More often at first, when somebody is likely to be watching.
             self._closed.wait(min(PROGRESS_SECONDS, max(_FIRST_SECONDS, elapsed / 4)))
 
     def _put_standing(self) -> None:
@@ -138,7 +138,7 @@ class Journal:
 
 
 def _line_of(event: Event) -> str:
-    # Eight digits, which `plain` keeps of a number, would be hundreds of seconds of Unix time.
+    # `plain` keeps eight digits, which would round Unix time to hundreds of seconds.
     return json.dumps({**plain(asdict(event)), "time": event.time}) + "\n"
 
 
@@ -150,7 +150,7 @@ def kept(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator
         store: The output of the job.
         attempt: The number of the attempt.
         leads: Whether this is rank 0, which writes.
-        stop: Signals.
+        stop: The stop flag, which limits the time for the last write.
     """
     journal = Journal(store, attempt, leads=leads)
     error: BaseException | None = None

@@ -28,7 +28,7 @@ class LedgerPart:
     attempt: int
     """The number of the attempt."""
     first: int
-    """The first step in it."""
+    """The first step in this part."""
     rows: Rows
     """Rows of (step, sample id)."""
 
@@ -38,31 +38,31 @@ class EpochAudit:
     """The audit of an epoch."""
 
     epoch: int
-    """The epoch, from 1."""
+    """The epoch, from 0."""
     trained: int
     """The number of samples that were trained on."""
     lost: tuple[int, ...]
-    """Sample ids that never were."""
+    """Ids of the samples that were never trained on."""
     repeated: tuple[int, ...]
-    """Sample ids that were more than once."""
+    """Ids of the samples that were trained on more than once."""
     complete: bool
     """Whether the epoch was finished."""
     left_out: tuple[int, ...] = ()
-    """Sample ids that were planned and found bad."""
+    """Ids of the samples that were planned but left out as bad."""
 
     @property
     def whole(self) -> bool:
-        """Return whether the epoch is finished and without fault."""
+        """Return whether the epoch is finished, with no sample lost, repeated or left out."""
         return self.complete and not self.faults and not self.left_out
 
     @property
     def faults(self) -> int:
-        """Samples lost or repeated."""
+        """The number of samples lost or repeated."""
         return len(self.lost) + len(self.repeated)
 
 
 def read_ledger(store: Store) -> list[LedgerPart]:
-    """Return all pieces of a run's ledger; raises `ConfigurationError` if it kept none."""
+    """Return all parts of a run's ledger; raises `ConfigurationError` if there are none."""
     pieces = []
     for info in store.list(RECORDS):
         match = LEDGER.fullmatch(info.key)
@@ -78,48 +78,48 @@ def read_ledger(store: Store) -> list[LedgerPart]:
 
 
 def _read_rows(store: Store, key: str) -> Rows:
-    """Return the rows of a piece, int64 [n, 2]; raises `DataError` if it is damaged."""
+    """Return the rows of a ledger object, int64 [n, 2]; raises `DataError` if it is damaged."""
     try:
         rows: Rows = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
     except WorkerError:
         raise
-    except Exception:  # of bytes by chance, numpy raises whatever its parsers meet
+    except Exception:  # on arbitrary bytes, numpy's parsers may raise anything
         rows = np.empty(0, dtype=np.int64)
     sound = isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 2
     if not sound or rows.shape[1] != 2 or (rows[:, 0] < 0).any():
-        raise DataError(f"{store.uri}{key}: is damaged, so nothing can be proven")
+        raise DataError(f"{store.uri}{key}: is damaged, so the run cannot be audited")
     return rows
 
 
 def read_last_attempt(store: Store) -> AttemptRecord:
-    """Return the newest whole record of an attempt; raises `ConfigurationError` without one."""
+    """Return the newest intact attempt record; raises `ConfigurationError` if there is none."""
     record = first_whole(store, attempt_numbers(store)[::-1])
     if record is None:
         raise ConfigurationError(
-            f"{store.uri}: holds no run; give the output of a job that was started"
+            f"{store.uri}: holds no run; pass the output of a job that has been started"
         )
     return record
 
 
 def require_same_data(store: Store, index: Index, kept: str | None) -> None:
-    """Refuse to audit a run against other data.
+    """Raise an error if the data is not what the run was trained on.
 
     Args:
         store: The output of the job.
         index: The index of the data.
-        kept: The identity of the run's data; None if it has none on record.
+        kept: The identity of the run's data; None if none was recorded.
 
     Raises:
-        ConfigurationError: If the data is not that of the run.
+        ConfigurationError: If the data is not the run's own.
     """
     if kept != index.identity:
         raise ConfigurationError(
-            f"data.train: {index.identity} now, but {kept} when {store.uri} ran"
+            f"data.train: is now {index.identity}, but was {kept} when {store.uri} was trained"
         )
 
 
 def require_known_rows(rows: Rows, samples: int, steps: int, uri: str) -> None:
-    """Refuse rows of samples or steps that the job does not have.
+    """Raise an error if the rows name samples or steps that the job does not have.
 
     Args:
         rows: Rows of the ledger.
@@ -132,13 +132,13 @@ def require_known_rows(rows: Rows, samples: int, steps: int, uri: str) -> None:
     """
     ids = np.where(rows[:, 1] < 0, -1 - rows[:, 1], rows[:, 1])
     if (ids >= samples).any() or (rows[:, 0] >= steps).any():
-        raise DataError(f"{uri}: its ledger tells of samples or steps that the job does not have")
+        raise DataError(f"{uri}: the ledger names samples or steps that the job does not have")
 
 
 def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
-    """The rows that are in the final weights.
+    """Return the rows that contributed to the final weights.
 
-    Where an attempt began, everything that earlier attempts did from that step on was thrown away.
+    When an attempt starts, everything that earlier attempts did from that step on is discarded.
     """
     kept = []
     limit = np.iinfo(np.int64).max
@@ -153,16 +153,16 @@ def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
 
 
 def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
-    """Count every sample of every epoch.
+    """Count how often each epoch trained on each sample.
 
     Args:
         rows: Rows of the ledger.
         samples: The number of samples in an epoch.
-        batch_size: Images of a global batch.
-        done: The steps that the run has committed; all must be there.
+        batch_size: The number of images in a global batch.
+        done: The number of steps that the run has committed; the ledger must cover all of them.
 
     Returns:
-        The audit of each epoch; in an unfinished one only repeats are faults.
+        The audit of each epoch; in an unfinished one, only repeated samples are faults.
     """
     steps = steps_per_epoch(samples, batch_size)
     done = max(done, int(rows[:, 0].max()) + 1)
@@ -190,7 +190,7 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
 
 
 def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
-    """A line per run of epochs that held every sample once, and one or more per other epoch."""
+    """Return a line per stretch of flawless epochs, and one or more per other epoch."""
     lines = []
     samples = index.samples
     for whole, group in itertools.groupby(audits, lambda audit: audit.whole):

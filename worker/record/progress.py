@@ -1,4 +1,4 @@
-"""Progress for people: a live line on a terminal, log lines elsewhere."""
+"""Progress display: a live line on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -18,9 +18,9 @@ class StepProgress:
     """The progress of a job after a step."""
 
     step: int
-    """Steps done."""
+    """The number of completed steps."""
     total_steps: int
-    """Steps of the job."""
+    """The total number of steps of the job."""
     epoch: int
     """The epoch of the step, from 1."""
     loss: float
@@ -30,17 +30,17 @@ class StepProgress:
     images_per_second: float
     """Speed since the last report."""
     wait_ratio: float
-    """Share of the time in which the rank that waits most has waited for images."""
+    """Share of the time spent waiting for images, on the rank that waits most."""
     remaining_seconds: float
     """Estimated time to the end of the job."""
     rates: Mapping[str, float]
     """Learning rates, by group."""
     gradient_norms: Mapping[str, float]
-    """Norms of the last step's gradient, by group that it trained."""
+    """Gradient norms of the last step, by trained group."""
 
 
 class Progress:
-    """Shows steps: as a live line where there is a terminal, and as a log line else."""
+    """Display of steps: a live line if there is a terminal, log lines otherwise."""
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
@@ -48,7 +48,7 @@ class Progress:
         self._next = time.monotonic()
 
     def show(self, step: StepProgress) -> None:
-        """Show one step, unless the last one was shown a moment ago."""
+        """Show a step, unless the previous one was shown only a moment ago."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._interval
@@ -60,13 +60,13 @@ class Progress:
             log.info("%s", text, extra={"fields": fields})
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live:
             end_live()
 
 
 def describe(step: StepProgress) -> str:
-    """Return one line, the most important first, as a narrow terminal cuts the end."""
+    """Return one line, most important first, since a narrow terminal cuts off the end."""
     rates = sorted({f"{rate:.2g}": rate for rate in step.rates.values()}.items(), key=_rate)
     ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]
     return (

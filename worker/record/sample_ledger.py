@@ -1,7 +1,7 @@
-"""The record that a run leaves in its store: which sample was trained on when, and evaluations.
+"""The ledger of the samples that each step trained on, and the records of evaluations.
 
-The ledger is written before each commit that it leads to, by one of every eight ranks. The last
-piece grows until it is large: an object per commit would be without end.
+The ledger is written before the commit that it covers, by one in every eight ranks. The last piece
+grows until it is large: an object per commit would be too many.
 """
 
 import contextlib
@@ -25,30 +25,30 @@ from worker.store import Store
 
 _PIECE_BYTES = 1 << 20
 _RANKS_PER_PIECE = 8
-_NOTHING = -1  # in place of a step: this row holds nothing
+_NOTHING = -1  # in place of a step: marks an empty row
 _NO_ROWS = np.empty((0, 2), np.int64)
 
 
 def encode_array(array: npt.NDArray[np.int64]) -> bytes:
-    """An array as the bytes of a .npy file."""
+    """Return an array as the bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 class Recorder:
-    """Keeps what one rank trains on, and writes it with its neighbors' when asked.
+    """Recorder of the samples that a rank trains on, and of evaluation results.
 
-    The first of every eight ranks writes for them: at thousands of ranks, an object of each per
-    commit would be millions a day.
+    The first of every eight ranks writes for all eight: with thousands of ranks, an object per rank
+    and commit would add up to millions a day.
 
     Args:
         store: The output of the job.
         attempt: The number of this attempt.
         rank: This rank.
         step: The step at which the attempt begins.
-        share: The most images of a global batch that a rank trains on.
-        samples: Whether the ledger is wanted.
+        share: The maximum number of images of a global batch that a rank trains on.
+        samples: Whether to keep the ledger.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Recorder:
         self._evaluations: list[int] = []
 
     def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
-        """Note that these samples are part of a step.
+        """Record the samples of a step.
 
-        One that was planned and left out as bad is written as -1 - id.
+        A sample that was planned but left out as bad is written as -1 - id.
 
         Args:
             step: The global step, from 0.
             ids: Sample ids, [N].
-            valid: Which of them were trained on, [N].
+            valid: The mask of the samples that were trained on, [N].
         """
         if self._samples:
             rows = np.where(valid, ids, -1 - ids)
@@ -81,13 +81,13 @@ class Recorder:
     def evaluated(
         self, step: int, rows: Rows, mistakes: list[dict[str, Any]], best_step: int | None
     ) -> None:
-        """Keep what an evaluation found, in place of the one before unless that was the best.
+        """Write an evaluation's results, replacing the previous ones unless those are the best.
 
         Args:
-            step: The step after which it was.
-            rows: Its confusion matrix; see `worker.learn.confusion`.
-            mistakes: What was most wrong, as JSON data.
-            best_step: The step of the best evaluation before it.
+            step: The step after which the evaluation ran.
+            rows: The rows of its confusion matrix; see `worker.learn.confusion`.
+            mistakes: Its worst mistakes, as JSON data.
+            best_step: The step of the best evaluation before this one; None if there is none.
         """
         if self._rank.rank:
             return
@@ -96,15 +96,15 @@ class Recorder:
         kept = {step, best_step}
         gone = [old for old in self._evaluations if old not in kept]
         self._evaluations = [old for old in self._evaluations if old in kept] + [step]
-        with contextlib.suppress(WorkerError):  # what is left over costs space and no more
+        with contextlib.suppress(WorkerError):  # leftover objects only take up storage
             for old in gone:
                 self._store.delete(confusion_name(self._attempt, old))
                 self._store.delete(mistakes_name(self._attempt, old))
 
     def take(self, step: int) -> Callable[[], None]:
-        """Everything noted before `step`, as a call that writes it.
+        """Return a function that writes everything recorded before `step`.
 
-        To be called by all ranks together; the calls may be made from other threads.
+        All ranks must call this together; the returned functions may run in other threads.
         """
         rows, first = self._rows, self._first
         self._first, self._rows = step, []
@@ -128,12 +128,12 @@ class Recorder:
 
 
 def ranks_that_write(world_size: int) -> range:
-    """The ranks that write the ledger, each for itself and those after it up to the next."""
+    """Return the ranks that write the ledger, each for itself and the ranks up to the next."""
     return range(0, world_size, _RANKS_PER_PIECE)
 
 
 def _send(rows: list[Ids], room: int, leader: int) -> Callable[[], None]:
-    """Begin to send rows, [n, 2] and `room` at most, to a rank; returns what waits for it."""
+    """Start sending at most `room` rows, [n, 2], to a rank; returns a function that waits."""
     padded = torch.full((room, 2), _NOTHING, dtype=torch.int64)
     if rows:
         own = np.concatenate(rows)
@@ -149,7 +149,7 @@ def _send(rows: list[Ids], room: int, leader: int) -> Callable[[], None]:
 
 
 def _receive(ranks: range, room: int) -> Callable[[], list[Ids]]:
-    """Begin to receive what these ranks send; returns what waits for it, and gives the rows."""
+    """Start receiving rows from these ranks; returns a function that waits for them."""
     coming = []
     for rank in ranks:
         padded = torch.empty((room, 2), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Telemetry of a rank: metrics of each step, and reports to the history and to people."""
+"""Telemetry of a rank: step metrics, and reports for the history and the progress display."""
 
 import math
 import time
@@ -19,19 +19,18 @@ class StepReport:
     """The steps since the last report."""
 
     step: StepProgress
-    """Their means. If none counted, as in steps that were left out, loss and accuracy are not
-    numbers.
+    """Means over the steps. If no image counted, as in skipped steps, loss and accuracy are NaN.
     """
     images: int
-    """Images of the steps, for the speed."""
+    """The number of images in the steps, used for the throughput."""
     counted: float
-    """Images that count for the means."""
+    """The number of images that count toward the means."""
     seconds: float
-    """How long the steps took."""
+    """The duration of the steps, in seconds."""
 
 
 def merged(reports: Sequence[StepReport]) -> StepProgress:
-    """Several reports in a row as one."""
+    """Return consecutive reports merged into one."""
     sound = [report for report in reports if report.counted]
     counted = sum(report.counted for report in sound) or math.nan
     seconds = sum(report.seconds for report in reports)
@@ -61,14 +60,14 @@ class Telemetry:
     def step(
         self, step: int, *, epochs: float, size: int, seconds: float, phases: Mapping[str, float]
     ) -> None:
-        """Count a step.
+        """Update the metrics after a step.
 
         Args:
             step: The number of the step.
-            epochs: Epochs done after it, with fractions.
-            size: Its images, of all ranks.
-            seconds: How long it took.
-            phases: Seconds by phase; what they leave of `seconds` is the phase `other`.
+            epochs: Epochs completed after the step, including a fraction.
+            size: The number of images in the step, over all ranks.
+            seconds: The duration of the step.
+            phases: Seconds by phase; the rest of `seconds` is counted as the phase `other`.
         """
         metrics = self._metrics
         metrics.step().set(step)
@@ -81,7 +80,7 @@ class Telemetry:
         metrics.phase_seconds("other").observe(max(0.0, seconds - sum(phases.values())))
 
     def report(self, report: StepReport) -> None:
-        """Tell what the steps since the last report gave."""
+        """Publish a report to the metrics, the history and the progress display."""
         step, metrics = report.step, self._metrics
         for name, rate in step.rates.items():
             metrics.rate(name).set(rate)
@@ -108,7 +107,7 @@ class Telemetry:
 
 
 def note_commit(metrics: Metrics, journal: Journal, event: CommitEvent) -> None:
-    """Tell metrics, history and progress record of a commit."""
+    """Record a commit in the metrics, the history and the progress record."""
     metrics.checkpoint_seconds().observe(event.seconds)
     metrics.checkpoint_bytes().set(event.bytes)
     metrics.last_commit().set(time.time())
@@ -117,7 +116,7 @@ def note_commit(metrics: Metrics, journal: Journal, event: CommitEvent) -> None:
 
 
 def _event_of(step: StepProgress) -> StepEvent:
-    """Return what the history keeps of a report."""
+    """Return the history event for a report."""
     return StepEvent(
         step=step.step,
         epoch=step.epoch,

@@ -1,4 +1,4 @@
-"""Runs side by side: what was set differently, and what came of it."""
+"""Comparison of runs: their results, and the settings that differ."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "last loss": min,
     "images/s": max,
 }
-"""Which value of a result is the best."""
+"""Functions that pick the best value, by result."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Comparison:
     titles: list[str]
     """Names of the runs."""
     results: list[tuple[str, list[str]]]
-    """Rows of a name and a text per run."""
+    """Rows of a result's name and one text per run."""
     settings: list[tuple[str, list[str]]]
     """The settings that differ, in the same form."""
 
@@ -45,7 +45,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Results first, then the settings that differ."""
+    """Compare runs: results first, then the settings that differ."""
     columns = [results_of(run) for run in runs]
     return Comparison(
         titles_of(runs),
@@ -58,7 +58,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _results(name: str, values: Sequence[Any]) -> list[str]:
-    """A result of each run; the best is marked, where one is better than others."""
+    """Return one result for each run, with the best marked if they differ."""
     texts = [shown(name, value) for value in values]
     known = [value for value in values if value is not None]
     if name not in _BEST or len(set(known)) < 2:
@@ -75,9 +75,9 @@ def _cut(text: str) -> str:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The manifest fields that are not the same in all runs.
+    """Return the manifest fields that are not the same in all runs.
 
-    A field that only some runs have, all of them with its default, makes no difference.
+    A field that only some runs have, always with its default, does not count as a difference.
     """
     fields = dict.fromkeys(field for run in runs for field in run.settings)
     return [
@@ -110,7 +110,7 @@ def results_of(run: Run) -> dict[str, Any]:
 
 
 def titles_of(runs: Sequence[Run]) -> list[str]:
-    """The jobs' names or, where they are not distinct, the ends of the outputs' addresses."""
+    """Return the job names or, if those are not distinct, the last part of each output."""
     names = [run.status.job for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -118,7 +118,7 @@ def titles_of(runs: Sequence[Run]) -> list[str]:
 
 
 def shown(name: str, value: Any) -> str:
-    """A result as people read it."""
+    """Format a result for display."""
     if value is None:
         return _NOTHING
     if name == "time":
@@ -131,7 +131,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def shown_setting(value: Any) -> str:
-    """A setting as the manifest would have it."""
+    """Format a setting the way the manifest writes it."""
     if value is None:
         return "none"
     if isinstance(value, list | tuple):

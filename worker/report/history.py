@@ -1,4 +1,4 @@
-"""The history of a run as one, however often it was stopped."""
+"""The history of a run as one series of events, however often it was stopped."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,26 +23,26 @@ class AttemptHistory:
     attempt: int
     """The number of the attempt."""
     events: tuple[Event, ...]
-    """Its events, in order."""
+    """The events of the attempt, in order."""
 
     @property
     def start(self) -> StartEvent:
-        """Return the event of its start."""
+        """Return the start event of the attempt."""
         return next(event for event in self.events if isinstance(event, StartEvent))
 
     @property
     def end(self) -> EndEvent | None:
-        """Return the event of its end; None if it had no time to write one."""
+        """Return the end event of the attempt; None if it had no time to write one."""
         return next((event for event in self.events if isinstance(event, EndEvent)), None)
 
     @property
     def step(self) -> int:
-        """The last step that it is known to have done."""
+        """Return the last step that the attempt is known to have completed."""
         return max(map(_step_of, self.events))
 
     @property
     def seconds(self) -> float:
-        """Return the seconds from its first event to its last."""
+        """Return the seconds from the first event of the attempt to its last."""
         return self.events[-1].time - self.events[0].time
 
 
@@ -60,7 +60,7 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """The time that the attempts have run for, without what lies between them."""
+        """Return the total running time of the attempts, without the gaps between them."""
         return sum(part.seconds for part in self.parts)
 
     def of(self, kind: type[E]) -> list[E]:
@@ -69,7 +69,7 @@ class History:
 
 
 def read_history(store: Store) -> History:
-    """The history in a run's records; without parts where nothing was told yet."""
+    """Read the history from a run's records; it has no parts if nothing was recorded yet."""
     pieces = [
         (int(match[1]), info.key)
         for info in store.list(RECORDS)
@@ -85,7 +85,7 @@ def read_history(store: Store) -> History:
 
 
 def stitched(parts: Sequence[AttemptHistory]) -> list[Event]:
-    """The events that count: of each attempt, those before the step at which the next began."""
+    """Return the events that count: each attempt's, up to the step at which the next began."""
     kept: list[Event] = []
     for part in parts:
         begun = part.start.step

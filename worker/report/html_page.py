@@ -1,4 +1,4 @@
-"""Pages: one file each, with nothing to fetch."""
+"""HTML pages: a single file each, without external resources."""
 
 import re
 import time
@@ -26,12 +26,12 @@ _MAX_ROWS = 20
 _MAX_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
-_SILENT = "without a word: killed, or still running"
+_SILENT = "no end recorded: killed, or still running"
 _NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
 
 
 def run_page(run: Run) -> str:
-    """Return the page of a run."""
+    """Return the HTML page of a run."""
     status, results = run.status, results_of(run)
     return _render(
         "run.html",
@@ -64,7 +64,7 @@ def run_page(run: Run) -> str:
 
 
 def compare_page(runs: Sequence[Run]) -> str:
-    """Several runs side by side."""
+    """Return the HTML page that compares several runs."""
     comparison = compare(runs)
     return _render(
         "compare.html",
@@ -95,7 +95,7 @@ def _is_numeric(column: Sequence[str]) -> bool:
 
 
 def _drawn(charts: Sequence[str]) -> list[Markup]:
-    """Charts as they are: matplotlib has escaped the names in them."""
+    """Mark charts as safe HTML: matplotlib has escaped the names in them."""
     return [Markup(chart) for chart in charts]  # noqa: S704
 
 
@@ -137,7 +137,7 @@ def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
-    """A row per attempt, those included that were killed before they could tell anything."""
+    """Return a row per attempt, including those killed before they recorded anything."""
     told = {part.attempt: _attempt_row(part) for part in run.history.parts}
     silent = {
         number: (str(number), (at or _NOTHING)[:19].replace("T", " "), *"-----", _SILENT)
@@ -164,7 +164,7 @@ def _attempt_row(part: AttemptHistory) -> tuple[str, ...]:
 
 
 def _classes(rows: Rows | None, names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix, or for many classes what is worst in it."""
+    """Return the worst classes, and the confusion matrix or, if large, its worst pairs."""
     if rows is None or not names:
         return {"classes": [], "matrix": [], "pairs": [], "names": []}
     totals, right = by_class(rows, len(names))
@@ -222,7 +222,7 @@ def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
 
 
 def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
-    """A row per evaluation, with the top-5 accuracy where there are classes enough for one."""
+    """Return a row per evaluation, with top-5 accuracy if there are enough classes for it."""
     head = ["epoch", "step", "validation loss", "accuracy"]
     rows = [
         [
@@ -241,7 +241,7 @@ def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
 
 
 def _settings(run: Run) -> list[tuple[tuple[str, str], bool]]:
-    """Each setting as shown, and whether it has its default."""
+    """Return each setting as shown, and whether it has its default value."""
     return [
         ((name, shown_setting(value)), is_default(name, value))
         for name, value in run.settings.items()
@@ -250,7 +250,7 @@ def _settings(run: Run) -> list[tuple[tuple[str, str], bool]]:
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:
-    """Return the environment of the last attempt; if attempts differ, of all of them in order."""
+    """Return the environment of the run; if attempts differ, the values of each, in order."""
     rows: dict[str, list[str]] = {}
     for facts in run.environments.values():
         for name, value in facts.items():

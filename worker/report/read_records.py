@@ -1,4 +1,4 @@
-"""Readers of records: damaged objects are logged and skipped, as the rest is still of use."""
+"""Readers of records that log and skip damaged objects, since the rest is still useful."""
 
 import io
 import logging
@@ -26,10 +26,10 @@ def read_data(store: Store, name: str, schema: type[M]) -> Any:
     Args:
         store: The output of the run.
         name: The name of the object.
-        schema: What it must look like.
+        schema: The schema that the data must match.
 
     Returns:
-        The data; None if it is missing or damaged.
+        The data; None if the object is missing or damaged.
     """
     try:
         found = read_record(store, name, schema)
@@ -47,7 +47,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
         classes: The number of classes.
 
     Returns:
-        The rows; None if they are missing, damaged or of other classes.
+        The rows; None if they are missing, damaged or refer to unknown classes.
     """
     try:
         array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)
@@ -55,7 +55,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
         return None
     except WorkerError:
         raise
-    except Exception:  # of bytes by chance, numpy raises whatever its parsers meet
+    except Exception:  # on arbitrary bytes, numpy's parsers may raise anything
         _tell(store, name)
         return None
     sound = isinstance(array, np.ndarray) and array.dtype == np.int64 and array.ndim == 2
@@ -66,7 +66,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
 
 
 def read_history_lines(store: Store, name: str) -> list[Event]:
-    """Return the events of a piece of history, up to the first that is damaged."""
+    """Return the events of a piece of history, up to the first damaged one."""
     events: list[Event] = []
     for line in store.get(name, 0, _MAX_BYTES).splitlines():
         try:
@@ -78,4 +78,4 @@ def read_history_lines(store: Store, name: str) -> list[Event]:
 
 
 def _tell(store: Store, name: str, why: str = "") -> None:
-    log.warning("%s%s is damaged%s and left out", store.uri, name, why)
+    log.warning("%s%s: is damaged%s; skipped", store.uri, name, why)

@@ -1,4 +1,4 @@
-"""Everything that a run has left in its store, read once."""
+"""Reader of all records that a run has left in its store."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +17,27 @@ from worker.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its records tell it."""
+    """A run as described by its records."""
 
     status: Status
-    """Where it is."""
+    """The current state of the run."""
     settings: dict[str, Any]
-    """The manifest's fields by their dotted names."""
+    """The manifest's fields, by dotted name."""
     history: History
-    """Its events."""
+    """The events of all attempts."""
     started: dict[int, str | None]
-    """When each attempt began, by its own clock, whether it recorded anything or not."""
+    """The start time of each attempt, by its own clock, even if it recorded nothing else."""
     plan: dict[str, Any]
-    """What `worker plan` showed at the start of the newest attempt."""
+    """The plan, as `worker plan` showed it at the start of the newest attempt."""
     environments: dict[int, dict[str, Any]]
-    """What each attempt ran on."""
+    """The environment that each attempt ran in."""
     evaluated: int | None
-    """The step of the evaluation that is shown: that of the weights that were written, or the last
-    one.
+    """The step of the evaluation to show: the one of the final weights, or else the last one.
     """
     confusion: Rows | None
-    """Its confusion matrix."""
+    """The confusion matrix of that evaluation."""
     mistakes: list[dict[str, Any]]
-    """Its worst mistakes."""
+    """The worst mistakes of that evaluation."""
     bad_samples: list[dict[str, Any]]
     """Samples that were left out."""
     done: Done | None
@@ -51,7 +50,7 @@ class Run:
 
 
 def read_run(store: Store) -> Run:
-    """Read a run. Raises `ConfigurationError` for an address that holds none."""
+    """Read a run. Raises `ConfigurationError` if the store holds none."""
     status, history = read_status(store), read_history(store)
     done = read_done(store)
     names = [info.key for info in store.list(RECORDS)]
@@ -88,9 +87,9 @@ def read_run(store: Store) -> Run:
 
 
 def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[str, str]]:
-    """The step of the evaluation to show, and the objects that tell of it by kind."""
+    """Return the step of the evaluation to show, and the names of its objects, by kind."""
     found: dict[int, dict[str, str]] = {}
-    for name in names:  # in order of the attempts, so that the newest of a step wins
+    for name in names:  # in attempt order, so that the newest evaluation of a step wins
         match = EVALUATION.fullmatch(name)
         if match:
             found.setdefault(int(match[3]), {})[match[2]] = name

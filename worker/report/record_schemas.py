@@ -1,4 +1,4 @@
-"""The shapes of a run's records, with bounds within which a page can be drawn of them."""
+"""Schemas of a run's records, with bounds that ensure that a page can be drawn from them."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ class End(Record):
 
 
 class ProgressRecord(Record):
-    """The progress of an attempt; what is not known (yet) is None."""
+    """The progress of an attempt; fields that are not known (yet) are None."""
 
     time: Time | None = None
     world_size: Annotated[int, Field(ge=1)] | None = None
@@ -33,7 +33,7 @@ class ProgressRecord(Record):
 
 
 class GroupRecord(Record):
-    """A rate group as it was planned."""
+    """A parameter group, as planned."""
 
     name: Text
     match: tuple[Text, ...]
@@ -45,7 +45,7 @@ class GroupRecord(Record):
 
 
 class DataRecord(Record):
-    """A data set as it was planned."""
+    """A data set, as planned."""
 
     images: Annotated[int, Field(ge=0)]
 
@@ -62,11 +62,11 @@ class PlanRecord(Record):
 
 
 class EnvironmentRecord(RootModel[dict[str, JsonValue]]):
-    """The environment that an attempt ran on."""
+    """The environment that an attempt ran in."""
 
 
 class MistakeRecord(Record):
-    """A picture that an evaluation got wrong."""
+    """An image that an evaluation got wrong."""
 
     sample: Text
     label: Annotated[int, Field(ge=0)]
@@ -84,7 +84,7 @@ class BadSampleRecord(Record):
 
 
 class MistakeList(RootModel[tuple[MistakeRecord, ...]]):
-    """The most wrong pictures of an evaluation, most wrong first."""
+    """The worst mistakes of an evaluation, worst first."""
 
 
 class BadSampleList(RootModel[tuple[BadSampleRecord, ...]]):

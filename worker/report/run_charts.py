@@ -1,4 +1,4 @@
-"""The charts of a run, and of several."""
+"""Charts of a single run, and of several runs compared."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Value = Callable[[Point], float | None]
 
 
 def learning(run: Run) -> list[str]:
-    """Loss and accuracy over the steps."""
+    """Draw loss and accuracy over the steps."""
     steps, evaluations = run.history.of(StepEvent), run.history.of(EvaluationEvent)
     charts = []
     for name, value in (("loss", _loss), ("accuracy", _accuracy)):
@@ -33,7 +33,7 @@ def learning(run: Run) -> list[str]:
 
 
 def rates(run: Run) -> list[str]:
-    """Rate and gradient norm of each group, with the points at which groups are released."""
+    """Draw learning rate and gradient norm of each group, and mark the groups' releases."""
     steps, groups = run.history.of(StepEvent), run.plan.get("groups", [])
     names = list(dict.fromkeys(name for event in steps for name in event.rates))
     marks = [(g["release_step"], f"{g['name']} released") for g in groups if g["release_step"]]
@@ -63,7 +63,7 @@ def rates(run: Run) -> list[str]:
 
 
 def speed(run: Run) -> list[str]:
-    """Throughput and the share of the time that is waited for data."""
+    """Draw the throughput, and the share of the time spent waiting for data."""
     steps = run.history.of(StepEvent)
     images = [_line("images/s", steps, [event.images_per_second for event in steps])]
     waits = [_line("wait", steps, [event.wait_ratio for event in steps], 1)]
@@ -91,7 +91,7 @@ def speed(run: Run) -> list[str]:
 
 
 def timeline(run: Run) -> list[str]:
-    """Steps over the time of day: a line per attempt, a dot per checkpoint."""
+    """Draw steps over elapsed time: a line per attempt, a dot per checkpoint."""
     parts = run.history.parts
     if not parts:
         return []
@@ -127,12 +127,12 @@ def timeline(run: Run) -> list[str]:
 
 
 def resumes(run: Run) -> list[float]:
-    """The steps from which training resumed."""
+    """Return the steps from which training resumed."""
     return [part.start.step for part in run.history.parts if part.start.step]
 
 
 def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
-    """Losses, accuracy and speed of several runs over their epochs."""
+    """Draw losses, accuracy and throughput of several runs over their epochs."""
     wanted = (
         ("validation accuracy", EvaluationEvent, _accuracy, True),
         ("validation loss", EvaluationEvent, _loss, False),
@@ -165,7 +165,7 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
 def _over_epochs(
     run: Run, *, title: str, points: Sequence[Point], value: Value, color: int
 ) -> Line:
-    """A line over epochs, which runs of different batch sizes share although their steps differ."""
+    """Return a line over epochs, which are comparable between runs of different batch sizes."""
     per_epoch = run.plan.get("steps_per_epoch", 1)
     dots = any(isinstance(point, EvaluationEvent) for point in points)
     line = _line(title, points, list(map(value, points)), color, dots=dots)
@@ -180,7 +180,7 @@ def _line(
     *,
     dots: bool = False,
 ) -> Line:
-    """A line over steps, with a gap where there is no value."""
+    """Return a line over steps, with a gap where a value is missing."""
     ys = [math.nan if value is None else value for value in values]
     return Line(name=name, x=[point.step for point in points], y=ys, color=color, dots=dots)
 

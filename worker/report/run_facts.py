@@ -1,4 +1,4 @@
-"""Facts at the head of a run's page: when it ran, on what, on how much data."""
+"""Facts at the top of a run's page: when it ran, on which devices, on how much data."""
 
 import itertools
 import time
@@ -15,7 +15,7 @@ _DAY = "%Y-%m-%d"
 
 
 def facts_of(run: Run) -> list[tuple[str, str]]:
-    """Return what is known of a run, by name."""
+    """Return the known facts about a run, by name."""
     plan = run.plan
     facts = {
         "when": _when(run),
@@ -28,7 +28,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 
 def describe_cost(run: Run) -> str:
-    """Return the time of all ranks together, in hours or minutes of GPUs or of CPU ranks."""
+    """Return the total time of all ranks, in GPU or CPU-rank hours or minutes."""
     hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
     if not hours:
         return ""
@@ -57,7 +57,7 @@ def _model(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
 
 
 def _devices(run: Run) -> str:
-    """Ranks and devices of each attempt, in order."""
+    """Describe the ranks and devices of each attempt, in order."""
     found = [
         f"{count(facts['world_size'], 'rank')} on {_device(facts['device'])}"
         for facts in run.environments.values()

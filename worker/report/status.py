@@ -24,7 +24,7 @@ _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "su
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state of a run; what is not known (yet) is None."""
+    """The state of a run; fields that are not known (yet) are None."""
 
     job: str
     """The name of the job."""
@@ -33,15 +33,15 @@ class Status:
     state: str
     """`done`, `running`, `stopped`, `superseded`, `failed (CODE)` or `silent`."""
     text: str
-    """Why it ended."""
+    """The reason why the attempt ended; empty if it did not record one."""
     attempt: int
-    """The newest attempt."""
+    """The number of the newest attempt."""
     ranks: int | None
     """The number of ranks."""
     step: int
-    """Steps done."""
+    """The number of completed steps."""
     total_steps: int | None
-    """Steps of the job."""
+    """The total number of steps of the job."""
     epoch: int | None
     """The epoch, from 1."""
     loss: float | None
@@ -51,9 +51,9 @@ class Status:
     best_accuracy: float | None
     """The best accuracy."""
     images_per_second: float | None
-    """Speed, if it is running."""
+    """The throughput, if the run is in progress."""
     expected_end: float | None
-    """When it will be done, in seconds of Unix time."""
+    """The expected end, in seconds of Unix time."""
     committed: int | None
     """The step of the last checkpoint."""
     commit_age: float | None
@@ -62,16 +62,16 @@ class Status:
     """Seconds since the run last reported."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON data."""
+        """Return all fields as JSON data."""
         return asdict(self)
 
 
 def read_status(store: Store) -> Status:
-    """The standing of a run; a few requests. Raises `ConfigurationError` where there is none."""
+    """Return the state of a run, in few requests. Raises `ConfigurationError` if there is none."""
     numbers = attempt_numbers(store)
     if not numbers:
         raise ConfigurationError(
-            f"{store.uri}: holds no run; give the output of a job that was started"
+            f"{store.uri}: holds no run; pass the output of a job that has been started"
         )
     claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
     attempt, claim = next((c for c in claims if c[1]), (numbers[-1], None))
@@ -102,7 +102,7 @@ def read_status(store: Store) -> Status:
 
 
 def _result(store: Store, claim: AttemptRecord | None) -> Done | None:
-    """Return the result, unless the newest attempt is to train for more epochs than it has."""
+    """Return the result, unless the newest attempt is set to train for more epochs."""
     done = read_done(store)
     train = claim.manifest.get("train") if claim else None
     epochs = train.get("epochs") if isinstance(train, dict) else None
@@ -138,7 +138,7 @@ def _newest_commit(store: Store) -> tuple[int | None, float | None]:
 
 
 def describe_status(status: Status) -> str:
-    """The standing as text, a row per fact."""
+    """Format the state as text, one line per fact."""
     steps = f"{status.step}"
     if status.total_steps:
         share = min(1.0, status.step / status.total_steps)

@@ -5,7 +5,7 @@ from worker.plots import Chart, Line, draw, standalone
 
 
 def draw_sweep(sweep: Sweep, name: str) -> str:
-    """The sweep as an SVG document."""
+    """Draw the sweep as an SVG document."""
     rate = sweep.suggestion
     chart = Chart(
         title=f"{name}: smoothed loss over base rate",

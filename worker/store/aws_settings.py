@@ -1,4 +1,4 @@
-"""The AWS variables of a process, looked at before anything is sent."""
+"""Checks of a process's AWS variables, made before anything is sent."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _CERTIFICATES = ("AWS_CA_BUNDLE",)
 _IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
-"""Files that are read if the pair of keys is not given."""
+"""Files that are read if the pair of keys is not set."""
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
@@ -21,7 +21,7 @@ _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy
 
 
 def check_settings(env: Mapping[str, str]) -> None:
-    """Raise `ConfigurationError` for a variable that no request can be made with, naming it."""
+    """Raise `ConfigurationError` that names the first variable with an unusable value."""
     for name in (
         *_PAIR,
         "AWS_SESSION_TOKEN",
@@ -35,7 +35,7 @@ def check_settings(env: Mapping[str, str]) -> None:
         _require_plain(name, env.get(name, ""))
     for name in _REGIONS:
         if env.get(name) and not _REGION.fullmatch(env[name]):
-            raise ConfigurationError(f"{name}: {env[name][:60]!r} is not the name of a region")
+            raise ConfigurationError(f"{name}: {env[name][:60]!r} is not a region name")
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
         raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
     tls = not endpoint_in(env).startswith("http://")
@@ -49,14 +49,14 @@ def check_settings(env: Mapping[str, str]) -> None:
 
 
 def endpoint_in(env: Mapping[str, str]) -> str:
-    """Return the address of the endpoint without a login; empty if none is given."""
+    """Return the address of the endpoint without a login; empty if none is set."""
     url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}" if url else ""
 
 
 def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
-    """Return the variable that gives the proxy to the endpoint, and its value without a login."""
+    """Return the variable that sets the endpoint's proxy, and its value without a login."""
     scheme = "http" if endpoint_in(env).startswith("http://") else "https"
     for name in _PROXIES:
         if name.lower() in (f"{scheme}_proxy", "all_proxy") and env.get(name):
@@ -65,13 +65,13 @@ def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _require_plain(name: str, value: str) -> None:
-    """Raise `ConfigurationError` for what a header cannot hold; never shows the value."""
+    """Raise `ConfigurationError` for a value that no header can hold, without showing it."""
     if value == value.strip() and value.isascii() and value.isprintable():
         return
-    what = "holds characters that are not allowed there"
+    what = "contains a character that is not allowed"
     if value.strip().isprintable() and value.isascii():
         where = "ends" if value == value.lstrip() else "begins"
-        what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'blank'}"
+        what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'space'}"
     raise ConfigurationError(
         f"{name}: {what}; set it again without it{_ECHO if 'line break' in what else ''}"
     )
@@ -81,7 +81,7 @@ def _check_endpoint(name: str, url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         where = url.rpartition("@")[2][:200]
-        how = "has another scheme" if separator else "has no scheme"
+        how = "has an unsupported scheme" if separator else "has no scheme"
         host = where.partition("://")[2] or re.sub("^https?:/*", "", where)
         raise ConfigurationError(f"{name}: {where!r} {how}; give http://{host} or https://{host}")
     host = rest.partition("/")[0].rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""Buckets, which are made on request only."""
+"""Creation of buckets, which happens only on request."""
 
 import re
 from typing import Any
@@ -16,9 +16,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def create_bucket(uri: str) -> bool:
-    """Create the bucket of an `s3://` address unless it is there; false if it was, or is no bucket.
+    """Create the bucket of an `s3://` address if it is missing; returns whether it was.
 
-    Raises `ConfigurationError` or `InfrastructureError` if the store does not make it.
+    Raises `ConfigurationError` or `InfrastructureError` if the store refuses to create it.
     """
     parts = urlsplit(uri)
     if parts.scheme != "s3":
@@ -31,13 +31,13 @@ def _create(s3: Any, name: str) -> bool:
         s3.head_bucket(Bucket=name)
         return False
     except boto_errors.ClientError as error:
-        if status_of(error) != 404:  # without the right to look, the bucket is taken to be there
+        if status_of(error) != 404:  # without permission to look, assume that it exists
             if status_of(error) == 403:
                 return False
             raise
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
-            f"s3://{name}/: {name} is no valid name of a bucket; take 3 to 63 lowercase letters, "
+            f"s3://{name}/: {name} is not a valid bucket name; use 3 to 63 lowercase letters, "
             "digits, dots and dashes"
         )
     region = s3.meta.region_name

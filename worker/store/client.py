@@ -1,4 +1,4 @@
-"""The S3 client of a process, as the AWS variables and the worker's own wish it."""
+"""The S3 client of a process, configured by the AWS variables and the worker's own."""
 
 import functools
 import os
@@ -22,17 +22,17 @@ AWSHTTPSConnectionPool.ConnectionCls = WatchedHTTPSConnection
 
 
 def s3_client() -> Any:
-    """This process's client; a client that crosses a fork shares sockets and breaks.
+    """Return this process's client; one inherited across a fork would share sockets and break.
 
     Endpoint, region, credentials, addressing style and CA come from the usual AWS variables.
     Raises `ConfigurationError` for settings that boto3 refuses.
     """
-    with _lock:  # making a client is the one thing about it that threads may not share
+    with _lock:  # clients are thread-safe, but creating them is not
         return _client(os.getpid())
 
 
 def renew_client() -> None:
-    """Have the next request read the credentials anew, wherever they come from."""
+    """Make the next request read the credentials again, wherever they come from."""
     with _lock:
         _client.cache_clear()
 
@@ -41,8 +41,8 @@ def renew_client() -> None:
 def _client(pid: int) -> Any:
     check_settings(os.environ)
     try:
-        # boto3's default session would keep the credentials that it has read once.
-        # Other SDKs read AWS_REGION, and so do those who set it.
+        # boto3's default session would keep the credentials that it has already read.
+        # boto3 ignores AWS_REGION, but other SDKs read it, so users expect it to work.
         client = boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client(
             "s3",
             config=Config(
@@ -52,13 +52,13 @@ def _client(pid: int) -> Any:
                 retries={"total_max_attempts": 1},
                 max_pool_connections=64,
                 connect_timeout=10,
-                # Short enough that a server that has gone quiet is asked a second time.
+                # Short enough to leave time for a retry if a server stops responding.
                 read_timeout=max(1.0, min(30.0, Settings.from_env().store_deadline_seconds / 3)),
             ),
         )
     except (ValueError, boto_errors.BotoCoreError) as error:
         text = str(error)
-        for name in ENDPOINTS:  # it may hold a password in any form
+        for name in ENDPOINTS:  # the endpoint may contain a password in any form
             text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
     client.meta.events.register_first("needs-retry.s3", refuse_redirect)

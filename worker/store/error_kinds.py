@@ -1,4 +1,4 @@
-"""Faults of S3: which may heal, and which answers are not S3's."""
+"""Kinds of S3 errors: transient ones, and responses that do not come from S3."""
 
 import http.client
 import os
@@ -24,9 +24,9 @@ _CONNECTION_ERRORS = (
     ConnectionError,
     TimeoutError,
 )
-# Short-lived credentials that are a moment late: whoever renews them is given the time.
+# Short-lived credentials that have just expired: retrying leaves time to renew them.
 _RENEWED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-# Of the line to the store, though the status is one of the client's.
+# Faults of the connection, although their status is that of a client error.
 _HICCUPS = {"RequestTimeout", "IncompleteBody", "BadDigest", "OperationAborted"}
 _PASSING = {408, 429}
 _NOT_IMPLEMENTED = 501
@@ -34,22 +34,23 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 _TLS = {
-    "WRONG_VERSION_NUMBER": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
-    "record layer failure": "speaks no TLS; use http:// in AWS_ENDPOINT_URL",
+    "WRONG_VERSION_NUMBER": "does not speak TLS; use http:// in AWS_ENDPOINT_URL",
+    "record layer failure": "does not speak TLS; use http:// in AWS_ENDPOINT_URL",
     "NO_CERTIFICATE_OR_CRL_FOUND": "cannot be verified: AWS_CA_BUNDLE holds no certificate",
     "expired": "has a certificate that has expired, or this machine's clock is wrong",
     "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
-    "match": "has a certificate of another name; use that name in AWS_ENDPOINT_URL",
+    "match": "has a certificate for a different host name; use the name in the certificate in "
+    "AWS_ENDPOINT_URL",
     "CERTIFICATE_VERIFY_FAILED": (
-        "has a certificate by an authority that is not known here; give the authority's own in "
-        "AWS_CA_BUNDLE"
+        "has a certificate signed by an unknown authority; set AWS_CA_BUNDLE to a file with "
+        "that authority's certificate"
     ),
 }
-"""What a TLS error says, and what it means; the first that fits."""
+"""Meanings of TLS errors, by a part of their text; the first match counts."""
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of an answer; 0 where there was none."""
+    """Return the HTTP status of a response; 0 if there was none."""
     if isinstance(error, boto_errors.ClientError):
         return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return 0
@@ -58,7 +59,7 @@ def status_of(error: BaseException) -> int:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later."""
     if isinstance(error, boto_errors.HTTPClientError):
-        # Of its kind alone, it is a fault that botocore does not know, as of a header's value.
+        # A bare HTTPClientError is a fault unknown to botocore, such as an invalid header value.
         inner = error.kwargs.get("error")
         known = type(error) is not boto_errors.HTTPClientError
         return known or isinstance(inner, OSError | urllib3.exceptions.HTTPError)
@@ -72,30 +73,30 @@ def is_transient(error: BaseException) -> bool:
 
 
 def tls_fault(error: boto_errors.SSLError) -> str | None:
-    """Return what a TLS error means that no retry heals; None for any other."""
+    """Return the meaning of a TLS error that retrying cannot fix; None for any other."""
     return next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
 
 
 def needs_renewal(error: BaseException) -> bool:
-    """Return whether the credentials were valid once, and may have been renewed by now."""
+    """Return whether the credentials have expired, and may have been renewed by now."""
     return code_of(error) in _RENEWED
 
 
 def code_of(error: BaseException) -> str:
-    """The code of an S3 error, such as `NoSuchKey`; empty for any other."""
+    """Return the code of an S3 error, such as `NoSuchKey`; empty for any other error."""
     if isinstance(error, boto_errors.ClientError):
         return str(error.response.get("Error", {}).get("Code", ""))
     return ""
 
 
 class NotS3(ConnectionError):
-    """An answer that no S3 server gives, as of a proxy or a web console."""
+    """A response that no S3 server sends, such as that of a proxy or a web console."""
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:
-    """Raise `ConfigurationError` for a redirect, which botocore would follow round in circles.
+    """Raise `ConfigurationError` for a redirect, which botocore would follow in circles.
 
-    Except for those of AWS itself, which name the bucket's region.
+    Redirects by AWS itself, which name the bucket's region, are left to botocore.
     """
     answer = response[0] if response else None
     if answer is None or answer.status_code not in _REDIRECTS:
@@ -106,6 +107,6 @@ def refuse_redirect(response: Any = None, **_: Any) -> None:
     target = urlsplit(str(headers.get("location", "")))
     where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "nowhere"
     raise ConfigurationError(
-        f"the endpoint {endpoint_in(os.environ) or 'of S3'} redirects to {where}; give that in "
-        "AWS_ENDPOINT_URL"
+        f"the endpoint {endpoint_in(os.environ) or 'of S3'} redirects to {where}; set "
+        f"AWS_ENDPOINT_URL to that address"
     )

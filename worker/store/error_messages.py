@@ -1,4 +1,4 @@
-"""Messages for each fault of S3: the cause as far as it is known, and the remedy."""
+"""Messages for S3 errors: the cause, as far as it is known, and the remedy."""
 
 import datetime
 import email.utils
@@ -41,25 +41,25 @@ _REFUSALS = {
         "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
     ),
     "SignatureDoesNotMatch": (
-        "access denied (SignatureDoesNotMatch); AWS_SECRET_ACCESS_KEY is not that of "
+        "access denied (SignatureDoesNotMatch); AWS_SECRET_ACCESS_KEY does not match "
         "AWS_ACCESS_KEY_ID"
     ),
 }
 
 
 def endpoint() -> str:
-    """The endpoint's address without the credentials that it may hold."""
+    """Return the endpoint's address, without any credentials in it."""
     return endpoint_in(os.environ) or "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
 
 
 def translate(error: Exception, uri: str) -> Exception:
-    """Return one clear line for the log; never the headers of a response or request."""
+    """Return an error with a clear one-line message, without request or response headers."""
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ConfigurationError(f"{uri}: {_missing_credentials()}")
     if isinstance(error, boto_errors.ClientError):
         return _translate_refusal(error, uri)
     if isinstance(error, TooSlow):
-        return InfrastructureError(f"{uri}: {endpoint()} gives {error}; check the network")
+        return InfrastructureError(f"{uri}: {endpoint()} sent {error}; check the network")
     if isinstance(error, boto_errors.SSLError) and tls_fault(error):
         return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error)}")
     if is_transient(error):
@@ -75,11 +75,11 @@ def translate(error: Exception, uri: str) -> Exception:
 
 
 def _lost_connection(error: Exception) -> str:
-    """Why no answer of S3 came, and what to do about it."""
+    """Return the reason why S3 did not respond, and what to do about it."""
     if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
         return (
-            f"{endpoint()} answers, but not as S3 does; check the port in AWS_ENDPOINT_URL (a web "
-            "console has a different one) and proxies"
+            f"{endpoint()} responds, but not like an S3 server; check the port in "
+            f"AWS_ENDPOINT_URL (a web console has a different one) and proxies"
         )
     if isinstance(error, boto_errors.ProxyConnectionError):
         name, proxy = proxy_in(os.environ)
@@ -93,7 +93,7 @@ def _lost_connection(error: Exception) -> str:
 
 
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
-    """Return what the store has answered, in one line."""
+    """Return an error with the reason for the store's refusal, in one line."""
     code, status = code_of(error), status_of(error)
     if needs_renewal(error):
         return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
@@ -104,11 +104,11 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     if status == _PROXY_LOGIN:
         name, proxy = proxy_in(os.environ)
         return ConfigurationError(
-            f"{uri}: the proxy {proxy} asks for a login; give it in {name}, or add the endpoint's "
-            "host to NO_PROXY"
+            f"{uri}: the proxy {proxy} requires authentication; put the credentials in "
+            f"{name}, or add the endpoint's host to NO_PROXY"
         )
     if is_transient(error):
-        name = "" if code == str(status) else f" {code}"  # a gateway's answer has none
+        name = "" if code == str(status) else f" {code}"  # a gateway's response has no code
         return InfrastructureError(f"{uri}: the store answers {status}{name}")
     if status == 404 and code != "NoSuchBucket":
         return ObjectMissing(f"{uri}: no such object")
@@ -122,7 +122,7 @@ def _words(error: boto_errors.ClientError) -> str:
 
 
 def _refusal(code: str, status: int, words: str) -> str:
-    """Return what the store refuses for good."""
+    """Return the message for a refusal that retrying cannot change."""
     if _CONSOLE in words:
         return (
             f"{endpoint()} is the port of a web console, not that of S3; check the port in "
@@ -131,17 +131,17 @@ def _refusal(code: str, status: int, words: str) -> str:
     if code in _REFUSALS:
         return _REFUSALS[code]
     if status in {401, 403} or code == "InvalidToken":
-        return f"access denied ({code}); check the credentials, and that they have this right"
-    if code == str(status):  # a body that is not S3's
+        return f"access denied ({code}); check the credentials and their permissions"
+    if code == str(status):  # the body does not come from S3
         return (
-            f"{endpoint()} answers {status}, and not as S3 does; check the port in "
-            "AWS_ENDPOINT_URL, and whether it wants https://"
+            f"{endpoint()} responds with {status}, but not like an S3 server; check the port in "
+            f"AWS_ENDPOINT_URL, and whether it should be https://"
         )
     return f"the store refuses the request ({status} {code}{f': {words}' if words else ''})"
 
 
 def _skew(error: boto_errors.ClientError) -> str:
-    """The difference between the clocks here and at the store."""
+    """Describe the difference between this machine's clock and the store's."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     text = "this machine's clock differs too much from the store's"
     try:
@@ -156,12 +156,12 @@ def _skew(error: boto_errors.ClientError) -> str:
 def _wrong_region(error: boto_errors.ClientError) -> str:
     here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "not set"
     there = error.response.get("Error", {}).get("Region")
-    wanted = f"it is {there}" if there else "the store has another one"
+    wanted = f"the bucket is in {there}" if there else "the bucket is in another one"
     return f"wrong region: AWS_REGION is {here}, but {wanted}; correct AWS_REGION"
 
 
 def _reason(error: Exception) -> str:
-    """Why a host could not be reached, in the network's own words if it has any."""
+    """Return why a host could not be reached, in the network's own words if there are any."""
     inner: object = error
     if isinstance(error, boto_errors.BotoCoreError):
         inner = getattr(error, "kwargs", {}).get("error", error)

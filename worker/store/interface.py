@@ -15,7 +15,7 @@ class ObjectMissing(ConfigurationError):
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
-    """An object of a listing."""
+    """An object in a listing."""
 
     key: str
     """Its key below the store's root."""
@@ -24,21 +24,21 @@ class ObjectInfo:
     modified: float
     """When it was written, in seconds of Unix time."""
     version: str = ""
-    """Another one whenever it was written again."""
+    """The version of the object, which changes whenever it is rewritten."""
 
 
 class Store(Protocol):
     """Objects below one root; keys are relative, with forward slashes.
 
     Every method raises `ConfigurationError` for errors that retrying cannot fix (no such bucket, no
-    rights), `InfrastructureError` when retries gave up, `ObjectMissing` if a named object is
-    missing.
+    permission), `InfrastructureError` if all retries failed, and `ObjectMissing` if a named object
+    is missing.
     """
 
     uri: str
     """The root, ending in a slash; free of secrets, so that it can be logged."""
     fences: bool
-    """False once a conditional write was refused as not implemented, and done as a plain one."""
+    """False once a conditional write was rejected as not implemented, and made a plain one."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes of an object.
@@ -46,17 +46,17 @@ class Store(Protocol):
         Args:
             key: The name of the object.
             start: The first byte.
-            stop: The byte after the last; None for all.
+            stop: The byte after the last; None for the rest of the object.
 
         Returns:
             The bytes [start, stop), fewer if the object is shorter.
 
         Raises:
-            ObjectMissing: If there is none.
+            ObjectMissing: If the object does not exist.
         """
 
     def put(self, key: str, data: bytes) -> None:
-        """Write or replace a whole object; readers see all of it or nothing."""
+        """Write or replace an object atomically; readers see all of it or nothing."""
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         """Write or replace an object; only a part of it is ever in memory.
@@ -74,8 +74,8 @@ class Store(Protocol):
 
         Args:
             key: The name of the object.
-            data: Its contents, unique to the caller: an object with just these bytes counts as
-                created by this call, since a retry can meet its own first try.
+            data: Its contents, unique to the caller: an object with exactly these bytes counts as
+                created by this call, since a retry may find the object of its own first try.
             check: Called right before every try; may raise.
 
         Returns:
@@ -83,24 +83,24 @@ class Store(Protocol):
         """
 
     def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
-        """Write an object of `size` bytes if what is there is still `version`.
+        """Write an object of `size` bytes if the existing one still has this `version`.
 
         Args:
-            key: The object.
-            size: Bytes of the new contents.
+            key: The name of the object.
+            size: The size of the new contents in bytes.
             pieces: The new contents.
-            version: As `list` gives it; empty if there was no object.
+            version: The version as returned by `list`; empty if there was no object.
 
         Returns:
-            False if another version is there by now, which may be what an earlier try of this call
-            has written.
+            Whether it was written; False if there is another version by now, possibly written by an
+            earlier try of this call.
         """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield all objects whose key starts with `prefix`, in key order."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error if it is gone."""
+        """Remove an object; no error if it does not exist."""
 
     def abort_uploads(self, key: str) -> int:
-        """Remove what broken-off uploads of this object have left; returns their number."""
+        """Remove the leftovers of interrupted uploads of this object; returns their number."""

@@ -1,4 +1,4 @@
-"""Small JSON objects of a job, and none is trusted: bounded, validated, or skipped."""
+"""Small JSON objects of a job, none of them trusted: size-limited, validated, or skipped."""
 
 import logging
 from typing import TypeVar
@@ -15,18 +15,18 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Base of the schemas; fields that a later version may add are ignored."""
+    """Base class of the record schemas; fields added by a later version are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
 def read_record(store: Store, key: str, schema: type[R]) -> R | None:
-    """Return the object as its schema says, or None and a log line if it is damaged.
+    """Read and validate an object; log a warning and return None if it is damaged.
 
     Args:
-        store: Where the object lies.
-        key: Its name; raises `ObjectMissing` if there is no such object.
-        schema: What it must be.
+        store: The store that holds the object.
+        key: The object's name; raises `ObjectMissing` if there is no such object.
+        schema: The schema to validate the object against.
     """
     data = store.get(key, 0, _MAX_BYTES + 1)
     try:
@@ -34,12 +34,12 @@ def read_record(store: Store, key: str, schema: type[R]) -> R | None:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
         return schema.model_validate_json(data, strict=True)
     except ValueError as error:
-        log.warning("%s%s is damaged (%s) and left out", store.uri, key, complaint(error))
+        log.warning("%s%s: damaged (%s); ignoring it", store.uri, key, complaint(error))
         return None
 
 
 def complaint(error: ValueError) -> str:
-    """Return what is wrong first, in one line: the field, if there is one, and why."""
+    """Return the first problem of an error in one line: the field, if any, and the reason."""
     if not isinstance(error, ValidationError):
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]

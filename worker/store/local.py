@@ -16,14 +16,14 @@ from worker.store.interface import ObjectInfo, ObjectMissing, Piece
 from worker.store.traffic_counts import measured
 
 _TEMPORARY = ".tmp-"
-_LOCK = f"{_TEMPORARY}lock"  # not listed, as no temporary file is
-_MAX_NAME = 200  # of an object's name in that of its temporary file
-# Faults of the disk or the network below it, which another try may not meet.
+_LOCK = f"{_TEMPORARY}lock"  # like all temporary files, never listed
+_MAX_NAME = 200  # characters of an object's name to keep in that of its temporary file
+# Errors of the disk, or of the network behind it, that a retry may not run into.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 
 
 class LocalStore:
-    """`Store` on a directory, which is made by the first write."""
+    """`Store` on a local directory, which the first write creates."""
 
     fences = True
 
@@ -64,7 +64,7 @@ class LocalStore:
                     with _locked(path.parent):
                         if version != (_version(path.stat()) if path.exists() else ""):
                             return False
-                        if not temporary.exists():  # removed by an attempt that cleans up
+                        if not temporary.exists():  # removed by another attempt's cleanup
                             return False
                         os.replace(temporary, path)
                         moved.size = size
@@ -135,7 +135,7 @@ class LocalStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f"{_TEMPORARY}{path.name[:_MAX_NAME]}-{uuid.uuid4().hex[:8]}"
         try:
-            with temporary.open("xb") as file:  # with the rights that the umask leaves
+            with temporary.open("xb") as file:  # with the permissions that the umask leaves
                 file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
@@ -148,7 +148,7 @@ class LocalStore:
         line = f"{self.uri}{key}: {error.strerror}"
         if error.errno in _PASSING:
             return InfrastructureError(line)
-        return ConfigurationError(f"{line}; check the path and its rights")
+        return ConfigurationError(f"{line}; check the path and its permissions")
 
 
 def _version(status: os.stat_result) -> str:
@@ -157,9 +157,9 @@ def _version(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which every `replace` in it takes, on any node if it is shared (NFS).
+    """Hold the lock that every `replace` in a folder takes, across nodes if shared (NFS).
 
-    Where a file system has no locks, nothing is held.
+    If the file system does not support locks, none is held.
     """
     with (folder / _LOCK).open("ab") as file:
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a file; raises `IsADirectoryError` for what is none: to open a pipe would wait."""
+    """Open a regular file; raises `IsADirectoryError` for others, and never blocks on a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

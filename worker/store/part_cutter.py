@@ -1,4 +1,4 @@
-"""Bytes that come in pieces of any size, as parts of one size."""
+"""Parts of equal size, cut from a byte stream that arrives in pieces of any size."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,10 +8,10 @@ from worker.store.interface import Piece
 
 
 def cut(pieces: Iterable[Piece], size: int) -> Iterator[bytearray]:
-    """The bytes of all pieces in parts of `size`, the last one of what is left.
+    """Yield the bytes of all pieces in parts of `size` bytes; the last part may be smaller.
 
-    Copied by numpy, which lets other threads run meanwhile; a training step would wait for the
-    interpreter's own way.
+    Copies with numpy, which releases the GIL; a copy in plain Python would hold it, and training
+    steps would have to wait.
     """
     part, filled = bytearray(size), 0
     for piece in pieces:

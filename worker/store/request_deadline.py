@@ -1,7 +1,7 @@
-"""A deadline for whole requests: a server that sends a byte now and then is as good as away.
+"""Deadlines for complete requests, so that a server that trickles bytes counts as down.
 
-A socket's own time-out begins anew with every byte. So whoever waits for a request registers it
-here, and once it is late its connection is shut down, on which the read that hangs ends.
+A socket's own timeout restarts with every byte. So every thread registers its request here, and
+once the request is late, its connection is shut down, which ends the blocked read.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Any
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 
 _LOOK_SECONDS = 0.25
-_MIN_BYTES_PER_SECOND = 100_000  # what a line must move, beyond the deadline of a small request
+_MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate, by which transfers extend the deadline
 
 
 class TooSlow(TimeoutError):
-    """An answer that was not complete in time."""
+    """A response that was not complete by its deadline."""
 
 
 class _Request:
-    """A request under way in one thread."""
+    """A request in flight in one thread."""
 
     def __init__(self, seconds: float) -> None:
         self.late_at = time.monotonic() + seconds
@@ -31,18 +31,18 @@ class _Request:
         self.is_late = False
 
     def shut_down(self) -> None:
-        """Break it off."""
+        """Mark the request as late and shut down its sockets."""
         self.is_late = True
         for each in self.sockets:
             with contextlib.suppress(OSError):
-                # Not the method of a TLS socket, which would pull its state from under the reader.
+                # Not `SSLSocket.shutdown`, which would drop the TLS state while a reader uses it.
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
 
 
 class _Monitor:
-    """Shuts down late requests of this process, from a thread that lives as long as there are any.
+    """Monitor that shuts down late requests, from a thread that lives while there are any.
 
-    No longer, as it might be in the way of a fork.
+    The thread does not outlive them, as it might interfere with a fork.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ _monitor = _Monitor()
 
 
 def _renew() -> None:
-    """A fork has neither the thread, nor perhaps the lock as it should be."""
+    """Replace the monitor in a forked child: its thread is gone, and its lock may be held."""
     global _monitor
     _monitor = _Monitor()
 
@@ -89,11 +89,11 @@ os.register_at_fork(after_in_child=_renew)
 
 @contextlib.contextmanager
 def limited(seconds: float, sent: int = 0) -> Iterator[None]:
-    """Raise `TooSlow` if the request that is made inside by this thread takes longer.
+    """Raise `TooSlow` if the request that this thread makes in the context takes too long.
 
     Args:
-        seconds: How long it may take, besides what its bytes take.
-        sent: Bytes that it sends.
+        seconds: How long it may take, in addition to the time allowed for its bytes.
+        sent: The number of bytes that it sends.
     """
     request = _Request(seconds + sent / _MIN_BYTES_PER_SECOND)
     around = getattr(_local, "request", None)
@@ -103,7 +103,7 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
         yield
     except Exception as error:
         if request.is_late:
-            raise TooSlow(f"no whole answer within {seconds:.0f} s") from error
+            raise TooSlow(f"no complete response within {seconds:.0f} s") from error
         raise
     finally:
         _local.request = around
@@ -111,7 +111,7 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
 
 
 def allow(received: int) -> None:
-    """Give this thread's request the time that so many bytes of an answer may take."""
+    """Extend the deadline of this thread's request by the time that `received` bytes may take."""
     request = getattr(_local, "request", None)
     if request:
         request.late_at += received / _MIN_BYTES_PER_SECOND
@@ -124,7 +124,7 @@ def _note(each: socket.socket | None) -> None:
 
 
 class _Watched:
-    """A connection that tells which sockets it uses, from the first byte of a handshake on."""
+    """A connection that registers its sockets, from the first byte of the handshake on."""
 
     sock: socket.socket | None
 
@@ -141,8 +141,8 @@ class _Watched:
 
 
 class WatchedHTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]
-    """A connection without encryption."""
+    """A plain HTTP connection that registers its sockets."""
 
 
 class WatchedHTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]
-    """A connection with TLS."""
+    """An HTTPS connection that registers its sockets."""

@@ -1,4 +1,4 @@
-"""The retry rule of all requests: full jitter, up to a deadline."""
+"""The retry policy of all requests: backoff with full jitter, up to a deadline."""
 
 import functools
 import http.client
@@ -26,19 +26,19 @@ _MIN_SECONDS = 1.0
 
 
 def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: int = 0) -> T:
-    """Run a request, body included, again while its errors are transient and time is left.
+    """Run a request, its body included, and retry it on transient errors until the deadline.
 
     Args:
         operation: The S3 operation, for metrics.
         uri: The object, for messages.
         request: The request.
-        sent: Bytes that it sends, for which it gets more time.
+        sent: The number of bytes that it sends, which extends its time limit.
 
     Returns:
-        What the request returns.
+        The request's result.
 
     Raises:
-        WorkerError: With the cause in one line.
+        WorkerError: If the request fails for good; states the cause in one line.
     """
     ends = time.monotonic() + Settings.from_env().store_deadline_seconds
 

@@ -1,4 +1,4 @@
-"""S3-compatible object storage through boto3: one client per process, one retry rule."""
+"""S3-compatible object storage through boto3: one client per process, one retry policy."""
 
 import contextlib
 import functools
@@ -28,15 +28,15 @@ from worker.store.s3_answers import listed, stored
 
 T = TypeVar("T")
 Condition = dict[str, str]
-"""`IfMatch` or `IfNoneMatch` of a write; empty for none."""
+"""The `IfMatch` or `IfNoneMatch` condition of a write; empty if it is unconditional."""
 log = logging.getLogger(__name__)
 
 _PART = 16 << 20
-_MAX_PARTS = 9_000  # S3 takes 10,000
+_MAX_PARTS = 9_000  # S3 allows 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
-_MAX_OBJECT = 5 << 30  # bytes of one answer that are given time for
+_MAX_OBJECT = 5 << 30  # bytes of a response that may extend its deadline
 
 
 class S3Store:
@@ -57,12 +57,12 @@ class S3Store:
             try:
                 response = self._s3.get_object(**self._name(key), **ranged)
             except boto_errors.ClientError as error:
-                if status_of(error) == 416:  # beyond the end: the object is shorter than believed
+                if status_of(error) == 416:  # beyond the end: the object is shorter than expected
                     return b""
                 raise
             if not response.get("ETag"):
                 raise NotS3
-            # With its length given, a body is read at two thirds of the cost; a proxy may not.
+            # Passing the length makes reading a body a third cheaper; a proxy may not send it.
             length = response.get("ContentLength")
             whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
             if length is not None and stop is not None and not whole and length > stop - start:
@@ -83,13 +83,13 @@ class S3Store:
         self._write(key, size, pieces, {})
 
     def replace(self, key: str, size: int, pieces: Iterable[Piece], version: str) -> bool:
-        # Without its quotes, which RGW does not take off and others do.
+        # Without its quotes, which RGW, unlike other stores, does not strip.
         etag = version.split(" ")[0].strip('"')
         condition = {"IfMatch": etag} if version else {"IfNoneMatch": "*"}
         return self._write(key, size, pieces, condition)
 
     def _write(self, key: str, size: int, pieces: Iterable[Piece], condition: Condition) -> bool:
-        """Write an object, in parts if it is large; false if the condition did not hold."""
+        """Write an object, in parts if it is large; return False if the condition does not hold."""
         part = max(_PART, ceil_div(size, _MAX_PARTS))
         name = self._name(key)
         if size <= part:
@@ -109,14 +109,14 @@ class S3Store:
                 raise
             return self._complete(key, upload, parts=parts, size=size, condition=condition)
         except BaseException:
-            with contextlib.suppress(Exception):  # what ends the upload is the error to tell
+            with contextlib.suppress(Exception):  # report the error that ended the upload
                 self._s3.abort_multipart_upload(**name, UploadId=upload)
             raise
 
     def _send_parts(
         self, key: str, upload: str, bodies: Iterable[bytearray]
     ) -> list[dict[str, Any]]:
-        """Send the parts, a few side by side and no more than those in memory."""
+        """Upload the parts, a few in parallel, and keep no more than those in memory."""
 
         def send(number: int, body: bytearray) -> dict[str, Any]:
             answer = self._call(
@@ -155,14 +155,14 @@ class S3Store:
             try:
                 stored(self._s3.complete_multipart_upload(**name, **condition))
             except boto_errors.ClientError as error:
-                # The answer to an earlier try was lost, and the upload is complete since. What is
-                # there may be another's, too, if a condition was given: the caller looks.
+                # The response to an earlier try was lost, but the upload was completed. With a
+                # condition, the object may also be another writer's: the caller checks.
                 if status_of(error) != 404 or condition or not self._is_there(key, size):
                     raise
 
         completed = self._call("upload", key, lambda: self._under(condition, complete))
         if not completed:
-            with contextlib.suppress(WorkerError):  # the parts take up space, and no more
+            with contextlib.suppress(WorkerError):  # leftover parts only take up space
                 self._call(
                     "delete",
                     key,
@@ -171,7 +171,7 @@ class S3Store:
         return completed
 
     def _under(self, condition: Condition, write: Callable[[Condition], None]) -> bool:
-        """Write under a condition of S3's; false if it does not hold."""
+        """Write under an S3 condition; return False if it does not hold."""
         try:
             write(condition)
         except boto_errors.ClientError as error:
@@ -187,14 +187,14 @@ class S3Store:
         return True
 
     def _begun(self, key: str) -> str:
-        """The name of a new upload in parts; raises `NotS3` for an answer without one."""
+        """Begin a multipart upload and return its id; raises `NotS3` if the response has none."""
         upload = self._s3.create_multipart_upload(**self._name(key)).get("UploadId")
         if not upload:
             raise NotS3
         return str(upload)
 
     def _is_gone(self, key: str, upload: str) -> bool:
-        """Return whether a multipart upload was removed, as by an older attempt that cleans up."""
+        """Return whether a multipart upload was removed, as by an older attempt's cleanup."""
         name = {**self._name(key), "UploadId": upload, "MaxParts": 1}
         try:
             self._call("list", key, lambda: self._s3.list_parts(**name))
@@ -211,7 +211,7 @@ class S3Store:
             raise
 
     def abort_uploads(self, key: str) -> int:
-        # Asked for by the object's whole name: MinIO lists uploads by nothing less.
+        # Queried by the object's full name: MinIO lists no uploads for a shorter prefix.
         name = self._name(key)
         query = {"Bucket": self.bucket, "Prefix": name["Key"]}
         page = self._call("list", key, lambda: self._s3.list_multipart_uploads(**query))
@@ -243,7 +243,7 @@ class S3Store:
         return self._call("create", key, request, len(data))
 
     def _put_unfenced(self, key: str, data: bytes) -> bool:
-        """A look and then a write, between which another's write is not noticed."""
+        """Check, then write; a write by another process in between goes unnoticed."""
         self._warn_unfenced()
         try:
             return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
@@ -258,20 +258,20 @@ class S3Store:
             self.fences = False
             log.warning(
                 "%s: the store has no conditional PUT, so attempts are not fenced off from each "
-                "other; see to it that no job is started twice at a time",
+                "other; make sure that no job runs twice at the same time",
                 self.uri,
             )
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Return whether an object that is in the way has these bytes, as after a lost answer.
+        """Return whether the existing object has these bytes, as after a lost response.
 
-        Raises a transient error where there is none: a conflict with a write that came to nothing.
+        Raises a transient error if there is no object: the conflicting write did not succeed.
         """
         try:
             return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
         except boto_errors.ClientError as error:
             if status_of(error) == 404:
-                raise ConnectionError("refused for an object that is not there") from None
+                raise ConnectionError("refused, but there is no such object") from None
             raise
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
@@ -280,7 +280,7 @@ class S3Store:
             page = self._call("list", prefix, lambda: listed(self._s3.list_objects_v2(**query)))
             for item in page.get("Contents", []):
                 modified = item["LastModified"].timestamp()
-                # Another version has another time, where stores make ETags of no contents.
+                # Includes the time, as some stores' ETags do not depend on the contents.
                 version = f"{item.get('ETag')} {modified}"
                 yield ObjectInfo(
                     key=item["Key"][len(self.prefix) :],
@@ -303,7 +303,7 @@ class S3Store:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
     def request(self, operation: str, ask: Callable[[Any], T]) -> T:
-        """Ask the store by a client, under the same deadline and retries as all requests."""
+        """Call `ask` with the S3 client, under the same deadline and retries as all requests."""
         return self._call(operation, "", lambda: ask(self._s3))
 
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:

@@ -1,4 +1,4 @@
-"""Checks of the answers of S3, which tell them from those of a proxy."""
+"""Checks that tell the responses of S3 from those of a proxy."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from worker.store.error_kinds import (
 
 
 def stored(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a write; raises `NotS3` for one that whoever gave it has not stored."""
+    """Return the response to a write; raises `NotS3` if it does not confirm the write."""
     if not answer.get("ETag"):
         raise NotS3
     return answer
 
 
 def listed(page: dict[str, Any]) -> dict[str, Any]:
-    """A page of a listing; raises `NotS3` for an answer that only looks like an empty one."""
+    """Return a page of a listing; raises `NotS3` if it merely looks like an empty page."""
     if "IsTruncated" not in page or (page["IsTruncated"] and "NextContinuationToken" not in page):
         raise NotS3
     return page

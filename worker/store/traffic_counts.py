@@ -1,4 +1,4 @@
-"""Counts of this process's requests to its stores, for whoever listens."""
+"""Counts of this process's requests to its stores, reported to a listener."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ class Listener(Protocol):
     """Counts by operation: `get`, `put`, `create`, `list`, `delete`, `upload`, `part`."""
 
     def request(self, operation: str, seconds: float, size: int) -> None:
-        """Take note of a try of a request.
+        """Record one try of a request.
 
         Args:
             operation: The S3 operation.
@@ -20,10 +20,10 @@ class Listener(Protocol):
         """
 
     def retry(self, operation: str) -> None:
-        """A try that failed and is followed by another."""
+        """Record a failed try that is followed by another."""
 
     def failure(self, operation: str) -> None:
-        """A request that was given up."""
+        """Record a request that failed for good."""
 
 
 class _Nobody:
@@ -36,7 +36,7 @@ class _Nobody:
 
 @dataclass
 class TransferCount:
-    """The bytes that a request has moved so far; the request adds to it."""
+    """Count of the bytes that a request has moved so far; the request itself updates it."""
 
     size: int = 0
     """Bytes moved so far."""
@@ -46,22 +46,22 @@ _listener: Listener = _Nobody()
 
 
 def listen(listener: Listener) -> None:
-    """Have all further requests of this process told to `listener`, and to no other."""
+    """Report all further requests of this process to `listener`, and to no other."""
     global _listener
     _listener = listener
 
 
 def listener() -> Listener:
-    """The one that counts."""
+    """Return the current listener."""
     return _listener
 
 
 Call = tuple[str, tuple[Any, ...]]
-"""A method of a `Listener` and what it was called with."""
+"""The name of a `Listener` method, and the arguments that it was called with."""
 
 
 class Relay:
-    """Collects counts in a process whose parent adds them up."""
+    """Listener that collects events in a process whose parent counts them."""
 
     def __init__(self) -> None:
         self._events: list[Call] = []
@@ -80,20 +80,20 @@ class Relay:
 
     def take(self) -> list[Call]:
         """Return the events since the last call."""
-        count = len(self._events)  # other threads may tell more meanwhile
+        count = len(self._events)  # other threads may add more meanwhile
         taken, self._events[:count] = self._events[:count], []
         return taken
 
 
 def replay(events: Iterable[Call]) -> None:
-    """Tell this process's listener what was told in another."""
+    """Pass the events of another process on to this process's listener."""
     for name, arguments in events:
         getattr(_listener, name)(*arguments)
 
 
 @contextmanager
 def measured(operation: str) -> Iterator[TransferCount]:
-    """Tell of the try of a request that is made inside, whether it succeeds or not."""
+    """Report the request made in the context to the listener, whether it succeeds or not."""
     moved, began = TransferCount(), time.monotonic()
     try:
         yield moved

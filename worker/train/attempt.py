@@ -1,4 +1,4 @@
-"""An attempt as one rank works with it: how it commits and stops."""
+"""An attempt from the perspective of one rank: how it commits and stops."""
 
 import time
 from dataclasses import dataclass
@@ -22,41 +22,41 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A rank of an attempt; its methods are called by all ranks together."""
+    """A rank's part in an attempt; all ranks call its methods together."""
 
     job: Job
     """The job."""
     rank: Rank
     """This rank."""
     stop: StopFlag
-    """Signals."""
+    """The flag that a stop signal sets."""
     metrics: Metrics
-    """Its metrics."""
+    """The rank's metrics."""
     learner: Learner
-    """What is trained."""
+    """The model, its optimizer and the rest of what is trained."""
     durable: DurableState
-    """The state, and its checkpoints."""
+    """The training state and its checkpoints."""
     recorder: Recorder
     """The ledger of samples."""
     journal: Journal
-    """The history."""
+    """The history of the run."""
     watchdog: Watchdog
     """Ends the rank if it hangs."""
 
     @property
     def state(self) -> State:
-        """Return the part of the state that is saved besides tensors."""
+        """Return the training state that is saved alongside the tensors."""
         return self.durable.state
 
     @property
     def leads(self) -> bool:
-        """Whether this rank leads: it writes and logs for all."""
+        """Whether this rank leads, that is, writes and logs for all ranks."""
         return self.rank.leads
 
     def signals(
         self, *, bad: bool = False, due: bool = False, report: bool = False, late: bool = False
     ) -> Signals:
-        """Return the flags of this rank: those given, and those of a stop and a save."""
+        """Return this rank's flags: the given ones, plus those of a stop and a save."""
         durable = self.durable
         return Signals(
             stop=self.stop.requested,
@@ -70,10 +70,10 @@ class Attempt:
         )
 
     def advance(self, agreed: Signals) -> None:
-        """Continue a save as far as all ranks have come.
+        """Advance a save as far as the progress of all ranks allows.
 
-        Raises on every rank what went wrong on one: `Superseded` if a newer attempt has started,
-        `InfrastructureError` if the store gave up.
+        Raises the error of one rank on every rank: `Superseded` if a newer attempt has started,
+        `InfrastructureError` if the store has failed for good.
         """
         if agreed.fault:
             error = self.durable.error
@@ -83,12 +83,12 @@ class Attempt:
             self.durable.allow_commit()
 
     def save(self) -> None:
-        """Begin to save, after the save that may be under way."""
+        """Wait for any save that is under way, then begin a new one."""
         self.drain()
         self.begin_save()
 
     def begin_save(self) -> None:
-        """Begin to save; none may be under way."""
+        """Begin a save; no other may be under way."""
         write_samples = self.recorder.take(self.state.step)
 
         def write() -> None:
@@ -101,15 +101,15 @@ class Attempt:
             self.metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
 
     def drain(self) -> None:
-        """Wait for the save that is under way; raises `StopRequested` if a stop cannot wait."""
+        """Wait for any save under way; raises `StopRequested` if a stop leaves too little time."""
         if not self._drains():
             self.end_on_request()
 
     def _drains(self) -> bool:
-        """Wait for the save that is under way; False if the time left for a stop is over."""
+        """Wait for any save under way; return False if the time left for a stop runs out first."""
         stopping = False
         while True:
-            self.watchdog.beat()  # each request of an upload ends in time, however long that takes
+            self.watchdog.beat()  # each request has its deadline, however long the upload takes
             self.durable.wait_for_save(_LOOK_SECONDS)
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
@@ -125,10 +125,10 @@ class Attempt:
         self.drain()
 
     def end_on_request(self, where: str = "") -> NoReturn:
-        """Commit as far as the time that is left allows, and raise `StopRequested`.
+        """Commit as much as the remaining time allows, and raise `StopRequested`.
 
-        A save that is under way is waited for. One of the state as it is now follows if the last
-        one did not take longer than is left then.
+        Waits for any save that is under way. Then saves the current state, if the last save took no
+        longer than the time that remains.
         """
         durable, stop = self.durable, self.stop
         if self._drains() and not durable.is_saved:
@@ -142,7 +142,7 @@ class Attempt:
         if lost:
             raise StopRequested(
                 f"stopped on request after step {self.state.step}; the time left was too short for "
-                f"a checkpoint, so the one of step {durable.committed} stands and {lost} steps are "
+                f"a checkpoint, so that of step {durable.committed} is kept and {lost} steps are "
                 "lost; start again to resume"
             )
         raise StopRequested(

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: the same list on every rank, and how many are too many."""
+"""Samples that cannot be used: a list that all ranks share, and a limit on its length."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ _WARNINGS = 20  # the record lists them all
 
 
 class Quarantine:
-    """The bad samples of one data set; `field` is that of the manifest, for messages."""
+    """The bad samples of one data set; `field` names it in the manifest, for messages."""
 
     def __init__(self, field: str, dataset: Dataset, budget: float) -> None:
         self._field = field
@@ -31,17 +31,17 @@ class Quarantine:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Return all ids, in order."""
+        """Return the ids of all bad samples, in ascending order."""
         return tuple(sorted(self._listed))
 
     def fresh(self, bad: Iterable[Bad]) -> list[Bad]:
-        """Return those of `bad` that are not listed yet."""
+        """Return the samples of `bad` that are not listed yet."""
         return [sample for sample in bad if sample.id not in self._listed]
 
     def take(self, fresh: list[Bad], attempt: Attempt) -> None:
-        """List what any rank has found bad, also in metrics and records.
+        """Add the bad samples that any rank has found to the list, the metrics and the records.
 
-        To be called by all ranks together, each with the bad samples that it has met since.
+        Called by all ranks together, each with the bad samples found since the last call.
         """
         gathered: list[list[Bad]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, fresh)
@@ -53,14 +53,14 @@ class Quarantine:
             if attempt.leads and len(self._listed) <= _WARNINGS:
                 log.warning("left out (%s): %s", bad.reason, bad.text)
             if attempt.leads and len(self._listed) == _WARNINGS:
-                log.warning("further bad samples are only listed, in records/*/bad-samples/")
+                log.warning("further bad samples are only listed in records/*/bad-samples/")
 
         attempt.metrics.budget_used().set(len(self._listed) / max(1, self._allowed))
         if attempt.leads:
             self._write(attempt)
 
     def require_budget(self, attempt: Attempt) -> None:
-        """Commit and raise `DataError` if more is bad than the budget allows."""
+        """Commit and raise `DataError` if more samples are bad than the budget allows."""
         count = len(self._listed)
         if count <= self._allowed:
             return
@@ -68,8 +68,8 @@ class Quarantine:
         first = next(iter(self._listed.values()))
         raise DataError(
             f"{self._field}: {count} of {self._samples} samples are bad, more than "
-            f"data.error_budget, {self._budget:g}, allows; the first here: {first.text}; "
-            "repair the shards, or pack or index again"
+            f"data.error_budget, {self._budget:g}, allows; the first one: {first.text}; "
+            "repair the shards, or pack or index them again"
             if attempt.leads
             else ""
         )

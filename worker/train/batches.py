@@ -15,13 +15,13 @@ from worker.ranks.rank import Rank
 
 TRAIN, VAL = "train", "val"
 _EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
-_EVALUATION_BYTES = 64 << 20  # page-locked several times over on a GPU
+_EVALUATION_BYTES = 64 << 20  # per batch; several are page-locked on a GPU
 
 
 class BatchFeed:
-    """Pure functions of the job and this rank, the same in each of its processes.
+    """Batches as pure functions of the job and the rank, the same in all of its processes.
 
-    Where batches are blended, each is `led` by the sample before its first.
+    If batches are blended, each is preceded (`led`) by the sample before its first.
     """
 
     def __init__(self, job: Job, rank: Rank, *, on_gpu: bool) -> None:
@@ -44,7 +44,7 @@ class BatchFeed:
         return max(share, self._evaluation_batch)
 
     def work(self, request: Request) -> Work:
-        """Resolve a request."""
+        """Return the batches that a request asks for, and how to prepare them."""
         if request.samples is None:
             return Work(
                 batches=self._training(request.epoch, request.start),
@@ -56,7 +56,7 @@ class BatchFeed:
         )
 
     def blend(self, step: int) -> Blend | None:
-        """Return how global batch `step`, counted from the job's start, is blended."""
+        """Return the blend of global batch `step`, counted from the job's start, if any."""
         if not self.led:
             return None
         side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
@@ -69,7 +69,7 @@ class BatchFeed:
         )
 
     def _training(self, epoch: int, start: int) -> Iterable[Ids]:
-        """This rank's parts of an epoch's global batches, from step `start` of it."""
+        """Yield this rank's parts of an epoch's global batches, from its step `start` on."""
         rank, world_size = self._rank.rank, self._rank.world_size
         plan = self._job.plan(epoch)
         for step in range(start, plan.steps):
@@ -86,6 +86,6 @@ class BatchFeed:
         return (ids[at : at + size] for at in range(0, len(ids), size))
 
     def _evaluated(self, ids: Ids) -> Prepare:
-        """Prepare images as the weights' preset does."""
+        """Return a function that prepares images as the weights' preset does."""
         preprocessing = self._job.preprocessing
         return lambda place, image, out: preprocessing.evaluated(image, out)

@@ -1,4 +1,4 @@
-"""Giving all ranks what rank 0 has read from the store."""
+"""Broadcast of the state that rank 0 has read from the store to all ranks."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class _TensorEntry:
-    """A tensor of the optimizer's state: parameter, what it is to it, its shape and dtype."""
+    """A tensor of the optimizer's state: its parameter, its kind, its shape and its dtype."""
 
     parameter: str
     kind: str
@@ -25,7 +25,7 @@ class _TensorEntry:
 
 
 def wait_for_rank_0(beat: Callable[[], None]) -> None:
-    """Return once rank 0 has come here, too; `beat` says meanwhile that this rank is well."""
+    """Wait until rank 0 gets here, too, calling `beat` to show that this rank is alive."""
     if dist.get_world_size() == 1:
         return
     work = dist.broadcast(torch.zeros(1), src=0, async_op=True)
@@ -37,17 +37,17 @@ def wait_for_rank_0(beat: Callable[[], None]) -> None:
 
 
 def shared(value: Any) -> Any:
-    """A small value of rank 0, on all ranks."""
+    """Broadcast a small value from rank 0 and return it on every rank."""
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
 
 
 def share_learner(learner: Learner) -> None:
-    """Bring the learners of all ranks to the state of rank 0's, over the devices' own links.
+    """Broadcast the state of rank 0's learner to all ranks, over the links between devices.
 
-    Weights, their moving average, the optimizer's state and the loss scale; reading them is left
-    to one rank, as the store is slower and everybody's.
+    Covers the weights, their moving average, the optimizer's state and the loss scale. Only one
+    rank reads them, as the store is slower and shared.
     """
     if dist.get_world_size() == 1:
         return
@@ -83,7 +83,7 @@ def _share_optimizer(learner: Learner) -> None:
 
 
 def _like(parameter: Tensor, entry: _TensorEntry) -> Tensor:
-    """Room for a tensor in the memory format of its parameter, as `restore_snapshot` makes it."""
+    """Allocate a tensor in the memory format of its parameter, as `restore_snapshot` does."""
     if entry.shape == tuple(parameter.shape):
         return torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)
     return torch.empty(entry.shape, dtype=entry.dtype, device=parameter.device)

@@ -1,4 +1,4 @@
-"""Everything that a rank is given to train with."""
+"""Everything that a rank needs for training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from worker.train.loaders import Loaders
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
-    """A rank's place, job and resources, opened by its launcher and closed by it."""
+    """A rank's identity, job and resources, which its launcher opens and closes."""
 
     job: Job
     """The job."""
     rank: Rank
     """This rank."""
     stop: StopFlag
-    """Signals."""
+    """The flag that a stop signal sets."""
     metrics: Metrics
-    """Its metrics."""
+    """The rank's metrics."""
     progress: Progress
-    """The live line or log lines of rank 0; shows nothing on the others."""
+    """Progress on rank 0, as a live line or log lines; shows nothing on other ranks."""
     loaders: Loaders
     """Batches of images."""
     saver: Saver | None
     """The process that writes checkpoints; rank 0 has one."""
     report_exit: Callable[[int], None]
-    """Announces an exit code to whoever collects metrics, before the process is ended abruptly."""
+    """Reports an exit code to the metrics collector before the process is ended abruptly."""

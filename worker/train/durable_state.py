@@ -1,9 +1,8 @@
-"""A job's durable state as one attempt sees it: claimed, resumed, saved by all ranks together.
+"""A job's durable state within one attempt: claimed, resumed, and saved by all ranks.
 
-A save has three stages. All ranks hand their records to a thread of their own, and rank 0 copies
-the state to host memory: that is all that training waits for. Then another process uploads the
-parts. Once every rank has said, beside a step, that its records are written, rank 0's thread
-commits.
+A save has three stages. All ranks hand their records to a background thread, and rank 0 copies the
+state to host memory: training waits for nothing else. Then another process uploads the parts. Once
+every rank has reported, during a step, that its records are written, rank 0's thread commits.
 """
 
 import contextlib
@@ -31,14 +30,14 @@ log = logging.getLogger(__name__)
 
 
 class DurableState:
-    """The state of a job with its checkpoints in the store, as one rank has it.
+    """A rank's copy of the state of a job, with its checkpoints in the store.
 
     Args:
         job: The job.
-        learner: What is saved.
+        learner: The learner to save.
         resumed: The attempt, and the state that it starts with.
-        saver: The process that uploads; None on other ranks than 0.
-        note: Called with each commit, by the thread that has made it.
+        saver: The process that uploads; None on ranks other than 0.
+        note: Called with each commit, on the thread that made it.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class DurableState:
 
     @property
     def is_saved(self) -> bool:
-        """Whether a save would add nothing."""
+        """Whether the current state is already saved, or being saved."""
         return self.state == self._saved
 
     @property
@@ -86,18 +85,18 @@ class DurableState:
 
     @property
     def error(self) -> BaseException | None:
-        """Return the error that a save has met behind the training, if any."""
+        """Return the error of a save in the background, if any."""
         for future in (self._flush, self._upload):
             if future and future.done() and future.exception():
                 return future.exception()
         return None
 
     def seconds_since_save(self) -> float:
-        """Time since the last save was begun."""
+        """Return the seconds since the last save began."""
         return time.monotonic() - self._taken
 
     def save(self, write_records: Callable[[], None]) -> None:
-        """Begin to save the state as it is now, after `write_records`; none may be under way."""
+        """Begin to save the current state, after `write_records`; no save may be under way."""
         self._flushed.clear()
         self._flush = self._background.submit(write_records)
         if self.is_saved:
@@ -115,11 +114,11 @@ class DurableState:
         self._saved = dataclasses.replace(self.state)
 
     def allow_commit(self) -> None:
-        """Let the save be committed, as the records of all ranks are written."""
+        """Allow the save to be committed, now that the records of all ranks are written."""
         self._flushed.set()
 
     def wait_for_save(self, seconds: float) -> None:
-        """Wait for what is under way here, no longer than `seconds`."""
+        """Wait for work that is under way on this rank, for at most `seconds`."""
         own = [f for f in (self._flush, self._upload) if f and not f.done()]
         if own:
             wait(own[:1], seconds)
@@ -129,16 +128,16 @@ class DurableState:
         ensure_newest(self._job.output, self.attempt)
 
     def close(self) -> None:
-        """End what runs behind the training."""
+        """Let the background thread end once its work is done."""
         self._background.close()
 
     def _prepare(self) -> None:
-        """Prepare the memory for copies before the first save needs it."""
+        """Prepare the host memory for copies before the first save needs it."""
         if self._saver:
             try:
                 self._saver.host.prepare(next(self._learner.model.parameters()).device)
             except RuntimeError as error:
-                log.warning("checkpoints are copied from the GPU slowly: %s", error)
+                log.warning("copying checkpoints from the GPU will be slow: %s", error)
 
     def _commit(
         self,
@@ -149,7 +148,7 @@ class DurableState:
         best_step: int | None,
         began: float,
     ) -> None:
-        """The part of a save that runs behind the training, on rank 0."""
+        """Upload and commit a snapshot, in the background on rank 0."""
         output = self._job.output
         ensure_newest(output, self.attempt)
         written = saver.write(name, snapshot)
@@ -160,7 +159,7 @@ class DurableState:
         size = sum(part.bytes for part in written)
         self.seconds = time.monotonic() - began
         self._note(CommitEvent(step=name.step, seconds=self.seconds, bytes=size))
-        # What is left over costs space and no more; the next commit tries again.
+        # Leftover objects only take up space; the next commit tries again.
         with contextlib.suppress(WorkerError):
             clean(
                 output,

@@ -1,4 +1,4 @@
-"""The steps of an epoch, and all that happens beside and between them."""
+"""The steps of an epoch, and everything that happens during and between them."""
 
 import logging
 import math
@@ -30,27 +30,27 @@ log = logging.getLogger(__name__)
 
 _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
-_SECONDS_PER_REPORT = 0.5  # at least, on a GPU: a report is what lets it run out of work
-_MAX_NOTED = 100  # of them in the history
-_MAX_SKIPPED = 20  # in a row: by then the weights themselves give no finite loss
+_SECONDS_PER_REPORT = 0.5  # minimum on a GPU, which runs out of work at each report
+_MAX_NOTED = 100  # skipped steps to note in the history
+_MAX_SKIPPED = 20  # in a row; by then the weights can yield no finite loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Queued:
-    """A step that the device may still be at work on: what is to be noted of it."""
+    """Facts to record about a step that the device may still be executing."""
 
     size: int
     """Images of the global batch."""
     ids: Ids
     """Samples of this rank."""
     valid: npt.NDArray[np.bool_]
-    """Which of them were trained on."""
+    """Mask of the samples that were trained on."""
     waited: float
-    """Seconds until its batch was there."""
+    """Seconds spent waiting for its batch."""
 
 
 class Steps:
-    """Trains on this rank's part of every batch; its methods are called by all ranks together."""
+    """Training on this rank's part of every batch; all ranks call the methods together."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Steps:
         self._images = 0
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
-        """Train to the end of the epoch, from where the state stands.
+        """Train from the current state to the end of the epoch.
 
-        The host looks at a step once the next one is queued, so that the device never waits for
-        it, and at once if there is something to do between the two. Raises `StopRequested` once a
-        stop was asked for, with everything committed.
+        The host looks at a step's outcome once the next step is queued, so that the device never
+        waits for the host, or at once if something must be done between the two. Raises
+        `StopRequested` after a stop request, with as much committed as the time allows.
         """
         attempt, state = self._attempt, self._attempt.state
         self._watch = Stopwatch()
@@ -108,7 +108,7 @@ class Steps:
             attempt.watchdog.beat()
 
     def leave_out(self, fresh: list[Bad]) -> None:
-        """List bad samples of the training set."""
+        """Record bad samples of the training set, and enforce the error budget."""
         self._bad.take(fresh, self._attempt)
         self._attempt.state.bad_samples = self._bad.ids
         self._bad.require_budget(self._attempt)
@@ -116,7 +116,7 @@ class Steps:
     def _step(self, step: int, size: int, batches: Iterator[Batch]) -> tuple[list[Bad], Signals]:
         """Queue step `step` on a global batch of `size`, and finish the step before it.
 
-        Returns what is newly bad of the batch here, and what all ranks agree on.
+        Returns the batch's newly found bad samples on this rank, and the flags of all ranks.
         """
         attempt = self._attempt
         began = time.monotonic()
@@ -133,7 +133,7 @@ class Steps:
         )
         self._engine.expects_holes = bool(self._bad.ids)
         self._engine.launch(step, batch, size, self._feed.blend(step))
-        # First of all on a CPU, where it is what notices a lost rank.
+        # Before anything else: on a CPU, this is what detects a lost rank.
         agreed = self._agreement.result()
         attempt.advance(agreed)
         self._finish()
@@ -149,7 +149,7 @@ class Steps:
         return fresh, agreed
 
     def _finish(self) -> None:
-        """Wait for the step that is queued, if there is one, and count it."""
+        """Wait for the queued step, if there is one, and record its outcome."""
         outcome = self._engine.settle()
         if not outcome:
             return
@@ -169,7 +169,7 @@ class Steps:
         )
 
     def _has_waited(self) -> bool:
-        """Return whether the time for a checkpoint has come by rank 0's clock."""
+        """Return whether a checkpoint is due by rank 0's clock; False on other ranks."""
         minutes = self._attempt.job.manifest.checkpoint.every_minutes
         waited = self._attempt.durable.seconds_since_save()
         return self._attempt.leads and minutes is not None and waited >= 60 * minutes
@@ -180,7 +180,7 @@ class Steps:
         return self._due
 
     def _skip(self) -> None:
-        """Leave out a step whose loss is not finite, or commit and raise where that is wanted."""
+        """Leave out a step with a non-finite loss, or commit and raise if there must be none."""
         attempt, state = self._attempt, self._attempt.state
         wanted = attempt.job.manifest.train.non_finite == "skip"
         if not wanted or state.skipped_in_a_row + 1 >= _MAX_SKIPPED:
@@ -202,7 +202,7 @@ class Steps:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 
     def _report(self) -> None:
-        """Tell the record, the metrics and the user what the steps since the last report gave."""
+        """Report the steps since the last report to the record, the metrics and the user."""
         job, done = self._attempt.job, self._attempt.state.step
         self._reported = time.monotonic()
         device = self._engine.device

@@ -1,4 +1,4 @@
-"""The final model of a job and what describes it."""
+"""The final model of a job, with its exports, model card and manifest."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,13 +17,13 @@ from worker.model.model_card import Card
 
 
 def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, Any]) -> list[Part]:
-    """Write a model with all that it takes to use it under the name of its attempt.
+    """Stage a model, with everything needed to use it, under its attempt's name.
 
     Args:
-        job: The job that has trained it.
-        attempt: The attempt that has.
+        job: The job that trained the model.
+        attempt: The number of the attempt that trained it.
         model: The model.
-        result: What came of it, as JSON data.
+        result: The results of the training, as JSON data.
     """
     weights = stage_part(job.output, attempt, FINAL + WEIGHTS_NAME, stream_model(model))
     parts = [weights]

@@ -1,4 +1,4 @@
-"""A learning-rate range test (Smith, 2017), all groups at their manifest's ratios."""
+"""A learning-rate range test (Smith, 2017) that keeps the manifest's ratios of groups."""
 
 import itertools
 import math
@@ -39,26 +39,27 @@ def sweep_rates(
     stop: StopFlag,
     advance: Callable[[int], None],
 ) -> Sweep:
-    """Train from the start while the base rate grows.
+    """Train from the initial weights while the base rate grows exponentially.
 
-    Every group keeps its ratio to the base rate, and all but the always frozen are trained. Ends
-    early once the loss exceeds four times its minimum. Nothing is kept of the weights.
+    Every group keeps its ratio to the base rate, and all except permanently frozen ones are
+    trained. Ends early once the smoothed loss exceeds four times its minimum. The trained weights
+    are discarded.
 
     Args:
         job: The job.
         rank: This rank, the only one.
-        loaders: Batches.
+        loaders: The loaders of training batches.
         steps: The number of steps.
         low: The lowest base rate.
         high: The highest base rate.
-        stop: Signals.
+        stop: The flag that a stop signal sets.
         advance: Called with 1 after each step.
 
     Returns:
         The loss at each rate.
 
     Raises:
-        ConfigurationError: If it ends too soon to tell anything.
+        ConfigurationError: If the sweep ends too early to be conclusive.
     """
     device = device_of(rank)
     torch.set_num_threads(cores_per_rank(rank))
@@ -81,7 +82,7 @@ def sweep_rates(
         batches = stack.enter_context(closing(_endless(job, loaders)))
         for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
             if stop.requested:
-                raise StopRequested("stopped on request; nothing is kept of a sweep")
+                raise StopRequested("stopped on request; the results of the sweep are discarded")
             rates.append(low * (high / low) ** (step / max(1, steps - 1)))
             set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
             outcome = engine.step(step, batch, size, loaders.feed.blend(step))
@@ -99,7 +100,7 @@ def _released(group: RateGroup) -> RateGroup:
 
 
 def _endless(job: Job, loaders: Loaders) -> Generator[tuple[Batch, int]]:
-    """The job's batches with their global sizes, epoch after epoch."""
+    """Yield the job's batches with their global sizes, epoch after epoch."""
     for epoch in itertools.count():
         plan = job.plan(epoch)
         with closing(loaders.batches(Request(dataset=TRAIN, epoch=epoch))) as batches:

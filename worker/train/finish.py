@@ -1,4 +1,4 @@
-"""The end of a job: everything committed, the model written, `done.json`."""
+"""The end of a job: commit everything, then write the model and `done.json`."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def finish(attempt: Attempt) -> None:
-    """Write the result of a job that has trained to its end; to be called by all ranks together."""
+    """Write the result of a job that has finished training; called by all ranks together."""
     state = attempt.state
     attempt.drain()
     attempt.recorder.take(state.step)()
@@ -34,7 +34,7 @@ def _write(attempt: Attempt) -> None:
     job, state = attempt.job, attempt.state
     epochs = job.manifest.train.epochs
     if settle(job.output, epochs, attempt.watchdog.beat):
-        log.info("job %s was done by another attempt meanwhile", job.manifest.job)
+        log.info("job %s has meanwhile been finished by another attempt", job.manifest.job)
         return
     weights = _choose_weights(attempt)
     result: dict[str, Any] = {"epochs": epochs, **state.as_dict(), "weights": weights}
@@ -47,7 +47,7 @@ def _write(attempt: Attempt) -> None:
     if not publish(
         job.output, durable.attempt, parts, result=result, check=durable.ensure_newest, beat=beat
     ):
-        raise Superseded("another attempt has done the job meanwhile")
+        raise Superseded("another attempt has meanwhile finished the job")
     attempt.metrics.last_success().set(time.time())
     accuracy = "not measured" if weights["accuracy"] is None else f"{weights['accuracy']:.2%}"
     log.info(
@@ -61,7 +61,7 @@ def _write(attempt: Attempt) -> None:
 
 
 def _choose_weights(attempt: Attempt) -> dict[str, Any]:
-    """Load the weights that the manifest asks for; return the step that they belong to."""
+    """Load the weights that the manifest asks for; return their step and accuracy."""
     state, store = attempt.state, attempt.job.output
     last = {"step": state.step, "accuracy": state.accuracy}
     if attempt.job.manifest.final.weights == "last" or state.best_step in (None, state.step):
@@ -69,14 +69,14 @@ def _choose_weights(attempt: Attempt) -> dict[str, Any]:
     for name in list_commits(store):
         if name.step == state.best_step:
             parts = read_commit(store, name)
-            # A part may be whole and yet no file of tensors, if whoever wrote it erred.
+            # A part may be intact and still not be a valid tensor file, if its writer was faulty.
             with contextlib.suppress(ValueError):
                 if parts:
                     restore_result(parts, attempt.learner)
                     return {"step": name.step, "accuracy": state.best_accuracy}
     log.warning(
-        "final.weights: the checkpoint of the best step, %d, is not whole; "
-        "the weights of the last step are written",
+        "final.weights: the checkpoint of the best step, %d, is not intact; "
+        "writing the weights of the last step instead",
         state.best_step,
     )
     return last

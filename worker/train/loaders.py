@@ -1,4 +1,4 @@
-"""The readers and loaders of one rank, in its own process or in processes for decoding."""
+"""The readers and loaders of one rank, in its own process or in decoding processes."""
 
 import functools
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Loaders:
-    """The batches of one rank; to be made before this process starts CUDA or any thread."""
+    """The batches of one rank; create it before the process starts CUDA or any thread."""
 
     def __init__(self, job: Job, rank: Rank, device: torch.device) -> None:
         self._job = job
@@ -44,13 +44,13 @@ class Loaders:
             self._batches = self._fork()
 
     def start(self) -> None:
-        """Do what needs the device; to be called once it is in use."""
+        """Finish the setup that needs the device; call it once the device is initialized."""
         if isinstance(self._batches, DecodeProcesses):
             if self._device.type == "cuda":
                 try:
                     self._batches.lock_pages()
                 except RuntimeError as error:
-                    log.warning("batches are copied to the GPU slowly: %s", error)
+                    log.warning("copying batches to the GPU will be slow: %s", error)
             return
         decoder = None
         if self._job.manifest.data.decoder == "cuda":
@@ -62,7 +62,7 @@ class Loaders:
     def batches(self, request: Request) -> Generator[Batch]:
         """See `Batches`."""
         if not self._batches:
-            raise RuntimeError("start comes first")
+            raise RuntimeError("`start` must be called before `batches`")
         return self._batches.batches(request)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Loaders:
         return DecodeProcesses(parts, self.feed.work, slots)
 
     def _part(self, index: int, slots: Slots) -> ProcessPart:
-        """A part, in its own process."""
+        """Build one part's readers and loaders; called in the part's own process."""
         processes = self._decoding.processes
         readers = self._readers(processes)
         loaders = self._loaders(readers, ceil_div(self._decoding.threads, processes), None)
@@ -92,7 +92,7 @@ class Loaders:
         )
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
-        """Readers in this process, one of several with one bound on memory and scratch."""
+        """Build this process's readers, with its share of the limits on memory and scratch."""
         cache = Cache(self._settings.memory // processes, fetches_for(processes))
         scratch = self._scratch(processes)
         sets = {TRAIN: (self._job.train, ceil_div(self._lanes, processes))}
@@ -106,7 +106,7 @@ class Loaders:
         }
 
     def _scratch(self, processes: int) -> Scratch | None:
-        """Scratch of this process, one of several, if there is any."""
+        """Return this process's share of the scratch space, or None if none is configured."""
         settings, sets = self._settings, filter(None, (self._job.train, self._job.val))
         if not settings.scratch:
             return None

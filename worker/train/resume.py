@@ -1,4 +1,4 @@
-"""The start of an attempt: it claims a number and resumes from the newest whole checkpoint."""
+"""The start of an attempt: claim a number and resume from the newest intact checkpoint."""
 
 import functools
 import json
@@ -53,20 +53,19 @@ class Resumed:
 def begin_attempt(
     job: Job, rank: Rank, *, learner: Learner, metrics: Metrics, beat: Callable[[], None]
 ) -> Resumed:
-    """Claim an attempt and restore the newest checkpoint that is whole.
+    """Claim an attempt and restore the newest intact checkpoint.
 
-    Rank 0 reads and verifies it, and the others get it from there. To be called by all ranks
-    together.
+    Rank 0 reads and verifies it, then broadcasts it to the others. Called by all ranks together.
 
     Args:
         job: The job.
         rank: This rank.
-        learner: What to restore.
-        metrics: Where it is counted.
+        learner: The learner to restore the checkpoint into.
+        metrics: The rank's metrics, which are updated.
         beat: Called while a rank waits.
 
     Returns:
-        The attempt, and where it resumes from.
+        The attempt, and the state that it resumes from.
     """
     facts = surroundings(rank, learner.precision)
     show_surroundings(facts, metrics)
@@ -92,7 +91,7 @@ def begin_attempt(
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """State of the job in its output as rank 0 has found it, and the steps lost to get there."""
+    """The job's state as rank 0 has found it in the output, and the number of lost steps."""
 
     state: State
     commit: CommitName | None
@@ -101,13 +100,13 @@ class _Found:
 
 
 def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
-    # After the claim: from here on an older attempt commits nothing more.
+    # After the claim: from here on, no older attempt can commit.
     if settle(job.output, job.manifest.train.epochs, beat):
         return _Found(state=State(), commit=None, lost=0, done=True)
     newest = 0
     for name in list_commits(job.output):
         if name.step > job.total_steps or not read_commit_record(job.output, name):
-            continue  # just an object that is named like one
+            continue  # merely an object that is named like a commit
         newest = max(newest, name.step)
         parts = read_commit(job.output, name, beat)
         try:
@@ -117,13 +116,13 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
                 return _Found(state=state, commit=name, lost=newest - state.step, done=False)
         except ValueError as error:
             log.warning(
-                "checkpoint %s cannot be read (%s), trying an older one", name, complaint(error)
+                "checkpoint %s cannot be read (%s); trying an older one", name, complaint(error)
             )
-        parts = None  # before the next is in memory
+        parts = None  # freed before the next one is in memory
         metrics.invalid_checkpoints().inc()
     require_no_result(job, read_done(job.output))
     if job.commits and job.manifest.model.pretrained:
-        # With no checkpoint at all they have been loaded with the job.
+        # If there are no commits at all, they were loaded along with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
@@ -131,12 +130,12 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
 
 
 def _state_in(parts: Parts, name: CommitName, job: Job) -> State:
-    """Return the state that a checkpoint holds; raises `ValueError` if it is not of this job."""
+    """Return the state in a checkpoint; raises `ValueError` if it does not fit this job."""
     state = State.parse(bytes(parts[STATE_PART]))
     if state.step != name.step or max(state.evaluated, state.best_step or 0) > name.step:
-        raise ValueError(f"{STATE_PART}: its steps are not those of the checkpoint")
+        raise ValueError(f"{STATE_PART}: its steps do not match those of the checkpoint")
     if max(state.bad_samples, default=0) >= job.train.index.samples:
-        raise ValueError(f"{STATE_PART}: bad_samples are not of this data set")
+        raise ValueError(f"{STATE_PART}: bad_samples do not belong to this data set")
     return state
 
 

@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 def run_rank(context: RankContext) -> None:
     """Train to the end, or raise `StopRequested` with everything committed.
 
-    To be called by all ranks together, within their process group.
+    Called by all ranks together, within their process group.
     """
     job, rank = context.job, context.rank
     torch.set_num_threads(cores_per_rank(rank))
-    torch.get_num_threads()  # settles it for this thread, whatever others set for themselves
+    torch.get_num_threads()  # fixes the count for this thread, whatever others set
     last_words = _LastWords(context.report_exit)
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(Settings.from_env().stall_seconds, rank.rank, last_words.report)
@@ -52,7 +52,7 @@ def run_rank(context: RankContext) -> None:
         )
         if resumed.done:
             if rank.leads:
-                log.info("job %s was done by another attempt meanwhile", job.manifest.job)
+                log.info("job %s has meanwhile been finished by another attempt", job.manifest.job)
             return
         journal = stack.enter_context(
             kept(job.output, resumed.attempt, leads=rank.leads, stop=context.stop)
@@ -107,7 +107,7 @@ def _open_attempt(
 
 
 class _LastWords:
-    """The report of a rank before its process, whose main thread is stuck, is ended with 69."""
+    """The final report of a rank whose main thread is stuck, before it is ended with 69."""
 
     def __init__(self, report_exit: Callable[[int], None]) -> None:
         self._report_exit = report_exit

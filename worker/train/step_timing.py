@@ -4,7 +4,7 @@ import time
 
 
 class Stopwatch:
-    """Mean duration of the steps, by which the end is foretold, and how long they waited."""
+    """Mean step duration, for estimating the remaining time, and total waiting time."""
 
     def __init__(self) -> None:
         self._mean = 0.0
@@ -13,22 +13,22 @@ class Stopwatch:
 
     @property
     def mean(self) -> float:
-        """Seconds that a step takes, the last ones weighing most."""
+        """Mean seconds per step, with the latest steps weighted most."""
         return self._mean
 
     def wait(self, seconds: float) -> None:
-        """Note that a step has waited for its batch."""
+        """Add the seconds that a step has waited for its batch."""
         self._waited += seconds
 
     def lap(self) -> float:
-        """Seconds since the last call, which also move the mean."""
+        """Return the seconds since the last call, and update the mean with them."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
         return seconds
 
     def split(self) -> tuple[float, float]:
-        """Seconds since the last split, and how many of them were waited for batches."""
+        """Return the seconds since the last split, and those of them spent waiting for batches."""
         now = time.monotonic()
         seconds, self._split = now - self._split, now
         waited, self._waited = self._waited, 0.0

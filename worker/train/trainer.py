@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains an attempt to its end; every method is called by all ranks together."""
+    """Training of an attempt to its end; all ranks call every method together."""
 
     def __init__(self, attempt: Attempt, loaders: Loaders, progress: Progress) -> None:
         job, manifest = attempt.job, attempt.job.manifest
@@ -85,7 +85,7 @@ class Trainer:
         self._steps.leave_out(bad)
 
     def _end_epoch(self) -> None:
-        """Evaluate and save what an epoch has done, unless an earlier attempt has."""
+        """Evaluate and save the state after an epoch, unless an earlier attempt already has."""
         attempt, state = self._attempt, self._attempt.state
         if state.evaluated == state.step:
             return
@@ -102,7 +102,7 @@ class Trainer:
         attempt.save()
 
     def _end_without_evaluation(self, error: WorkerError | None) -> NoReturn:
-        """Commit the epoch that could not be evaluated, and raise why."""
+        """Commit an epoch that could not be evaluated, and raise the reason."""
         fault = agree(Signals(fault=int(error.code) if error else 0)).fault
         if not fault:
             self._attempt.end_on_request(" before its evaluation")
@@ -110,7 +110,7 @@ class Trainer:
         raise error if error and error.code == fault else error_of(fault)
 
     def _evaluate(self, validation: Validation) -> Evaluation | None:
-        """Return the evaluation of the model as it is, or None if a stop or an error came first."""
+        """Evaluate the current model; return None if a stop or an error came first."""
         attempt, state = self._attempt, self._attempt.state
         result = validation.run(attempt.learner, attempt.stop)
         if result is None:
@@ -129,7 +129,7 @@ class Trainer:
         if not early or stale < early.patience:
             return False
         if attempt.leads:
-            log.info("no better accuracy for %d epochs; training ends early", stale)
+            log.info("accuracy has not improved for %d epochs; training ends early", stale)
         return True
 
     def _refuse_loss(self) -> None:
@@ -144,7 +144,7 @@ class Trainer:
             log.warning(text)
 
     def _beat(self) -> None:
-        """Record that an evaluation is under way."""
+        """Record that an evaluation is making progress."""
         self._attempt.watchdog.beat()
         self._attempt.metrics.last_step().set(time.time())
 
@@ -157,7 +157,7 @@ def _record_evaluation(attempt: Attempt, result: Evaluation) -> None:
     metrics.accuracy("validation").set(result.accuracy)
     metrics.loss("validation").set(loss)
     metrics.best_accuracy().set(state.best_accuracy or 0.0)
-    # No row of it is cut, but a list of thousands of classes would be most of the history.
+    # Without per-class rows: those of thousands of classes would fill most of the history.
     event = EvaluationEvent(
         epoch=epoch,
         step=state.step,
