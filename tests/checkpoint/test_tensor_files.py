@@ -114,5 +114,5 @@ def test_a_commit_that_holds_no_tensors_is_passed_over(
     publish_commit(store, name, write_parts(store, name, streams))
     ended = run("train", write(job))
     assert ended.code == 0, ended.err
-    assert f"checkpoint {name} cannot be read (no safetensors file" in ended.err
+    assert f"checkpoint {name} cannot be read (not a safetensors file" in ended.err
     assert f"resumes after step {newest.step}" in ended.err

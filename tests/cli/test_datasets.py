@@ -17,7 +17,7 @@ def test_pack_and_plan(
     assert f"{bucket}/photos/train/: 52 images of 2 classes in" in ended.out
     again = run("pack", str(pictures), f"{bucket}/photos")
     assert again.code == 78
-    assert "holds a data set already" in again.err
+    assert "already holds a data set" in again.err
     assert run("pack", str(pictures), f"{bucket}/photos", "--overwrite").code == 0
 
     job["data"]["train"], job["data"]["val"] = f"{bucket}/photos/train", f"{bucket}/photos/val"
@@ -33,7 +33,7 @@ def test_pack_and_plan(
     ended = run("plan", "--ranks", "2", write(job))
     assert ended.code == 0, ended.err
     lines = [re.sub(" +", " ", line) for line in ended.out.splitlines()]
-    assert "steps 2 epochs of 5 = 10, 12 images each, 4 in the last of an epoch" in lines
+    assert "steps 2 epochs of 5 = 10, 12 images each, 4 in the last step of an epoch" in lines
     assert "classes 2: blue, red" in lines
     assert "features.1 features.1 5e-05 5e-05 1e-05 10 1,448 0.04% no" in lines
     assert "features.0 features.0 0 0 1e-05 3 928 0.02% always" in lines
@@ -51,5 +51,5 @@ def test_an_index_in_the_folder_of_a_split_is_pointed_at(
     ended = run("plan", write(job))
     assert ended.code == 78
     assert re.search(
-        r"index.json: no such object, but \S+/train/index.json is one; give", ended.err
+        r"index.json: no such object, but there is an index at \S+/train/index.json; use", ended.err
     )

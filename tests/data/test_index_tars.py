@@ -79,7 +79,7 @@ def test_fields_classes_and_patterns(run: Run, tmp_path: Path) -> None:
     assert labels_of(str(tmp_path)) == [2, 1]
     again = run("index", pattern, *options)
     assert again.code == 78
-    assert "holds a data set already" in again.err
+    assert "already holds a data set" in again.err
     ended = run("index", f"{tmp_path}/x-{{000..009}}.tar", "--overwrite")
     assert ended.code == 78
     assert "x-003.tar: no such object, and 6 more are missing" in ended.err
@@ -223,7 +223,7 @@ def test_numbers_and_names_do_not_mix(run: Run, tmp_path: Path) -> None:
     put(str(tmp_path), a=tar(labeled(6, label=lambda n: str(n - 1))))
     ended = run("index", str(tmp_path))
     assert ended.code == 65
-    assert "the labels are class numbers (0) and others (-1)" in ended.err
+    assert "some labels are class numbers (0) and some are not (-1)" in ended.err
 
 
 def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> None:

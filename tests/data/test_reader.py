@@ -1,4 +1,4 @@
-"""Samples are verified, read again and left out one by one, in bounded memory."""
+"""Samples are verified, read again and skipped one by one, in bounded memory."""
 
 import io
 import json

@@ -32,7 +32,7 @@ def test_a_plan_tells_the_peak_and_what_never_comes(
     assert plan["warnings"] == [], "the parts of a group without decay are no groups of their own"
     job["optimizer"]["schedule"]["warmup"] = {"epochs": 1000}
     warnings = json.loads(run("plan", "--json", write(job)).out)["warnings"]
-    assert warnings == ["the warm-up takes the whole run, so the full rates are never reached"]
+    assert warnings == ["the warm-up takes up the entire run, so the full rates are never reached"]
     job["model"]["weights"] = "none"
     job["train"] |= {"batch_size": 51, "epochs": 1, "ema": 0.9999}
     job["optimizer"] |= {

@@ -54,7 +54,7 @@ def finish(store: Replayed, number: int, epochs: int) -> None:
     step = STEPS + epochs
     result = {"epochs": epochs, "step": step, "weights": {"step": step, "accuracy": None}}
     if not publish(store, number, parts, result=result, check=check):
-        raise Superseded("another attempt has done the job meanwhile")
+        raise Superseded("another attempt has meanwhile finished the job")
 
 
 def commit(store: Replayed, name: CommitName) -> None:

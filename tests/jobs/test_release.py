@@ -131,7 +131,7 @@ def test_early_stopping_ends_a_job_that_no_longer_improves(
     job["train"] |= {"epochs": 9, "early_stop": {"patience": 1, "min_delta": 1.0}}
     ended = run("train", write(job))
     assert ended.code == 0, ended.err
-    assert "no better accuracy for 1 epochs; training ends early" in ended.err
+    assert "accuracy has not improved for 1 epochs; training ends early" in ended.err
     result = json.loads(open_store(job["output"]).get("done.json"))
     assert (result["step"], result["stale"]) == (10, 1)
     assert "nothing to do" in run("train", write(job)).err
@@ -184,7 +184,7 @@ def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gr
     assert by_name["layer4"]["rate_now"] == 0
     assert by_name["layer3"]["rate_peak"] <= 1e-3 * 0.7**2
     assert len(by_name["head"]["rates"]) == len(plan["steps"]) == 10
-    assert any("the head (head, 1e-06) is slower than layer4" in w for w in plan["warnings"])
+    assert any("the head (head, 1e-06) has a lower rate than layer4" in w for w in plan["warnings"])
     text = run("plan", write(gradual)).out
     assert "warning: the head (head, 1e-06)" in text
     assert "to step 4 (epoch 0.8)" in text

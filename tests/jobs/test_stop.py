@@ -249,5 +249,5 @@ def test_an_epoch_that_cannot_be_evaluated_is_committed(run: Run, write: Write, 
 def test_another_experiment_that_was_quicker_is_noticed(run: Run, write: Write, job: Job) -> None:
     ended = run("train", write(job), sabotage=sabotage.another_experiment_first)
     assert ended.code == 78, ended.err
-    assert "train.seed: 0 here, but 77 in the job whose output it is" in ended.err
+    assert "train.seed: 0 here, but 77 in the job that owns the output" in ended.err
     assert not list_commits(open_store(job["output"]))

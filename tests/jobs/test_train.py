@@ -133,7 +133,7 @@ def test_a_job_from_start_to_end_through_s3(
 
     again = run("train", f"{bucket}/jobs/job.yaml")
     assert again.code == 0
-    assert "was done by attempt 1: " in again.err
+    assert "was completed by attempt 1: " in again.err
     assert newest_attempts(store) == 1
 
 
@@ -435,7 +435,7 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
     job["optimizer"]["lr"] = 2e-3
     ended = run("train", write(job))
     assert ended.code == 0
-    assert "changed since, without effect: optimizer.lr 0.001 -> 0.002" in ended.err
+    assert "changed since then, without effect: optimizer.lr 0.001 -> 0.002" in ended.err
     unfinish(store)
     job["train"]["epochs"] = 1
     before = keys(store)
@@ -456,7 +456,9 @@ def test_a_finished_job_trains_on_where_more_epochs_are_asked_for(
     train(run, write, job)
     store = open_store(job["output"])
     first = store.get("final/model.safetensors")
-    told = "was done by attempt 1: 2 epochs, 10 steps; nothing to do; to continue training, raise"
+    told = (
+        "was completed by attempt 1: 2 epochs, 10 steps; nothing to do; to continue training, raise"
+    )
     assert told in run("plan", "--resume", write(job)).out
     assert told in run("train", write(job)).err
     job["train"]["epochs"] = 3
@@ -470,7 +472,7 @@ def test_a_finished_job_trains_on_where_more_epochs_are_asked_for(
     assert json.loads(store.get("manifest.json"))["train"]["epochs"] == 3
     assert "done" in run("status", job["output"]).out
     job["train"]["epochs"] = 2
-    assert "was done by attempt 2: 3 epochs, 15 steps" in run("train", write(job)).err
+    assert "was completed by attempt 2: 3 epochs, 15 steps" in run("train", write(job)).err
 
 
 def test_a_finished_job_without_its_checkpoint_says_how_to_train_on(
@@ -481,7 +483,7 @@ def test_a_finished_job_without_its_checkpoint_says_how_to_train_on(
     job["train"]["epochs"] = 3
     store.put("checkpoints/00000005-000001/model.safetensors", b"")
     store.put("checkpoints/00000010-000001/model.safetensors", b"")
-    text = "train.epochs: 2 are done, but no intact checkpoint of them is left to resume from"
+    text = "train.epochs: 2 epochs are done, but no intact checkpoint is left to resume from"
     ended = run("train", write(job))
     assert ended.code == 78
     assert text in ended.err
@@ -517,7 +519,7 @@ def test_a_plan_tells_how_a_job_would_go_on(run: Run, write: Write, job: Job) ->
     rows = [line.split() for line in ended.out.splitlines()]
     assert ["train.batch_size", "12", "26", "refused", "with", "exit", "code", "78"] in rows
     assert (
-        "train.batch_size: 26 here, but 12 in the job whose output it is; train.seed: 3 here"
+        "train.batch_size: 26 here, but 12 in the job that owns the output; train.seed: 3 here"
         in ended.err
     )
     assert keys(store) == before

@@ -96,7 +96,7 @@ def test_a_job_finishes_and_is_applied_again_after_its_deletion() -> None:
     kubectl("-n", kube.NAMESPACE, "delete", "job", "train-done")
     apply(text)
     assert "Complete" in kube.conditions(ended("train-done"))
-    assert "was done by attempt 1" in kubectl("-n", kube.NAMESPACE, "logs", "job/train-done")
+    assert "was completed by attempt 1" in kubectl("-n", kube.NAMESPACE, "logs", "job/train-done")
     assert len(stored("runs", "done/attempts/")) == 1
 
 

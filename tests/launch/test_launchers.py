@@ -376,7 +376,7 @@ def test_environments(env: dict[str, str], gpus: int, nproc: int | None, expecte
         (SLURM, 2, "--nproc: SLURM_STEP_NUM_TASKS says"),
         (SLURM | {"SLURM_HET_SIZE": "2"}, None, "SLURM_HET_SIZE: heterogeneous jobs"),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "?"}, None, "SLURM_STEP_TASKS_PER_NODE: cannot"),
-        (SCRIPT | {"SLURM_NTASKS": "4"}, None, "4 tasks, but this is its script; put `srun`"),
+        (SCRIPT | {"SLURM_NTASKS": "4"}, None, "4 tasks, but this is its batch script; put `srun`"),
         (INDEXED, None, "MASTER_ADDR: not set, and pod 0 cannot be told .* 'laptop'"),
         ({"JOB_COMPLETION_INDEX": "1"}, None, "WORKER_NODES: not set"),
         (INDEXED | {"WORKER_NODES": "1"}, None, "WORKER_NODES: 1, but this is pod 1"),

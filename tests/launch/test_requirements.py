@@ -39,7 +39,7 @@ def test_headers_are_needed(complete: Path, gpus: int) -> None:
 def test_triton_is_needed_on_gpus_alone(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     _require_compiler(0)
-    with pytest.raises(ConfigurationError, match="the package triton"):
+    with pytest.raises(ConfigurationError, match="the triton package"):
         _require_compiler(1)
 
 
