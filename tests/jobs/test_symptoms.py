@@ -245,10 +245,10 @@ STORE: dict[str, Fault] = {
         env, 200, b"<!doctype html>", **{"Content-Type": "text/html", "Transfer-Encoding": "x"}
     ),
     "an endpoint that redirects": redirected,
-    "`http://` where TLS is spoken": lambda env: answered(
+    "`http://` for an endpoint that uses TLS": lambda env: answered(
         env, 400, b"Client sent an HTTP request to an HTTPS server.\n"
     ),
-    "`https://` where no TLS is spoken": tls_without,
+    "`https://` for an endpoint without TLS": tls_without,
     "`AWS_CA_BUNDLE` names no file (and the endpoint is https)": lambda env: given(
         env, AWS_CA_BUNDLE="/nowhere/ca.pem", AWS_ENDPOINT_URL="https://127.0.0.1:9"
     ),
@@ -271,7 +271,7 @@ STORE: dict[str, Fault] = {
     ),
     "a clock that is wrong": skewed,
     "a bucket that is not there": lambda env: given(env),
-    "a gateway that loses the store": lambda env: answered(env, 522),
+    "a gateway that cannot reach the store behind it": lambda env: answered(env, 522),
     "a store that is full": lambda env: answered(env, 507, error_body("XMinioStorageFull")),
 }
 
@@ -298,7 +298,7 @@ PLACES: dict[str, Callable[[], tuple[int, str]]] = {
     "`RANK` without torchrun": lambda: place(RANK="0"),
     "a Slurm script without `srun`": lambda: place(SLURM_JOB_ID="7", SLURM_NTASKS="4"),
     "an Indexed Job without its size": lambda: place(JOB_COMPLETION_INDEX="1"),
-    "a pod without a name that others find": lambda: place(
+    "a pod without a name that the others can resolve": lambda: place(
         JOB_COMPLETION_INDEX="1", WORKER_NODES="2"
     ),
     "an elastic range of nodes": lambda: place(PET_NNODES="1:4"),
@@ -310,7 +310,7 @@ ELSEWHERE = {
     "a CA file that holds no certificate",
     "a response that never completes",
     "two writers are not kept apart",
-    "a node that never comes",
+    "a node that never joins",
     "the rendezvous port is taken",
     "another job's output",
     "a rank that was killed",
@@ -433,7 +433,7 @@ def test_symptoms_of_ranks_that_do_not_meet(
     }.items():
         monkeypatch.setenv(name, value)
     ended = run("train", write(job))
-    require("a node that never comes", ended.code, last(ended))
+    require("a node that never joins", ended.code, last(ended))
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     with socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True):
         ended = run("train", write(job))

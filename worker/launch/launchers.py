@@ -206,7 +206,7 @@ def _first_pod(own: str, index: int) -> str:
     host, dot, domain = own.partition(".")
     if not dot or not host.endswith(f"-{index}"):
         raise ConfigurationError(
-            f"MASTER_ADDR: not set, and pod 0 cannot be derived from this pod's name, {own!r}; set "
+            f"MASTER_ADDR: not set, and pod 0's name cannot be derived from this pod's name, {own!r}; set "
             "a subdomain on the pods and create a headless Service of that name"
         )
     return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
