@@ -54,7 +54,7 @@ def test_a_set_of_deep_images_knows_its_range(tmp_path: Path) -> None:
             (folder / "x.png").write_bytes(deep_png(ramp))
     result = CliRunner().invoke(main, ["pack", f"{tmp_path}/photos", f"{tmp_path}/set"])
     assert result.exit_code == 0, result.output
-    assert "16-bit images are assumed to use only 12 of them" in result.output
+    assert "16-bit images are assumed to use only 12 bits" in result.output
     for split in ("train", "val"):
         assert open_index(f"{tmp_path}/set/{split}").depth == 12
     again = CliRunner().invoke(main, ["index", f"{tmp_path}/set/train", "--overwrite"])

@@ -29,7 +29,7 @@ from worker.data import tar_members as tar_module
         (tar([("k.cls", b"1"), ("k.jpg", b"")]), 0, "'k.jpg', which is not a JPEG", 0),
         (tar([("k.cls", b"1"), ("k.jpg", b"<html>")]), 0, "'k.jpg', which is not a JPEG", 0),
         (tar([("k.json", b"{"), ("k.jpg", image())]), 0, "a .json that is not JSON", 0),
-        (tar([("k.json", b"[]"), ("k.jpg", image())]), 0, "a .json without a text or", 0),
+        (tar([("k.json", b"[]"), ("k.jpg", image())]), 0, "a .json without a string or", 0),
         (tar([("k.cls", b"1"), ("k.cls", b"1"), ("k.jpg", image())]), 0, "two members .cls", 0),
     ],
 )

@@ -13,8 +13,8 @@ from tests.support.tars import SIZE, WHOLE, flip, labeled, put, tar
     ("harm", "complaint"),
     [
         (lambda data: flip(data, SIZE + 1500), "1 sample altered or missing, the first at byte"),
-        (lambda data: data[: 2 * SIZE], "bytes long where"),
-        (lambda data: data + b"x", "longer where"),
+        (lambda data: data[: 2 * SIZE], "bytes long, but"),
+        (lambda data: data + b"x", "longer, but"),
         (lambda data: flip(data, len(data) - 5), "no sample is affected"),
         (lambda data: b"", "0 bytes long"),
         (None, "no such file"),

@@ -44,4 +44,4 @@ def test_a_plan_tells_the_peak_and_what_never_comes(
     assert [w.startswith(start) for w, start in zip(warnings, starts, strict=True)] == [True] * 3
     wrong = run("find-rates", "--low", "1", write(job))
     assert wrong.code == 78
-    assert "--low: 1 is not below --high, 0.1; give both" in wrong.err
+    assert "--low: 1 is not below --high, 0.1; set both" in wrong.err

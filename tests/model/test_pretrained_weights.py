@@ -79,7 +79,7 @@ def test_the_line_that_converts_does(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = build(classes=1000, seed=5).model
     for found in ({"model": state, "x": strange}, {"model": model, "x": strange}, model):
         torch.save(found, "FILE")
-        with pytest.raises(ConfigurationError, match="where you trust the file") as caught:
+        with pytest.raises(ConfigurationError, match="if you trust the file") as caught:
             load_pretrained(build(), "./FILE")
         assert CONVERT in str(caught.value)
         exec(CONVERT, {})
@@ -145,7 +145,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     refused(
         tmp_path,
         state | {"conv1.weight": torch.zeros(2, 2)},
-        r"1 misshapen \(conv1.weight is \[2, 2\], not \[64, 3, 7, 7\]\)",
+        r"1 of the wrong shape \(conv1.weight is \[2, 2\], not \[64, 3, 7, 7\]\)",
     )
     del state["bn1.weight"], state["bn1.num_batches_tracked"]
     refused(tmp_path, state, r"resnet18: 1 missing \(bn1.weight\)$")
@@ -212,7 +212,7 @@ def test_auxiliary_classifiers_may_be_missing(
     state = {n: t for n, t in build("googlenet").model.state_dict().items() if "aux" not in n}
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     load_pretrained(build("googlenet", seed=1), f"{tmp_path}/w.safetensors")
-    assert "no auxiliary classifiers; they start at random" in caplog.text
+    assert "no auxiliary classifiers; they are randomly initialized" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -232,5 +232,5 @@ def test_misshapen_positions_are_named(tmp_path: Path) -> None:
     for shape in ([1, 6, 768], [2, 5, 768], [768]):
         state = {**backbone.model.state_dict(), "encoder.pos_embedding": torch.zeros(shape)}
         safetensors.torch.save_file(state, f"{tmp_path}/w.safetensors")
-        with pytest.raises(ConfigurationError, match="1 misshapen"):
+        with pytest.raises(ConfigurationError, match="1 of the wrong shape"):
             load_pretrained(backbone, f"{tmp_path}/w.safetensors")

@@ -200,14 +200,14 @@ def _indexed_job(env: Mapping[str, str], per_node: int, own_name: Callable[[], s
 def _first_pod(own: str, index: int) -> str:
     """Return pod 0's name from pod name `own`: `train-2.worker.ns` gives `train-0.worker.ns`.
 
-    Names follow the pattern of an Indexed Job's pods (https://kubernetes.io/docs/tasks/job/
-    job-with-pod-to-pod-communication/), whatever the names of the Job and its Service are.
+    Names follow the pattern of an Indexed Job's pods, whatever the names of the Job and its Service
+    are: https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
     """
     host, dot, domain = own.partition(".")
     if not dot or not host.endswith(f"-{index}"):
         raise ConfigurationError(
-            f"MASTER_ADDR: not set, and pod 0's name cannot be derived from this pod's name, {own!r}; set "
-            "a subdomain on the pods and create a headless Service of that name"
+            "MASTER_ADDR: not set, and pod 0's name cannot be derived from this pod's name, "
+            f"{own!r}; set a subdomain on the pods and create a headless Service of that name"
         )
     return f"{host.removesuffix(f'-{index}')}-0{dot}{domain}"
 
