@@ -273,7 +273,7 @@ def lose_process(uri: str) -> None:
         next(batches)
         os.kill(running._children[1]._process.pid or 0, signal.SIGKILL)
         with pytest.raises(
-            InfrastructureError, match="decodes was killed by SIGKILL, as the kernel"
+            InfrastructureError, match="decodes was killed by SIGKILL, which the kernel"
         ):
             list(batches)
 

@@ -133,7 +133,7 @@ def check_crash(
     survives = victim == "saver" or (victim == "rank" and not alone)
     assert crashed.code == (69 if survives else -signal.SIGKILL), crashed.err
     if crashed.code == 69:
-        assert "was killed by SIGKILL, as the kernel does when memory runs out" in crashed.err
+        assert "was killed by SIGKILL, which the kernel sends when memory runs out" in crashed.err
     for again in (ranks, "3" if ranks == "2" else "2"):
         output = f"{folder}/again-{again}/"
         if Path(job["output"]).exists():

@@ -187,5 +187,5 @@ def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gr
     assert any("the head (head, 1e-06) has a lower rate than layer4" in w for w in plan["warnings"])
     text = run("plan", write(gradual)).out
     assert "warning: the head (head, 1e-06)" in text
-    assert "to step 4 (epoch 0.8)" in text
+    assert "until step 4 (epoch 0.8)" in text
     assert "·" in text

@@ -439,7 +439,7 @@ def test_changed_settings_are_said_and_impossible_ones_refused(
     unfinish(store)
     job["train"]["epochs"] = 1
     before = keys(store)
-    refused(run("train", write(job)), 78, "train.epochs: 1 are 5 steps, but 10 are done")
+    refused(run("train", write(job)), 78, "train.epochs: 1 is 5 steps, but 10 are already done")
     assert keys(store) == before
     job["train"]["epochs"] = 3
     ended = run("train", write(job))

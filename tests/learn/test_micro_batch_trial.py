@@ -40,7 +40,7 @@ def test_out_of_memory_halves_the_micro_batch(
     assert model.seen == [3, 3, 3, 3, 3, 2]  # the trial of two, and then the step
     assert model.state_dict()["norm.num_batches_tracked"] == 4
     hopeless = engine_for(learner_for(Small(most=0), PLAIN), ALONE, PLAIN)
-    with pytest.raises(ConfigurationError, match="memory does not hold one image"):
+    with pytest.raises(ConfigurationError, match="not even one image fits into the GPU's memory"):
         hopeless.step(0, batch(0, 0, 1), SIZES[0])
 
 

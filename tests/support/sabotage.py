@@ -167,9 +167,9 @@ def another_experiment_first() -> None:
 
     real = getattr(run_rank, "begin_attempt")
 
-    def begin_attempt(job: Any, *arguments: Any) -> Any:
+    def begin_attempt(job: Any, *arguments: Any, **more: Any) -> Any:
         claim_attempt(job.output, {**job.identity, "train.seed": "77"}, {}, lambda: None)
-        return real(job, *arguments)
+        return real(job, *arguments, **more)
 
     setattr(run_rank, "begin_attempt", begin_attempt)
 
