@@ -186,7 +186,7 @@ def test_a_model_beyond_memory_is_one_line(run: Run, write: Write, job: Job) -> 
 def test_more_ranks_than_gpus_are_refused(run: Run, write: Write, job: Job) -> None:
     ended = run("train", "--nproc", "2", write(job))
     assert ended.code == 78
-    assert "give at most 1" in ended.err
+    assert "set at most 1" in ended.err
 
 
 def test_a_model_predicts_the_same_on_both(
