@@ -20,9 +20,7 @@ def test_attempts_are_numbered_and_fence(bucket: str) -> None:
         )
     assert sorted(numbers) == list(range(1, 13))
     ensure_newest(store, 12)
-    with pytest.raises(
-        Superseded, match="attempt 12 of this job has started; ending attempt 11"
-    ):
+    with pytest.raises(Superseded, match="attempt 12 of this job has started; ending attempt 11"):
         ensure_newest(store, 11)
 
 

@@ -118,7 +118,10 @@ def test_globs_and_equal_settings_are_merged() -> None:
             r"groups\[0\].match: 'features.11' matches no.*ures.1",
         ),
         ([group("fc"), group("*")], r"'fc' matches no parameter"),
-        ([group("*"), group("head")], r"groups\[1\].match: earlier groups take all that 'head' matches"),
+        (
+            [group("*"), group("head")],
+            r"groups\[1\].match: earlier groups take all that 'head' matches",
+        ),
         ([group("head")], r"211 parameters are in no group .*match: \"\*\""),
         ([group("*", freeze=Freeze(epochs=1))], r"all of them are frozen at first"),
         ([group("*", freeze="always")], r"all of them are frozen at first"),

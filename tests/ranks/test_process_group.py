@@ -87,7 +87,10 @@ def test_ranks_that_nccl_refuses_are_configuration() -> None:
     error = dist.DistBackendError(
         "NCCL error in: x.cpp:93, invalid usage (run with NCCL_DEBUG=WARN"
     )
-    with pytest.raises(ConfigurationError, match="if two share one GPU: NCCL error"), meaningful_errors():
+    with (
+        pytest.raises(ConfigurationError, match="if two share one GPU: NCCL error"),
+        meaningful_errors(),
+    ):
         raise error
 
 

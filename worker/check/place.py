@@ -101,7 +101,7 @@ def probe_scratch() -> str:
             f"WORKER_SCRATCH: {folder} has {free:.1f} GiB free; set WORKER_SCRATCH_GIB below "
             f"that, or mount a larger volume (up to {wanted} GiB may be used)"
         )
-    made = "" if existing == place else ", does not exist yet and will be made"
+    made = "" if existing == place else "; it does not exist yet and will be created"
     return f"{folder}: {free:.0f} GiB free, up to {wanted} GiB will be used{made}"
 
 
@@ -117,7 +117,7 @@ def probe_shared_memory() -> str:
         ) from None
     if size < _NCCL_BYTES and torch.cuda.device_count() > 1:
         raise Caution(
-            f"{_SHARED_MEMORY} has {size >> 20} MiB, too too little for NCCL between several "
+            f"{_SHARED_MEMORY} has {size >> 20} MiB, too little for NCCL between several "
             f"GPUs; provide 1 GiB (docker run --shm-size=1g, or an emptyDir with medium: Memory)"
         )
     return f"{size >> 20} MiB"

@@ -33,7 +33,7 @@ def look_at_place(
 ) -> None:
     """Add rows for everything that a start of the job needs besides its manifest.
 
-    Write only objects below `check/` in the output, and remove them again.
+    Writes objects only below `check/` in the output, and removes them afterwards.
 
     Args:
         table: The table to which the rows are added.
@@ -93,7 +93,7 @@ class _Preflight:
             return f"{size} in all"
         batch = self._manifest.train.batch_size
         require_divisible(batch, size)
-        return f"{size} in all, {batch // size} images of each batch"
+        return f"{size} in all, {batch // size} images of each batch per rank"
 
 
 def _look_at_storage(table: Table, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """Selection of the checkpoints to delete.
 
-Pure functions: a mistake here costs somebody's training.
+Pure functions: a mistake here costs somebody their training run.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from worker.checkpoint.commit import CommitName
 
 DEAD_AFTER_SECONDS = 120.0
-"""Age at which uncommitted parts of older attempts are deleted. Each try of a request ends by the
-store deadline, 60 seconds by default, and is preceded by a check for newer attempts. A commit that
-arrived even later would lack its parts and be skipped.
+"""Age at which uncommitted parts of older attempts are deleted. Each try at sending a request ends
+by the store deadline, 60 seconds by default, and is preceded by a check for newer attempts. A
+commit that arrived even later would lack its parts and be skipped.
 """
 
 

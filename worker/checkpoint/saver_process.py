@@ -23,7 +23,7 @@ from worker.store.traffic_counts import listen, replay
 
 
 class Saver:
-    """Handle of a forked saver process; create it before CUDA or any thread is started.
+    """Handle to a forked saver process; create it before CUDA or any thread is started.
 
     Args:
         output: The output of the job.
@@ -54,7 +54,7 @@ class Saver:
 
 
 class _Teller:
-    """Listener that reports each request to the parent immediately; safe for several threads."""
+    """Listener that reports each request to the parent immediately; thread-safe."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -10,10 +10,11 @@ def find_images(address: str) -> list[str]:
 
     All images below a folder, or the address itself.
 
-    A folder is a local one, or a prefix that ends in a slash.
+    A folder is either a local folder or a prefix that ends in a slash.
 
     Raises:
-        ConfigurationError: The folder has no images, or the address is not one of a known store.
+        ConfigurationError: The folder has no images, or the address does not belong to a known
+            store.
     """
     store = open_store(address)
     is_folder = isinstance(store, LocalStore) and store.root.is_dir()

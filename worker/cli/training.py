@@ -25,7 +25,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     """Train the job in MANIFEST, or resume it from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
-    the same command resumes from there, on this or any other machine and number of ranks.
+    the same command resumes from there, on this or any other machine, with any number of ranks.
     """
     from worker.manifest import load_manifest
     from worker.ranks.stop_signal import StopFlag

@@ -169,8 +169,8 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
         name = _class_name(folder)
         if name in names:
             raise ConfigurationError(
-                f"{folder}: is class {name!r}, as {names[name].name!r} beside it is once names are "
-                "stripped and normalized to NFC; rename or merge one"
+                f"{folder}: is the same class, {name!r}, as {names[name].name!r} beside it, "
+                f"once names are stripped and normalized to NFC; rename or merge one"
             )
         names[name] = folder
     return tuple(sorted(names))
@@ -217,7 +217,7 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Foun
 
 
 def _key(relative: Path, taken: set[str]) -> str:
-    """Return an image's key in its tar: its path, without dots, at which readers would split."""
+    """Return an image's key in its tar: its path with dots replaced, as readers split at them."""
     text = os.fsencode(relative.with_suffix("")).decode(errors="backslashreplace")
     key = text.replace(".", "_")
     if _METADATA.match(key):

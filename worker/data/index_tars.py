@@ -181,7 +181,8 @@ def _scan(
 ) -> Scan:
     """Return the scan of a shard, as staged by an earlier run or by reading the shard.
 
-    A shard with problems is not staged, so that it is read again once it may have been repaired.
+    A shard with problems is not staged, so that the next run reads it again in case it has been
+    repaired.
     """
     try:
         staged = decode_staged(store.get(scan_name(tar)), tar, label_field, max_pixels)

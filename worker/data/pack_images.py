@@ -1,4 +1,4 @@
-"""Packing of images into shards and an index: reproducible, parallel, read back."""
+"""Pack images into shards and an index, reproducibly and in parallel, and read them back."""
 
 import io
 import tarfile
@@ -65,7 +65,7 @@ def without_bad(
         error_budget: Share of the files of each split that may be left out; None for none at all.
 
     Raises:
-        DataError: More files are bad; the message lists the bad files of all splits.
+        DataError: More files are bad than allowed; the message lists those of all splits.
         ConfigurationError: A class has no images without them.
     """
     lines = [f"{file.path}: {reason}" for found in bad for file, reason in found.items()]
