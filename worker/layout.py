@@ -10,7 +10,14 @@ COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
 DONE_NAME, MANIFEST_NAME = "done.json", "manifest.json"
 CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
 FINAL = "final/"
+FIND_RATES, CHART_NAME, SWEEP_NAME = "find-rates/", "chart.svg", "sweep.json"
+CHECK = "check/"
+"""Where `worker check` writes and deletes objects to try its permissions."""
+PUBLISHED = r"^(final/model\.(json|safetensors|onnx|pt2)|manifest\.json)$"
+"""The objects of a result, once it is published."""
 
+CHECKPOINT = re.compile(r"([0-9]{8,12})-([0-9]{6,9})")
+"""The name of a checkpoint. Groups: the step, the attempt."""
 ATTEMPT = re.compile(r"attempts/([0-9]{6,9})\.json")
 """Group 1: the attempt."""
 PUBLICATION = re.compile(r"publications/([0-9]{6,9})\.json")

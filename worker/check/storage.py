@@ -11,7 +11,7 @@ import botocore.exceptions as boto_errors
 
 from worker.check.table import NO_STORAGE, Caution, Table
 from worker.errors import ConfigurationError, first_line
-from worker.layout import ATTEMPTS
+from worker.layout import ATTEMPTS, CHECK
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 from worker.store.aws_settings import check_settings
@@ -36,7 +36,7 @@ def probe_credentials() -> str:
 
 def look_at_output(table: Table, store: Store) -> None:
     """Probe each permission on an object with a fresh name, and remove it afterwards."""
-    key = f"check/{uuid.uuid4().hex}"
+    key = f"{CHECK}{uuid.uuid4().hex}"
     probes: list[tuple[str, Callable[[Store, str], str]]] = [
         ("output: list", _list),
         ("output: put, get", _put_and_get),

@@ -7,7 +7,6 @@ checkpoint without a commit record does not exist.
 import hashlib
 import json
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pydantic import Field, model_validator
 
 from worker.checkpoint.claim import ensure_newest
 from worker.errors import Superseded
-from worker.layout import CHECKPOINTS, COMMITS, commit_name, part_name
+from worker.layout import CHECKPOINT, CHECKPOINTS, COMMITS, commit_name, part_name
 from worker.store import ObjectMissing, Piece, Store
 from worker.store.json_records import Record, complaint, read_record
 
@@ -37,7 +36,6 @@ PART_NAMES = (
     *(f"{kind}.safetensors" for kind in ("model", "average", "optimizer")),
 )
 """The objects that a checkpoint may hold, in the order in which they are written."""
-_NAME = re.compile(r"([0-9]{8,12})-([0-9]{6,9})")
 _READ = 16 << 20
 _SIDE_BY_SIDE = 4
 
@@ -69,7 +67,7 @@ class CommitName:
     @staticmethod
     def parse(text: str) -> "CommitName | None":
         """Parse `text` as a commit name; return None if it is not one."""
-        match = _NAME.fullmatch(text)
+        match = CHECKPOINT.fullmatch(text)
         return CommitName(int(match[1]), int(match[2])) if match else None
 
 

@@ -1,12 +1,19 @@
 """Records of a job's result: the publication of an attempt, and the result that users see."""
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, JsonValue, model_validator
 
 from worker.checkpoint.commit import MAX_STEPS, Part, digested
-from worker.layout import DONE_NAME, PUBLICATION, PUBLICATIONS, publication_name, staged_name
+from worker.layout import (
+    DONE_NAME,
+    PUBLICATION,
+    PUBLICATIONS,
+    PUBLISHED,
+    publication_name,
+    staged_name,
+)
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import Record, read_record
 
@@ -36,13 +43,9 @@ class Done(Record):
 
 
 class PublishedPart(Record):
-    name: Literal[
-        "final/model.json",
-        "final/model.safetensors",
-        "final/model.onnx",
-        "final/model.pt2",
-        "manifest.json",
-    ]
+    """An object of a result."""
+
+    name: Annotated[str, Field(pattern=PUBLISHED)]
     bytes: Annotated[int, Field(ge=0, le=1 << 45)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

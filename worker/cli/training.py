@@ -147,17 +147,18 @@ def find_rates(
     loaded = load_manifest(manifest)
     _settle_torch()
     from worker.launch.start import find_rates
+    from worker.layout import CHART_NAME, FIND_RATES, SWEEP_NAME
     from worker.learn.rate_sweep import describe_sweep
     from worker.report.sweep_chart import draw_sweep
     from worker.store import open_store
 
     with progress_bar(steps, "sweeping") as bar:
         job, sweep = find_rates(loaded, steps, low, high=high, stop=stop, advance=bar.update)
-    store = open_store(out or f"{job.output.uri}find-rates/")
-    store.put("chart.svg", draw_sweep(sweep, job.manifest.job).encode())
-    store.put("sweep.json", json.dumps(sweep.as_dict(), indent=1).encode())
+    store = open_store(out or f"{job.output.uri}{FIND_RATES}")
+    store.put(CHART_NAME, draw_sweep(sweep, job.manifest.job).encode())
+    store.put(SWEEP_NAME, json.dumps(sweep.as_dict(), indent=1).encode())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
-    click.echo(f"chart: {store.uri}chart.svg")
+    click.echo(f"chart: {store.uri}{CHART_NAME}")
 
 
 def _settle_torch() -> None:
