@@ -37,7 +37,7 @@ def test_a_good_place_passes_and_nothing_is_left(
     table = rows(ended.out)
     assert {state for state, _ in table.values()} == {"ok"}
     assert table["credentials"][1] == "by env"
-    assert table["ranks"][1] == "2 in all, 6 images of each batch"
+    assert table["ranks"][1] == "2 in all, 6 images of each batch per rank"
     assert re.fullmatch(
         r"\d+ cores?; \d+ threads? in \d+ process(es)? of each rank will decode",
         table["processors"][1],
@@ -81,7 +81,7 @@ def test_settings_of_the_place_are_checked_and_change_nothing(
     wrong = "WORKER_SCRACH is not known; did you mean WORKER_SCRATCH?"
     assert table["environment"] == ("warn", wrong)
     assert table["scratch"][0] == "ok"
-    assert "does not exist yet and will be made" in table["scratch"][1]
+    assert "does not exist yet and will be created" in table["scratch"][1]
     assert not (tmp_path / "none").exists()
     monkeypatch.setenv("WORKER_SCRATCH", f"{tmp_path}/{'x' * 300}")
     monkeypatch.setenv("WORKER_GRACE_SECONDS", "30s")

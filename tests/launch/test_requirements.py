@@ -57,11 +57,12 @@ def test_folders_that_code_cannot_be_loaded_from_are_named(
     class Noexec:
         f_flag = os.ST_NOEXEC
 
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
     monkeypatch.setattr(os, "statvfs", lambda path: Noexec if Path(path) == folder else real(path))
     monkeypatch.setattr(
         "tempfile.gettempdir", lambda: str(folder if name == "TMPDIR" else complete)
     )
     if name != "TMPDIR":
         monkeypatch.setenv(name, f"{folder}/not/yet/there")
-    with pytest.raises(ConfigurationError, match=rf"{folder} is mounted noexec.*or set {name}"):
+    with pytest.raises(ConfigurationError, match=rf"{folder} is mounted noexec.*or set {name} to"):
         _require_compiler(gpus)

@@ -47,9 +47,11 @@ def _require_compiler(gpus: int) -> None:
         )
     for name, folder in _build_folders(gpus).items():
         if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            mount = next(path for path in (folder, *folder.parents) if os.path.ismount(path))
             raise ConfigurationError(
-                f"train.compile: {folder} is mounted noexec, and compiled code is loaded from "
-                f"there; mount it with exec (docker run --tmpfs {folder}:exec), or set {name}"
+                f"train.compile: {mount} is mounted noexec, and compiled code is loaded from "
+                f"there; mount it with exec (docker run --tmpfs {mount}:exec), or set {name} to "
+                "another folder"
             )
 
 
