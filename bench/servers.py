@@ -33,6 +33,14 @@ def free_port() -> int:
         return port
 
 
+def two_free_ports() -> int:
+    """Return a port that nobody listens on, nor on the next one."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
+            return port
+
+
 def binary(name: str) -> str:
     """Return the path of a server's program."""
     cache = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from bench.servers import free_port
+from bench.servers import free_port, two_free_ports
 from tests.support.exporting import RUN, Pushes, metrics_of, running
 from worker.errors import ExitCode
 from worker.metrics.exporters import announce, exported
@@ -25,7 +25,7 @@ def read(port: int) -> str:
 def test_each_rank_has_a_port_and_rank_0_alone_speaks_for_the_job(
     gateway: Pushes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
+    port = two_free_ports()
     monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
     first, second = metrics_of(0), metrics_of(1)
     for metrics in (first, second):
