@@ -99,10 +99,10 @@ class _Whole(Variable[T]):
     @property
     def meaning(self) -> str:
         """Return the meaning with its bounds."""
-        bounds = [f"at least {self._least}"] * (self._least > 1) + (
-            [f"at most {self._most}"] if self._most else []
-        )
-        return f"{self.text} ({', '.join(bounds)})" if bounds else self.text
+        least = f"at least {self._least}" if self._least > 1 else ""
+        most = f"at most {self._most}" if self._most else ""
+        bounds = ", ".join(filter(None, (least, most)))
+        return f"{self.text} ({bounds})" if bounds else self.text
 
     def parse(self, env: Mapping[str, str]) -> int:
         return whole_number(env, self.name, default=None, least=self._least, most=self._most)

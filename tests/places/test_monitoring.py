@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 from ruamel.yaml import YAML
 
-from bench.servers import free_port, wait_until
+from bench.servers import two_free_ports, wait_until
 from tests.support.monitoring import (
     MONITORING,
     Prometheus,
@@ -86,7 +85,7 @@ def test_a_run_is_seen_from_far_away(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    port = _two_ports()
+    port = two_free_ports()
     job["train"]["epochs"] = 400
     with (
         start_pushgateway(tmp_path) as gateway,
@@ -181,18 +180,6 @@ def children_of(pid: int) -> list[int]:
     """The processes below one, and theirs."""
     own = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [found for child in map(int, own) for found in (child, *children_of(child))]
-
-
-def _two_ports() -> int:
-    while True:
-        port = free_port()
-        if not _is_taken(port + 1):
-            return port
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _read(address: str) -> str:

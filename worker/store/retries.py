@@ -40,7 +40,8 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
     Raises:
         WorkerError: If the request fails for good; states the cause in one line.
     """
-    ends = time.monotonic() + Settings.from_env().store_deadline_seconds
+    seconds = Settings.from_env().store_deadline_seconds
+    ends = time.monotonic() + seconds
 
     def attempt() -> T:
         left = max(_MIN_SECONDS, ends - time.monotonic())
@@ -52,7 +53,7 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=1, max=10),
-        stop=tenacity.stop_before_delay(Settings.from_env().store_deadline_seconds),
+        stop=tenacity.stop_before_delay(seconds),
         before_sleep=functools.partial(_warn, operation, uri),
         reraise=True,
     )
