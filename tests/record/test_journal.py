@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.progress import progress_at
 from tests.support.stores import keys
 from worker.errors import InfrastructureError, StopRequested
 from worker.layout import progress_name
@@ -49,7 +50,7 @@ def test_a_journal_writes_by_itself_and_says_how_it_ended(
     store = open_store(str(tmp_path))
     journal = Journal(store, 4, leads=True)
     journal.begin(0, 10, 1)
-    journal.stand(step=3)
+    journal.show(progress_at(3))
     deadline = time.monotonic() + 10
     while not [key for key in keys(store) if "history" in key] or b'"step": 3' not in store.get(
         progress_name(4)

@@ -29,6 +29,7 @@ def store(
     if request.param == "local":
         yield open_store(f"{tmp_path}/prefix")
         return
+    request.getfixturevalue("aws")  # first, as it leads to moto
     if request.param != "moto":
         server = request.getfixturevalue(request.param)
         for name, value in server.environment.items():
@@ -36,7 +37,10 @@ def store(
         # The default session keeps the credentials that it was made with.
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
         renew_client()
-    yield open_store(f"{request.getfixturevalue('bucket')}/some/prefix")
+    bucket = request.getfixturevalue("bucket")
+    if request.param != "moto":
+        assert os.environ["AWS_ENDPOINT_URL"] == server.endpoint
+    yield open_store(f"{bucket}/some/prefix")
     renew_client()
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue
 from worker.errors import ConfigurationError, InfrastructureError, Superseded
 from worker.layout import ATTEMPT, ATTEMPTS, attempt_name
 from worker.store import ObjectMissing, Store
-from worker.store.json_records import Record, read_record
+from worker.store.json_records import StoredRecord, get_json
 
 _MAX_TRIES = 100
 
@@ -26,7 +26,7 @@ Identity = Mapping[str, str]
 """The settings that all attempts of one job have in common, by manifest field."""
 
 
-class AttemptRecord(Record):
+class AttemptRecord(StoredRecord):
     """The record by which an attempt claims its number; `manifest` is the resolved one."""
 
     identity: Annotated[dict[str, str], Field(min_length=1)]
@@ -43,7 +43,7 @@ def attempt_numbers(store: Store) -> list[int]:
 def read_attempt(store: Store, number: int) -> AttemptRecord | None:
     """Return the record of an attempt, or None if it is missing or damaged."""
     try:
-        return read_record(store, attempt_name(number), AttemptRecord)
+        return get_json(store, attempt_name(number), AttemptRecord)
     except ObjectMissing:
         return None
 

@@ -19,7 +19,7 @@ from worker.checkpoint.claim import ensure_newest
 from worker.errors import Superseded
 from worker.layout import CHECKPOINT, CHECKPOINTS, COMMITS, commit_name, part_name
 from worker.store import ObjectMissing, Piece, Store
-from worker.store.json_records import Record, complaint, read_record
+from worker.store.json_records import StoredRecord, complaint, get_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, which readers of commits need not wait for
     from worker.checkpoint.tensor_files import TensorStream
@@ -71,13 +71,13 @@ class CommitName:
         return CommitName(int(match[1]), int(match[2])) if match else None
 
 
-class _PartRecord(Record):
+class _PartRecord(StoredRecord):
     name: str
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class CommitRecord(Record):
+class CommitRecord(StoredRecord):
     """The record that makes parts a checkpoint: their names, sizes in bytes and digests."""
 
     step: int
@@ -151,7 +151,7 @@ def list_commits(store: Store) -> list[CommitName]:
 def read_commit_record(store: Store, name: CommitName) -> CommitRecord | None:
     """Return the record of a commit, or None if it is missing, damaged or mismatched."""
     try:
-        record = read_record(store, commit_name(name), CommitRecord)
+        record = get_json(store, commit_name(name), CommitRecord)
     except ObjectMissing:
         return None
     if record and (record.step, record.attempt) != (name.step, name.attempt):

@@ -10,12 +10,12 @@ from worker.checkpoint.claim import Identity, attempt_numbers, first_whole
 from worker.checkpoint.commit import STATE_PART, list_commits, read_commit_part
 from worker.checkpoint.publication_record import read_done
 from worker.store import Store
-from worker.store.json_records import Record
+from worker.store.json_records import StoredRecord
 
 IDENTITY = "identity"
 
 
-class _StateOwner(Record):
+class _StateOwner(StoredRecord):
     identity: Annotated[dict[str, str], Field(min_length=1)]
 
 

@@ -15,7 +15,7 @@ from worker.layout import (
     staged_name,
 )
 from worker.store import ObjectMissing, Store
-from worker.store.json_records import Record, read_record
+from worker.store.json_records import StoredRecord, get_json
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `worker status` need not wait for
     from worker.checkpoint.tensor_files import TensorStream
@@ -24,14 +24,14 @@ if TYPE_CHECKING:  # torch takes seconds to import, which `worker status` need n
 Count = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 
 
-class Weights(Record):
+class Weights(StoredRecord):
     """The step whose weights were published, and their validation accuracy if measured."""
 
     step: Count
     accuracy: float | None = None
 
 
-class Done(Record):
+class Done(StoredRecord):
     """The result of a job: its attempt, the number of steps and the published weights."""
 
     attempt: Annotated[int, Field(ge=1)]
@@ -42,7 +42,7 @@ class Done(Record):
     identity: dict[str, str] = Field(default_factory=dict)
 
 
-class PublishedPart(Record):
+class PublishedPart(StoredRecord):
     """An object of a result."""
 
     name: Annotated[str, Field(pattern=PUBLISHED)]
@@ -50,7 +50,7 @@ class PublishedPart(Record):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Publication(Record):
+class Publication(StoredRecord):
     """The result of an attempt: the contents of `done.json`, and the parts it has written."""
 
     attempt: Annotated[int, Field(ge=1)]
@@ -72,7 +72,7 @@ class Publication(Record):
 def read_done(store: Store) -> Done | None:
     """Return the published result of a job, or None if it is missing or damaged."""
     try:
-        return read_record(store, DONE_NAME, Done)
+        return get_json(store, DONE_NAME, Done)
     except ObjectMissing:
         return None
 
@@ -94,7 +94,7 @@ def stage_part(store: Store, attempt: int, name: str, stream: "TensorStream") ->
 def read_publication(store: Store, number: int) -> Publication | None:
     """Return a publication, or None if it is missing or damaged."""
     try:
-        return read_record(store, publication_name(number), Publication)
+        return get_json(store, publication_name(number), Publication)
     except ObjectMissing:
         return None
 

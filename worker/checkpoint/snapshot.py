@@ -20,7 +20,7 @@ from worker.manifest import Manifest
 from worker.model.learner import Learner
 from worker.model.pretrained_weights import load_tensors
 from worker.model.rate_groups import RateGroup
-from worker.store.json_records import Record
+from worker.store.json_records import StoredRecord
 
 _MODEL, _AVERAGE, _OPTIMIZER = "model", "average", "optimizer"
 _SUFFIX = ".safetensors"
@@ -28,7 +28,7 @@ _SCALER = "scaler"
 _ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
-class _Scaler(Record):
+class _Scaler(StoredRecord):
     """The loss scale of fp16, as `GradScaler.state_dict` names it."""
 
     scale: Annotated[float, Field(gt=0)]
@@ -42,7 +42,7 @@ class _Scaler(Record):
         return self.model_dump(by_alias=True)
 
 
-class _ScalerHolder(Record):
+class _ScalerHolder(StoredRecord):
     scaler: _Scaler | None
 
     @field_validator("scaler", mode="before")

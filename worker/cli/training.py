@@ -151,12 +151,13 @@ def find_rates(
     from worker.learn.rate_sweep import describe_sweep
     from worker.report.sweep_chart import draw_sweep
     from worker.store import open_store
+    from worker.store.json_records import put_json
 
     with progress_bar(steps, "sweeping") as bar:
         job, sweep = find_rates(loaded, steps, low, high=high, stop=stop, advance=bar.update)
     store = open_store(out or f"{job.output.uri}{FIND_RATES}")
     store.put(CHART_NAME, draw_sweep(sweep, job.manifest.job).encode())
-    store.put(SWEEP_NAME, json.dumps(sweep.as_dict(), indent=1).encode())
+    put_json(store, SWEEP_NAME, sweep.as_dict())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
     click.echo(f"chart: {store.uri}{CHART_NAME}")
 

@@ -54,7 +54,7 @@ class Split:
 
 
 @dataclass
-class _Found:
+class _Listing:
     """The images below a folder, and a count of everything else by kind."""
 
     images: list[Path] = field(default_factory=list)
@@ -73,14 +73,14 @@ def find_splits(folder: Path) -> list[Split]:
     """
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such folder")
-    found = _Found()
+    found = _Listing()
     children = _folders(folder, found)
     splits = _named_splits(folder, children)
     if not splits:
         _require_folders_apart(folder, children)
         return [require_every_class(folder, _scan("", children, _class_names(children), found))]
     _require_nothing_beside(folder, children, splits, found)
-    parts = {name: _Found() for name in splits}
+    parts = {name: _Listing() for name in splits}
     classes = {name: _folders(path, parts[name]) for name, path in splits.items()}
     names = _class_names(classes["train"])
     for name, folders in classes.items():
@@ -100,7 +100,7 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for child in children:
         name = _SPLITS.get(child.name.strip().lower())
-        if not name or not _folders(child, _Found(), must=False):
+        if not name or not _folders(child, _Listing(), must=False):
             continue
         if name in splits:
             raise ConfigurationError(
@@ -115,7 +115,7 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
 
 
 def _require_nothing_beside(
-    folder: Path, children: list[Path], splits: dict[str, Path], found: _Found
+    folder: Path, children: list[Path], splits: dict[str, Path], found: _Listing
 ) -> None:
     """Raise `ConfigurationError` if a folder other than the splits holds images."""
     for child in children:
@@ -137,7 +137,7 @@ def _require_folders_apart(folder: Path, children: list[Path]) -> None:
     """Raise `ConfigurationError` if the only folder is not a class but holds class folders."""
     if len(children) != 1:
         return
-    inner = _folders(children[0], _Found(), must=False)
+    inner = _folders(children[0], _Listing(), must=False)
     if len(inner) > 1:
         raise ConfigurationError(
             f"{folder}: holds only the folder {children[0].name!r}, which contains "
@@ -189,7 +189,7 @@ def _class_name(folder: Path) -> str:
     return name
 
 
-def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Found) -> Split:
+def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Listing) -> Split:
     """Collect the images of a split; `found` already holds its loose files."""
     by_name = {_class_name(folder): folder for folder in folders}
     files: list[ImageFile] = []
@@ -229,7 +229,7 @@ def _key(relative: Path, taken: set[str]) -> str:
     return key
 
 
-def _folders(folder: Path, found: _Found, *, must: bool = True) -> list[Path]:
+def _folders(folder: Path, found: _Listing, *, must: bool = True) -> list[Path]:
     """Return the visible folders directly below a folder; record other entries in `found`."""
     folders = []
     for entry in _entries(folder):
@@ -242,9 +242,9 @@ def _folders(folder: Path, found: _Found, *, must: bool = True) -> list[Path]:
     return folders
 
 
-def _walk(folder: Path) -> _Found:
+def _walk(folder: Path) -> _Listing:
     """Return all images below a folder, in order; links are followed, except in a cycle."""
-    found = _Found()
+    found = _Listing()
     pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -262,7 +262,7 @@ def _walk(folder: Path) -> _Found:
     return found
 
 
-def _take(entry: os.DirEntry[str], found: _Found) -> None:
+def _take(entry: os.DirEntry[str], found: _Listing) -> None:
     """Record an entry in `found`: an image in its list, anything else in its counts."""
     path = Path(entry.path)
     if entry.name.startswith("."):

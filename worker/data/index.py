@@ -8,7 +8,6 @@ when the shard is.
 
 import codecs
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError
 from worker.store import ObjectMissing, Store, open_store, require_no_query
+from worker.store.json_records import put_json
 
 INDEX_NAME = "index.json"
 _MAX_SHARDS = 1_000_000
@@ -231,6 +231,6 @@ def require_no_index(store: Store, remedy: str) -> None:
 
 def write_index(store: Store, index: Index) -> None:
     """Write the index, which makes the shards a data set, and read it back."""
-    store.put(INDEX_NAME, json.dumps(index.model_dump(exclude_none=True), indent=1).encode())
+    put_json(store, INDEX_NAME, index.model_dump(exclude_none=True))
     if read_index(Address(store, None)) != index:
         raise InfrastructureError(f"{store.uri}{INDEX_NAME}: does not read back as written")

@@ -40,11 +40,11 @@ class Pairs:
         if self._waiting:
             keys, counts = torch.cat(self._waiting).cpu().unique(return_counts=True)
             fresh = np.stack([*np.divmod(keys.numpy(), self._classes), counts.numpy()], axis=1)
-            self._counts = merged([self._counts, fresh])
+            self._counts = merge_rows([self._counts, fresh])
         self._waiting, self._size = [], 0
 
 
-def merged(parts: list[Rows]) -> Rows:
+def merge_rows(parts: list[Rows]) -> Rows:
     """Merge rows, in which pairs may repeat, into one row per pair, sorted."""
     rows = np.concatenate(parts)
     pairs, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
@@ -73,7 +73,7 @@ def gather_rows(own: Rows) -> Rows:
             dist.send(torch.from_numpy(np.ascontiguousarray(own)), 0, tag=_TAG)
         return own
     parts = [own, *(_received(rank) for rank in range(1, dist.get_world_size()))]
-    return merged(parts)
+    return merge_rows(parts)
 
 
 def _received(rank: int) -> Rows:

@@ -12,7 +12,7 @@ from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.layout import CARD_NAME, WEIGHTS_NAME
 from worker.store import ObjectMissing, Store, open_store
-from worker.store.json_records import Record, complaint
+from worker.store.json_records import StoredRecord, complaint
 
 _MAX_BYTES = 1 << 26
 _Side = Annotated[int, Field(ge=8, le=4096)]
@@ -23,7 +23,7 @@ _Triple = tuple[
 ]
 
 
-class _PreprocessingRecord(Record):
+class _PreprocessingRecord(StoredRecord):
     crop_size: _Side
     resize_size: Annotated[int, Field(ge=8, le=8192)]
     mean: _Triple
@@ -39,7 +39,7 @@ class _PreprocessingRecord(Record):
         return value
 
 
-class _CardRecord(Record):
+class _CardRecord(StoredRecord):
     backbone: str
     head: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]

@@ -97,6 +97,8 @@ class EvaluationEvent(_Event):
     accuracy: Share
     top5_accuracy: Share | None
     """Top-5 accuracy; None for five classes or fewer."""
+    best_accuracy: Share | None = None
+    """The best accuracy so far, this evaluation included."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,11 @@ from worker.layout import history_name, progress_name
 from worker.plain import plain
 from worker.ranks.stop_signal import StopFlag
 from worker.record.events import EndEvent, Event, StartEvent
+from worker.record.progress import StepProgress
+from worker.record.progress_record import ProgressRecord
 from worker.redaction import redacted
 from worker.store import Store
+from worker.store.json_records import put_json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class Journal:
         self._attempt = attempt
         self._leads = leads
         self._events: list[Event] = []
-        self._standing: dict[str, Any] = {}
+        self._progress = ProgressRecord()
         self._piece = 1
         self._text = ""  # contents of the last piece
         self._writing = threading.Lock()
@@ -56,28 +59,23 @@ class Journal:
             total_steps: The total number of steps of the job.
             world_size: The number of ranks.
         """
+        self._progress = ProgressRecord(total_steps=total_steps)
         self.note(StartEvent(attempt=self._attempt, step=step, world_size=world_size))
-        self.stand(
-            attempt=self._attempt,
-            step=step,
-            world_size=world_size,
-            total_steps=total_steps,
-            committed=step,
-        )
         if self._leads:
             self._thread.start()
 
     def note(self, event: Event) -> None:
-        """Queue an event for the history."""
+        """Queue an event for the history, and update the progress."""
         if self._leads:
             with self._lock:
                 self._events.append(event)
+                self._progress = self._progress.after(event)
 
-    def stand(self, **fields: Any) -> None:
-        """Update the progress of the attempt; the latest value of each field counts."""
+    def show(self, step: StepProgress) -> None:
+        """Update the progress; not every step is an event of the history."""
         if self._leads:
             with self._lock:
-                self._standing |= {**plain(fields), "time": round(time.time(), 3)}
+                self._progress = self._progress.at(step)
 
     def flush(self) -> None:
         """Write the queued events; if the store raises an error, they stay queued."""
@@ -105,7 +103,6 @@ class Journal:
         text = redacted(str(error)) if isinstance(error, WorkerError) else type(error).__name__
         end = EndEvent(code=int(code), text="" if error is None else text)
         self.note(end)
-        self.stand(end={"code": end.code, "text": end.text})
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(max(0.0, min(seconds, _LAST_WORD_SECONDS)))
@@ -116,7 +113,7 @@ class Journal:
             last = self._closed.is_set()
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
-                self._put_standing()
+                self._put_progress()
                 # Longer runs flush less often, so that the number of pieces stays bounded.
                 interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
                 if last or (self._piece == 1 and not self._text) or since > interval:
@@ -130,16 +127,19 @@ class Journal:
             # More often at first, when somebody is likely to be watching.
             self._closed.wait(min(PROGRESS_SECONDS, max(_FIRST_SECONDS, elapsed / 4)))
 
-    def _put_standing(self) -> None:
+    def _put_progress(self) -> None:
         with self._lock:
-            standing = dict(self._standing)
-        if standing:
-            self._store.put(progress_name(self._attempt), json.dumps(standing).encode())
+            progress = self._progress
+        put_json(self._store, progress_name(self._attempt), _plain(progress.model_dump()))
 
 
 def _line_of(event: Event) -> str:
-    # `plain` keeps eight digits, which would round Unix time to hundreds of seconds.
-    return json.dumps({**plain(asdict(event)), "time": event.time}) + "\n"
+    return json.dumps(_plain(asdict(event))) + "\n"
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    # `plain` keeps eight digits, which would round Unix time to tens of seconds.
+    return {**plain(fields), "time": fields["time"]}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ grows until it is large: an object per commit would be too many.
 
 import contextlib
 import io
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from worker.learn.confusion import Rows
 from worker.ranks.process_group import meaningful_errors
 from worker.ranks.rank import Rank
 from worker.store import Store
+from worker.store.json_records import put_json
 
 _PIECE_BYTES = 1 << 20
 _RANKS_PER_PIECE = 8
@@ -92,7 +92,7 @@ class Recorder:
         if self._rank.rank:
             return
         self._store.put(confusion_name(self._attempt, step), encode_array(rows))
-        self._store.put(mistakes_name(self._attempt, step), json.dumps(mistakes).encode())
+        put_json(self._store, mistakes_name(self._attempt, step), mistakes)
         kept = {step, best_step}
         gone = [old for old in self._evaluations if old not in kept]
         self._evaluations = [old for old in self._evaluations if old in kept] + [step]

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from worker.metrics.gpu_usage import show_gpu
 from worker.metrics.registry import Metrics
@@ -29,7 +29,7 @@ class StepReport:
     """The duration of the steps, in seconds."""
 
 
-def merged(reports: Sequence[StepReport]) -> StepProgress:
+def merge_reports(reports: Sequence[StepReport]) -> StepProgress:
     """Return consecutive reports merged into one."""
     sound = [report for report in reports if report.counted]
     counted = sum(report.counted for report in sound) or math.nan
@@ -99,20 +99,19 @@ class Telemetry:
         show_gpu(metrics)
         self._reports.append(report)
         if step.step - self._noted >= self._every or step.step == step.total_steps:
-            self._journal.note(_event_of(merged(self._reports)))
+            self._journal.note(_event_of(merge_reports(self._reports)))
             self._noted = step.step
             self._reports = []
-        self._journal.stand(**asdict(step))
+        self._journal.show(step)
         self._progress.show(step)
 
 
 def note_commit(metrics: Metrics, journal: Journal, event: CommitEvent) -> None:
-    """Record a commit in the metrics, the history and the progress record."""
+    """Record a commit in the metrics and the history."""
     metrics.checkpoint_seconds().observe(event.seconds)
     metrics.checkpoint_bytes().set(event.bytes)
     metrics.last_commit().set(time.time())
     journal.note(event)
-    journal.stand(committed=event.step)
 
 
 def _event_of(step: StepProgress) -> StepEvent:

@@ -18,6 +18,7 @@ from worker.record.events import CommitEvent, EvaluationEvent, StepEvent
 from worker.report.compare import compare, results_of, shown, shown_setting
 from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
+from worker.report.record_schemas import GroupRecord, MistakeRecord
 from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
 from worker.report.run_facts import describe_cost, facts_of
 
@@ -46,14 +47,14 @@ def run_page(run: Run) -> str:
         speed=_drawn(speed(run)),
         timeline=_drawn(timeline(run)),
         resumes=resumes(run),
-        groups=[_group_row(group) for group in run.plan.get("groups", [])],
+        groups=[_group_row(group) for group in run.plan.groups],
         attempts=_attempt_rows(run),
         evaluated=run.evaluated,
         **_classes(run.confusion, run.classes),
-        mistakes=[_picture(row, run.classes) for row in run.mistakes if run.classes],
+        mistakes=[_picture(mistake, run.classes) for mistake in run.mistakes],
         bad_samples=[
-            (row["data"], str(row["id"]), row["reason"], row["text"])
-            for row in run.bad_samples[:_MAX_BAD]
+            (split, str(sample.id), sample.reason, sample.text)
+            for split, sample in run.bad_samples[:_MAX_BAD]
         ],
         **_epochs(run.history.of(EvaluationEvent)),
         facts=facts_of(run),
@@ -123,16 +124,15 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _group_row(group: dict[str, Any]) -> tuple[str, ...]:
-    release = group["release_step"]
+def _group_row(group: GroupRecord) -> tuple[str, ...]:
     return (
-        group["name"],
-        " ".join(group["match"]),
-        f"{group['rate_peak']:.3g}",
-        f"{group['weight_decay']:g}",
-        f"{group['parameters']:,}",
-        f"{group['share']:.2%}",
-        "never" if release is None else str(release),
+        group.name,
+        " ".join(group.match),
+        f"{group.rate_peak:.3g}",
+        f"{group.weight_decay:g}",
+        f"{group.parameters:,}",
+        f"{group.share:.2%}",
+        "never" if group.release_step is None else str(group.release_step),
     )
 
 
@@ -211,13 +211,13 @@ def _matrix(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _picture(row: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
+def _picture(mistake: MistakeRecord, names: Sequence[str]) -> dict[str, str]:
     return {
-        "jpeg": row["jpeg"],
-        "label": names[row["label"]],
-        "predicted": names[row["predicted"]],
-        "confidence": f"{row['confidence']:.2%}",
-        "sample": row["sample"],
+        "jpeg": mistake.jpeg,
+        "label": names[mistake.label],
+        "predicted": names[mistake.predicted],
+        "confidence": f"{mistake.confidence:.2%}",
+        "sample": mistake.sample,
     }
 
 

@@ -2,16 +2,16 @@
 
 import io
 import logging
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
 from worker.errors import WorkerError
-from worker.learn.confusion import Rows, merged
+from worker.learn.confusion import Rows, merge_rows
 from worker.record.events import Event, parse_event
 from worker.store import ObjectMissing, Store
-from worker.store.json_records import complaint, read_record
+from worker.store.json_records import complaint, get_json
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ _MAX_BYTES = 1 << 30
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_data(store: Store, name: str, schema: type[M]) -> Any:
-    """Return the JSON data of an object.
+def read_or_skip(store: Store, name: str, schema: type[M]) -> M | None:
+    """Read and validate a JSON object.
 
     Args:
         store: The output of the run.
@@ -29,13 +29,12 @@ def read_data(store: Store, name: str, schema: type[M]) -> Any:
         schema: The schema that the data must match.
 
     Returns:
-        The data; None if the object is missing or damaged.
+        The record; None if the object is missing or damaged.
     """
     try:
-        found = read_record(store, name, schema)
+        return get_json(store, name, schema)
     except ObjectMissing:
         return None
-    return found.model_dump() if found else None
 
 
 def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
@@ -62,7 +61,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
     if not sound or array.shape[1] != 3 or (array < 0).any() or (array[:, :2] >= classes).any():
         _tell(store, name)
         return None
-    return merged([array])
+    return merge_rows([array])
 
 
 def read_history_lines(store: Store, name: str) -> list[Event]:

@@ -1,7 +1,7 @@
 """Reader of all records that a run has left in its store."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.checkpoint.claim import attempt_numbers, read_attempt
 from worker.checkpoint.publication_record import Done, read_done
@@ -9,10 +9,26 @@ from worker.job.manifest_changes import flat
 from worker.layout import BAD_SAMPLES, EVALUATION, RECORDS, environment_name, plan_name
 from worker.learn.confusion import Rows
 from worker.report.history import History, read_history
-from worker.report.read_records import read_confusion, read_data
-from worker.report.record_schemas import BadSampleList, EnvironmentRecord, MistakeList, PlanRecord
+from worker.report.read_records import read_confusion, read_or_skip
+from worker.report.record_schemas import (
+    BadSampleList,
+    BadSampleRecord,
+    EnvironmentRecord,
+    MistakeList,
+    MistakeRecord,
+    PlanRecord,
+)
 from worker.report.status import Status, read_status
 from worker.store import Store
+
+
+class ListedBadSample(NamedTuple):
+    """A bad sample, and the data set that lists it."""
+
+    split: str
+    """The data set: train or val."""
+    sample: BadSampleRecord
+    """The sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +43,7 @@ class Run:
     """The events of all attempts."""
     started: dict[int, str | None]
     """The start time of each attempt, by its own clock, even if it recorded nothing else."""
-    plan: dict[str, Any]
+    plan: PlanRecord
     """The plan, as `worker plan` showed it at the start of the newest attempt."""
     environments: dict[int, dict[str, Any]]
     """The environment that each attempt ran in."""
@@ -36,9 +52,9 @@ class Run:
     """
     confusion: Rows | None
     """The confusion matrix of that evaluation."""
-    mistakes: list[dict[str, Any]]
+    mistakes: list[MistakeRecord]
     """The worst mistakes of that evaluation."""
-    bad_samples: list[dict[str, Any]]
+    bad_samples: list[ListedBadSample]
     """Samples that were left out."""
     done: Done | None
     """The result; None if there is none yet."""
@@ -46,7 +62,7 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """Names of the classes, in label order."""
-        return list(self.plan.get("classes", []))
+        return list(self.plan.classes)
 
 
 def read_run(store: Store) -> Run:
@@ -57,20 +73,19 @@ def read_run(store: Store) -> Run:
     evaluated, found = _evaluation(names, done.weights.step if done else None)
     attempts = {number: read_attempt(store, number) for number in attempt_numbers(store)}
     manifests = [record.manifest for record in attempts.values() if record]
-    plans = [read_data(store, plan_name(n), PlanRecord) for n in attempts]
-    plan: dict[str, Any] = next((plan for plan in reversed(plans) if plan), {})
+    plans = [read_or_skip(store, plan_name(n), PlanRecord) for n in attempts]
+    plan = next((plan for plan in reversed(plans) if plan), PlanRecord())
     environments = {
-        number: facts
+        number: record.root
         for number in attempts
-        if (facts := read_data(store, environment_name(number), EnvironmentRecord))
+        if (record := read_or_skip(store, environment_name(number), EnvironmentRecord))
     }
-    classes = len(plan.get("classes", ()))
-    confusion = None
-    mistakes: list[dict[str, Any]] = []
+    class_count = len(plan.classes)
+    confusion, mistakes = None, None
     if "confusion" in found:
-        confusion = read_confusion(store, found["confusion"], classes)
+        confusion = read_confusion(store, found["confusion"], class_count)
     if "mistakes" in found:
-        mistakes = read_data(store, found["mistakes"], MistakeList) or []
+        mistakes = read_or_skip(store, found["mistakes"], MistakeList)
     return Run(
         status=status,
         settings=flat(manifests[-1]) if manifests else {},
@@ -80,7 +95,11 @@ def read_run(store: Store) -> Run:
         environments=environments,
         evaluated=evaluated,
         confusion=confusion,
-        mistakes=[row for row in mistakes if max(row["label"], row["predicted"]) < classes],
+        mistakes=[
+            mistake
+            for mistake in (mistakes.root if mistakes else ())
+            if max(mistake.label, mistake.predicted) < class_count
+        ],
         bad_samples=_bad_samples(store, names),
         done=done,
     )
@@ -97,11 +116,12 @@ def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[
     return step, found[step] if step is not None else {}
 
 
-def _bad_samples(store: Store, names: list[str]) -> list[dict[str, Any]]:
+def _bad_samples(store: Store, names: list[str]) -> list[ListedBadSample]:
     """Return the bad samples of each data set, from the last attempt that listed any."""
     last = {match[2]: name for name in names if (match := BAD_SAMPLES.fullmatch(name))}
     return [
-        {"data": data, **row}
-        for data, name in last.items()
-        for row in read_data(store, name, BadSampleList) or []
+        ListedBadSample(split, sample)
+        for split, name in last.items()
+        if (listed := read_or_skip(store, name, BadSampleList))
+        for sample in listed.root
     ]

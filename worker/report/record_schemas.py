@@ -5,34 +5,11 @@ from typing import Annotated
 from pydantic import Field, JsonValue, RootModel
 
 from worker.checkpoint.commit import MAX_STEPS
-from worker.record.events import Real, Share, StepCount, Text, Time
-from worker.store.json_records import Record
+from worker.record.events import Real, Share, StepCount, Text
+from worker.store.json_records import StoredRecord
 
 
-class End(Record):
-    """The end of an attempt: exit code and reason."""
-
-    code: int
-    text: Text = ""
-
-
-class ProgressRecord(Record):
-    """The progress of an attempt; fields that are not known (yet) are None."""
-
-    time: Time | None = None
-    world_size: Annotated[int, Field(ge=1)] | None = None
-    step: StepCount = 0
-    total_steps: StepCount | None = None
-    epoch: StepCount | None = None
-    loss: Real | None = None
-    validation_accuracy: Share | None = None
-    best_accuracy: Share | None = None
-    images_per_second: Real | None = None
-    remaining_seconds: Time | None = None
-    end: End | None = None
-
-
-class GroupRecord(Record):
+class GroupRecord(StoredRecord):
     """A parameter group, as planned."""
 
     name: Text
@@ -44,13 +21,13 @@ class GroupRecord(Record):
     release_step: StepCount | None
 
 
-class DataRecord(Record):
+class DataRecord(StoredRecord):
     """A data set, as planned."""
 
     images: Annotated[int, Field(ge=0)]
 
 
-class PlanRecord(Record):
+class PlanRecord(StoredRecord):
     """The plan, as `worker plan` showed it at the start of an attempt."""
 
     classes: tuple[Text, ...] = ()
@@ -65,7 +42,7 @@ class EnvironmentRecord(RootModel[dict[str, JsonValue]]):
     """The environment that an attempt ran in."""
 
 
-class MistakeRecord(Record):
+class MistakeRecord(StoredRecord):
     """An image that an evaluation got wrong."""
 
     sample: Text
@@ -75,7 +52,7 @@ class MistakeRecord(Record):
     jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=1 << 20)]
 
 
-class BadSampleRecord(Record):
+class BadSampleRecord(StoredRecord):
     """A sample that was left out."""
 
     id: Annotated[int, Field(ge=0)]

@@ -34,9 +34,9 @@ def learning(run: Run) -> list[str]:
 
 def rates(run: Run) -> list[str]:
     """Draw learning rate and gradient norm of each group, and mark the groups' releases."""
-    steps, groups = run.history.of(StepEvent), run.plan.get("groups", [])
+    steps, groups = run.history.of(StepEvent), run.plan.groups
     names = list(dict.fromkeys(name for event in steps for name in event.rates))
-    marks = [(g["release_step"], f"{g['name']} released") for g in groups if g["release_step"]]
+    marks = [(g.release_step, f"{g.name} released") for g in groups if g.release_step]
     charts = []
     series: dict[str, list[Mapping[str, float | None]]] = {
         "learning rate": [event.rates for event in steps],
@@ -166,7 +166,7 @@ def _over_epochs(
     run: Run, *, title: str, points: Sequence[Point], value: Value, color: int
 ) -> Line:
     """Return a line over epochs, which are comparable between runs of different batch sizes."""
-    per_epoch = run.plan.get("steps_per_epoch", 1)
+    per_epoch = run.plan.steps_per_epoch
     dots = any(isinstance(point, EvaluationEvent) for point in points)
     line = _line(title, points, list(map(value, points)), color, dots=dots)
     return replace(line, x=[step / per_epoch for step in line.x])

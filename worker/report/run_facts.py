@@ -8,6 +8,7 @@ from typing import Any
 from worker.logs import count
 from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
+from worker.report.record_schemas import PlanRecord
 
 _HOUR = 3600.0
 _MIN_HOURS = 0.1
@@ -50,18 +51,19 @@ def _when(run: Run) -> str:
     return f"{time.strftime(f'{_DAY} %H:%M', first)} to {time.strftime(f'{form} %Z', last)}"
 
 
-def _model(settings: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+def _model(settings: Mapping[str, Any], plan: PlanRecord) -> str:
     backbone = settings.get("model.backbone")
-    size = plan.get("image_size")
-    return f"{backbone}{f' at {size} px' if size else ''}" if backbone else ""
+    size = f" at {plan.image_size} px" if plan.image_size else ""
+    return f"{backbone}{size}" if backbone else ""
 
 
 def _devices(run: Run) -> str:
     """Describe the ranks and devices of each attempt, in order."""
     found = [
-        f"{count(facts['world_size'], 'rank')} on {_device(facts['device'])}"
+        f"{count(world_size, 'rank')} on {_device(device)}"
         for facts in run.environments.values()
-        if isinstance(facts.get("world_size"), int) and isinstance(facts.get("device"), str)
+        if isinstance(world_size := facts.get("world_size"), int)
+        and isinstance(device := facts.get("device"), str)
     ]
     return ", then ".join(text for text, _ in itertools.groupby(found))
 
@@ -70,11 +72,11 @@ def _device(name: str) -> str:
     return "CPU" if name == "cpu" else name
 
 
-def _data(plan: Mapping[str, Any]) -> str:
+def _data(plan: PlanRecord) -> str:
     parts = [
-        f"{plan[split]['images']:,} {name}"
-        for split, name in (("train", "training"), ("val", "validation"))
-        if isinstance(plan.get(split), dict) and isinstance(plan[split].get("images"), int)
+        f"{data.images:,} {name}"
+        for data, name in ((plan.train, "training"), (plan.val, "validation"))
+        if data
     ]
-    classes = len(plan.get("classes", ()))
+    classes = len(plan.classes)
     return f"{' and '.join(parts)} images of {classes:,} classes" if parts and classes else ""

@@ -13,9 +13,9 @@ from worker.errors import ConfigurationError, ExitCode
 from worker.layout import COMMITS, attempt_name, progress_name
 from worker.logs import count
 from worker.record.journal import PROGRESS_SECONDS
-from worker.report.record_schemas import End, ProgressRecord
+from worker.record.progress_record import End, ProgressRecord
 from worker.store import ObjectMissing, Store
-from worker.store.json_records import read_record
+from worker.store.json_records import get_json
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS
 _SILENCE = "no heartbeat: it was killed, or is cut off from its storage"
@@ -122,7 +122,7 @@ def _read_progress(store: Store, attempt: int) -> tuple[ProgressRecord, float]:
     name = progress_name(attempt)
     said = None
     with contextlib.suppress(ObjectMissing):
-        said = read_record(store, name, ProgressRecord)
+        said = get_json(store, name, ProgressRecord)
     if said is None:
         name = attempt_name(attempt)
     written = max((info.modified for info in store.list(name)), default=time.time())

@@ -1,7 +1,8 @@
 """Small JSON objects of a job, none of them trusted: size-limited, validated, or skipped."""
 
+import json
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,13 +15,13 @@ _MAX_BYTES = 8 << 20
 R = TypeVar("R", bound=BaseModel)
 
 
-class Record(BaseModel):
+class StoredRecord(BaseModel):
     """Base class of the record schemas; fields added by a later version are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-def read_record(store: Store, key: str, schema: type[R]) -> R | None:
+def get_json(store: Store, key: str, schema: type[R]) -> R | None:
     """Read and validate an object; log a warning and return None if it is damaged.
 
     Args:
@@ -36,6 +37,11 @@ def read_record(store: Store, key: str, schema: type[R]) -> R | None:
     except ValueError as error:
         log.warning("%s%s: damaged (%s); ignoring it", store.uri, key, complaint(error))
         return None
+
+
+def put_json(store: Store, key: str, data: Any) -> None:
+    """Write data as an indented JSON object."""
+    store.put(key, json.dumps(data, indent=1).encode())
 
 
 def complaint(error: ValueError) -> str:

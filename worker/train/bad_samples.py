@@ -1,6 +1,5 @@
 """Samples that cannot be used: a list that all ranks share, and a limit on its length."""
 
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from worker.data.loader import Bad
 from worker.errors import DataError
 from worker.job.job import Dataset
 from worker.layout import bad_samples_name
+from worker.store.json_records import put_json
 from worker.train.attempt import Attempt
 
 log = logging.getLogger(__name__)
@@ -77,4 +77,4 @@ class Quarantine:
     def _write(self, attempt: Attempt) -> None:
         rows = [asdict(bad) for bad in self._listed.values()]
         name = bad_samples_name(attempt.durable.attempt, self._field.removeprefix("data."))
-        attempt.job.output.put(name, json.dumps(rows, indent=1).encode())
+        put_json(attempt.job.output, name, rows)

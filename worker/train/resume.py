@@ -1,7 +1,6 @@
 """The start of an attempt: claim a number and resume from the newest intact checkpoint."""
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from worker.model.pretrained_weights import load_pretrained
 from worker.ranks.process_group import total
 from worker.ranks.rank import Rank
 from worker.record.environment_record import show_surroundings, surroundings
-from worker.store.json_records import complaint
+from worker.store.json_records import complaint, put_json
 from worker.train.broadcast_state import share_learner, shared, wait_for_rank_0
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def begin_attempt(
     attempt = _claim(job, rank, facts)
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
-    found = _Found(state=State(), commit=None, lost=0, done=False)
+    found = _ResumePoint(state=State(), commit=None, lost=0, done=False)
     if rank.leads:
         found = _restore(job, learner, metrics, beat)
     wait_for_rank_0(beat)
@@ -90,7 +89,7 @@ def begin_attempt(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _ResumePoint:
     """The job's state as rank 0 has found it in the output, and the number of lost steps."""
 
     state: State
@@ -99,10 +98,12 @@ class _Found:
     done: bool
 
 
-def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]) -> _Found:
+def _restore(
+    job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], None]
+) -> _ResumePoint:
     # After the claim: from here on, no older attempt can commit.
     if settle(job.output, job.manifest.train.epochs, beat):
-        return _Found(state=State(), commit=None, lost=0, done=True)
+        return _ResumePoint(state=State(), commit=None, lost=0, done=True)
     newest = 0
     for name in list_commits(job.output):
         if name.step > job.total_steps or not read_commit_record(job.output, name):
@@ -113,7 +114,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
             if parts:
                 state = _state_in(parts, name, job)
                 restore_snapshot(parts, learner)
-                return _Found(state=state, commit=name, lost=newest - state.step, done=False)
+                return _ResumePoint(state=state, commit=name, lost=newest - state.step, done=False)
         except ValueError as error:
             log.warning(
                 "checkpoint %s cannot be read (%s); trying an older one", name, complaint(error)
@@ -126,7 +127,7 @@ def _restore(job: Job, learner: Learner, metrics: Metrics, beat: Callable[[], No
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
-    return _Found(state=State(), commit=None, lost=newest, done=False)
+    return _ResumePoint(state=State(), commit=None, lost=newest, done=False)
 
 
 def _state_in(parts: Parts, name: CommitName, job: Job) -> State:
@@ -158,7 +159,7 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
             )
         plan = outline_job(job, rank.world_size).as_dict()
         for name, kept in ((environment_name(number), facts), (plan_name(number), plan)):
-            job.output.put(name, json.dumps(kept, indent=1).encode())
+            put_json(job.output, name, kept)
     return int(total(number)[0])
 
 

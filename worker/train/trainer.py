@@ -164,9 +164,9 @@ def _record_evaluation(attempt: Attempt, result: Evaluation) -> None:
         loss=result.loss,
         accuracy=result.accuracy,
         top5_accuracy=result.top5_accuracy,
+        best_accuracy=state.best_accuracy,
     )
     journal.note(event)
-    journal.stand(validation_accuracy=result.accuracy, best_accuracy=state.best_accuracy)
     if attempt.leads:
         log.info(
             "epoch %d/%d  validation accuracy %.2f%%  loss %.4f  best %.2f%%",
