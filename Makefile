@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo quick fix test coverage e2e kube gpu fuzz bench lint lock clean
+.PHONY: help demo quick fix docs test coverage e2e kube gpu fuzz bench lint lock clean
 
 help:
 	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ quick: .venv/ready
 fix: .venv/ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+#: make docs      write the parts of docs/ that are generated from the code
+docs: .venv/ready
+	$(BIN)/python -m tests.repository.generated_docs
 
 #: make test      everything on real processes, with an embedded S3
 test: .venv/ready

@@ -7,7 +7,7 @@ _NOTHING = "·"
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """Return one bar character per value, full height at `top`; a dot for zero or less."""
+    """Return one bar character per value, at full height from `top` up; a dot for zero or less."""
     return "".join(
         _BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] if value > 0 else _NOTHING
         for value in values
@@ -33,7 +33,7 @@ def bar(done: float, width: int = 10) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration as `3:07`, or as `1:02:03` from one hour on."""
+    """Format a duration as `3:07`, or as `1:02:03` for an hour or more."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

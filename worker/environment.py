@@ -1,4 +1,4 @@
-"""Settings of a job's environment: our own variables, with their bounds and meaning."""
+"""Settings in a job's environment: our own variables, with their bounds and meanings."""
 
 import difflib
 import math
@@ -36,7 +36,7 @@ def whole_number(
         most: The largest valid number; None if there is no limit.
 
     Raises:
-        ConfigurationError: The variable holds anything else.
+        ConfigurationError: The variable holds anything else, or is not set but must be.
     """
     text = env.get(name, default)
     if text is None:
@@ -54,8 +54,8 @@ class Variable(Generic[T]):
 
     Args:
         name: The name of the variable.
-        default: The value if it is not set.
-        text: The meaning, with its unit.
+        default: The value if the variable is empty or not set.
+        text: The meaning of the variable, with its unit.
     """
 
     def __init__(self, name: str, default: T, text: str) -> None:
@@ -161,8 +161,8 @@ class Settings:
     pushgateway = Variable(
         "WORKER_PUSHGATEWAY",
         "",
-        "address of a Pushgateway that gets the metrics every 15 s (unless a port is set), and the "
-        "outcome of the attempt at the end",
+        "address of a Pushgateway that gets the metrics every 15 s (unless `WORKER_METRICS_PORT` "
+        "is set), and the outcome of the attempt at the end",
     )
     metrics_textfile = Variable(
         "WORKER_METRICS_TEXTFILE",
@@ -172,8 +172,8 @@ class Settings:
     loader_threads = _Whole[int | None](
         "WORKER_LOADER_THREADS",
         None,
-        "decode threads per rank, two per process (default: the rank's cores); 0: decode in the "
-        "training thread",
+        "decode threads per rank, two per process (default: one per core of the rank); 0: decode "
+        "in the training thread",
     )
     read_memory_mib = _Whole(
         "WORKER_READ_MEMORY_MIB", 512, "maximum MiB that a rank reads ahead and keeps", least=16
@@ -183,11 +183,13 @@ class Settings:
         "",
         "folder that the ranks of a node share as a cache of read and decoded data",
     )
-    scratch_gib = _Whole("WORKER_SCRATCH_GIB", 10, "maximum size of that cache in GiB", least=1)
+    scratch_gib = _Whole(
+        "WORKER_SCRATCH_GIB", 10, "maximum size of the `WORKER_SCRATCH` cache in GiB", least=1
+    )
     revision = Variable(
         "WORKER_REVISION",
         "",
-        "the revision of the code that is recorded with a run; set in the image",
+        "revision of the code, recorded with every run; set in the container image",
     )
     nodes = _Whole[int | None](
         "WORKER_NODES", None, "number of pods in a Kubernetes Indexed Job", least=1

@@ -1,4 +1,4 @@
-"""Exception types, one per exit code; `launch.guard` maps them to exit codes.
+"""Exit codes, and the exceptions that lead to them by way of `launch.guard`.
 
 The codes are an API for schedulers (docs/exit-codes.md).
 """
@@ -9,16 +9,43 @@ from signal import SIGABRT, SIGKILL, SIGTERM
 
 
 class ExitCode(IntEnum):
-    """Exit codes that a scheduler can act on."""
+    """Exit codes that a scheduler can act on; each has its meaning, and what to do about it."""
 
-    DONE = 0
-    USAGE = 2
-    DATA = 65
-    INFRASTRUCTURE = 69
-    BUG = 70
-    STOPPED = 75
-    SUPERSEDED = 76
-    CONFIGURATION = 78
+    meaning: str
+    advice: str
+
+    DONE = 0, "done, or was already done", "do nothing"
+    USAGE = 2, "invalid command line", "report it"
+    DATA = (
+        65,
+        "more samples are altered or undecodable than `data.error_budget` allows",
+        "fail, no retry",
+    )
+    INFRASTRUCTURE = 69, "storage, the rendezvous or another rank failed", "retry, counted"
+    BUG = 70, "unexpected error, a bug", "retry, counted"
+    STOPPED = (
+        75,
+        "stopped on request; everything is committed, or the log says what is not",
+        "run again, not counted",
+    )
+    SUPERSEDED = 76, "a newer attempt of the same job has started", "do nothing"
+    CONFIGURATION = (
+        78,
+        "the manifest, the credentials or the environment are invalid",
+        "fail, no retry",
+    )
+
+    def __new__(cls, code: int, meaning: str = "", advice: str = "") -> "ExitCode":
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning, member.advice = meaning, advice
+        return member
+
+
+def describe_exit_codes() -> str:
+    """Return the table of docs/exit-codes.md."""
+    rows = [f"| {code.value} | {code.meaning} | {code.advice} |" for code in ExitCode]
+    return "\n".join(["| code | meaning | a scheduler should |", "|---|---|---|", *rows]) + "\n"
 
 
 class WorkerError(Exception):
@@ -28,42 +55,42 @@ class WorkerError(Exception):
 
 
 class DataError(WorkerError):
-    """Training data is broken beyond the error budget."""
+    """Damage to the training data beyond the error budget."""
 
     code = ExitCode.DATA
 
 
 class InfrastructureError(WorkerError):
-    """Storage, rendezvous or a peer rank failed despite retries; running again may help."""
+    """A failure of storage, rendezvous or a peer rank despite retries; running again may help."""
 
     code = ExitCode.INFRASTRUCTURE
 
 
 class StopRequested(WorkerError):
-    """The job was stopped by a signal; all completed work is committed."""
+    """A stop requested by a signal; all completed work is committed."""
 
     code = ExitCode.STOPPED
 
 
 class Superseded(WorkerError):
-    """A newer attempt of the same job exists; this one must not write anything more."""
+    """A newer attempt of the same job; this one must not write anything more."""
 
     code = ExitCode.SUPERSEDED
 
 
 class ConfigurationError(WorkerError):
-    """Manifest, credentials or environment are wrong; running again will not help."""
+    """A mistake in the manifest, credentials or environment; running again will not help."""
 
     code = ExitCode.CONFIGURATION
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type; torch appends stack traces."""
+    """Return the first line of an error's message (torch appends stacks), or else its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def error_of(code: int) -> WorkerError:
-    """Return the error for an exit code, without a message, as another rank reports it."""
+    """Return an error without a message for an exit code: another rank reports the cause."""
     kinds = WorkerError.__subclasses__()
     return next((kind for kind in kinds if kind.code == code), WorkerError)("")
 
@@ -81,7 +108,7 @@ _SEVERITY = (
 
 
 _SHELL = 128
-_HUNG = 1  # set by faulthandler when a hung call blocks Python; nothing else exits with it
+_HUNG = 1  # set by faulthandler when a hung call blocks Python; nothing else exits with 1
 
 
 def exit_code_of(status: int) -> int:

@@ -44,7 +44,8 @@ class Child:
     Args:
         name: One word for the task of the process.
         description: Subject of an error message, such as "a process that decodes".
-        serve: Called in the child with its end of the connection; must return once that is closed.
+        serve: Called in the child with its end of the connection; must return once the
+            parent hangs up.
     """
 
     def __init__(self, name: str, description: str, serve: Callable[[Connection], None]) -> None:
@@ -59,14 +60,14 @@ class Child:
         theirs.close()
 
     def send(self, message: object) -> None:
-        """Send a message; if the process is dead, only the next `receive` raises an error."""
+        """Send a message; if the process is dead, no error is raised until `receive`."""
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
     def receive(self) -> Any:
         """Receive the next message, and raise it if it is an error.
 
-        Raises `InfrastructureError` if the process was killed.
+        Raises `InfrastructureError` if the process was killed, `RuntimeError` if it crashed.
         """
         try:
             message = self.connection.recv()
@@ -83,7 +84,7 @@ class Child:
         self.connection.close()
 
     def end(self, deadline: float) -> None:
-        """Wait until the deadline, on `time.monotonic`, for the process to exit, then kill it."""
+        """Wait for the process to exit; kill it at the deadline, which is on `time.monotonic`."""
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
@@ -115,7 +116,7 @@ def _run(parent: int, serve: Callable[[Connection], None], connection: Connectio
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)
-    for other in _connections:  # otherwise a sibling would not notice that its own is closed
+    for other in _connections:  # an open copy would keep a sibling from seeing its parent hang up
         other.close()
     serve(connection)
     os._exit(ExitCode.DONE)

@@ -1,4 +1,4 @@
-"""The names of all objects that a job writes below its output, and their parsers.
+"""The names of all objects that a job writes below its output, and patterns that parse them.
 
 docs/output.md lists them for users. Numbers are zero-padded so that listings are in order.
 """
@@ -12,7 +12,7 @@ CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
 FINAL = "final/"
 FIND_RATES, CHART_NAME, SWEEP_NAME = "find-rates/", "chart.svg", "sweep.json"
 CHECK = "check/"
-"""Where `worker check` writes and deletes objects to try its permissions."""
+"""Prefix below which `worker check` writes and deletes objects to test its permissions."""
 PUBLISHED = r"^(final/model\.(json|safetensors|onnx|pt2)|manifest\.json)$"
 """The objects of a result, once it is published."""
 
@@ -43,7 +43,7 @@ def publication_name(number: int) -> str:
 
 
 def commit_name(checkpoint: object) -> str:
-    """Return the name of the object that commits a checkpoint, `<step>-<attempt>`."""
+    """Return the name of the object that commits the checkpoint `<step>-<attempt>`."""
     return f"{COMMITS}{checkpoint}.json"
 
 
@@ -68,7 +68,7 @@ def progress_name(attempt: int) -> str:
 
 
 def plan_name(attempt: int) -> str:
-    """Return the name of the plan record from the start of an attempt."""
+    """Return the name of an attempt's plan record."""
     return record_name(attempt, "plan.json")
 
 

@@ -66,7 +66,7 @@ class _TerminalHandler(logging.StreamHandler[TextIO]):
 
 
 class _Once(logging.Filter):
-    """Filter that passes each warning once: a persistent fault would hide everything else."""
+    """Filter that passes each warning once, as a persistent fault would hide everything else."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def configure_logs(style: str) -> None:
 
 
 def _is_json(style: str) -> bool:
-    """Return whether to log JSON: if set, or by default in a cluster without a terminal."""
+    """Return whether to log JSON: if requested, or by default in a cluster without a terminal."""
     in_cluster = any(name in os.environ for name in _CLUSTER)
     return style == "json" or (style == "auto" and in_cluster and not sys.stderr.isatty())
 

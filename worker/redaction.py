@@ -37,8 +37,8 @@ def is_signed(address: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Return the text without secret environment values, logins and signed queries."""
-    # Secrets go first, since the other substitutions may cut one in two.
+    """Return the text without secret environment values, logins or signed queries."""
+    # Replace secrets first, since the other substitutions may cut one in two.
     for secret in _secrets():
         for form in _forms(secret):
             text = text.replace(form, _HIDDEN)
@@ -114,10 +114,10 @@ def _forms(secret: str) -> set[str]:
 
 
 def _secrets() -> list[str]:
-    """Return the values of secret variables, except for paths, and the passwords in URLs."""
+    """Return the passwords in URLs, and the values of secret variables that are not paths."""
     found = set()
     for name, value in os.environ.items():
-        # An access key ID is not a secret by itself, and a short one may be a plain user name.
+        # A short access key ID may be a plain user name; it is not a secret by itself.
         word = name.upper().endswith("ACCESS_KEY_ID") and len(value) < _SHORTEST_ID
         if _is_secret(name) and not _is_path(value) and not word:
             found.add(value)

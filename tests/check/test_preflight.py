@@ -36,7 +36,7 @@ def test_a_good_place_passes_and_nothing_is_left(
     assert ended.code == 0, ended.out
     table = rows(ended.out)
     assert {state for state, _ in table.values()} == {"ok"}
-    assert table["credentials"][1] == "by env"
+    assert table["credentials"][1] == "from env"
     assert table["ranks"][1] == "2 in all, 6 images of each batch per rank"
     assert re.fullmatch(
         r"\d+ cores?; \d+ threads? in \d+ process(es)? of each rank will decode",
@@ -44,7 +44,7 @@ def test_a_good_place_passes_and_nothing_is_left(
     )
     assert table["data.train"][1].startswith("52 samples of 2 classes in")
     assert "head fc" in table["model"][1]
-    assert table["output: put if absent"][1] == "the second of two is refused"
+    assert table["output: put if absent"][1] == "the second of two writers is refused"
     assert ended.out.endswith("all checks passed\n")
     assert keys(open_store(bucket)) == ["job.yaml"]
 
@@ -63,7 +63,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["data.val"][0] == "FAIL"
     assert "no such bucket; correct the name" in table["data.val"][1]
     assert table["data.train"][0] == "ok"
-    assert table["model"] == ("-", "not looked at: the data cannot be read")
+    assert table["model"] == ("-", "not checked: the data cannot be read")
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
@@ -88,7 +88,9 @@ def test_settings_of_the_place_are_checked_and_change_nothing(
     ended = run("check", write(job))
     assert rows(ended.out)["scratch"][0] == "warn"
     assert rows(ended.out)["environment"][0] == "FAIL"
-    assert "1 of 18 fail" in ended.out, "the cause once, not in every row that it is read for"
+    assert "1 of 18 checks failed" in ended.out, (
+        "the cause once, not in every row that it is read for"
+    )
     assert ended.code == 78
 
 
@@ -108,7 +110,7 @@ def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path)
     mistakes = [line.split(":")[0].strip() for line in lines[2:7]]
     assert mistakes == ["output", "data", "model", "optimizer", "train"]
     assert lines[-3].strip().startswith("fast: unknown key")
-    assert rows(ended.stdout)["all else"] == ("-", "not looked at: the manifest cannot be read")
+    assert rows(ended.stdout)["all else"] == ("-", "not checked: the manifest cannot be read")
 
 
 def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict[str, Any]) -> None:
@@ -182,8 +184,8 @@ def test_a_store_that_does_not_answer_is_no_mistake_of_the_user(
     assert ended.code == 69
     table = rows(ended.out)
     assert "cannot be reached" in table["output: list"][1]
-    assert table["model"] == ("-", "not looked at: the output cannot be read")
-    assert table["output: delete"] == ("-", "not looked at: storage cannot be used, see above")
+    assert table["model"] == ("-", "not checked: the output cannot be read")
+    assert table["output: delete"] == ("-", "not checked: storage cannot be used, see above")
 
 
 @pytest.mark.parametrize("wrong", ["none", "line break"])
@@ -203,7 +205,7 @@ def test_credentials_that_are_wrong_are_one_failure(
         assert [name for name, (state, _) in table.items() if state == "FAIL"] == ["credentials"]
         assert table["devices"][0] == "ok"
         storage = [text for state, text in table.values() if state == "-"]
-        assert "not looked at: storage cannot be used, see above" in storage
+        assert "not checked: storage cannot be used, see above" in storage
 
 
 def test_an_output_without_a_bucket_is_one_failure(
@@ -214,7 +216,7 @@ def test_an_output_without_a_bucket_is_one_failure(
     assert ended.code == 78
     table = rows(ended.out)
     assert "create it (--create-bucket of worker pack or put)" in table["output: list"][1]
-    assert table["output: delete"] == ("-", "not looked at: no such bucket")
+    assert table["output: delete"] == ("-", "not checked: no such bucket")
 
 
 def test_ranks_that_start_elsewhere(

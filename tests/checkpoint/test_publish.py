@@ -64,7 +64,7 @@ def test_a_result_that_lost_a_part_does_not_harm_the_one_before_it(store: Store)
     ]
     store.put("records/000002/result/final/model.json", b"cut")
     result = {"epochs": 3, "step": 9, "weights": {"step": 9, "accuracy": None}}
-    with pytest.raises(InfrastructureError, match="not read back"):
+    with pytest.raises(InfrastructureError, match="cannot be read back"):
         publish(store, 2, parts, result=result, check=lambda: None)
     assert store.get("final/model.json") == b'{"by": 1}'
     assert "final/model.safetensors" not in keys(store)

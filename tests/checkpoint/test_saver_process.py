@@ -98,7 +98,7 @@ def killed_process(uri: str) -> None:
         assert pid
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(
-            InfrastructureError, match="the process that saves was killed by SIGKILL"
+            InfrastructureError, match="the process that saves checkpoints was killed by SIGKILL"
         ):
             saver.write(NAME, snapshot)
 

@@ -114,10 +114,16 @@ def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "complaint"),
     [
-        ({"teacher": {}, "epoch": 3}, "holds no state dict, but the keys teacher, epoch; save"),
-        ([1], "holds no state dict, but a list; save"),
-        ({}, "holds no state dict, but nothing; save"),
-        ({"model": {"conv1.weight": torch.ones(2)}}, "holds model with 1 tensor, which do not fit"),
+        (
+            {"teacher": {}, "epoch": 3},
+            r"holds no state dict \(found the keys teacher, epoch\); save",
+        ),
+        ([1], r"holds no state dict \(found a list\); save"),
+        ({}, r"holds no state dict \(found nothing\); save"),
+        (
+            {"model": {"conv1.weight": torch.ones(2)}},
+            "holds the key model with 1 tensor but does not fit",
+        ),
         (
             {"state_dict": {}, "cfg": fractions.Fraction(1, 2)},
             "holds fractions.Fraction beside the tensors, .* if you trust the file, convert it",

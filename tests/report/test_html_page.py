@@ -174,7 +174,7 @@ def test_a_page_goes_where_it_was_sent_and_breaks_nothing(
     for out in ("/dev/null", str(tmp_path)):
         ended = run("report", kept.uri, "--out", out)
         assert ended.code == 78, out
-        assert "no regular file" in ended.err
+        assert "not a regular file" in ended.err
 
 
 def test_many_classes_are_told_by_what_is_worst(kept: Store) -> None:

@@ -1,7 +1,4 @@
-"""The rooms of the package: imports lead downwards, and the picture in the docs is true.
-
-`python -m tests.repository.test_architecture` writes the picture anew.
-"""
+"""The rooms of the package: imports lead downwards, and pages lead somewhere."""
 
 import ast
 import re
@@ -14,7 +11,6 @@ import pytest
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "worker"
-PAGE = ROOT / "docs/architecture.md"
 FLOORS = (  # from the top; a room imports from lower floors alone
     ("cli",),
     ("check", "launch", "report"),
@@ -31,7 +27,6 @@ FLOORS = (  # from the top; a room imports from lower floors alone
 """`base` is the files that lie in no room."""
 EXCEPTIONS = {("base", "cli"), ("check", "launch")}
 """`python -m worker`; and a check starts as a launch does."""
-_PICTURE = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 
 
 def room_of(path: Path) -> str:
@@ -68,7 +63,7 @@ def picture() -> str:
     for room in sorted(direct):
         below = set().union(*(reachable(direct, target) for target in direct[room]))
         lines += [f"  {room} --> {target}" for target in sorted(direct[room] - below)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(["```mermaid", *lines, "```"]) + "\n"
 
 
 def reachable(direct: dict[str, set[str]], room: str) -> set[str]:
@@ -91,12 +86,6 @@ def test_imports_lead_downwards() -> None:
 def test_every_room_is_on_a_floor() -> None:
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms | {"base"} == {room for rooms in FLOORS for room in rooms}
-
-
-def test_the_picture_in_the_docs_is_that_of_the_code() -> None:
-    found = _PICTURE.search(PAGE.read_text())
-    assert found
-    assert found[1] == picture()
 
 
 def test_tests_are_found_by_the_name_of_what_they_test() -> None:
@@ -142,7 +131,3 @@ def test_anchors_in_the_docs_lead_somewhere() -> None:
             heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
             assert anchor in slugs, (page.name, link, anchor)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(_PICTURE.sub(lambda _: f"```mermaid\n{picture()}```", PAGE.read_text()))

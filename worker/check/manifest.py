@@ -1,4 +1,4 @@
-"""The first rows of a preflight, checked before any slow import: they catch most mistakes."""
+"""The first rows of a preflight, filled in before any slow import, as they catch most mistakes."""
 
 import os
 from urllib.parse import urlsplit
@@ -10,9 +10,9 @@ from worker.manifest import Manifest, load_manifest
 
 
 def look_at_manifest(table: Table, uri: str) -> Manifest | None:
-    """Add the rows for the manifest and its credentials; return None if it is invalid.
+    """Add the rows for the manifest and the credentials, and return the manifest.
 
-    Also return None if storage cannot be used, in which case the manifest was not read.
+    Return None if the manifest is invalid or cannot be read.
     """
     found: list[Manifest] = []
 

@@ -1,4 +1,4 @@
-"""Probes of the machine or pod: devices, ranks, rendezvous, disk, shared memory, metrics."""
+"""Probes of the machine or pod: devices, processors, rendezvous, disk, shared memory, metrics."""
 
 import os
 import shutil
@@ -32,11 +32,11 @@ def probe_devices() -> str:
     if not gpus:
         return "no GPU here; ranks run on the CPU"
     start_cuda(torch.device("cuda", 0))
-    return f"{gpus} of {torch.cuda.get_device_name(0)}"
+    return f"{gpus} x {torch.cuda.get_device_name(0)}"
 
 
 def probe_processors(place: Rank | Spawn | None, lanes: int) -> str:
-    """Return the cores that ranks here may use, by affinity and cgroup, and how they decode."""
+    """Describe the cores that ranks here may use, by affinity and cgroup, and what will decode."""
     cores = cores_of_node()
     if place is None:
         return f"{count(cores, 'core')} here"
@@ -70,7 +70,7 @@ def probe_rendezvous(place: Rank | Spawn | None) -> str:
 
 
 def _by_interface(address: str) -> str:
-    """Return the interface on which Gloo and NCCL will listen for the other nodes."""
+    """Describe the interface on which Gloo and NCCL will listen for the other nodes."""
     chosen = os.environ.get("GLOO_SOCKET_IFNAME")
     if chosen:
         return f", GLOO_SOCKET_IFNAME is {chosen}"
@@ -81,7 +81,7 @@ def _by_interface(address: str) -> str:
 
 
 def probe_scratch() -> str:
-    """Check that the cache folder is writable and has the space that it may use."""
+    """Check that the cache folder is writable and has as much free space as the cache may use."""
     settings = Settings.from_env()
     folder = settings.scratch
     if not folder:
@@ -94,7 +94,7 @@ def probe_scratch() -> str:
             free = shutil.disk_usage(existing).free / (1 << 30)
     except OSError as error:
         raise Caution(
-            f"WORKER_SCRATCH: {folder}: {error.strerror}; training would continue without it"
+            f"WORKER_SCRATCH: {folder}: {error.strerror}; training would run without a cache"
         ) from None
     if free < wanted:
         raise Caution(
@@ -124,7 +124,7 @@ def probe_shared_memory() -> str:
 
 
 def probe_metrics() -> str:
-    """Check that every configured metrics exporter works; none of them can fail the training."""
+    """Check that each configured metrics exporter works; the job runs even if one does not."""
     ways = []
     settings = Settings.from_env()
     port = settings.metrics_port
@@ -146,14 +146,16 @@ def probe_metrics() -> str:
                 f"WORKER_METRICS_TEXTFILE: {folder} is not a writable folder; choose another one"
             )
         ways.append(f"{folder} is writable")
-    return ", ".join(ways) or "no WORKER_METRICS_PORT, WORKER_PUSHGATEWAY or _TEXTFILE is set"
+    return ", ".join(ways) or (
+        "none of WORKER_METRICS_PORT, WORKER_PUSHGATEWAY and WORKER_METRICS_TEXTFILE is set"
+    )
 
 
 def _probe_gateway(gateway: Gateway) -> str:
     try:
         gateway.ask()
     except urllib.error.HTTPError as error:
-        raise Caution(f"WORKER_PUSHGATEWAY: answers with status {error.code}") from None
+        raise Caution(f"WORKER_PUSHGATEWAY: the server answers with status {error.code}") from None
     except Exception as error:
         # Never the error's text: it may contain part of the address, such as a password.
         reason = getattr(getattr(error, "reason", error), "strerror", None) or type(error).__name__

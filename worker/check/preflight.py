@@ -46,7 +46,7 @@ def look_at_place(
 
 
 class _Preflight:
-    """The findings so far, on which later probes build."""
+    """A preflight in progress, with the findings on which later probes build."""
 
     def __init__(
         self, table: Table, manifest: Manifest | None, ranks: int | None, nproc: int | None
@@ -122,7 +122,7 @@ def _probe_model(manifest: Manifest) -> str:
     job = open_job(manifest)
     weights = "random weights"
     if manifest.model.pretrained:
-        weights = f"{load_pretrained(job.backbone, manifest.model.pretrained)} tensors of weights"
+        weights = f"{load_pretrained(job.backbone, manifest.model.pretrained)} pretrained tensors"
     require_same_experiment(job)
     head = ", ".join(job.backbone.heads)
     groups = ", ".join(group.name for group in job.groups)

@@ -31,7 +31,7 @@ def probe_credentials() -> str:
         raise ConfigurationError(first_line(error)) from None
     if found is None:
         raise translate(boto_errors.NoCredentialsError(), "AWS")
-    return f"by {found.method}"
+    return f"from {found.method}"
 
 
 def look_at_output(table: Table, store: Store) -> None:
@@ -67,8 +67,8 @@ def _put_and_get(store: Store, key: str) -> str:
     store.put(key, data)
     if store.get(key) != data:
         raise ConfigurationError(
-            f"{store.uri}{key}: reads back different bytes than were written; no checkpoint "
-            f"would be safe there"
+            f"{store.uri}{key}: the bytes read back are not those that were written; "
+            f"no checkpoint would be safe there"
         )
     return "written and read back"
 
@@ -83,10 +83,10 @@ def _put_if_absent(store: Store, key: str) -> str:
     finally:
         _remove(store, first)
     if not taken and not replaced and store.fences:
-        return "the second of two is refused"
+        return "the second of two writers is refused"
     how = f"ignores {'If-None-Match' if taken else 'If-Match'}"
     how = how if store.fences else "has no conditional PUT (501)"
-    raise Caution(f"the store {how}: fencing is off, so start no job twice at a time")
+    raise Caution(f"the store {how}: fencing is off; never start a job while it runs")
 
 
 def _abort(store: Store, key: str) -> str:
@@ -100,11 +100,11 @@ def _abort(store: Store, key: str) -> str:
     with contextlib.suppress(Broken):
         store.put_stream(f"{key}-2", _MULTIPART, pieces())
     try:
-        store.abort_uploads(f"{key}-2")  # the store's own cleanup may have left one
+        store.abort_uploads(f"{key}-2")  # the store's own cleanup may have left an upload
     except ConfigurationError:
         raise Caution(
-            "uploads cannot be listed here: leftovers of interrupted ones cost space until a "
-            "lifecycle rule removes them"
+            "uploads cannot be listed here: leftovers of interrupted ones take up space "
+            "until a lifecycle rule removes them"
         ) from None
     return "an interrupted upload leaves nothing behind"
 

@@ -12,7 +12,7 @@ NO_STORAGE = "storage cannot be used, see above"
 
 
 class Caution(Exception):
-    """Finding of a probe that does not keep the job from running; its text describes it."""
+    """A finding that does not keep the job from running; the exception's text describes it."""
 
 
 _BREAK = "\n  "  # separates the lines of a multi-line error
@@ -39,7 +39,7 @@ class Table:
     rows: list[Row] = field(default_factory=list)
 
     def look(self, name: str, probe: Callable[[], str]) -> bool:
-        """Add the row of a probe; return False if the probe failed."""
+        """Run a probe and add its row; return False if the probe failed."""
         try:
             self.rows.append(Row(name=name, state="ok", text=probe()))
         except Caution as caution:
@@ -55,11 +55,11 @@ class Table:
 
     def skip(self, name: str, reason: str) -> None:
         """Add a row for a probe that was skipped."""
-        self.rows.append(Row(name=name, state="-", text=f"not looked at: {reason}"))
+        self.rows.append(Row(name=name, state="-", text=f"not checked: {reason}"))
 
     @property
     def storage_fails(self) -> bool:
-        """Whether storage is unusable, so that further requests would only waste time."""
+        """Whether storage is unusable and further requests would only waste time."""
         return any(
             row.code == InfrastructureError.code
             or (row.name == CREDENTIALS and row.state == "FAIL")
@@ -82,6 +82,6 @@ class Table:
         ]
         failed = sum(row.state == "FAIL" for row in self.rows)
         warned = sum(row.state == "warn" for row in self.rows)
-        end = f"{failed} of {len(lines)} fail" if failed else "all checks passed"
+        end = f"{failed} of {len(lines)} checks failed" if failed else "all checks passed"
         warnings = f", {count(warned, 'warning')}" if warned else ""
         return "\n".join([*lines, end + warnings])

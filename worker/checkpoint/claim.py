@@ -1,8 +1,8 @@
 """Attempts: one numbered object per start of a job; the number is the fencing token.
 
 The first attempt gives the output its identity. A new attempt compares its identity with the
-output's before each try to claim a number, and claims by a conditional PUT, so a refused attempt
-leaves nothing behind.
+output's before each try to claim a number, and claims it with a conditional PUT, so a refused
+attempt leaves nothing behind.
 """
 
 import datetime
@@ -49,12 +49,12 @@ def read_attempt(store: Store, number: int) -> AttemptRecord | None:
 
 
 def first_whole(store: Store, numbers: Sequence[int]) -> AttemptRecord | None:
-    """Return the first record, in this order, that is neither missing nor damaged."""
+    """Return the first intact attempt record, in the order of `numbers`, or None."""
     return next(filter(None, (read_attempt(store, number) for number in numbers)), None)
 
 
 def next_number(numbers: Sequence[int], is_whole: Callable[[int], object]) -> int:
-    """Return the first free number beyond all objects that are whole.
+    """Return the first free number above those of all intact objects.
 
     Damaged objects may have any number, even the highest possible one, beyond which none is left.
     """
@@ -71,17 +71,17 @@ def claim_attempt(
     manifest: Mapping[str, Any],
     require_own: Callable[[], None],
 ) -> int:
-    """Register a new attempt and return its number, greater than every other.
+    """Claim a number for a new attempt, above those of all intact ones, and return it.
 
     Args:
         store: The output of the job.
         identity: The identity of the job.
         manifest: Its resolved manifest, as JSON data.
-        require_own: Raises `ConfigurationError` if the output belongs to another job by now; this
-            attempt then leaves nothing behind.
+        require_own: Raises `ConfigurationError` if the output has come to belong to another job;
+            this attempt then leaves nothing behind.
 
     Raises:
-        InfrastructureError: If others keep claiming first.
+        InfrastructureError: If other attempts keep claiming the number first.
     """
     record = {"identity": dict(identity), "manifest": dict(manifest), **_origin()}
     data = json.dumps(record).encode()
@@ -93,7 +93,7 @@ def claim_attempt(
             break
     else:
         where = f"{store.uri}{ATTEMPTS}"
-        raise InfrastructureError(f"{where}: cannot claim an attempt, others keep winning")
+        raise InfrastructureError(f"{where}: other attempts keep claiming the next number")
     try:
         # Without conditional PUT, another job may have claimed the output in the meantime.
         require_own()
@@ -119,5 +119,5 @@ def ensure_newest(store: Store, attempt: int) -> None:
     for newer in reversed(attempt_numbers(store)):
         if newer <= attempt:
             return
-        if read_attempt(store, newer):  # and not just an object that is named like one
+        if read_attempt(store, newer):  # it is not just an object named like an attempt
             raise Superseded(f"attempt {newer} of this job has started; ending attempt {attempt}")

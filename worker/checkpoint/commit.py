@@ -42,10 +42,10 @@ _SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True)
 class Part:
-    """An object of a checkpoint."""
+    """An object of a checkpoint or result."""
 
     name: str
-    """Name of the part within the checkpoint."""
+    """Name of the part within the checkpoint or the output."""
     bytes: int
     """Size in bytes."""
     sha256: str
@@ -101,7 +101,7 @@ def write_parts(store: Store, name: CommitName, parts: "Mapping[str, TensorStrea
     Args:
         store: The output of the job.
         name: The commit that they will belong to.
-        parts: The contents of each part by its name, uploaded in this order.
+        parts: The contents of each part by name, uploaded in this order.
 
     Returns:
         The name, size and digest of each part, for the commit record.
@@ -123,8 +123,8 @@ def publish_commit(store: Store, name: CommitName, parts: list[Part]) -> None:
         parts: The result of `write_parts`.
 
     Raises:
-        Superseded: If a newer attempt exists (checked before every try), or if the record exists
-            with other contents.
+        Superseded: If a newer attempt exists (checked before every try), or if the record
+            already exists with other contents.
     """
     record = {
         "step": name.step,
@@ -188,7 +188,7 @@ def read_commit(
         }
     except (ObjectMissing, ValueError, MemoryError, OverflowError) as error:
         reason = complaint(error) if isinstance(error, ValueError) else error
-        log.warning("checkpoint %s is not valid (%s), trying an older one", name, reason)
+        log.warning("checkpoint %s is not valid (%s); trying an older one", name, reason)
         return None
 
 
@@ -201,7 +201,8 @@ def read_commit_part(store: Store, name: CommitName, wanted: str) -> bytes | Non
         wanted: The name of the part.
 
     Returns:
-        The bytes of the part; None if it is missing or differs from the commit record.
+        The bytes of the part; None if it is missing or too large to read at once, or if it differs
+        from the commit record.
     """
     record = read_commit_record(store, name)
     for part in record.parts if record else ():
@@ -236,7 +237,7 @@ def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], No
 
 
 def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterator[bytes]:
-    """Yield the results of reads in order, a few at a time, keeping only those in memory."""
+    """Yield the results of reads in order; run only a few at a time, to limit memory."""
     reading: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         for start in starts:

@@ -1,4 +1,4 @@
-"""A copy of a training state in host memory, in which another process can read it."""
+"""A copy of a training state in host memory, where another process can read it."""
 
 import mmap
 from collections.abc import Hashable, Mapping
@@ -20,9 +20,9 @@ class Place:
     """The location of a tensor in a `HostCopy`."""
 
     offset: int
-    """Its first byte."""
+    """The offset of its first byte."""
     dtype: torch.dtype
-    """Its type."""
+    """Its data type."""
     shape: torch.Size
     """Its shape."""
     stride: tuple[int, ...]
@@ -37,9 +37,9 @@ def room_for(tensor: Tensor) -> int:
 class HostCopy:
     """Memory for the training state of a rank; what it holds stays put until the next `take`.
 
-    Anonymous, and shared with processes that are forked later: it has no name that could be left
-    behind. The layout of each tensor is kept, as a copy that changes it takes several times as
-    long.
+    The memory is anonymous, so it has no name that could be left behind, and it is shared with
+    processes that are forked later. The layout of each tensor is kept, as a copy that changes the
+    layout takes several times as long.
     """
 
     def __init__(self, size: int) -> None:
@@ -51,7 +51,7 @@ class HostCopy:
     def prepare(self, device: torch.device) -> None:
         """Prepare the memory for the first copy, which would otherwise take ten times as long.
 
-        Page-locked for a GPU. Raises `RuntimeError` if the system does not allow that.
+        For a GPU, it is page-locked. Raises `RuntimeError` if the system does not allow that.
         """
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -60,7 +60,7 @@ class HostCopy:
             self._memory.zero_()
 
     def take(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Place]:
-        """Copy all of them; the only part of a checkpoint that training waits for."""
+        """Copy the tensors and return their places; training waits for no other part of a save."""
         with torch.no_grad():
             for key, tensor in tensors.items():
                 self._copy_of(key, tensor).copy_(tensor, non_blocking=True)

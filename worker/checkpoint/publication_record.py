@@ -51,7 +51,7 @@ class PublishedPart(StoredRecord):
 
 
 class Publication(StoredRecord):
-    """The result of an attempt: the contents of `done.json`, and the parts it has written."""
+    """The result of an attempt: the contents of `done.json`, and the staged parts."""
 
     attempt: Annotated[int, Field(ge=1)]
     done: dict[str, JsonValue]

@@ -1,13 +1,13 @@
 """Publication of a job's result, by exactly one attempt.
 
-An attempt writes its result under its own name, and a conditional PUT of a publication, which names
-the parts and their digests, makes it the job's. Only then are the parts copied to where users look
-for them, by whichever process gets there first, and `done.json` is written last.
+An attempt writes its result under its own name. A conditional PUT of a publication, which names the
+parts and their digests, then makes that result the job's. Only then are the parts copied to where
+users look for them, by whichever process gets there first, and `done.json` is written last.
 
-A result of more epochs replaces one of fewer; among results of equally many epochs, the first
-counts. A process that copies looks at the object first, then at the publications, and then writes
-on the condition that the object is unchanged. So an attempt that was paused cannot overwrite the
-result of a newer one when it wakes up.
+A result with more epochs replaces one with fewer; among results with the same number of epochs, the
+first counts. A process that copies looks at the target object first, then at the publications, and
+then writes on the condition that the object is unchanged. So an attempt that was paused cannot
+overwrite the result of a newer one when it wakes up.
 """
 
 import contextlib
@@ -58,41 +58,42 @@ def publish(
         beat: Called for every few megabytes that are copied.
 
     Raises:
-        InfrastructureError: What was published cannot be read back.
+        InfrastructureError: If the published parts cannot be read back, or if other attempts keep
+            publishing first.
     """
     fields = [{"name": p.name, "bytes": p.bytes, "sha256": p.sha256} for p in parts]
     told = {"attempt": attempt, **result, "parts": fields}
     data = json.dumps({"attempt": attempt, "done": told, "parts": fields}).encode()
     for _ in range(_MAX_TRIES):
-        # Not always number 1: an existing publication may be damaged. The first intact one counts.
+        # Not always number 1: an existing publication may be damaged or have fewer epochs.
         number = next_number(publication_numbers(store), lambda n: read_publication(store, n))
         name = publication_name(number)
         if store.put_if_absent(name, data, check):
             done = settle(store, result["epochs"], beat)
             if done is None:
                 raise InfrastructureError(
-                    f"{store.uri}{name}: its parts do not read back as written"
+                    f"{store.uri}{name}: its parts cannot be read back as written"
                 )
             return done.attempt == attempt
-    raise InfrastructureError(f"{store.uri}{PUBLICATIONS}: others keep publishing first")
+    raise InfrastructureError(f"{store.uri}{PUBLICATIONS}: other attempts keep publishing first")
 
 
 def settle(store: Store, epochs: int, beat: Callable[[], None] = lambda: None) -> Done | None:
-    """Copy the published result to `final/` and return it; None if nothing has been published.
+    """Copy the published result to `final/` and return it, or None if there is none to return.
 
-    A publication that was cut short is completed, whoever made it.
+    A publication that was interrupted is completed, whichever attempt made it.
 
     Args:
         store: The output of the job.
-        epochs: The minimum number of epochs of a result to return; one of fewer epochs is copied
-            too, but not returned.
+        epochs: The minimum number of epochs of a result to return; one with fewer epochs is
+            copied too, but not returned.
         beat: Called for every few megabytes that are copied.
     """
     return _Copier(store, beat).settle(epochs)
 
 
 class _Copier:
-    """Copies published results to `final/`."""
+    """Copier of published results to `final/`."""
 
     def __init__(self, store: Store, beat: Callable[[], None]) -> None:
         self._store = store
@@ -102,7 +103,7 @@ class _Copier:
         """The publications whose parts are lost, or that no longer count."""
 
     def settle(self, epochs: int) -> Done | None:
-        """See `settle`."""
+        """See the function `settle`."""
         while True:
             number, publication = self._foremost()
             done = read_done(self._store)
@@ -114,7 +115,7 @@ class _Copier:
             return done if done and done.epochs >= epochs else None
 
     def _foremost(self) -> tuple[int, Publication | None]:
-        """Return the publication that counts, and its number."""
+        """Return the number of the publication that counts, and the publication; or 0 and None."""
         found: list[tuple[int, Publication]] = []
         for number in publication_numbers(self._store):
             if number not in self._known:  # they never change
@@ -176,7 +177,7 @@ class _Copier:
         try:
             return self._write(part, lambda: self._verified(source, part), counts)
         except ObjectMissing:
-            if self._holds(part):  # another has copied it meanwhile and removed what was staged
+            if self._holds(part):  # copied by another process, which then removed the staged one
                 return True
             raise
 
@@ -186,7 +187,7 @@ class _Copier:
         pieces: Callable[[], Iterable[Piece]],
         counts: Callable[[], bool],
     ) -> bool:
-        """Write an object unless it is there; false if its publication no longer counts."""
+        """Write a part unless it is in place; return False if its publication no longer counts."""
         key = part.name
         for _ in range(_MAX_TRIES):
             # Look up the object first, then check that it may be replaced, so that no change in
@@ -199,7 +200,7 @@ class _Copier:
             version = found.version if found else ""
             if self._store.replace(key, part.bytes, pieces(), version):
                 return True
-        raise InfrastructureError(f"{self._store.uri}{key}: others keep writing it")
+        raise InfrastructureError(f"{self._store.uri}{key}: other processes keep writing it")
 
     def _holds(self, part: Part) -> bool:
         """Return whether a part is in its place."""
@@ -210,7 +211,7 @@ class _Copier:
         return True
 
     def _verified(self, key: str, part: Part) -> Iterator[Piece]:
-        """Yield a part piece by piece; raises `ValueError` at the end if it was altered."""
+        """Yield a part piece by piece; raise `ValueError` at the end if it was altered."""
         digest = sha256()
         for start in range(0, part.bytes, _READ):
             self._beat()
@@ -222,7 +223,7 @@ class _Copier:
 
 
 def _remove_staged(store: Store, publication: Publication) -> None:
-    """Remove what attempts up to the published one have staged, and uploads cut short.
+    """Remove what attempts up to the published one have staged, and unfinished uploads.
 
     Later attempts may be about to publish. Leftovers only cost space, so errors here never stop a
     job.

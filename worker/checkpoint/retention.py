@@ -9,7 +9,7 @@ from worker.checkpoint.commit import CommitName
 
 DEAD_AFTER_SECONDS = 120.0
 """Age at which uncommitted parts of older attempts are deleted. Each try at sending a request ends
-by the store deadline, 60 seconds by default, and is preceded by a check for newer attempts. A
+within the store deadline, 60 seconds by default, and is preceded by a check for newer attempts. A
 commit that arrived even later would lack its parts and be skipped.
 """
 

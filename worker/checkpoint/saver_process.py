@@ -33,7 +33,7 @@ class Saver:
     def __init__(self, output: Store, size: int) -> None:
         self.host = HostCopy(size)
         serve = functools.partial(_serve, output=output, host=self.host)
-        self._child = Child("save", "the process that saves", serve)
+        self._child = Child("save", "the process that saves checkpoints", serve)
 
     def write(self, name: CommitName, snapshot: Snapshot) -> list[Part]:
         """Upload the parts of the checkpoint in `self.host`, and return their descriptions.
@@ -99,4 +99,4 @@ def _written(
     except WorkerError as error:
         return error
     except Exception:
-        return RuntimeError(f"in the process that saves: {traceback.format_exc()}")
+        return RuntimeError(f"in the process that saves checkpoints: {traceback.format_exc()}")

@@ -29,7 +29,7 @@ _ADAM, _SGD = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
 class _Scaler(StoredRecord):
-    """The loss scale of fp16, as `GradScaler.state_dict` names it."""
+    """The state of fp16 loss scaling, with the fields of `GradScaler.state_dict`."""
 
     scale: Annotated[float, Field(gt=0)]
     growth_factor: Annotated[float, Field(gt=1)]
@@ -56,12 +56,12 @@ class Snapshot:
     """A copy of the training state."""
 
     state: bytes
-    """JSON text."""
+    """The non-tensor state, as JSON text."""
     tensors: Mapping[str, Mapping[str, Place]]
     """Locations of the tensors in the `HostCopy`, by checkpoint part and tensor name."""
 
     def parts(self, host: HostCopy) -> dict[str, TensorStream]:
-        """The objects of a checkpoint by name, to be written before `host` takes the next copy."""
+        """Return the parts by name, to be written before `host` takes the next copy."""
         parts = {STATE_PART: stream_bytes(self.state)}
         for kind, places in self.tensors.items():
             copies = {name: host.at(place) for name, place in places.items()}
@@ -79,7 +79,7 @@ def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: M
             average.
 
     Returns:
-        Bytes.
+        The upper bound, in bytes.
     """
     scalar = room_for(torch.zeros(()))
     weights = sum(map(room_for, model.state_dict().values()))
@@ -114,18 +114,17 @@ def take_snapshot(learner: Learner, host: HostCopy, state: Mapping[str, Any]) ->
 
 
 def stream_model(model: nn.Module) -> TensorStream:
-    """The model's state dict as a safetensors file."""
+    """Return the model's state dict as a safetensors file."""
     return stream_tensors(model.state_dict())
 
 
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
-    """Restore everything.
+    """Restore the whole training state from the parts of a checkpoint.
 
-    A parameter without optimizer state (frozen until now) starts without any.
+    A parameter without optimizer state (frozen until now) starts without any. A moving average that
+    was enabled after the checkpoint was saved starts from the model's weights.
 
-    A moving average that was enabled since then starts from the model's weights. Raises
-    `ValueError` before anything is changed if a part is not what a checkpoint of this learner
-    holds.
+    Raises `ValueError` before anything is changed if a part does not fit this learner.
     """
     tensors, optimizer = _load(parts, _MODEL), _load(parts, _OPTIMIZER)
     _require_fit(tensors, learner.model.state_dict(), _MODEL)
@@ -147,9 +146,9 @@ def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
 def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
     """Restore only the weights that were evaluated.
 
-    The average, or the model's own if there was no average.
+    These are the moving average, or the model's own weights if there was no average.
 
-    Raises `ValueError` before anything is changed if the part is not of this model.
+    Raises `ValueError` before anything is changed if the part does not fit this model.
     """
     if f"{_AVERAGE}{_SUFFIX}" in parts:
         tensors = _load(parts, _AVERAGE).items()
@@ -182,8 +181,8 @@ def _fitting_optimizer(
 ) -> dict[str, dict[str, Tensor]]:
     """Return the optimizer state that this optimizer can use, by parameter and kind.
 
-    An optimizer other than the one that wrote it starts from scratch. Raises `ValueError` if a
-    tensor does not fit its parameter, or if only part of a parameter's state is there.
+    If the state is that of another optimizer, this one starts from scratch. Raises `ValueError` if
+    a tensor does not fit its parameter, or if only part of a parameter's state is there.
     """
     kinds = _kinds_of(learner.optimizer)
     names = {parameter: name for name, parameter in learner.model.named_parameters()}
@@ -224,11 +223,10 @@ def _fill_momentum(
     names: Mapping[nn.Parameter, str],
     kept: dict[str, dict[str, Tensor]],
 ) -> None:
-    """Add zero buffers to parameters without one in groups where others have one.
+    """Add a zero buffer to each parameter without one in a group where others have one.
 
-    As after a change of groups.
-
-    The fused kernel takes a group with all buffers or none; a first step from zeros is the same.
+    This is the case after a change of groups. The fused kernel needs buffers for all parameters of
+    a group or for none; a first step from a zero buffer has the same effect as one without it.
     """
     for group in optimizer.param_groups:
         own = [(names[parameter], parameter) for parameter in group["params"]]
@@ -238,7 +236,7 @@ def _fill_momentum(
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return a copy on the parameter's device, as the optimizer would create it."""
+    """Return a copy as the optimizer would create it: like the parameter if the shapes match."""
     if tensor.shape != parameter.shape:
         return tensor.clone()
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

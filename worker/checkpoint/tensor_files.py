@@ -1,8 +1,8 @@
-"""Tensors to and from safetensors files, without a second copy in memory.
+"""Reading and writing of tensors in safetensors files, without a second copy in memory.
 
-The format is https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header,
-the data. The library can write only tensors that are all in memory at once, and copies everything
-it reads.
+The format (https://huggingface.co/docs/safetensors) is eight bytes of header length, a JSON header
+and the data. The safetensors library can write only tensors that are all in memory at once, and
+copies everything it reads.
 """
 
 import json
@@ -37,7 +37,7 @@ class TensorStream:
     size: int
     """Its size in bytes."""
     pieces: Callable[[], Iterator[Piece]]
-    """Yields the pieces, each time from the start."""
+    """Yields the pieces, from the start each time it is called."""
 
 
 def stream_bytes(data: bytes) -> TensorStream:
@@ -46,8 +46,8 @@ def stream_bytes(data: bytes) -> TensorStream:
 
 
 def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
-    """The safetensors file of these tensors, each made contiguous when its turn comes."""
-    # Widest types first, so that all of them are aligned.
+    """Return tensors as a safetensors file; each is made contiguous when its turn comes."""
+    # Widest types first, so that all tensors are aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {}, 0
     for name in order:
@@ -72,7 +72,7 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
 
 
 def read_tensors(data: bytearray) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, each a view of `data`.
+    """Return the tensors of a safetensors file, each a view of `data`.
 
     Raises `ValueError` if `data` is not a safetensors file, or holds tensors of an unsupported
     type.
@@ -93,7 +93,7 @@ def _view(
     first, end = data_offsets
     kind = _DTYPES[dtype]
     if not 0 <= first <= end <= len(data) - start:
-        raise ValueError(f"offsets {first} to {end} of {len(data) - start} bytes")
+        raise ValueError(f"offsets {first} to {end} are not within {len(data) - start} bytes")
     if first == end:
         return torch.empty(shape, dtype=kind)
     flat = torch.frombuffer(data, dtype=torch.uint8, count=end - first, offset=start + first)

@@ -45,9 +45,9 @@ class State:
 
     @staticmethod
     def parse(data: bytes) -> "State":
-        """Return the state in JSON data that holds the fields of `as_dict`.
+        """Parse a state from JSON data that holds the fields of `as_dict`.
 
-        Raises `ValueError` if a field is missing or out of its bounds.
+        Raises `ValueError` if a field is missing or out of bounds.
         """
         state = _ADAPTER.validate_json(data, strict=True)
         if len(set(state.bad_samples)) < len(state.bad_samples):

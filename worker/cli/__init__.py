@@ -1,6 +1,6 @@
-"""The command line, and the edge at which its errors become exit codes.
+"""The command line, where errors become exit codes.
 
-Commands import what they need when they run: neither `--help` nor a stop signal waits for torch.
+Commands import what they need when they run, so neither `--help` nor a stop signal waits for torch.
 """
 
 from worker.cli import datasets, objects, reference, runs, training

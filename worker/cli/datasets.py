@@ -43,15 +43,15 @@ _BUDGET = 0.01
     "--error-budget",
     type=click.FloatRange(min=0, max=1, max_open=True),
     default=None,
-    help="Share of the files of a split that --bad skip may leave out; at least one file. Default: "
-    "0.01.",
+    help="Share of a split's files that --bad skip may leave out (at least one file, unless it is "
+    "0). Default: 0.01.",
 )
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=100_000_000,
     show_default=True,
-    help="Larger images are bad; see data.max_pixels.",
+    help="Images with more pixels count as bad; see data.max_pixels.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing data set at DEST.")
 @click.option(
@@ -72,8 +72,9 @@ def pack(
 ) -> None:
     """Pack the image FOLDER into WebDataset shards and an index at DEST.
 
-    FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or the
-    other usual names, in upper or lower case), which become DEST/train/, DEST/val/ and DEST/test/.
+    FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or other
+    usual names of these splits, in upper or lower case), which become DEST/train/, DEST/val/ and
+    DEST/test/.
     Links are followed; whatever is not packed is counted by kind. Every image is decoded first, and
     all those that cannot be decoded are listed with the reason. The same files and seed always give
     the same shards.
@@ -135,7 +136,10 @@ def _tell(split: "Split", index: "Index", uri: str) -> None:
 @main.command()
 @click.argument("source")
 @click.option(
-    "--label-field", default="label", show_default=True, help="Label in samples' .json members."
+    "--label-field",
+    default="label",
+    show_default=True,
+    help="Field that holds the label in the samples' .json members.",
 )
 @click.option("--classes", help="Address of a text file of class names, one per line.")
 @click.option(
@@ -143,16 +147,20 @@ def _tell(split: "Split", index: "Index", uri: str) -> None:
     type=click.FloatRange(min=0, max=1, max_open=True),
     default=0,
     show_default=True,
-    help="Share of the samples that may be malformed and are left out.",
+    help="Share of the samples that may be malformed; those samples are left out.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--decode", is_flag=True, help="Decode every image; one that cannot be is malformed.")
+@click.option(
+    "--decode",
+    is_flag=True,
+    help="Decode every image; one that cannot be decoded counts as malformed.",
+)
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
     default=100_000_000,
     show_default=True,
-    help="With --decode, larger images are malformed; see data.max_pixels.",
+    help="With --decode, images with more pixels count as malformed; see data.max_pixels.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing index.")
 @click.option("--verify", is_flag=True, help="Compare the shards with the existing index.")
@@ -168,14 +176,15 @@ def index(
     overwrite: bool,
     verify: bool,
 ) -> None:
-    """Make the index of WebDataset tars that exist already.
+    """Make an index of existing WebDataset tars.
 
     SOURCE is a prefix that holds .tar objects, a brace pattern (s3://bucket/set/x-{000..099}.tar)
     or an index in webdataset's wids format. A sample is a .jpg, .jpeg, .png or .webp with a .cls
     (class number or name) or a .json. The index and a sidecar per shard are written beside the
     shards; a folder has one index, for all of its shards. Every shard is read once; malformed
-    samples are reported with their byte offset, and if there are more than the budget allows, the
-    command exits with 65 and writes no index. If interrupted, it resumes where it left off.
+    samples are reported with their byte offsets, and if there are more than the budget allows, the
+    command exits with 65 and writes no index. After an interruption, the same command resumes
+    where it left off.
     """
     from worker.data.class_names import read_classes
     from worker.data.index import parse_address, read_index, require_no_index
@@ -184,7 +193,7 @@ def index(
     from worker.data.verify_shards import verify_shards
 
     if verify and overwrite:
-        raise click.UsageError("--verify compares and writes nothing; leave --overwrite out")
+        raise click.UsageError("--verify only compares and does not write; leave --overwrite out")
     if verify:
         address = parse_address(source)
         known = read_index(address)

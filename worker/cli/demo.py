@@ -1,4 +1,4 @@
-"""A complete job on one machine: the worker's own commands in turn, on an embedded S3."""
+"""A complete job on one machine: the worker's own commands in turn, on an embedded S3 server."""
 
 import contextlib
 import json
@@ -94,7 +94,7 @@ def run_demo(keep: Path | None) -> None:
             )
         _tell("The source task, from random weights")
         _worker("train", "s3://demo/jobs/source.yaml")
-        _tell("The target task: fine-tune the source's model, deeper blocks faster than early ones")
+        _tell("The target task: fine-tune the source model, deeper blocks faster than early ones")
         click.echo(_TARGET.format(name="graded", groups=_GRADED))
         _worker("plan", "s3://demo/jobs/graded.yaml", "--ranks", "2")
         metrics = _stop_half_way("s3://demo/jobs/graded.yaml")
@@ -102,7 +102,7 @@ def run_demo(keep: Path | None) -> None:
         _worker("train", "s3://demo/jobs/graded.yaml")
         _tell("The same with the backbone frozen, for comparison")
         _worker("train", "s3://demo/jobs/frozen.yaml")
-        _tell("Which samples was the stopped and resumed run trained on?")
+        _tell("Which samples did the stopped and resumed run train on?")
         _worker("audit", "s3://demo/runs/graded/")
         _tell("The state of the run, and how it compares, read from the bucket alone")
         _worker("status", "s3://demo/runs/graded/")
@@ -119,7 +119,7 @@ def run_demo(keep: Path | None) -> None:
 
 @contextlib.contextmanager
 def _embedded_s3() -> Iterator[Any]:
-    """Start an S3 server on loopback, and point every command at it by the environment."""
+    """Start an S3 server on loopback, and point every command at it through the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -195,7 +195,7 @@ def _expect(code: int, wanted: ExitCode) -> None:
 
 
 def _stop_half_way(manifest: str) -> str:
-    """Train on two ranks, stop halfway by SIGTERM, and return a few lines of metrics."""
+    """Train on two ranks, stop halfway with SIGTERM, and return a few lines of metrics."""
     process = subprocess.Popen(_command("train", "--nproc", "2", manifest))
     lines: list[str] = []
     try:

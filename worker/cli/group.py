@@ -13,7 +13,7 @@ from worker.redaction import redacted
 
 
 def progress_bar(length: int, label: str) -> ProgressBar[int]:
-    """Return a progress bar on stderr, which stays hidden if that is not a terminal."""
+    """Return a progress bar on stderr, which stays hidden if stderr is not a terminal."""
     return click.progressbar(length=length, label=label, file=sys.stderr)
 
 
@@ -52,27 +52,29 @@ def _redacted(error: click.ClickException) -> click.ClickException:
 )
 @click.pass_context
 def main(ctx: click.Context, log_format: str) -> None:
-    """Fine-tune image classifiers from and to S3-compatible storage.
+    """Fine-tune image classifiers, with data and results in S3-compatible storage.
 
-    \b worker pack photos/ s3://datasets/photos/     image folder to shards worker index
-    s3://datasets/tars/              index for existing shards worker put job.yaml s3://bucket/
-    upload a manifest, or weights worker models                                 the backbones, and
-    the blocks that groups can match worker plan s3://bucket/job.yaml              preview of the
-    training and its learning rates worker check s3://bucket/job.yaml             check of
-    everything that the job needs here worker find-rates s3://bucket/job.yaml        suggestion of a
-    base learning rate worker train s3://bucket/job.yaml             train, or resume where it
-    stopped worker status s3://runs/a/                    state of a run; --watch keeps updating it
-    worker report s3://runs/a/                    report on a run, as an HTML page worker compare
-    s3://runs/a/ s3://runs/b/      settings that differ, and results worker predict
-    s3://runs/a/final/ photo.jpg   classify pictures with a finished model
+    \b
+    worker pack photos/ s3://datasets/photos/     image folder to shards
+    worker index s3://datasets/tars/              index for existing shards
+    worker put job.yaml s3://bucket/              upload a manifest, or weights
+    worker models                                 backbones, and blocks that groups can match
+    worker plan s3://bucket/job.yaml              preview of a job and its learning rates
+    worker check s3://bucket/job.yaml             check of all that the job needs here
+    worker find-rates s3://bucket/job.yaml        suggestion of a base learning rate
+    worker train s3://bucket/job.yaml             train, or resume where it stopped
+    worker status s3://runs/a/                    state of a run; --watch keeps updating it
+    worker report s3://runs/a/                    report on a run, as an HTML page
+    worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
+    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.
 
     \b
-    Exit codes: 0 done, 2 wrong command line, 65 broken data, 69 infrastructure
+    Exit codes: 0 done, 2 invalid command line, 65 bad data, 69 infrastructure
     (run again), 70 bug, 75 stopped on request (run again), 76 superseded by a
-    newer attempt, 78 wrong manifest, credentials or environment.
+    newer attempt, 78 invalid manifest, credentials or environment.
     """
     configure_logs(log_format)
     ctx.obj = log_format

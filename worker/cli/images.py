@@ -8,9 +8,8 @@ from worker.store import LocalStore, open_store
 def find_images(address: str) -> list[str]:
     """Return the addresses of the images that an address stands for.
 
-    All images below a folder, or the address itself.
-
-    A folder is either a local folder or a prefix that ends in a slash.
+    These are all images below it if it is a folder, that is, a local folder or a prefix that ends
+    in a slash; otherwise the address itself.
 
     Raises:
         ConfigurationError: The folder has no images, or the address does not belong to a known

@@ -30,12 +30,14 @@ def put(*, file: Path, address: str, create_bucket: bool) -> None:
         raise ConfigurationError(f"{file}: {'is not a file' if file.exists() else 'no such file'}")
     is_bucket = address.startswith("s3://") and address.count("/") == _SLASHES
     if is_bucket or (not address.endswith("/") and Path(address).is_dir()):
-        raise ConfigurationError(f"{address}: end it with a slash to put {file.name} there")
+        raise ConfigurationError(
+            f"{address}: is a bucket or folder; end it with a slash to put {file.name} there"
+        )
     target = f"{address}{file.name}" if address.endswith("/") else address
     folder, _, name = target.rpartition("/")
     store = open_store(f"{folder}/" if "/" in target else ".")
     if create_bucket and create(address):
-        click.echo(f"bucket: {store.uri}")
+        click.echo(f"created the bucket of {store.uri}")
     size = file.stat().st_size
     with progress_bar(size, "uploading") as bar:
 

@@ -15,8 +15,8 @@ from worker.errors import ConfigurationError
 def models(*, pattern: str, as_json: bool) -> None:
     """List the backbones: parameters, input size, head, and the blocks that groups can match.
 
-    PATTERN selects by name, such as 'resnet*'. A block a+b can be matched by either name, a or b;
-    a.1..4 stands for four blocks.
+    PATTERN selects backbones by name, such as 'resnet*'. A block a+b can be matched by either
+    name, a or b; a.1..4 stands for four blocks.
     """
     from fnmatch import fnmatchcase
 
@@ -65,7 +65,7 @@ def schema(*, markdown: bool) -> None:
 @main.command()
 @click.option("--keep", type=click.Path(path_type=Path), help="Folder to keep the pictures in.")
 def demo(keep: Path | None) -> None:
-    """Run a complete job on an embedded S3: pack, plan, train, stop, resume, audit.
+    """Run a complete job on an embedded S3 server: pack, plan, train, stop, resume, audit.
 
     Needs the packages moto[server] and scikit-learn, but no network and no GPU; takes about two
     minutes on 2 cores.

@@ -18,7 +18,7 @@ _ENDS = ("done", "failed")
 
 @main.command()
 @click.argument("run")
-@click.option("--watch", is_flag=True, help="Keep refreshing until it is done or has failed.")
+@click.option("--watch", is_flag=True, help="Keep refreshing until the run is done or has failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(*, run: str, watch: bool, as_json: bool) -> None:
     """Show the progress of RUN: state, step, speed, last commit, attempt, expected end.
@@ -164,8 +164,8 @@ def predict(*, model: str, images: tuple[str, ...], top: int, as_json: bool) -> 
     """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
 
     Each of IMAGES is the address or path of a JPEG, PNG or WebP file, or of a folder of them (a
-    prefix ends in a slash). An image that cannot be read is reported, and the others are still
-    classified; the exit code is then 65, or 78 if there is no such object.
+    prefix must end in a slash). An image that cannot be read is reported, and the others are still
+    classified; the exit code is then 65, or 78 if the image does not exist.
     """
     from worker.cli.images import find_images
 

@@ -34,7 +34,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     stop.install()
     loaded = load_manifest(
         manifest
-    )  # before torch, which takes seconds to import, as the manifest may have mistakes
+    )  # loaded before torch, which takes seconds to import, as the manifest may have mistakes
     _settle_torch()
     from worker.launch.start import train
 
@@ -116,7 +116,7 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
 
         look_at_place(table, loaded, ranks, nproc)
     else:
-        table.skip("all else", "the manifest cannot be read")
+        table.skip("everything else", "the manifest cannot be used")
     click.echo(redacted(str(table)))
     return table.code
 
@@ -134,10 +134,10 @@ def find_rates(
 ) -> None:
     """Sweep the base rate of MANIFEST and suggest one.
 
-    Trains on one rank for some steps while the base rate grows, by default from a thousandth to a
-    hundred times optimizer.lr. Every group keeps its ratio to the base rate, and groups that are
-    frozen only for a while take part. Only find-rates/chart.svg and find-rates/sweep.json below the
-    output are kept.
+    Trains on one rank for some steps while the base rate grows, by default from a thousandth of
+    optimizer.lr to a hundred times that rate. Every group keeps its ratio to the base rate, and
+    groups that are frozen only at first take part too. Only chart.svg and sweep.json are kept, in
+    find-rates/ below the output or in the folder that --out names.
     """
     from worker.manifest import load_manifest
     from worker.ranks.stop_signal import StopFlag
@@ -167,5 +167,5 @@ def _settle_torch() -> None:
     # By default, waiting threads spin, which makes a step up to ten times slower next to busy
     # neighbors or under a CPU quota.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Its C++ warnings bypass the log, and concern things that are done on purpose.
+    # Torch's C++ warnings bypass the log, and concern things that are done on purpose.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

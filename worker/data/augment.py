@@ -1,6 +1,6 @@
 """Augmentation of decoded images for training; every random draw is keyed by the sample.
 
-Sizes are in pixels. Everything is uint8; batches are converted to floats only on the device.
+Sizes are in pixels. Images stay uint8; batches are converted to float only on the device.
 """
 
 import math
@@ -42,7 +42,7 @@ class Augmentation:
         self._draws = sum(stage.draws for stage in self._stages)
 
     def prepare_for(self, epoch: int) -> Callable[[Ids], Prepare]:
-        """Return a factory of the functions that prepare the images of each batch of an epoch."""
+        """Return a factory for the functions that prepare the images of an epoch's batches."""
 
         def prepare(ids: Ids) -> Prepare:
             draws = keyed_uniform(self._draws, self._seed, epoch, ids).tolist()
@@ -91,9 +91,9 @@ class Augmentation:
 
 
 class _Stage(NamedTuple):
-    """A step of the augmentation.
+    """A stage of the augmentation.
 
-    It gets as many uniform numbers as it declares, so that no stage shifts those of another.
+    It always gets as many uniform numbers as it declares, so no stage shifts another's numbers.
     """
 
     draws: int
@@ -122,11 +122,11 @@ def random_box(
         width: Width of the image, in pixels.
         height: Height of the image, in pixels.
         scale: Bounds of the area, as a share of the image.
-        ratios: Bounds of the aspect ratio, width by height.
+        ratios: Bounds of the aspect ratio, width / height.
         draws: Uniform numbers in [0, 1).
 
     Returns:
-        The box; None if none of ten tries fits into the image.
+        The box; None if all ten tries yield a box that does not fit in the image.
     """
     low, high = (math.log(ratio) for ratio in ratios)
     numbers = list(islice(draws, _BOX_DRAWS))
@@ -145,8 +145,8 @@ def random_resized_crop(
 ) -> Box:
     """Return a random crop, distributed like that of torchvision's `RandomResizedCrop`.
 
-    Szegedy et al., "Going deeper with convolutions" (https://arxiv.org/abs/1409.4842): ten tries,
-    then the largest central crop within the aspect ratios.
+    Szegedy et al., "Going deeper with convolutions" (https://arxiv.org/abs/1409.4842). Makes ten
+    tries, then falls back to the largest central crop within the bounds of the aspect ratio.
 
     Args:
         width: Width of the image, in pixels.

@@ -1,7 +1,7 @@
-"""RandAugment and TrivialAugment on given random numbers instead of a global generator.
+"""RandAugment and TrivialAugment, driven by given random numbers, not by a global generator.
 
-Operations and strengths are torchvision's: "RandAugment" (Cubuk et al., 2019) and "TrivialAugment"
-(Müller and Hutter, 2021), on its functional kernels.
+Operations and strengths are those of torchvision's RandAugment (Cubuk et al., 2019) and
+TrivialAugment (Müller and Hutter, 2021), computed by its functional kernels.
 """
 
 import math
@@ -18,7 +18,7 @@ Apply = Callable[[Tensor, float], Tensor]
 
 
 def _affine(image: Tensor, translate: list[int], shear: list[float]) -> Tensor:
-    # Shears are about the corner, as in the papers' code; translations do not depend on a center.
+    # Shears are about the top-left corner, as in the papers' code; translations need no center.
     return F.affine(image, 0.0, translate, 1.0, shear, center=[0, 0])
 
 
@@ -55,7 +55,7 @@ class Policy:
     rotate: float
     """Rotation, in degrees."""
     color: float
-    """Change of brightness, contrast, saturation and sharpness, around 1."""
+    """Change in the factors of brightness, contrast, saturation and sharpness, relative to 1."""
     posterize: int
     """Number of bits removed."""
     operations: int
@@ -85,7 +85,7 @@ class Policy:
         Args:
             name: The operation.
             level: Strength level, from 0 to 30.
-            side: Side of the image, in pixels, to which translations are relative.
+            side: Side of the image, in pixels; relative translations are multiplied by it.
             negative: Whether a signed operation gets a negative strength.
 
         Returns:

@@ -1,4 +1,4 @@
-"""A rank's requests for batches, in a form that its processes can divide among them."""
+"""A rank's requests for batches, in a form that its processes can divide among themselves."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from worker.data.reader import SampleReader
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The batches of a training epoch, or some samples of a data set as evaluation sees them.
+    """A request for the batches of a training epoch, or for samples prepared for evaluation.
 
-    It determines all batches, so it can be sent to a process that was forked earlier.
+    It fully determines its batches, so it can be sent to a process that was forked earlier.
     """
 
     dataset: str
@@ -23,7 +23,7 @@ class Request:
     epoch: int = 0
     """The epoch, from 0."""
     start: int = 0
-    """Step within the epoch."""
+    """Step within the epoch to start from."""
     samples: Sequence[int] | None = None
     """Ids of the samples to be evaluated, in order; None in training."""
 
@@ -37,7 +37,7 @@ class Work:
     prepare_for: Callable[[Ids], Prepare]
     """Returns the function that prepares the images of a batch."""
     lead: int = 0
-    """Samples at the head of every batch that belong to the part before it."""
+    """Number of extra samples at the start of every batch, from the preceding rank's part."""
     in_order: bool = False
     """True if samples are read in the order in which the shards store them."""
 
@@ -45,7 +45,7 @@ class Work:
         """Return the positions in a batch that one of several processes fills.
 
         Training takes a few samples from every lane in turn, so each process gets its own lanes.
-        Samples read in order are divided by the runs in which they are fetched. Either way, no two
+        Samples read in order are divided up by the run that they are fetched in. Either way, no two
         processes fetch the same data, except for lanes or runs at the boundaries.
 
         Args:
@@ -65,10 +65,10 @@ class Work:
 
 
 class Batches(Protocol):
-    """Reader and decoder of the batches of requests."""
+    """A source of batches, which reads and decodes those of a request."""
 
     def batches(self, request: Request) -> Generator[Batch]:
-        """Yield the batches in order; each is overwritten when the second after it is requested.
+        """Yield the batches in order; each is overwritten once two more have been requested.
 
         Bad samples leave holes. Raises the store's errors at the batch to which they belong.
         """

@@ -8,7 +8,7 @@ from worker.store import read_uri
 from worker.text import read_name, read_text
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_MAX_CLASSES = 1 << 16  # a much larger label is not a class number
+_MAX_CLASSES = 1 << 16  # larger numbers are taken for names, not class numbers
 
 
 def read_classes(uri: str) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def read_classes(uri: str) -> tuple[str, ...]:
         raise ConfigurationError(f"{uri}: needs two or more class names, one per line")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigurationError(f"{uri}: names the class {twice!r} twice")
+        raise ConfigurationError(f"{uri}: lists the class {twice!r} twice; remove one")
     return names
 
 

@@ -1,7 +1,7 @@
 """Decoding of images into upright RGB pixels.
 
 Ordinary JPEGs, which take most of the CPU time, are decoded by libjpeg-turbo through simplejpeg;
-everything else by Pillow: PNG, WebP, CMYK, palettes, alpha, and JPEGs that libjpeg rejects.
+everything else (PNG, WebP, CMYK, palettes, alpha, JPEGs that libjpeg rejects), by Pillow.
 """
 
 import io
@@ -28,8 +28,8 @@ Pixels = npt.NDArray[np.uint8]
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _START = b"\xff\xd8"
 _ORIENTATION = 0x0112
-_MAX_SCANS = 100  # of a progressive JPEG; each goes over all pixels, and most have ten
-_MAX_WORK = 4  # pixels times scans, as a multiple of `max_pixels`, from the 16th scan on
+_MAX_SCANS = 100  # of a progressive JPEG; each scan covers all pixels, and most files have ten
+_MAX_WORK = 4  # pixels times scans, as a multiple of `max_pixels`; checked beyond 15 scans
 _TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
 MAX_PIXELS = 100_000_000
 """Default of `data.max_pixels`, for commands without a manifest."""
@@ -57,9 +57,9 @@ class ImageSpec:
 def decode(data: memoryview, spec: ImageSpec) -> Tensor:
     """Return the image as uint8 RGB [3, H, W], channels last, with EXIF orientation applied.
 
-    The tensor may be overwritten by this thread's next call. Alpha is dropped; for deeper images,
-    the upper 8 bits in use are kept. Raises `BadSample` if the bytes are not a complete image or
-    would take too much memory or time to decode.
+    The tensor may be overwritten by this thread's next call. Alpha is dropped; of 16-bit images,
+    only the upper 8 of the bits in use are kept. Raises `BadSample` if the bytes are not a complete
+    image or would take too much memory or time to decode.
     """
     if bytes(data[:2]) == _START:
         try:
@@ -111,7 +111,7 @@ def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
 
 
 def _buffer(size: int) -> bytearray:
-    """Return this thread's reusable buffer: fresh pages would cost a tenth of a decode."""
+    """Return this thread's reusable buffer: fresh pages would cost a tenth of the decode time."""
     buffer: bytearray = getattr(_local, "buffer", bytearray())
     if len(buffer) < size:
         buffer = _local.buffer = bytearray(size)
@@ -121,7 +121,7 @@ def _buffer(size: int) -> bytearray:
 def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
     if not data:
         raise BadSample("undecodable", "is empty")
-    if bytes(data[:4]) == b"RIFF":  # Pillow decodes the canvas of a WebP before it reports its size
+    if bytes(data[:4]) == b"RIFF":  # Pillow decodes a WebP's canvas before reporting its size
         _require_size(*_webp_size(data), spec.max_pixels)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -143,7 +143,7 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
 
 
 def _webp_size(data: memoryview) -> tuple[int, int]:
-    """Return width and height from the first chunk (RFC 9649); zeros if it is unknown."""
+    """Return width and height from the first chunk (RFC 9649); zeros if its kind is unknown."""
     head = bytes(data[12:30]).ljust(18, b"\0")
     if head[:4] == b"VP8X":
         return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
@@ -155,7 +155,7 @@ def _webp_size(data: memoryview) -> tuple[int, int]:
 
 
 def orientation(data: memoryview) -> int:
-    """Return the orientation of a JPEG, 1 to 8, as Pillow's `exif_transpose` finds it."""
+    """Return the orientation of a JPEG, 1 to 8, as Pillow's `exif_transpose` would find it."""
     header = read_header(data)
     if not _TELLS_ORIENTATION.search(data[: header.size] if header else data):
         return 1
@@ -167,7 +167,7 @@ def orientation(data: memoryview) -> int:
 
 
 def _valid(read: Callable[[], Image.Exif]) -> int:
-    """Return the orientation from EXIF, or 1 if that is broken, which affects no pixel."""
+    """Return the orientation from EXIF; 1 if the EXIF is broken, as that affects no pixel."""
     try:
         value = read().get(_ORIENTATION)
     except Exception:

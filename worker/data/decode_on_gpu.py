@@ -1,7 +1,7 @@
 """JPEGs decoded by nvJPEG, then cropped and augmented on the GPU.
 
-Images that it cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken files)
-are decoded on the CPU.
+Images that nvJPEG cannot decode as the CPU would (EXIF orientation, CMYK, other formats, broken
+files) are decoded on the CPU.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ _END = b"\xff\xd9"
 
 
 def require_nvjpeg(device: torch.device) -> None:
-    """Raise `ConfigurationError` if this build or device cannot decode JPEGs."""
+    """Raise `ConfigurationError` if this torchvision build or device cannot use nvJPEG."""
     picture = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), dtype=np.uint8))
     try:
         decode_jpeg([torch.frombuffer(bytearray(picture), dtype=torch.uint8)], device=device)
@@ -44,7 +44,7 @@ class GpuDecoder:
         Args:
             batch: The batch to fill.
             reader: The reader of the samples.
-            prepare: Writes a decoded image into the batch as the model sees it.
+            prepare: Writes a decoded image into the batch, in the form that the model sees.
         """
         images: dict[int, memoryview] = {}
         for place, number in enumerate(batch.ids.tolist()):
@@ -73,11 +73,11 @@ class GpuDecoder:
     def _takes(self, image: memoryview) -> bool:
         if (
             bytes(image[-2:]) != _END
-        ):  # truncated, or with trailing bytes: the CPU decoder is strict
+        ):  # truncated, or with trailing bytes: left to the CPU decoder, which is strict
             return False
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
-        except Exception:  # whatever it is, the next decoder has its own say
+        except Exception:  # whatever is wrong, the CPU decoder will report it
             return False
         try:
             require_bounds(image, width, height, self._spec.max_pixels)
@@ -86,7 +86,7 @@ class GpuDecoder:
         return colors in FAST_COLORS and orientation(image) == 1
 
     def _decode(self, images: list[memoryview]) -> list[Tensor]:
-        """Return uint8 [3, H, W] each, or nothing if one is broken; the CPU finds out which."""
+        """Return the images as uint8 [3, H, W]; none if one is broken: the CPU finds out which."""
         if not images:
             return []
         data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
@@ -94,8 +94,8 @@ class GpuDecoder:
             return list(decode_jpeg(data, ImageReadMode.RGB, device=self.device))
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever it is, the next decoder has its own say
+        except Exception:  # whatever is wrong, the CPU decoder will report it
             if self.device.type == "cuda":
-                # Images that it had begun are still being written, on the decoder's own stream.
+                # Images already begun are still being written, on nvJPEG's own stream.
                 torch.cuda.synchronize(self.device)
             return []

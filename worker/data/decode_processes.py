@@ -1,11 +1,11 @@
 """Batches for one rank, decoded by child processes into shared memory.
 
-Decoding threads in the training process would contend with it for the interpreter lock: on an H100,
-16 of them slowed ResNet-50's steps from 3,435 to 536 images a second. Here a batch costs the
-training process one message per child process, however many images it has.
+Decoding threads in the training process would contend with training for the interpreter lock: on
+an H100, 16 of them slowed ResNet-50 training from 3,435 to 536 images a second. Here a batch costs
+the training process one message per child process, however many images the batch has.
 
-The child processes are forked before CUDA or any thread is started, only read and decode, and die
-with their parent.
+The child processes are forked before CUDA is initialized or any thread is started, only read and
+decode, and die with their parent.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from worker.store.traffic_counts import replay
 
 _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
-"""Slots for the batch waited for, those decoded ahead, and those the rank still uses."""
+"""Number of slots: for the batch waited for, those decoded ahead, and those still in use."""
 _CLOSE_SECONDS = 2.0
 
 
@@ -48,7 +48,7 @@ class DecodeProcesses:
         ]
 
     def lock_pages(self) -> None:
-        """Page-lock the memory of the batches, once the GPU is in use."""
+        """Page-lock the memory of the batches; the GPU must already be in use."""
         self._slots.lock_pages()
 
     def batches(self, request: Request) -> Generator[Batch]:

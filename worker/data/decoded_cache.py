@@ -33,7 +33,7 @@ class _Bytes:
         self._count = 0
 
     def add(self, count: int) -> bool:
-        """Add to the count; return false, and add nothing, if it would exceed the bound."""
+        """Add to the count and return true; if that would exceed the bound, only return false."""
         with self._lock:
             fits = self._count + count <= _WAITING
             self._count += count if fits else 0
@@ -44,7 +44,7 @@ _bytes_waiting = _Bytes()
 
 
 class DecodedImages:
-    """A cache of a data set's decoded images, byte for byte, as far as scratch has space.
+    """A lossless cache of a data set's decoded images, as far as scratch has space.
 
     Each image is stored in its own file with a digest; an altered one is decoded again.
 

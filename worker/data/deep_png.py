@@ -1,4 +1,4 @@
-"""16-bit PNGs, which often use fewer bits: 12 from X-ray devices and microscopes."""
+"""16-bit PNGs, which often use fewer bits, such as 12 if from X-ray devices and microscopes."""
 
 import io
 import zlib
@@ -30,7 +30,7 @@ def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray
     """Return a 16-bit PNG as RGB, [H, W, 3], keeping the upper 8 of the bits in use.
 
     The number of bits in use is the one declared by the sBIT chunk (PNG, 11.3.2.7), or else
-    `depth`. If samples exceed the declared number, they were scaled up to 16 bits, as the standard
+    `depth`. If values need more bits than declared, they were scaled up to 16 bits, as the standard
     requires.
 
     Args:
@@ -51,7 +51,7 @@ def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray
 
 
 def highest_sample(data: bytes) -> int:
-    """Return the highest value in a 16-bit PNG that does not declare its depth, else 0.
+    """Return the highest value in a 16-bit PNG that declares no depth; 0 for any other image.
 
     Raises whatever Pillow raises if the bytes are not a complete image.
     """
@@ -109,7 +109,7 @@ def _chunk(kind: bytes, part: bytes) -> bytes:
 
 
 def _declared_depth(data: memoryview) -> int:
-    """Return the number of significant bits that the file declares, 0 if none is plausible."""
+    """Return the number of significant bits that the file declares; 0 if none, or not plausible."""
     at = _CHUNKS_AT
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])

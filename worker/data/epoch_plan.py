@@ -6,8 +6,8 @@ samples are shuffled window by window. The numbers of ranks and loader threads o
 reads what, so the state of the stream is one integer, the step.
 
 The last batch of an epoch holds the remaining samples: every sample is seen exactly once, nothing
-is padded or dropped, and every rank takes part in every step (without a sample if fewer remain than
-there are ranks).
+is padded or dropped, and every rank takes part in every step (some without a sample if fewer remain
+than there are ranks).
 """
 
 import numpy as np
@@ -25,7 +25,8 @@ def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
     """Return 64 well-mixed bits per element, identical on every machine and numpy version.
 
     Chains the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    generators", 2014) over `words`, which broadcast. Shape: as broadcast, at least [1].
+    generators", 2014) over `words`, which are broadcast together. The result has the broadcast
+    shape, at least [1].
     """
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
@@ -53,7 +54,7 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
 
 
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return a rank's share of some items; earlier ranks get the larger shares.
+    """Return a rank's share of some items; shares differ by at most one, and rank 0 has the most.
 
     Args:
         total: The number of items.
@@ -72,7 +73,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def default_lanes(batch_size: int) -> int:
-    """Return the largest divisor of the batch size up to 32, or to 1/16 of a large batch.
+    """Return the largest divisor of the batch size up to 32, or up to 1/16 of it if that is more.
 
     Ranks own lanes, so even with many ranks, and hence large batches, each reads few shards.
     """
@@ -138,7 +139,7 @@ class EpochPlan:
         """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} is outside an epoch of {self.steps} steps")
-        # Each lane contributes `per_lane` samples, or in the last step what remains of it.
+        # Each lane contributes `per_lane` samples, or, in the last step, what remains of it.
         taken = np.clip(self._lengths - step * self._per_lane, 0, self._per_lane)
         ends = np.cumsum(taken)
         start, stop = split(int(ends[-1]), rank, world_size)

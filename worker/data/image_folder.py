@@ -87,7 +87,8 @@ def find_splits(folder: Path) -> list[Split]:
         unknown = set(_class_names(folders)) - set(names)
         if unknown:
             raise ConfigurationError(
-                f"{splits[name]}: class {min(unknown)!r} is not in {splits['train']}"
+                f"{splits[name]}: class {min(unknown)!r} is not in {splits['train']}; "
+                f"add or remove it"
             )
     parts["train"].passed_over += found.passed_over
     scanned = [_scan(name, classes[name], names, parts[name]) for name in splits]
@@ -105,12 +106,12 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
         if name in splits:
             raise ConfigurationError(
                 f"{folder}: {splits[name].name} and {child.name} are both {name} splits; "
-                f"remove or merge one"
+                f"merge them or remove one"
             )
         splits[name] = child
     if splits and "train" not in splits:
         found = ", ".join(path.name for path in splits.values())
-        raise ConfigurationError(f"{folder}: holds {found} but no train; add it")
+        raise ConfigurationError(f"{folder}: holds {found} but no train split; add one")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
@@ -127,14 +128,14 @@ def _require_nothing_beside(
         elif inside.images:
             raise ConfigurationError(
                 f"{child}: holds {count(len(inside.images), 'image')} but is not a split "
-                f"like {', '.join(path.name for path in splits.values())}; move it away, or "
-                f"rename the splits if they are classes"
+                f"like {', '.join(path.name for path in splits.values())}; move it elsewhere, "
+                f"or, if the splits are really classes, rename them"
             )
         found.passed_over += inside.passed_over
 
 
 def _require_folders_apart(folder: Path, children: list[Path]) -> None:
-    """Raise `ConfigurationError` if the only folder is not a class but holds class folders."""
+    """Raise `ConfigurationError` if the only folder holds class folders, so is not a class."""
     if len(children) != 1:
         return
     inner = _folders(children[0], _Listing(), must=False)
@@ -153,11 +154,11 @@ def require_every_class(folder: Path, split: Split) -> Split:
             others = ", ".join(
                 count(number, kind) for kind, number in sorted(split.passed_over.items())
             )
-            more = f" (left out there and elsewhere: {others})" if others else ""
+            more = f" (left out, there or in other folders: {others})" if others else ""
             add = "convert or add some" if "image" in others else "add some"
             raise ConfigurationError(
                 f"{folder / name}: holds no images ({', '.join(IMAGE_SUFFIXES)}){more}; "
-                f"{add} or remove it"
+                f"{add}, or remove the folder"
             )
     return split
 
@@ -170,7 +171,7 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
         if name in names:
             raise ConfigurationError(
                 f"{folder}: is the same class, {name!r}, as {names[name].name!r} beside it, "
-                f"once names are stripped and normalized to NFC; rename or merge one"
+                f"once names are stripped and normalized to NFC; rename one or merge them"
             )
         names[name] = folder
     return tuple(sorted(names))
@@ -217,7 +218,7 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _List
 
 
 def _key(relative: Path, taken: set[str]) -> str:
-    """Return an image's key in its tar: its path with dots replaced, as readers split at them."""
+    """Return an image's key in its tar: its path without dots, at which readers would split it."""
     text = os.fsencode(relative.with_suffix("")).decode(errors="backslashreplace")
     key = text.replace(".", "_")
     if _METADATA.match(key):

@@ -1,4 +1,4 @@
-"""Image and compression formats, by suffix and by first bytes; does not import torch."""
+"""Image and compression formats, by suffix and by first bytes; this file does not import torch."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _COMPRESSED: Mapping[bytes, str] = {
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of this name is packed, indexed and classified."""
+    """Return whether a file with this name is packed, indexed and classified."""
     return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and "." in name
 
 

@@ -1,8 +1,8 @@
 """The index beside the shards: `index.json` of a data set, and a sidecar per shard.
 
-`index.json` holds the name, size, number of samples and sha256 of each shard, so that planning an
-epoch does not open any tar. The sidecar `<shard>.<digest>.samples.npy` holds, per sample, where its
-tar members and its image lie, the xxh3-64 digest of those bytes, and the label; it is read only
+`index.json` holds the name, size, number of samples and sha256 of each shard, so planning an epoch
+opens no tar. The sidecar `<shard>.<digest>.samples.npy` holds, for each sample, the byte ranges of
+its tar members and its image, the xxh3-64 digest of the members, and the label; it is read only
 when the shard is.
 """
 
@@ -36,7 +36,7 @@ _LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z].*")
 
 
 class Shard(BaseModel):
-    """A tar: object name, size in bytes, samples, sha256, and its sidecar's xxh3-64."""
+    """A tar: object name, size in bytes, number of samples, sha256, and its sidecar's xxh3-64."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -48,9 +48,9 @@ class Shard(BaseModel):
 
     @property
     def sidecar(self) -> str:
-        """Name of its sidecar.
+        """Name of the shard's sidecar.
 
-        Includes the digest, so that a sidecar still in use is never overwritten.
+        It includes the digest, so a sidecar still in use is never overwritten.
         """
         return f"{self.name.removesuffix('.tar')}.{self.sidecar_digest}.samples.npy"
 
@@ -64,14 +64,14 @@ class Index(BaseModel):
     classes: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     shards: tuple[Shard, ...]
     depth: Annotated[int, Field(ge=8, le=16)] | None = None
-    """Bits in use in the 16-bit images that declare none; None if there are no such images."""
+    """Bits in use in 16-bit images that do not declare the number; None if there are none."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Index":
         if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes: one is named twice")
+            raise ValueError("classes: one is listed twice")
         if len({shard.name for shard in self.shards}) < len(self.shards):
-            raise ValueError("shards: one is named twice")
+            raise ValueError("shards: one is listed twice")
         return self
 
     @property
@@ -80,12 +80,12 @@ class Index(BaseModel):
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Samples of each shard, shape [shards]."""
+        """Number of samples in each shard, shape [shards]."""
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
-        """The sample id after the last one of each shard, shape [shards]."""
+        """The id that follows the last sample of each shard, shape [shards]."""
         return np.cumsum(self.counts)
 
     @cached_property
@@ -118,16 +118,16 @@ class Index(BaseModel):
 
 @dataclass(frozen=True)
 class Address:
-    """The place of a data set."""
+    """The location of a data set."""
 
     store: Store
     """The root, with the index."""
     names: tuple[str, ...] | None
-    """None for all shards of the index."""
+    """Names of the shards; None for all shards of the index."""
 
 
 def parse_address(uri: str) -> Address:
-    """A data set's address: a prefix, or a brace pattern of tars such as `x/a-{000..099}.tar`.
+    """Parse a data set's address: a prefix, or a brace pattern such as `x/a-{000..099}.tar`.
 
     Raises `ConfigurationError` if the pattern is malformed.
     """
@@ -136,7 +136,7 @@ def parse_address(uri: str) -> Address:
         return Address(open_store(uri), None)
     size = _count_names(uri)
     if size > _MAX_SHARDS:
-        raise ConfigurationError(f"{uri}: names {size} shards; at most {_MAX_SHARDS} are possible")
+        raise ConfigurationError(f"{uri}: names {size} shards; at most {_MAX_SHARDS} are allowed")
     try:
         expanded = list(braceexpand(uri))
     except ValueError:
@@ -147,7 +147,7 @@ def parse_address(uri: str) -> Address:
 
 
 def _count_names(pattern: str) -> int:
-    """Return how many names a pattern stands for, without making them.
+    """Return how many names a pattern stands for, without expanding it.
 
     Raises `ConfigurationError` for braces within braces, which nobody needs for shards.
     """
@@ -169,10 +169,10 @@ def _count_in_braces(inner: str) -> int:
 
 
 def read_index(address: Address) -> Index:
-    """The index at a data set's root, limited to the shards that the address names.
+    """Read the index at a data set's root, limited to the shards that the address names.
 
-    Raises `ConfigurationError` if it is missing or malformed, or lists no samples or not all of
-    these shards.
+    Raises `ConfigurationError` if it is missing or malformed, lists no samples, or does not list
+    all of these shards.
     """
     uri = f"{address.store.uri}{INDEX_NAME}"
     try:
@@ -187,7 +187,7 @@ def read_index(address: Address) -> Index:
             ) from None
         raise ConfigurationError(
             f"{uri}: no such object; `worker pack` makes shards and an index, "
-            "`worker index` makes an index of existing tars"
+            "and `worker index` makes an index of existing tars"
         ) from None
     except ValidationError as error:
         detail = error.errors()[0]
@@ -199,7 +199,7 @@ def read_index(address: Address) -> Index:
         if missing:
             remedy = "correct the pattern or index again"
             if set(missing[0]) & set("*?["):
-                remedy = "only braces are patterns here, as in train-{000..099}.tar"
+                remedy = "only brace patterns are supported, as in train-{000..099}.tar"
             raise ConfigurationError(f"{uri}: does not list {missing[0]}; {remedy}")
         index = index.model_copy(update={"shards": tuple(known[name] for name in address.names)})
     if not index.samples:
@@ -208,20 +208,20 @@ def read_index(address: Address) -> Index:
 
 
 def _index_below(store: Store) -> str | None:
-    """Return the address of the index of a split, if the address names the folder above it."""
+    """Return the address of a split's index, if the store is the folder above the splits."""
     for split in _USUAL_SPLITS:
         try:
             store.get(f"{split}/{INDEX_NAME}", 0, 1)
         except ObjectMissing:
             continue
-        except WorkerError:  # a hint is no reason for another failure, nor for waiting
+        except WorkerError:  # a mere hint must cause neither another failure nor a wait
             return None
         return f"{store.uri}{split}/{INDEX_NAME}"
     return None
 
 
 def require_no_index(store: Store, remedy: str) -> None:
-    """Raise `ConfigurationError` if there is already a data set."""
+    """Raise `ConfigurationError` if the store already holds a data set."""
     try:
         store.get(INDEX_NAME)
     except ObjectMissing:

@@ -1,7 +1,7 @@
 """An index for existing tars, which are read once and left unchanged.
 
-The scan of a shard is staged beside it until the entire index is written, so that an interrupted
-run can resume; class numbers are known only once all labels are.
+The scan of a shard is staged beside it until the entire index is written, so an interrupted run
+can resume; class numbers are known only once all labels are.
 """
 
 import functools
@@ -51,7 +51,7 @@ def index_tars(
     max_pixels: int | None,
     advance: Callable[[int], None],
 ) -> Indexed:
-    """Read shards not staged by an earlier run; write sidecars and index; read them back.
+    """Read the shards not staged by an earlier run; write sidecars and index and read them back.
 
     Args:
         source: The shards.
@@ -60,7 +60,7 @@ def index_tars(
         error_budget: Share of the samples that may have problems; these are left out.
         threads: The number of shards to read in parallel.
         max_pixels: Maximum number of pixels in an image. If set, images are decoded, and one that
-            cannot be is a problem; None to decode none.
+            cannot be decoded is a problem; None to skip decoding.
         advance: Called with the number of bytes processed, by one thread at a time.
 
     Raises:
@@ -72,7 +72,7 @@ def index_tars(
         return _scan(source.store, tar, label_field=label_field, max_pixels=max_pixels, note=note)
 
     def finish(tar: Tar) -> _Finished:
-        """Read the staged scan back, as all scans together may not fit in memory."""
+        """Finish a shard; rereads its scan, as all scans together may not fit in memory."""
         return _finish(source.store, tar, scan(tar), numbers)
 
     lock = threading.Lock()
@@ -115,7 +115,7 @@ def _names_there(store: Store) -> tuple[str, ...]:
 
 
 def _ignore(done: int) -> None:
-    """Do nothing: the bytes that are read back have already been reported."""
+    """Do nothing: the bytes that are read again have already been reported."""
 
 
 def _labels(scan: Scan) -> set[str]:
@@ -123,7 +123,7 @@ def _labels(scan: Scan) -> set[str]:
 
 
 class _Finished(NamedTuple):
-    """A shard's index entry, its class numbers, a line per problem, and the counts of `Scan`."""
+    """A shard's index entry, its class numbers, a line per problem, and details of its `Scan`."""
 
     shard: Shard
     labels: set[int]
@@ -165,11 +165,11 @@ def _require_budget(source: Source, lines: list[str], found: int, error_budget: 
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise DataError("\n  ".join([head, *lines[:_SHOWN], *more]))
     if not found:
-        raise DataError(f"{source.store.uri}: holds no usable sample")
+        raise DataError(f"{source.store.uri}: holds no usable samples")
 
 
 def _look(max_pixels: int, image: bytes) -> None:
-    """Decode an image as training would; raises `Unsound` if that fails."""
+    """Decode an image as training would; raise `Unsound` if that fails."""
     try:
         decode(memoryview(image), ImageSpec(max_pixels))
     except BadSample as error:
@@ -179,7 +179,7 @@ def _look(max_pixels: int, image: bytes) -> None:
 def _scan(
     store: Store, tar: Tar, *, label_field: str, max_pixels: int | None, note: Callable[[int], None]
 ) -> Scan:
-    """Return the scan of a shard, as staged by an earlier run or by reading the shard.
+    """Return the scan of a shard, staged by an earlier run or else made by reading the shard.
 
     A shard with problems is not staged, so that the next run reads it again in case it has been
     repaired.

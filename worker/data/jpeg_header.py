@@ -16,7 +16,7 @@ class Header:
     size: int
     """Bytes up to the first scan."""
     one_scan: bool
-    """Whether that scan holds all pixels, so that libjpeg decodes no other."""
+    """Whether that scan holds all pixels, in which case libjpeg decodes no other."""
 
 
 def read_header(data: memoryview) -> Header | None:

@@ -17,7 +17,7 @@ _THREADS = 16
 
 
 def read_labels(store: Store, index: Index) -> npt.NDArray[np.int32]:
-    """The class number of every sample, by id; costs one small request per shard.
+    """Return the class number of every sample, by id, at the cost of a small request per shard.
 
     Raises `DataError` if a sidecar is missing or does not match the index.
     """

@@ -1,7 +1,8 @@
-"""Batches decoded by threads, in the order asked for, a few batches ahead.
+"""Batches decoded by threads, in the order requested, a few batches ahead.
 
-Decoding releases the interpreter lock, though not for all of an image: on an H100 with 16 cores one
-process decoded 1,600 images a second with 4 threads and 2,400 with 16. So a rank has several
+Decoding releases the interpreter lock, though not all of the time: on an H100 machine with 16
+cores, one process decoded 1,600 images a second with 4 threads and 2,400 with 16. So a rank has
+several
 processes (`worker.data.decode_processes`) with a few threads each.
 """
 
@@ -27,7 +28,7 @@ _FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024
 _TASKS_PER_THREAD = 4
 
 Prepare = Callable[[int, Tensor, Tensor], None]
-"""(index, uint8 [3, H, W], out): writes an image as the model sees it into `out`.
+"""(index, uint8 [3, H, W], out): writes an image into `out`, in the form that the model sees.
 
 The index is the sample's position among the ids that this function was created for.
 """
@@ -40,7 +41,7 @@ class Bad:
     id: int
     """Its sample id."""
     reason: str
-    """Why, in one word."""
+    """Why it was left out, in one word."""
     text: str
     """A human-readable message that names the sample and the reason."""
 
@@ -86,7 +87,7 @@ class Batch:
         Args:
             place: Its index in the batch.
             problem: What is wrong with it.
-            name: Its name, for people.
+            name: Its human-readable name.
         """
         self.valid[place] = False
         self.labels[place] = 0
@@ -96,22 +97,22 @@ class Batch:
 
 
 class Decoder(Protocol):
-    """Fills a whole batch on a device other than the CPU."""
+    """A decoder that fills whole batches on a device other than the CPU."""
 
     def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
         """Read, decode and prepare every sample of a batch.
 
         Args:
             batch: The batch to fill.
-            reader: Where to read.
+            reader: The reader of the samples.
             prepare: Turns a decoded image into an image of the batch.
         """
 
 
 class Loader:
-    """Decodes batches of sample ids with `threads` threads.
+    """A decoder of batches of sample ids, with `threads` threads.
 
-    With 0, in the calling thread on demand.
+    With 0 threads, it decodes on demand in the calling thread.
     """
 
     def __init__(
@@ -130,8 +131,8 @@ class Loader:
         self._spec = spec
         self._pin = pin_memory and decoder is None
         self._decoder = decoder
-        # One thread feeds a GPU, on a stream of its own.
         self._running: list[Future[None]] = []
+        # A decoder of its own device is fed by one thread, on a stream of its own.
         workers = 1 if decoder else threads
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", _use_one_torch_thread)
 
@@ -148,10 +149,10 @@ class Loader:
 
         Args:
             batches_of_ids: The sample ids of each batch.
-            prepare_for: Returns the function that prepares the images of these samples.
+            prepare_for: Returns the function that prepares the images of the samples passed to it.
             size: Side of the images in pixels.
-            allocate: Makes the batch to write into; by default in memory of its own. Memory that is
-                reused is free only after `drain`.
+            allocate: Makes the batch to write into; by default, in newly allocated memory. If the
+                iteration is abandoned, memory may be reused only after `drain`.
             places_of: Which places of a batch to fill; by default all.
 
         Raises:

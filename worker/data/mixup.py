@@ -2,8 +2,8 @@
 
 "mixup: Beyond empirical risk minimization" (Zhang et al., 2017), "CutMix" (Yun et al., 2019). All
 draws are keyed by (seed, step) and identical on all ranks. The partner of a sample is the previous
-one in the global batch, and that of the first is the last, so any number of ranks blends the same
-pairs.
+one in the global batch, and the partner of the first sample is the last, so the pairs are the same
+for any number of ranks.
 """
 
 import math
@@ -17,11 +17,10 @@ from worker.data.epoch_plan import keyed_hash
 
 
 def partners_of(valid: Tensor) -> Tensor:
-    """Return the index of each image's partner, int64 [N - 1].
+    """Return the index of each image's partner among N samples, int64 [N - 1].
 
-    In a batch of N images that is preceded by one extra sample.
-
-    `valid` is bool [N]. An image whose partner was left out is blended with itself.
+    The N samples, of which `valid`, bool [N], marks the usable ones, are one extra sample and then
+    the N - 1 images of the batch. An image whose partner was left out is blended with itself.
     """
     places = torch.arange(1, len(valid))
     return torch.where(valid[:-1], places - 1, places)
@@ -32,7 +31,7 @@ class Blend:
     """The blending of a batch."""
 
     own: float
-    """The share of the label that an image keeps."""
+    """The weight of an image's own label; with MixUp, also of its own pixels."""
     box: tuple[int, int, int, int] | None
     """The box that CutMix takes from the partner: top, left, height, width; None for MixUp."""
 
@@ -51,7 +50,7 @@ def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) 
     """Draw how a global batch is blended.
 
     MixUp (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899); if both
-    are given, each batch takes one of them with equal chance.
+    are enabled, each batch uses one of them, with equal probability.
 
     Args:
         mixup: Alpha of Beta(alpha, alpha) for MixUp; 0 for none.

@@ -60,13 +60,13 @@ def without_bad(
     """Return the splits without their bad files.
 
     Args:
-        splits: What is to be packed.
-        bad: The bad files of each and what is wrong with them.
-        error_budget: Share of the files of each split that may be left out; None for none at all.
+        splits: The splits to pack.
+        bad: The bad files of each split, and what is wrong with them.
+        error_budget: Share of the files of each split that may be left out; None to allow none.
 
     Raises:
         DataError: More files are bad than allowed; the message lists those of all splits.
-        ConfigurationError: A class has no images without them.
+        ConfigurationError: A class of the first split would have no images left.
     """
     lines = [f"{file.path}: {reason}" for found in bad for file, reason in found.items()]
     excess = any(
@@ -91,13 +91,13 @@ def without_bad(
 def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list[list[ImageFile]]:
     """Shuffle files and cut them into shards.
 
-    A pure function: the same files and seed give the same shards. Shuffling here spares training a
-    buffer large enough to mix the classes.
+    A pure function: the same files and seed give the same shards. Because of this shuffle,
+    training needs no buffer large enough to mix the classes.
 
     Args:
         files: The images.
         shard_bytes: Approximate size of a shard, in bytes; each has at least one file.
-        seed: Seed of the order.
+        seed: Seed of the shuffle.
 
     Returns:
         The files of each shard.
@@ -125,7 +125,7 @@ def write_split(
     advance: Callable[[], None],
     depth: int | None = None,
 ) -> Index:
-    """Write the shards of one split, read them back, write its index, and return that.
+    """Write the shards of one split, read them back, write its index, and return the index.
 
     The index comes last: a data set without one does not exist, so an interrupted pack is never
     mistaken for a complete one.
@@ -174,7 +174,7 @@ def write_split(
 def _write_shard(
     store: Store, name: str, files: Sequence[ImageFile], note: Callable[[], None]
 ) -> tuple[Shard, int]:
-    """Write a shard and its sidecar; returns its index entry and `Scan.highest`."""
+    """Write a shard and its sidecar; return its index entry and `Scan.highest`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
@@ -191,7 +191,7 @@ def _write_shard(
 
 
 def _suffix(file: ImageFile) -> str:
-    """The suffix in the tar, one that readers of WebDatasets know."""
+    """Return the suffix to use in the tar, one that WebDataset readers recognize."""
     suffix = file.path.suffix.lower()
     return ".jpg" if suffix in (".jfif", ".jpe") else suffix
 

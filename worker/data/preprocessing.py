@@ -61,12 +61,12 @@ class Preprocessing:
     def resized(self, image: Tensor, box: tuple[int, int, int, int], *size: int) -> Tensor:
         """Resize a box (top, left, height, width) of uint8 [3, H, W] to uint8 [3, h, w].
 
-        `size` is (h, w), or the side of a square. Antialiased; on the CPU computed in uint8
-        throughout, with a mean error of 0.04 (of 255) relative to float.
+        `size` is (h, w), or the side of a square. The result is antialiased. On the CPU, it
+        is computed in uint8 throughout, with a mean error of 0.04 (of 255) relative to float.
         """
         top, left, height, width = box
         part = image[None, :, top : top + height, left : left + width]
-        # The kernel is fastest on channels-last memory, and only then returns it.
+        # The kernel is fastest on channels-last memory, and returns it only if given it.
         part = part.contiguous(memory_format=torch.channels_last)
         mode = self.interpolation.value
         # Antialiasing is meaningless for nearest-neighbor interpolation, and torch rejects it.
@@ -88,7 +88,9 @@ class Preprocessing:
         # Truncated, as torchvision's `Resize` does.
         h, w = (int(self.resize_size * side / short) for side in (height, width))
         if h * w > _MAX_PIXELS:
-            raise BadSample("too_large", f"{width} x {height} pixels resize to {w} x {h}")
+            raise BadSample(
+                "too_large", f"{width} x {height} pixels would resize to {w} x {h}, too many"
+            )
         image = self.resized(image, (0, 0, height, width), h, w)
         # A preset's crop may be larger than its resize; the missing border then stays black.
         top, left = round((h - self.crop_size) / 2), round((w - self.crop_size) / 2)

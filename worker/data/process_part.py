@@ -21,7 +21,7 @@ from worker.store.traffic_counts import Relay, listen
 
 
 class Word(enum.Enum):
-    """Messages between a rank and its processes besides requests and batches."""
+    """Messages between a rank and its processes, other than requests and batches."""
 
     SLOT_FREED = "a slot is free again"
     STOP = "the rest of the request is not wanted"
@@ -30,7 +30,7 @@ class Word(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessPart:
-    """The share of one process in decoding."""
+    """A process's share of the decoding."""
 
     index: int
     """Index of the process, from 0."""
@@ -43,7 +43,7 @@ class ProcessPart:
     resolve: Callable[[Request], Work]
     """Expands a request into the batches it stands for."""
     slots: Slots
-    """Shared memory, where batches are put."""
+    """Shared memory that the batches are written to."""
     size: int
     """Side of the images, in pixels."""
 
@@ -74,7 +74,7 @@ class ProcessPart:
 def serve(connection: Connection, open_part: Callable[[], ProcessPart]) -> None:
     """Answer requests until the rank closes its end of the connection."""
     torch.set_num_threads(1)
-    gc.freeze()  # what came with the fork stays shared with the parent
+    gc.freeze()  # so that memory inherited in the fork stays shared with the parent
     server = _Server(connection, open_part)
     try:
         while True:

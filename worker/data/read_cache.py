@@ -18,9 +18,10 @@ class Sized(Protocol):
 
 
 class Cache:
-    """Loads each key once, in background threads; keeps the most recently used `limit` bytes.
+    """A cache that loads each key once, in background threads, and keeps up to `limit` bytes.
 
-    Besides those it holds at most one load per thread. A load that fails is not kept.
+    It evicts the least recently used values first. Beyond `limit`, it holds at most one load per
+    thread. A load that fails is not kept.
     """
 
     def __init__(self, limit: int, threads: int = _FETCHES) -> None:
@@ -37,12 +38,12 @@ class Cache:
         load: Callable[[], Sized],
         instead_of: Future[Sized] | None = None,
     ) -> Future[Sized]:
-        """Return the value of a key, loading it unless it is there or on its way.
+        """Return a future of a key's value, loading it unless it is cached or already being loaded.
 
         Args:
             key: The key.
-            load: Makes the value.
-            instead_of: A value to replace; it is replaced unless another thread has done so.
+            load: Loads the value.
+            instead_of: A value to replace, unless another thread has already done so.
 
         Returns:
             A future of the value, or of the error of `load`.
@@ -60,7 +61,8 @@ class Cache:
     def get_here(self, key: Hashable, load: Callable[[], Sized]) -> Sized:
         """Return the value of a key, loading it in the calling thread.
 
-        For loads that need another cached value, which could deadlock the pool.
+        For use inside a load that needs another cached value: waiting there for another thread of
+        the pool could deadlock it.
         """
         with self._lock:
             future = self._items.get(key)
@@ -78,7 +80,7 @@ class Cache:
         return own.result()
 
     def close(self) -> None:
-        """Stop loading and let go of everything."""
+        """Stop loading and discard all values."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._items.clear()

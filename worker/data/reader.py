@@ -116,7 +116,7 @@ class SampleReader:
         """
         shard, number, run = self._place(sample_id)
         place = number % int(self._per_run[shard])
-        # Adjacent samples are fetched together; another thread may already have started.
+        # Adjacent samples are fetched together; another thread may already have started the fetch.
         future = self._start(run)
         while True:
             fetched: _Fetched = future.result()
@@ -129,11 +129,11 @@ class SampleReader:
                     return Sample(data[first : first + size], label)
             if fetched.again:
                 short = fetched.problem or len(data) < length
-                text = "the shard ends before it" if short else "its bytes differ from the index"
+                text = "the shard is too short" if short else "its bytes differ from the index"
                 text = fetched.problem or text
                 raise BadSample("missing" if fetched.problem else "altered", text)
-            # The bytes may have been damaged in transit: replace the run in the cache, once for all
-            # threads that wait for it.
+            # The bytes may have been damaged in transit: replace the run in the cache, and only
+            # once, even if several threads wait for it.
             second = functools.partial(self._load_run, run, again=True)
             future = self._cache.get(self._key(run), second, instead_of=future)
 
@@ -163,7 +163,7 @@ class SampleReader:
         return self._cache.get(self._key(run), lambda: self._load_run(run, again=False))
 
     def _key(self, run: ReadRun) -> tuple[str, str, int, int]:
-        """Return a run's cache key, by its shard's contents, as several readers share the cache."""
+        """Return a run's cache key, based on its shard's contents, as readers share the cache."""
         shard, number = run
         return self._store.uri, self._index.shards[shard].sidecar, number, int(self._per_run[shard])
 
@@ -208,6 +208,6 @@ class SampleReader:
         return f"{self._contents(run[0])} {run[1]} {self._per_run[run[0]]}"
 
     def _contents(self, shard: int) -> str:
-        """Identify a shard by bytes and labels, so that data sets at one address stay apart."""
+        """Identify a shard by its bytes and labels, to tell apart data sets at the same address."""
         entry = self._index.shards[shard]
         return f"{entry.sha256} {entry.sidecar_digest}"

@@ -13,7 +13,7 @@ _HEAD_BYTES = 4096
 
 
 def key_in(head: bytes) -> str | None:
-    """Return the key of the sample that starts with `head`, None if it is not a tar header."""
+    """Return the sample key in the tar header `head`, or None if it is not a tar header."""
     with contextlib.suppress(tarfile.TarError, ValueError, EOFError):
         with tarfile.open(fileobj=io.BytesIO(head)) as tar:
             member = tar.next()

@@ -1,4 +1,4 @@
-"""A cache in a folder on a local disk of the node, if one is configured."""
+"""An optional cache in a folder on a local disk of the node."""
 
 import contextlib
 import hashlib
@@ -22,28 +22,29 @@ class Scratch:
     """A bounded cache of bytes in a folder that the ranks of a node share.
 
     It is only a cache: it may hold anything (callers verify what they read), fill up, or vanish.
-    Files are complete or absent, and have no fixed names. When `limit` bytes are in use, files that
-    have not been used since this process started are evicted; if there are none, new files are not
-    admitted, since an epoch that is larger than the cache would evict each file before its next
-    use.
+    Files are renamed into place, so they are complete or absent. When `limit` bytes are in use,
+    files that have not been used since this process started are evicted; if there are none, new
+    files are not admitted, since an epoch that is larger than the cache would evict each file
+    before its next use.
 
     Args:
         folder: Where to create the cache's own folder.
         limit: Maximum size of the cache, in bytes.
         sharers: The number of processes that write to the cache.
-        reserve: Total size of all ordinary files of this job, in bytes; spare files leave that much
-            space for them.
+        reserve: Total size of all ordinary files (parts of shards) of this job, in bytes; spare
+            files (decoded images) leave that much space for them.
     """
 
     def __init__(self, folder: Path, limit: int, sharers: int, reserve: int = 0) -> None:
         self._folder = folder / "worker-cache"  # other files in `folder` are not ours to remove
         self._limit = limit
         self._reserve = reserve
-        # Between scans, sharers together stay below `limit`; but a read, 4 MiB of 1 GiB, must fit.
+        # Between scans, the sharers together stay below `limit`; but a step must hold at least one
+        # read: up to 4 MiB, which is 1/256 of the smallest limit, 1 GiB.
         self._step = max(int(limit * _FREED / sharers), limit // 256)
         self._began = time.time()
         self._lock = threading.Lock()
-        self._room = {False: 0, True: 0}  # keyed by whether it is for spare files
+        self._room = {False: 0, True: 0}  # bytes left until the next scan, keyed by `spare`
         self._next_look = {False: 0.0, True: 0.0}
         self._well = True
 
@@ -64,12 +65,12 @@ class Scratch:
         """Return whether a spare file is stored under `name`."""
         try:
             self._path(name, spare=True).stat()
-        except OSError:  # of any kind: a mount may be lost
+        except OSError:  # not only if it is missing: a mount may be lost
             return False
         return True
 
     def may_take(self, size: int) -> bool:
-        """Return whether a spare file of `size` bytes may fit, without scanning the folder."""
+        """Return whether a spare file of `size` bytes might fit, without scanning the folder."""
         return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:
@@ -118,7 +119,10 @@ class Scratch:
         return self._folder / f"{digest}{_SPARE if spare else ''}"
 
     def _take(self, size: int, *, spare: bool) -> bool:
-        """Return whether `size` more bytes fit; scan the folder once per `_step` bytes."""
+        """Claim `size` bytes if they fit, and return whether they do.
+
+        The folder is scanned at most once per `_step` bytes.
+        """
         with self._lock:
             if size > self._room[spare] and time.monotonic() > self._next_look[spare]:
                 self._room[spare] = self._make_room(spare=spare)
@@ -130,7 +134,7 @@ class Scratch:
             return True
 
     def _make_room(self, *, spare: bool) -> int:
-        """Remove stale files if too little is free; return how many bytes may be written.
+        """Remove stale files if space is short; return how many bytes may be written.
 
         Files last used before this process started are stale. `spare` files (decoded images) may
         only use space that no shard of the job will need.
@@ -154,7 +158,7 @@ class Scratch:
         )
         # Spare files are removed first; no other file is removed to make space for one.
         stale = [entry for entry in stale if not (spare and entry[0])]
-        # Even removing all of them would not be enough: keep them, others may use them.
+        # If even removing all of them would not be enough, keep them: another job may use them.
         if used - sum(size for _, _, size, _ in stale) > wanted:
             return 0
         for _, _, size, path in stale:
@@ -167,7 +171,7 @@ class Scratch:
 
 
 def _opened(path: Path) -> io.FileIO:
-    """Open a regular file; raise `OSError` for others, such as a pipe, which could block."""
+    """Open a regular file; raise `OSError` for any other kind, such as a pipe that could block."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = io.FileIO(handle)
     if not stat.S_ISREG(os.fstat(handle).st_mode):

@@ -22,7 +22,7 @@ _MAX_LABEL_CHARACTERS = 500
 _MAX_SAMPLE_BYTES = (1 << 32) - 1
 Look = Callable[[bytes], None]
 
-# Directory and name up to the first dot are the key, the rest is the suffix, as in webdataset.
+# The path up to the first dot of the file name is the key, the rest the suffix, as in webdataset.
 _MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _METADATA = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 
@@ -43,7 +43,7 @@ class SampleRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A defect of a shard."""
+    """A defect in a shard."""
 
     offset: int
     """Byte offset of the defect in the shard."""
@@ -62,7 +62,7 @@ class Scan:
     rows: list[SampleRow] = field(default_factory=list)
     """A row per sound sample."""
     problems: list[Problem] = field(default_factory=list)
-    """Defects; samples that have one have no row."""
+    """Defects; a sample with a defect has no row."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Number of members that belong to no sample, by kind."""
     highest: int = 0
@@ -70,7 +70,7 @@ class Scan:
 
     @property
     def depth(self) -> int | None:
-        """The number of bits that `highest` takes up, None if there are no such images."""
+        """The number of bits that `highest` takes up, at least 8; None if `highest` is 0."""
         return depth_for(self.highest)
 
 
@@ -84,9 +84,9 @@ class Unsound(Exception):
 
 
 class _Sample:
-    """The adjacent members that share a key, and those of their bytes that are needed.
+    """Adjacent members that share a key, and as much of their contents as is needed.
 
-    If `whole` is set, those include all bytes of the image.
+    If `whole` is set, that includes the entire image.
     """
 
     def __init__(self, key: str, offset: int, *, whole: bool = False) -> None:
@@ -107,18 +107,24 @@ class _Sample:
         self.digest, self.end = self._ahead.copy(), member.end
 
     def highest(self) -> int:
-        """Return the image's `Scan.highest`; 0 if it cannot be decoded, which training reports."""
+        """Return the image's value for `Scan.highest`.
+
+        It is 0 if the image cannot be decoded, a defect that training will report.
+        """
         try:
             return highest_sample(self.image())
         except Exception:  # on hostile bytes, the decoder may raise anything
             return 0
 
     def image(self) -> bytes:
-        """Return the bytes of the image, or only the first ones if not all of them are kept."""
+        """Return the bytes of the image, or only its first bytes if the rest was not kept."""
         return self.heads[next(suffix for suffix in IMAGE_SUFFIXES if suffix in self.members)]
 
     def look_at(self, member: Member, stream: ShardStream) -> None:
-        """Read past a member of no sample; it is part of this sample if more members follow."""
+        """Read past a member that belongs to no sample.
+
+        Its bytes count toward this sample if more members of the sample follow.
+        """
         self._read(member, stream, None)
 
     def _read(self, member: Member, stream: ShardStream, suffix: str | None) -> None:
@@ -145,7 +151,7 @@ class _Sample:
 def scan_shard(
     fetch: Fetch, size: int, label_field: str = "label", look: Look | None = None
 ) -> Scan:
-    """Scan a shard once, in chunks; memory does not grow with the shard or its members.
+    """Scan a shard once, in chunks; memory use does not grow with the size of its members.
 
     Problems are listed in the result, never raised.
 
@@ -182,7 +188,7 @@ def scan_shard(
 
 
 def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
-    """Yield the samples, adjacent members with the same key; record a malformed archive."""
+    """Yield the samples (adjacent members with one key); record where the archive is malformed."""
     sample: _Sample | None = None
     try:
         for member in read_members(stream):
@@ -259,7 +265,7 @@ def _label(sample: _Sample, label_field: str) -> str:
     kind = next((kind for kind in _LABELS if kind in sample.members), None)
     if kind is None:
         raise Unsound(
-            "has no label: neither .cls nor .json beside it; if it is elsewhere in the "
+            "has no label: no .cls or .json beside its image; if the label is elsewhere in the "
             "shard, sort the shard (tar --sort=name)"
         )
     if sample.members[kind].size > _MAX_LABEL_BYTES:

@@ -25,7 +25,7 @@ class Slots:
         self._valid = _shared((count, images), torch.bool)
 
     def batch(self, index: int, ids: Ids) -> Batch:
-        """Return a view of slot `index`, modulo `count`, as the batch of these samples."""
+        """Return a view of slot `index` modulo `count`, as the batch of the samples `ids`."""
         slot, length = index % self.count, len(ids)
         images = self._images[slot, :length].permute(0, 3, 1, 2)
         return Batch(

@@ -1,4 +1,4 @@
-"""Sidecars: tables with a row per sample of a shard that says where its bytes are."""
+"""Sidecars: one table per shard, whose rows say where the bytes of each sample are."""
 
 import io
 from collections.abc import Sequence
@@ -34,10 +34,10 @@ def write_sidecar(
         store: Where to write the sidecar.
         name: The name of the shard.
         scan: The scan of the shard.
-        sound: Rows of the sound samples, each with its class.
+        sound: Rows of the sound samples, each with its class number.
 
     Returns:
-        The entry of the shard in the index.
+        The shard's entry for the index.
     """
     buffer = io.BytesIO()
     table = [(*row[:-1], label) for row, label in sound]
@@ -68,15 +68,15 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
     Args:
         data: The bytes of the sidecar.
         shard: The shard's entry in the index.
-        classes: Number of classes, which every label must be below; None to allow any.
+        classes: Number of classes; every label must be below it. None to allow any label.
 
     Raises:
-        ValueError: It is not the sidecar that was indexed, or does not match the index: it has
-            fewer or more samples, samples that overlap or extend beyond the shard's end, or labels
-            of no class.
+        ValueError: The bytes are not the sidecar that was indexed, or they do not match the index:
+            there are too few or too many samples, samples overlap or extend beyond the shard's end,
+            or labels are not valid class numbers.
     """
     if xxhash.xxh3_64_hexdigest(data) != shard.sidecar_digest:
-        raise ValueError("it is not the one that the index describes")
+        raise ValueError("it is not the sidecar that the index describes")
     try:
         sidecar = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # on arbitrary bytes, numpy may raise anything
@@ -90,7 +90,7 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
 
 
 def _require_sound_rows(sidecar: Sidecar, shard: Shard, classes: int | None) -> None:
-    starts = sidecar["offset"].astype(np.float64)  # exact up to the largest shard, without overflow
+    starts = sidecar["offset"].astype(np.float64)  # exact for any shard, and cannot overflow
     stops = starts + sidecar["length"]
     image_stops = sidecar["image_offset"].astype(np.int64) + sidecar["image_length"]
     if (starts[1:] < stops[:-1]).any() or (len(stops) and stops[-1] > shard.bytes):

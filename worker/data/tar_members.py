@@ -17,7 +17,7 @@ from worker.errors import WorkerError, first_line
 CHUNK_BYTES = 1 << 24
 
 _BLOCK = 512
-_MAX_EXTENDED_BYTES = 1 << 18  # of a pax header or a long name, which tarfile reads at once
+_MAX_EXTENDED_BYTES = 1 << 18  # of a pax header or a long name, which tarfile reads in one piece
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -27,13 +27,13 @@ _EXTENDED = (
 )
 
 Fetch = Callable[[int, int], bytes]
-"""Reader of a shard: (start, stop) -> those bytes, fewer if it ends before `stop`."""
+"""Reader of a shard: (start, stop) -> those bytes, or fewer if the shard ends before `stop`."""
 
 
 class Member(NamedTuple):
     """A member of a tar: its header is at `offset`, its data at `data_offset`.
 
-    `end` is the offset of the next header. `regular` is True for a file, not a link or folder.
+    `end` is the offset of the next header. `regular` is False for a link, folder or device.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
 
 class Malformed(Exception):
-    """An archive that cannot be read any further: the reason, and from which byte."""
+    """An archive that cannot be read beyond byte `offset`; the message says why."""
 
     def __init__(self, offset: int, text: str) -> None:
         super().__init__(text)
@@ -55,7 +55,7 @@ class Malformed(Exception):
 
 
 class ShardStream(io.RawIOBase):
-    """A shard as a file object that fetches chunks in order and keeps bytes until forgotten."""
+    """A shard as a file object that fetches chunks in order and keeps them until forgotten."""
 
     def __init__(self, fetch: Fetch, size: int) -> None:
         self._fetch = fetch
@@ -80,7 +80,10 @@ class ShardStream(io.RawIOBase):
         return data
 
     def span(self, start: int, stop: int) -> bytes:
-        """Return bytes [start, stop), which must not be forgotten; fewer at the shard's end."""
+        """Return bytes [start, stop), or fewer at the shard's end.
+
+        None of them may have been forgotten.
+        """
         while self.size < stop and self._fill():
             pass
         return bytes(self._kept[start - self._first : stop - self._first])
@@ -101,7 +104,7 @@ class ShardStream(io.RawIOBase):
         return self._first + len(self._kept)
 
     def forget(self, stop: int) -> None:
-        """Forget all bytes before `stop`, read or not, except the last, which tarfile checks."""
+        """Forget all bytes before `stop`, fetched or not, but keep the last: tarfile checks it."""
         self._wanted_from = max(self._wanted_from, stop - 1)
         self._drop()
 
@@ -141,9 +144,9 @@ def read_members(stream: ShardStream) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
             for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 if info.size < 0 or tar.offset <= info.offset:
-                    raise Malformed(end, "no tar header: its size is negative")
+                    raise Malformed(end, "no tar header: negative size")
                 end = tar.offset
                 yield Member(
                     info.name,
@@ -170,7 +173,7 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
         info = super().frombuf(buf, encoding, errors)
         if info.size < 0:
-            raise tarfile.InvalidHeaderError("its size is negative")  # type: ignore[attr-defined]
+            raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
         if info.type in _EXTENDED and info.size > _MAX_EXTENDED_BYTES:
             raise tarfile.InvalidHeaderError(  # type: ignore[attr-defined]
                 f"an extended header of {info.size} bytes"
@@ -178,12 +181,12 @@ class _Header(tarfile.TarInfo):
         return info
 
     def _proc_gnusparse_10(self, following: Any, pax_headers: Any, tar: Any) -> None:
-        """Only mark the member as sparse: tarfile would search for the map beyond the end."""
+        """Only mark the member as sparse: tarfile would search for its map beyond its end."""
         following.sparse = [(0, 0)]
 
 
 def _require_end(stream: ShardStream, end: int) -> None:
-    """Raise `Malformed` unless a block of zeros comes next, and only zeros after it."""
+    """Raise `Malformed` unless a block of zeros comes next and only zeros follow it."""
     mark = stream.span(end, end + _BLOCK)
     if mark.strip(b"\0"):
         text = "no tar header" if len(mark) == _BLOCK else "a tar header cut short"
@@ -196,5 +199,5 @@ def _require_end(stream: ShardStream, end: int) -> None:
         at += len(rest)
         stream.forget(at)
         if data:
-            text = "data after the end-of-archive mark, which no reader sees"
+            text = "data after the end-of-archive mark, where no reader sees it"
             raise Malformed(at - len(data), text)

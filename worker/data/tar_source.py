@@ -29,23 +29,24 @@ class Tar:
     version: str
     """Version that changes whenever the tar is rewritten."""
     samples: int | None = None
-    """The number of samples according to an older index; None if there is no such index."""
+    """The number of samples according to a wids index; None if it is not given."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The shards to index."""
+    """The shards to index, and their store."""
 
     store: Store
-    """The root, where the index will be written."""
+    """Root of the data set, where the index will be written."""
     tars: tuple[Tar, ...]
     """The shards."""
 
 
 def find_tars(uri: str) -> Source:
-    """Return the shards of a prefix, a brace pattern, or a wids index (`shardlist`).
+    """Return the shards below a prefix, or in a brace pattern or a wids index (`shardlist`).
 
-    Raises `ConfigurationError` if there is none, or if one that is named is missing.
+    Raises `ConfigurationError` if there are none or a named one is missing, and `DataError` if one
+    differs in size from its entry in the wids index.
     """
     if uri.endswith(".json"):
         return _from_wids(uri)
@@ -62,7 +63,7 @@ def find_tars(uri: str) -> Source:
     )
     if not tars:
         folders = sorted({info.key.rpartition("/")[0] for info in listed})
-        more = f"; there are some in {', '.join(folders[:4])}: index each" if folders else ""
+        more = f"; there are some in {', '.join(folders[:4])}: index each folder" if folders else ""
         raise ConfigurationError(f"{store.uri}: holds no .tar{more or _instead(store)}")
     return Source(store, tars)
 
@@ -83,12 +84,16 @@ def _require_names(store: Store, names: list[str]) -> None:
     for name in names:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigurationError(
-                f"{store.uri}: the shard {name!a} has a name that is not plain UTF-8; rename it"
+                f"{store.uri}: the shard {name!a} has a control or invalid character in its name; "
+                "rename it"
             )
 
 
 def _from_wids(uri: str) -> Source:
-    """Return the shards of {"shardlist": [{"url", "nsamples", "filesize"}]}; url is required."""
+    """Return the shards that a wids index lists.
+
+    Its form is {"shardlist": [{"url", "nsamples", "filesize"}]}; only url is required.
+    """
     root, _, name = uri.rpartition("/")
     store = parse_address(f"{root}/" if root else "./").store
     try:
@@ -101,7 +106,9 @@ def _from_wids(uri: str) -> Source:
         raise ConfigurationError(f"{uri}: not a wids index (no shardlist of urls)") from None
     foreign = [url for url in urls if "://" in url or url.startswith("/")]
     if foreign:
-        raise ConfigurationError(f"{uri}: {foreign[0]} is not below {store.uri}; move the index")
+        raise ConfigurationError(
+            f"{uri}: {foreign[0]} is not below {store.uri}; move the index beside the shards"
+        )
     known = dict(zip(urls, facts, strict=True))
     tars = _named(store, {url: samples for url, (samples, _) in known.items()})
     for tar in tars:
@@ -117,7 +124,7 @@ def _named(store: Store, names: dict[str, int | None]) -> tuple[Tar, ...]:
     if missing:
         more = f", and {len(missing) - 1} more are missing" if missing[1:] else ""
         raise ConfigurationError(
-            f"{store.uri}{missing[0]}: no such object{more}; correct the pattern"
+            f"{store.uri}{missing[0]}: no such object{more}; correct the pattern or the wids index"
         )
     return tuple(
         Tar(name=name, size=known[name].size, version=known[name].version, samples=samples)

@@ -22,7 +22,7 @@ def verify_shards(
         store: Where the shards are.
         index: Their index.
         threads: The number of shards to read in parallel.
-        advance: Called with the bytes read, by one thread at a time.
+        advance: Called with the number of bytes just read, by one thread at a time.
 
     Returns:
         A line for each shard that differs.
@@ -69,9 +69,9 @@ def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], N
         return [str(error)]
     size = stream.size
     if size != shard.bytes:
-        length = "longer" if size > shard.bytes else f"{size} bytes long"
-        return [f"{where}: {length}, but {shard.bytes} bytes were indexed; {_samples(bad)}"]
-    return [f"{where}: sha256 differs from the indexed one; {_samples(bad)}"]
+        length = "now longer" if size > shard.bytes else f"now {size} bytes long"
+        return [f"{where}: {length}, but had {shard.bytes} bytes when indexed; {_samples(bad)}"]
+    return [f"{where}: sha256 differs from that in the index; {_samples(bad)}"]
 
 
 def _samples(bad: list[int]) -> str:

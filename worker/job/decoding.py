@@ -18,8 +18,8 @@ _THREADS_PER_PROCESS = 2
 """Few, as threads contend for the GIL; more than one, as each process costs memory."""
 _MIN_SHARE_EVEN = 0.6  # of the desired number of processes
 _FETCHES = 32
-"""Concurrent reads of a rank, over all its processes; each has at least two. This is the default
-number of lanes, so that the first batch from a distant store takes few round trips.
+"""Concurrent reads of a rank, over all its processes; each process has at least two. The value
+is the usual number of lanes, so that the first batch from a distant store takes few round trips.
 """
 
 
@@ -48,7 +48,7 @@ def processes_for(threads: int, lanes: int) -> int:
     """Return the number of decoding processes, given the threads and `lanes` of a rank.
 
     Two processes that share a lane would both fetch its data, so there are never more processes
-    than lanes, and slightly fewer if that divides the lanes evenly.
+    than lanes, and slightly fewer if the lanes can then be divided evenly.
     """
     wished = max(1, min(ceil_div(threads, _THREADS_PER_PROCESS), lanes))
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)

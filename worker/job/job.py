@@ -39,7 +39,7 @@ class EarlierAttempts:
     identity: Identity
     """Identity of the job that owns the output."""
     manifest: dict[str, Any]
-    """The newest attempt's manifest; empty if its record is damaged."""
+    """Manifest in the newest attempt record that is intact; empty if none is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def full_batch(self) -> int:
-        """Images in every batch but the last one of an epoch."""
+        """Images in every batch except the last one of an epoch."""
         return min(self.manifest.train.batch_size, self.train.index.samples)
 
     @property
@@ -145,7 +145,7 @@ class Job:
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
-            # The number of lanes follows from the batch size if it is not set.
+            # If the number of lanes is not set, it follows from the batch size.
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }
 

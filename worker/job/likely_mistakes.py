@@ -7,7 +7,7 @@ from worker.numbers import ceil_div
 _TINY_SHARE = 1e-4
 _MAX_SHARE_OF_START = 0.1
 _MIN_IMAGES = 2
-_STRONG_DECAY = 0.01  # from this value on, norms and biases are noticeably pulled toward 0
+_STRONG_DECAY = 0.01  # at or above this value, norms and biases are noticeably pulled toward 0
 
 
 def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
@@ -19,7 +19,7 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
         ranks: The number of ranks.
 
     Returns:
-        The warnings, the most costly first.
+        The warnings, about the most costly mistakes first.
     """
     train, groups = job.manifest.train, job.groups
     found = _slow_head(job, layout)
@@ -67,8 +67,8 @@ def _slow_head(job: Job, layout: Layout) -> list[str]:
     others = [group for group in groups if group not in heads]
     if not job.manifest.model.pretrained and any(g.lr < slowest.lr or g.release for g in others):
         found.append(
-            "model.weights: none, so the backbone starts at random, yet is frozen or slower "
-            "than the head"
+            "model.weights: none, so the backbone starts from random weights, yet is frozen or "
+            "trains more slowly than the head"
         )
     if slowest.lr < fastest.lr:
         found.append(
@@ -89,7 +89,7 @@ def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
         sizes[group.match] = sizes.get(group.match, 0) + size
     heads = {group.match for group in groups if layout.head & set(group.parameters)}
     return [
-        f"{'+'.join(match)} matches only {size:,} parameters, {size / everything:.3%}"
+        f"{'+'.join(match)} matches only {size:,} parameters, {size / everything:.3%} of all"
         for match, size in sizes.items()
         if match not in heads and size <= _TINY_SHARE * everything
     ]

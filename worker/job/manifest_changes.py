@@ -42,7 +42,8 @@ def changes_between(
     Args:
         before: The flattened manifest of the previous attempt; empty if unknown.
         now: The flattened manifest of this attempt.
-        kept_identity: The previous attempt's identity, by field; moving a data set keeps it.
+        kept_identity: The previous attempt's identity, by field; moving a data set does not
+            change it.
         identity: The identity of this attempt, by field.
         resumes: Whether there is a checkpoint to resume from.
     """

@@ -46,7 +46,9 @@ def open_job(manifest: Manifest) -> Job:
         if shared:
             log.warning("data.val: %s is in data.train too; accuracy will be optimistic", shared[0])
     if len(classes) < 2:
-        raise ConfigurationError(f"data.train: has only the class {classes[0]!r}; two are needed")
+        raise ConfigurationError(
+            f"data.train: has only the class {classes[0]!r}; at least two are needed"
+        )
     name = manifest.model.backbone
     with _naming("model.weights"):
         own = preset_beside(manifest.model.pretrained)
@@ -109,7 +111,7 @@ def _read_earlier(output: Store) -> EarlierAttempts | None:
 
 
 def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:
-    """Return the commits, newest first, without those newest ones that are not real commits."""
+    """Return the commits, newest first, from the newest one that has a valid record."""
     commits = list_commits(output)
     while commits and not read_commit_record(output, commits[0]):
         del commits[0]

@@ -11,7 +11,7 @@ _OWN_ROWS = ("epochs", "batch_size", "seed", "name", "lr", "schedule", "weight_d
 
 
 def describe_outline(plan: Outline) -> str:
-    """Return a text that lists the data, steps, groups and rates of a job."""
+    """Return text that lists the data, steps, groups and rates of a job."""
     val = _describe_data(plan.val) if plan.val else "none, so accuracy is not measured"
     shards = ", ".join(map(str, plan.shards_per_rank))
     rows = {
@@ -96,7 +96,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
         epoch = group.release_step / plan.steps_per_epoch
         frozen = f"until step {group.release_step} (epoch {epoch:.3g})"
     if group.batch_norm == "frozen" and group.release_step is not None:
-        frozen += ", statistics always"
+        frozen += ", BatchNorm statistics always"
     return (
         group.name,
         " ".join(group.match),
@@ -111,7 +111,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
 
 
 def _chart(plan: Outline) -> list[str]:
-    """Return a chart line per group, relative to its own peak; dots mean that it is frozen."""
+    """Return a chart line per group, relative to the group's peak; dots mean a rate of 0."""
     width = max(len(group.name) for group in plan.groups)
     lines = [f"{'rates':<{width}}  step 0 to {plan.total_steps}, each relative to its peak"]
     for group in plan.groups:

@@ -24,7 +24,7 @@ class ResumePreview:
     """Expected outcome of starting the job."""
 
     done: str | None
-    """Reason that there is nothing to do; None if there is work to do."""
+    """Message that says why there is nothing to do; None if there is work to do."""
     attempt: int
     """The number that the attempt would get."""
     step: int
@@ -44,7 +44,7 @@ class ResumePreview:
 
     @property
     def refused(self) -> list[Change]:
-        """Changes that would make it a different experiment."""
+        """Changes that would make the job a different experiment."""
         return [change for change in self.changes if change.kind == "refused"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class ResumePreview:
 
 
 def find_resume_preview(job: Job) -> ResumePreview:
-    """Find and verify checkpoints as a start would, without writing anything."""
+    """Preview a start: find and verify checkpoints as it would, but write nothing."""
     commits = [
         name
         for name in list_commits(job.output)
@@ -84,7 +84,7 @@ def find_resume_preview(job: Job) -> ResumePreview:
 
 
 def describe_done(job: Job, done: Done) -> str:
-    """Return a message that the job is finished, and how to continue training."""
+    """Return a message that says that the job is finished and how to continue training."""
     return (
         f"job {job.manifest.job} was completed by attempt {done.attempt}: "
         f"{count(done.epochs, 'epoch')}, {count(done.step, 'step')}; nothing to do; "
@@ -98,7 +98,7 @@ def describe_resume_preview(preview: ResumePreview) -> str:
     size = f"{preview.bytes / 1e6:.1f} MB, verified"
     if preview.commit:
         where = f"would resume after step {preview.step}: checkpoint {preview.commit}, {size}"
-    lines = [f"resume     attempt {preview.attempt} {where}; steps: {preview.total_steps}"]
+    lines = [f"resume     attempt {preview.attempt} {where}; total steps: {preview.total_steps}"]
     if preview.done:
         lines = [f"resume     {preview.done}"]
         if preview.commit:
@@ -107,7 +107,7 @@ def describe_resume_preview(preview: ResumePreview) -> str:
         names = ", ".join(preview.passed_over)
         lines.append(f"damaged    {names}; {preview.steps_lost} steps would be repeated")
     if preview.changes:
-        rows = [("changed", "before", "now", "is")]
+        rows = [("changed", "before", "now", "outcome")]
         rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in preview.changes]
         lines += ["", *table(rows, left=4)]
     else:

@@ -1,1 +1,1 @@
-"""The way from a manifest to running ranks: topology, processes, exit codes."""
+"""The path from a manifest to running ranks: topology, processes, exit codes."""

@@ -1,6 +1,6 @@
 """Detection of the launcher that starts the ranks, from environment variables.
 
-A single variable identifies each launcher; `detect` checks them in order.
+Each launcher is identified by a single variable; `detect` checks these in order.
 """
 
 import re
@@ -34,7 +34,7 @@ def detect(
             an Indexed Job.
 
     Returns:
-        The rank that this process is, or the ranks to start.
+        The rank of this process, or the ranks that it must start.
 
     Raises:
         ConfigurationError: If a variable is missing or malformed; the message names it.
@@ -214,12 +214,14 @@ def _first_pod(own: str, index: int) -> str:
 
 def _require_below(name: str, value: int, limit_name: str, limit: int) -> None:
     if value >= limit:
-        raise ConfigurationError(f"{name}: {value}, but {limit_name} is {limit}; it counts from 0")
+        raise ConfigurationError(f"{name}: {value}, but must be below {limit_name} ({limit})")
 
 
 def _refuse_nproc(nproc: int | None, variable: str) -> None:
     if nproc is not None:
-        raise ConfigurationError(f"--nproc: {variable} shows that ranks start elsewhere; remove it")
+        raise ConfigurationError(
+            f"--nproc: {variable} shows that the launcher sets the number of ranks; remove --nproc"
+        )
 
 
 def _text(env: Mapping[str, str], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks that a machine meets the requirements of a manifest."""
+"""Checks of a machine against the requirements of a manifest."""
 
 import importlib.util
 import os
@@ -42,8 +42,8 @@ def _require_compiler(gpus: int) -> None:
         lacking.append("the triton package")
     if lacking:
         raise ConfigurationError(
-            f"train.compile: needs {' and '.join(lacking)}; install it, build the image with "
-            "--build-arg COMPILE=1, or remove train.compile"
+            f"train.compile: needs {' and '.join(lacking)}; install what is missing, "
+            "build the image with --build-arg COMPILE=1, or remove train.compile"
         )
     for name, folder in _build_folders(gpus).items():
         if os.statvfs(folder).f_flag & os.ST_NOEXEC:
@@ -56,10 +56,10 @@ def _require_compiler(gpus: int) -> None:
 
 
 def _build_folders(gpus: int) -> dict[str, Path]:
-    """Return the folders for compiled code, or their nearest existing parents, by variable."""
+    """Map variables to their folders for compiled code, or to the nearest existing parents."""
     build = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     folders = {"TORCHINDUCTOR_CACHE_DIR" if build else "TMPDIR": build or tempfile.gettempdir()}
-    if gpus and "TRITON_CACHE_DIR" in os.environ:  # otherwise it is below the other folder
+    if gpus and "TRITON_CACHE_DIR" in os.environ:  # by default, it is below the first folder
         folders["TRITON_CACHE_DIR"] = os.environ["TRITON_CACHE_DIR"]
     return {
         name: next(

@@ -1,6 +1,6 @@
 """Parent of a node's ranks: forks them, forwards signals and returns their exit code.
 
-Ranks are forked because the parent has already imported torch and uses no device or thread.
+Forking saves each rank the import of torch; it is safe, as the parent uses no device or thread.
 """
 
 import logging
@@ -76,7 +76,8 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
         listener.close()
 
     def forward(number: int) -> None:
-        # Forward the same signal, as the grace period depends on it; but ranks ignore SIGINT.
+        # Forward the same signal, as the grace period depends on it; only SIGINT, which ranks
+        # ignore, is forwarded as SIGTERM.
         number = signal.SIGTERM if number == signal.SIGINT else number
         for child in children:
             if child.pid and child.is_alive():
@@ -108,8 +109,8 @@ def _child(parent: int, run: RunRank, rank: Rank, listener: socket.socket | None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if listener and rank.rank:
-        # Otherwise it would stay open as long as this rank runs, and once rank 0 is gone, this rank
-        # would wait for an answer on it without reacting to signals.
+        # Otherwise the socket would stay open as long as this rank runs, and once rank 0 is gone,
+        # this rank would wait for an answer on it without reacting to signals.
         listener.close()
         listener = None
     leave(exit_code(lambda: run(rank, listener)))
@@ -120,7 +121,8 @@ def _wait(children: list[ForkProcess]) -> int:
     codes: list[int] = []
     deadline: float | None = None
     while running:
-        # A signal delivered to another thread while this one blocked it does not interrupt a wait.
+        # Poll, as a signal that another thread gets while this one blocks it does not interrupt
+        # the wait.
         timeout = _LOOK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout)
         for child in [child for child in running if child.sentinel in ended]:

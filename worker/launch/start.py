@@ -56,7 +56,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     Args:
         manifest: The manifest of the job.
         nproc: The number of ranks on this node; None for one per GPU.
-        stop: Signals.
+        stop: The flag that a stop signal sets.
         live: Whether to show a live progress line on the terminal.
 
     Returns:
@@ -74,7 +74,7 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     def report_exit(code: int) -> None:
         # A forked rank leaves this to its parent, which outlives it.
         if leads and os.getpid() == own and (code or board.read()):
-            with contextlib.suppress(WorkerError):  # raised for the output, already reported
+            with contextlib.suppress(WorkerError):  # an invalid output: already reported
                 owner = Owner(manifest.job, open_store(manifest.output).uri)
                 announce(owner, code, board, stop.patience)
 
@@ -104,14 +104,14 @@ def _train(
     require_same_experiment(job)
     if job.done:
         if place.leads:
-            # The copy of a longer run's result over this one may have been interrupted.
+            # The copying of a result with more epochs over this one may have been interrupted.
             settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
         if job.changes:
             changes = "; ".join(map(str, job.changes))
             log.warning("changed since then, without effect: %s", changes)
         return 0
-    if not isinstance(place, Rank) or place.leads:  # rank 0 broadcasts them
+    if not isinstance(place, Rank) or place.leads:  # rank 0 broadcasts the weights
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
@@ -137,9 +137,9 @@ def find_rates(
     Args:
         manifest: The manifest of the job.
         steps: The number of steps.
-        low: The lowest base rate; None for a wide range around the manifest's rate.
-        high: The highest base rate; None for the same wide range.
-        stop: Signals.
+        low: The lowest base rate; None for 1/1000 of the manifest's.
+        high: The highest base rate; None for 100 times the manifest's.
+        stop: The flag that a stop signal sets.
         advance: Called with 1 after each step.
 
     Returns:
@@ -181,7 +181,7 @@ def _settle() -> int:
     # Not torch.cuda.is_available(), which initializes CUDA and would break it in forked ranks.
     gpus = torch.cuda.device_count()
     configure_memory(keep_freed=not gpus)
-    # gloo may connect every rank to every other, which can exceed the default of 1,024 files.
+    # gloo may connect every rank to every other, which can take more than the default 1,024 files.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # Forked ranks can use OpenMP only if their parent has not used it.

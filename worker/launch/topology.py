@@ -1,4 +1,4 @@
-"""The ranks that a process starts itself, and how a batch is divided among ranks."""
+"""The ranks that a process starts itself, and the check that ranks can share a batch evenly."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Spawn:
     master_addr: str
     """Host name or address at which rank 0 listens."""
     master_port: int
-    """Port on which rank 0 listens; 0 for any free port."""
+    """Port on which rank 0 listens; with a single node, any free port is used instead."""
 
     @property
     def world_size(self) -> int:

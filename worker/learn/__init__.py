@@ -1,1 +1,1 @@
-"""The mathematics of training: a step, its loss, an evaluation. Knows nothing of jobs or stores."""
+"""The mathematics of training: a step, its loss, an evaluation; independent of jobs and stores."""

@@ -1,6 +1,7 @@
 """Sparse confusion counts: with thousands of classes, few pairs ever occur.
 
-Rows are int64 [n, 3]: true class, predicted class, images; n is at most the number of images.
+Rows are int64 [n, 3]: true class, predicted class, image count; n is at most the number
+of images.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ _TAG = 2  # tag 0 is for the ledger, tag 1 for mistakes
 
 
 class Pairs:
-    """Counter of a rank's pairs of true and predicted class, without a sync per batch."""
+    """Counter of a rank's pairs of true and predicted classes, with no device sync per batch."""
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
@@ -25,7 +26,7 @@ class Pairs:
         self._counts = np.empty((0, 3), np.int64)
 
     def add(self, labels: Tensor, predicted: Tensor) -> None:
-        """Count a batch, given as class indices, int64 [N] each, on one device."""
+        """Count a batch; both arguments are class indices, int64 [N], on one device."""
         self._waiting.append(labels * self._classes + predicted)
         self._size += len(labels)
         if self._size > _MAX_WAITING:
@@ -54,7 +55,7 @@ def merge_rows(parts: list[Rows]) -> Rows:
 
 
 def by_class(rows: Rows, classes: int) -> npt.NDArray[np.int64]:
-    """Return the number of images and of correct ones for each true class, [2, classes]."""
+    """Return the numbers of images and of correct predictions by true class, [2, classes]."""
     found = np.zeros((2, classes), np.int64)
     np.add.at(found[0], rows[:, 0], rows[:, 2])
     right = rows[rows[:, 0] == rows[:, 1]]

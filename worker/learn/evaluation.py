@@ -45,10 +45,11 @@ def evaluate(
     classes: int,
     stopped: Callable[[], bool],
 ) -> tuple[Evaluation, Rows, list[Mistake]] | None:
-    """Evaluate the model that would be saved; return None on all ranks if any is `stopped`.
+    """Evaluate the model that would be saved; return None on all ranks if any has `stopped`.
 
-    The rows are those of the confusion matrix (see `worker.learn.confusion`), merged over all ranks
-    on rank 0; the mistakes are those of this rank. Leaves the model in evaluation mode.
+    The rows are those of the confusion matrix (see `worker.learn.confusion`): rank 0 gets those of
+    all ranks, any other rank only its own. The mistakes are those of this rank. The model is left
+    in evaluation mode.
 
     Args:
         learner: The learner to evaluate.
@@ -100,7 +101,7 @@ def _share_buffers(model: nn.Module) -> None:
 
 
 def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (uint8), labels and ids of a batch's valid samples, on the device."""
+    """Return the images (uint8), labels and ids of a batch's valid samples, on the device."""
     images, labels = upload(batch.images), upload(batch.labels)
     ids = upload.index(torch.from_numpy(batch.ids))
     if batch.valid.all():
@@ -110,7 +111,7 @@ def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Logits:
-    """Predictions of a model, computed in the largest parts that fit into GPU memory."""
+    """Logits of a model, computed in parts that are halved until they fit into GPU memory."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

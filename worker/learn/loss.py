@@ -32,10 +32,10 @@ class Criterion:
         Args:
             logits: Logits, [N, classes].
             auxiliary: Logits of auxiliary heads, each [N, classes].
-            inputs: Labels, blend and validity of the images.
+            inputs: Labels, blend and weights of the images.
 
         Returns:
-            float32 [N]; 0 for padding.
+            float32 [N]; 0 for a placeholder image.
         """
         losses = self._blended(logits, inputs)
         for other in auxiliary:
@@ -63,15 +63,15 @@ class Criterion:
 
 @functools.cache
 def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the weights on the device, cached: a copy per loss would stall the host."""
+    """Return the weights on the device, cached, as a copy per loss would stall the host."""
     return torch.tensor(weights, device=device)
 
 
 def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:
     """Return the weight of each class.
 
-    `balanced` is samples / (classes x samples of the class), whose mean over the samples is 1;
-    classes without samples do not count.
+    A `balanced` weight is samples / (classes x samples of the class), with a mean of 1 over the
+    samples; classes without samples are not counted.
 
     Args:
         train: The training settings.

@@ -25,9 +25,9 @@ def largest_that_fits(
 
     Args:
         inputs: A rank's share of a batch.
-        size: The number of its images to try first.
+        size: The micro-batch size to try first.
         attempt: Runs the forward and backward pass of a part of the inputs.
-        reset: Undoes the effects of attempts on the model.
+        reset: Undoes the effects of `attempt` on the model.
         rank: This rank, for the log.
 
     Raises:

@@ -1,8 +1,8 @@
 """Micro-batches of a rank's share, and the rule for updating BatchNorm's statistics.
 
-Pure. Statistics of a few values are meaningless: a single value per channel has no variance, and
-the gradient explodes. BatchNorm therefore uses its running statistics in a pass over far fewer
-images than usual, such as for the last batch of an epoch.
+All functions are pure. Statistics of a few values are meaningless: a single value per channel has
+no variance, and the gradient explodes. BatchNorm therefore uses its running statistics in a pass
+over far fewer images than usual, as in the last batch of an epoch.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Passes:
     """Maximum number of images in a pass; None to process a rank's share in one pass."""
     synchronized: bool
     """Whether BatchNorm's statistics are computed over all ranks. If so, decisions are based on the
-    planned numbers of images, as all ranks must do the same.
+    planned numbers of images, so that all ranks decide alike.
     """
 
     @property
@@ -43,8 +43,8 @@ class Passes:
         """Return whether BatchNorm may take its statistics from a pass.
 
         It may if the pass has more than half the usual number of images. In an experiment on images
-        of 32 pixels, ResNet-18's gradient for 2 of 8 images was 300 times that for all 8, and for 4
-        of 8 images four times; with the running statistics it was no larger.
+        of 32 pixels, ResNet-18's gradient for 2 of 8 images was 300 times as large as for all 8,
+        and for 4 of 8 images, four times as large; with the running statistics, it was no larger.
 
         Args:
             images: Images in the pass.
@@ -55,7 +55,7 @@ class Passes:
         return 2 * images > self.usual
 
     def is_short(self, global_count: int) -> bool:
-        """Return whether any rank may use running statistics in a step, according to the plan."""
+        """Return whether any rank might use running statistics in a step with no bad samples."""
         least = self._planned(global_count)
         return 2 * least <= self.usual or least == 1
 

@@ -1,4 +1,7 @@
-"""The results of a learning-rate range test (Smith, 2017), and the rate they suggest. Pure."""
+"""The results of a learning-rate range test (Smith, 2017), and the rate they suggest.
+
+All functions are pure.
+"""
 
 import itertools
 import math
@@ -13,8 +16,8 @@ from worker.errors import ConfigurationError
 _SMOOTHING = 0.9
 _MIN_POINTS = 10
 _MIN_FALL = 0.1
-_SIGMAS = 4.0  # a search for the longest fall also finds the largest one that is only noise
-_NORMAL_MEDIAN = 0.6745  # of the absolute value of a normal variable, in standard deviations
+_SIGMAS = 4.0  # strict, as the search for the longest fall also picks the largest noise
+_NORMAL_MEDIAN = 0.6745  # median absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
 
 
@@ -23,7 +26,7 @@ class Sweep:
     """Losses at a range of base rates, and the base rate that they suggest."""
 
     rates: tuple[float, ...]
-    """Base rates, growing."""
+    """Base rates, in increasing order."""
     losses: tuple[float, ...]
     """Smoothed losses."""
     suggestion: float | None
@@ -48,8 +51,8 @@ def smooth(losses: Sequence[float]) -> list[float]:
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the rate in the middle of the smoothed loss's longest fall (fastai's "valley").
 
-    The result is None if the loss falls by less than a tenth, or by no more than the noise between
-    batches: rates far too low to learn anything also show falls.
+    The result is None if the loss falls by less than a tenth, or by no more than noise between
+    batches would explain: even at rates far too low to learn anything, the loss sometimes falls.
     """
     smoothed = smooth(losses)
     lengths = [1] * len(smoothed)
@@ -68,9 +71,9 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def noise_of(losses: Sequence[float]) -> float:
-    """Return the standard deviation of a loss between one batch and the next.
+    """Return the standard deviation of the loss from batch to batch.
 
-    It is estimated by the median difference, which is robust to divergence at the end.
+    It is estimated from the median difference, which is robust to divergence at the end.
     """
     differences = [abs(later - earlier) for earlier, later in itertools.pairwise(losses)]
     return statistics.median(differences) / (_NORMAL_MEDIAN * math.sqrt(2))
@@ -123,12 +126,12 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
         "no suggestion: the loss does not clearly fall; sweep another range with --low and --high"
         if sweep.suggestion is None
         else f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
-        "times that of the manifest; scale exact rates of groups by the same factor)",
+        "times that of the manifest; scale the groups' absolute rates by the same factor)",
     ]
     return "\n".join(lines)
 
 
 def clipped(sweep: Sweep) -> list[float]:
-    """Return the losses, clipped a little above the first: divergence would hide the fall."""
+    """Return the losses, clipped a little above the first, as divergence would hide the fall."""
     first, low = sweep.losses[0], min(sweep.losses)
     return [min(loss, first + (first - low) / 2) for loss in sweep.losses]

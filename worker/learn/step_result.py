@@ -20,8 +20,7 @@ class StepResult:
     norms: Mapping[str, float]
     """Norms of the gradient before clipping, by group."""
     seconds: Mapping[str, float]
-    """Host time by phase; on a GPU, forward and backward include the wait for it.
-    """
+    """Host time by phase; on a GPU, `forward_backward` includes the wait for the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class Pending:
         )
 
     def outcome(self, numbers: Numbers, *, finite: bool) -> StepResult:
-        """Return the step's result, with zero sums unless the step and they are `finite`."""
+        """Return the step's result, with zero sums if the step or any sum is not finite."""
         sums = torch.tensor([numbers.loss, numbers.right, numbers.count], dtype=torch.float64)
         counts = finite and bool(sums.isfinite().all())
         return StepResult(

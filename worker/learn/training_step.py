@@ -38,8 +38,8 @@ class Engine:
     A step has three stages, so that the device never runs out of work while the host inspects the
     results: `launch` queues the forward and backward passes of a step, `settle` then waits for the
     previous step, and `update` queues the weight update. Everything that depends on a step being
-    finite is decided on the device, except for what `settle` does while the next step is launched
-    but not yet updated.
+    finite is decided on the device, except for what `settle` does between the next step's `launch`
+    and `update`.
 
     Args:
         learner: The model and its training state.
@@ -78,9 +78,9 @@ class Engine:
             micro_batch=train.micro_batch,
             synchronized=train.sync_batch_norm,
         )
-        self._planned = self._passes  # the same on all ranks, whatever fits into their memory
+        self._planned = self._passes  # the same on all ranks, even after a memory trial on one
         self.expects_holes = False
-        """Whether any rank has had bad samples: a pass may have fewer images than planned."""
+        """Whether any rank has had bad samples, so a pass may have fewer images than planned."""
         # With SyncBatchNorm, a trial on one rank would wait for the other ranks' statistics.
         self._tries_memory = _can_run_out(self.device) and not train.sync_batch_norm
         self._phase: tuple[bool, ...] = ()
@@ -106,7 +106,7 @@ class Engine:
             step: The global step, from 0.
             batch: This rank's part of the batch.
             global_count: The number of images in the global batch.
-            blend: How to blend them; None to leave them.
+            blend: How to blend the images; None to leave them unblended.
 
         Returns:
             The step's result, with the sums of this rank.
@@ -129,7 +129,7 @@ class Engine:
             batch: This rank's part of the batch. With a blend, it starts with the sample that
                 precedes this part.
             global_count: The number of images in the global batch.
-            blend: How to blend them; None to leave them.
+            blend: How to blend the images; None to leave them unblended.
         """
         began = time.monotonic()
         self.enter(step)
@@ -150,7 +150,7 @@ class Engine:
         self._launched.spend("forward_backward", time.monotonic() - moved)
 
     def update(self) -> None:
-        """Apply the gradients of the launched step, equal on all ranks, if they are finite."""
+        """Apply the gradients of the launched step if they are finite; all ranks have the same."""
         step, learner = self._launched, self.learner
         began = time.monotonic()
         usable = step.norm.isfinite()
@@ -165,11 +165,11 @@ class Engine:
         self._updated = step
 
     def settle(self) -> StepResult | None:
-        """Return the result of the last updated step; None if it has already been returned."""
+        """Return the result of the last step updated; None if it has already been returned."""
         return self._finish(self._updated) if self._updated else None
 
     def _finish(self, step: Pending) -> StepResult:
-        """Return a step's results once they arrive, after updating the average of the weights.
+        """Wait for a step's results, update the moving average and return the step's result.
 
         An fp16 overflow in the backward pass only lowers the loss scale; the step counts as
         non-finite once the scale cannot be lowered further, or if a rank's loss itself is not
@@ -189,7 +189,7 @@ class Engine:
         return step.outcome(numbers, finite=usable or overflow)
 
     def abandon(self) -> None:
-        """Discard a step that was launched but not updated."""
+        """Discard a launched step instead of updating the weights."""
         self.learner.optimizer.zero_grad(set_to_none=True)
         self._statistics.restore()
 
@@ -206,7 +206,7 @@ class Engine:
         if self._decides_on_device:
             start_momentum(self.learner.optimizer)
         if self._compiled:
-            torch._dynamo.reset()  # otherwise the phases add up to its recompilation limit
+            torch._dynamo.reset()  # otherwise every phase counts toward its recompilation limit
         # Rebuilt, as it awaits gradients of the parameters that were trainable when it was built.
         self._parallel = in_parallel(self.learner.model, self._rank)
 
@@ -215,7 +215,8 @@ class Engine:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         short = self.expects_holes or self._planned.is_short(global_count)
         if self._rank.world_size > 1 and short:
-            # Each rank has its own statistics, but on resume all ranks get those of rank 0.
+            # Each rank has its own statistics, but after a resume all ranks have those of rank 0.
+            # Use these in any case, so that a resume changes nothing.
             self._statistics.share()
         parts = list(inputs.split(self._passes.count(inputs.count, global_count)))
         for index, part in enumerate(parts, start=1):
@@ -239,7 +240,7 @@ class Engine:
         return torch.stack([losses.detach().sum().double(), *counts])
 
     def _seed_generators(self, seed: int) -> None:
-        """Seed a step's generators; `torch.manual_seed` seeds more, in up to a millisecond."""
+        """Seed a step's generators; `torch.manual_seed` seeds others too and takes up to 1 ms."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
@@ -288,7 +289,7 @@ class Engine:
             self._passes = dataclasses.replace(self._passes, micro_batch=fitting)
 
     def _try(self, inputs: Inputs) -> None:
-        """Run forward and backward on this rank alone.
+        """Run the forward and backward passes on this rank alone.
 
         Runs uncompiled: a graph compiled here would also be used inside DistributedDataParallel,
         where it produces all gradients at once and leaves the all-reduce nothing to overlap with.

@@ -29,7 +29,7 @@ class Mistake:
     id: int
     """Its sample id."""
     label: int
-    """Its class."""
+    """Its true class."""
     predicted: int
     """The predicted class."""
     confidence: float
@@ -52,12 +52,14 @@ class Worst:
     ) -> None:
         """Add a batch of n images; among equal losses, the earlier one counts as worse.
 
+        All tensors are on one device.
+
         Args:
             losses: The loss of each image, [n].
             ids: Sample ids, int64 [n].
             logits: Predictions, [n, classes].
             labels: True classes, int64 [n].
-            images: The images as the model saw them, uint8 [n, 3, S, S]; all on one device.
+            images: The images as the model saw them, uint8 [n, 3, S, S].
         """
         chances, predicted = logits.float().softmax(1).max(1)
         scores = losses.float().masked_fill(predicted == labels, -math.inf)

@@ -1,8 +1,8 @@
-"""The job manifest: sections, defaults and what is wrong with one.
+"""The job manifest: its sections, defaults and validation.
 
-Strict: unknown keys and wrong types are refused, and every complaint names the field's path and
-the remedy. What depends on the place (endpoint, credentials, ranks, scratch) is environment and
-has no key here.
+Validation is strict: unknown keys and wrong types are refused, and every error names the field's
+path and the remedy. Anything that depends on where a job runs (endpoint, credentials, ranks,
+scratch) is set in the environment and has no key here.
 """
 
 from worker.manifest.data import Augment, Data, Jitter, RandAugment, Shuffle

@@ -15,7 +15,7 @@ _FIRST_PRINTABLE, _DELETE = 0x20, "\x7f"
 
 
 def _as_tuple(value: Any) -> Any:
-    """Turn a single pattern into a tuple of one; leave anything else to type validation."""
+    """Turn a pattern or a list into a tuple; leave anything else to type validation."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value

@@ -30,7 +30,7 @@ class Jitter(Section):
 
 
 class Augment(Section):
-    """Training augmentation, drawn per (seed, epoch, sample), or per step if images are mixed."""
+    """Training augmentation, drawn per (seed, epoch, sample); MixUp and CutMix per (seed, step)."""
 
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Area of the random resized crop as a share of the image: smallest and largest."""
@@ -40,7 +40,7 @@ class Augment(Section):
     """RandAugment (Cubuk et al., 2019): random operations of equal strength on every image."""
     trivialaugment: bool = False
     """TrivialAugment (Müller and Hutter, 2021): one operation of random strength on every image;
-    excludes `randaugment`.
+    cannot be combined with `randaugment`.
     """
     jitter: Jitter | None = None
     """Random color changes, as in torchvision's `ColorJitter`."""
@@ -81,7 +81,7 @@ class Data(Section):
     """Prefix of the training shards and their `index.json`, or a brace pattern
     (`s3://bucket/set/train-{000..099}.tar`)."""
     val: Text | None = None
-    """Prefix or pattern of the validation shards; without it nothing is evaluated."""
+    """Prefix or pattern of the validation shards; if not set, nothing is evaluated."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side length of the model's square input, in pixels. Default: the backbone's own."""
     augment: Augment = Augment()
@@ -91,8 +91,8 @@ class Data(Section):
     decoder: Literal["cpu", "cuda"] = "cpu"
     """`cpu`, or `cuda` to decode and crop JPEGs on the GPU, with slightly different pixels."""
     error_budget: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """Share of the samples that may be left out because they are altered or undecodable (at least
-    one sample, unless it is 0). If there are more, the job ends with exit code 65.
+    """Share of the samples that may be left out because they are missing, altered or undecodable
+    (at least one sample, unless the share is 0). If there are more, the job ends with exit code 65.
     """
     max_pixels: Count = 100_000_000
     """Largest size of an image, in pixels; larger ones are bad samples."""

@@ -10,15 +10,15 @@ from worker.manifest.training import Model, Optimizer, Train
 
 
 class Checkpoint(Section):
-    """Checkpoint schedule, beyond every epoch's end and requested stops, and retention.
+    """Retention of checkpoints, and their schedule besides epoch ends and requested stops.
 
     A checkpoint that is due while another is in progress is taken at the first step after it.
     """
 
     every_steps: Count | None = None
-    """Steps between commits, in addition to every epoch and every requested stop."""
+    """Steps between commits, in addition to those at every epoch's end and requested stop."""
     every_minutes: Positive | None = None
-    """Minutes between commits, in addition to every epoch and every requested stop."""
+    """Minutes between commits, in addition to those at every epoch's end and requested stop."""
     keep: Count = 2
     """Number of newest checkpoints to keep; the one with the best validation accuracy is kept as
     well.
@@ -51,7 +51,8 @@ class Manifest(Section):
     version: Literal[1]
     """Version of the manifest format: `1`."""
     job: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    """Name in logs and metrics: at most 63 lowercase letters, digits and inner dashes."""
+    """Name in logs and metrics: at most 63 lowercase letters, digits and dashes, with no dash at
+    either end."""
     output: Text
     """Prefix below which the job writes everything; each job needs its own."""
     data: Data
@@ -61,7 +62,7 @@ class Manifest(Section):
     optimizer: Optimizer
     """Optimizer, rate groups and schedule."""
     train: Train
-    """Length, batch, loss and precision."""
+    """Length, batch size, loss and precision."""
     checkpoint: Checkpoint = Checkpoint()
     """Schedule and retention of checkpoints."""
     final: Final = Final()

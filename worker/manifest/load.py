@@ -1,4 +1,4 @@
-"""Loading of manifests: YAML 1.2 or JSON to validated settings, one line per mistake."""
+"""Loading and validation of manifests in YAML 1.2 or JSON, with one line per mistake."""
 
 import difflib
 import json
@@ -39,7 +39,7 @@ _ELSEWHERE = {
     "gpus": "",
     "device": "",
 }
-"""Other tools' names for settings; an empty path means that there is none here."""
+"""Other tools' names for settings; an empty path means that there is no such setting here."""
 _NO_SETTING = (
     "remove it, as it is read from the data or set by the environment (docs/environment.md)"
 )
@@ -97,9 +97,9 @@ def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
 
 
 def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
-    """Yield the causes: of a field's alternative types, only errors of the one that was used.
+    """Yield the causes: if a field has alternative types, only errors of the one that was used.
 
-    If items of a list are invalid, the error that the list is too short is dropped.
+    If items of a list are invalid, an error that the list is too short is dropped.
     """
     places = [detail["loc"] for detail in details]
     for detail in details:
@@ -147,7 +147,7 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1])}"
     if detail["type"] == "string_pattern_mismatch":
-        return f"{path}: must be 1 to 63 lower-case letters, digits and inner dashes"
+        return f"{path}: must be 1 to 63 lower-case letters, digits and dashes, no dash at the ends"
     if detail["type"] == "model_type":
         return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
@@ -213,7 +213,7 @@ def _known_keys(location: list[Any]) -> list[str]:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section in a field's type: the type itself, or inside `X | None` and tuples."""
+    """Return the section in a field's type, which may be inside `X | None` or a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(section_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""Reference of the manifest in Markdown, generated from the code."""
+"""Reference for the manifest in Markdown, generated from the code."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _HEAD = "| key | default | meaning |\n|---|---|---|"
 
 
 def describe_manifest() -> str:
-    """Return a table of all keys except those of groups, followed by a table of those."""
+    """Return a table of all keys except those of groups, then a table of the groups' keys."""
     keys = [row for row in _rows(Manifest, "") if not row[0].startswith("optimizer.groups.")]
     return f"{_table(keys)}\n\n## Groups\n\n{_table(list(_rows(Group, '')))}\n"
 
@@ -24,7 +24,7 @@ def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]
     for name, field in section.model_fields.items():
         key = f"{path}{field.alias or name}"
         inner = section_in(field.annotation)
-        # The keys of a section show its defaults.
+        # The rows of a section's keys show its defaults.
         default = "" if inner and not _is_optional(field) else _default(field)
         yield key, default, " ".join((field.description or "").split())
         if inner:

@@ -11,7 +11,7 @@ class Model(Section):
     """The backbone and where its weights come from."""
 
     backbone: Text
-    """Name in `torchvision.models`, such as `efficientnet_b0`; `worker models` lists them."""
+    """Name in `torchvision.models`, such as `efficientnet_b0`; see `worker models`."""
     weights: Text = "none"
     """Address of a safetensors file or of a file written by `torch.save` (a state dict, or a
     training script's checkpoint that contains one), a torchvision weights name such as
@@ -28,7 +28,7 @@ class Span(Section):
     """A stretch of training, in epochs (2, or 0.5) or in steps."""
 
     epochs: Positive | None = None
-    """Length in epochs (2, or 0.5); excludes `steps`."""
+    """Length in epochs (2, or 0.5); cannot be combined with `steps`."""
     steps: Count | None = None
     """Length in steps."""
 
@@ -47,8 +47,8 @@ class Freeze(Span):
     """The time for which a group stays frozen before it is released."""
 
     block_every: Positive | None = None
-    """Interval at which blocks are released one by one, from the head down. It is in epochs or
-    steps, as above (Howard and Ruder, 2018). Default: all at once.
+    """Interval at which blocks are released one by one, from the head down (Howard and Ruder,
+    2018); in epochs if `epochs` is set, otherwise in steps. Default: all at once.
     """
 
     def release(self, number: int, steps_per_epoch: int) -> int:
@@ -73,8 +73,8 @@ class Group(Section):
 
     match: Patterns
     """Leading components of the parameter's dotted name, each literal or a glob (`features.1`,
-    `layer[34]`), or a list of such patterns; `head` and `backbone` work for any model family, `*`
-    matches the rest.
+    `layer[34]`), or a list of such patterns; `head` and `backbone` work for any model family, and
+    `*` matches the rest.
     """
     scale: Positive | None = None
     """Learning rate as a multiple of `optimizer.lr`. Default: 1."""
@@ -83,11 +83,12 @@ class Group(Section):
     geometric: Geometric | None = None
     """Rates that grow by equal factors from block to block, in place of `scale`."""
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Factor by which the rate falls with every block away from the head."""
+    """Factor by which the rate is multiplied for every block away from the head."""
     weight_decay: NonNegative | None = None
     """Weight decay of the group. Default: `optimizer.weight_decay`."""
     freeze: Literal["always"] | Freeze | None = None
-    """`always`, or for how long; frozen layers run without a backward pass and in evaluation mode.
+    """`always`, or how long the group stays frozen; frozen layers run without a backward pass and
+    in evaluation mode.
     """
     batch_norm: Literal["train", "frozen"] = "train"
     """`frozen`: BatchNorm keeps its running statistics even if its weights are trained."""
@@ -108,8 +109,8 @@ class Schedule(Section):
     """Multiplier of all groups' learning rates over the course of training."""
 
     name: Literal["constant", "cosine", "linear", "step", "one_cycle"] = "constant"
-    """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith, 2018; the phases of torch's
-    `OneCycleLR`, and its momentum)."""
+    """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith, 2018; with the phases and
+    the momentum of torch's `OneCycleLR`)."""
     warmup: Span | None = None
     """Linear rise to the full rate before the rest of the schedule."""
     final: Fraction | None = None
@@ -124,7 +125,7 @@ class Schedule(Section):
         if self.name == "step" and self.every is None:
             raise ValueError("step needs every, such as {epochs: 2}; add it")
         if self.name != "step" and self.every is not None:
-            raise ValueError("every belongs to the step schedule; remove it")
+            raise ValueError("`every` belongs to the step schedule; remove it")
         if self.factor is not None and self.name != "step":
             raise ValueError("factor belongs to the step schedule; remove it")
         if self.final is not None and self.name not in ("cosine", "linear"):
@@ -135,7 +136,7 @@ class Schedule(Section):
 
 
 class Optimizer(Section):
-    """Optimizer, graded learning-rate groups and schedule."""
+    """Optimizer, learning-rate groups and schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """`adam`, `adamw` or `sgd`."""
@@ -155,7 +156,7 @@ class Optimizer(Section):
     schedule: Schedule = Schedule()
     """Multiplier of all learning rates, as a function of the step."""
     clip_norm: Positive | None = None
-    """Maximum norm of the gradient over all parameters; larger ones are scaled down to it."""
+    """Maximum norm of the gradient over all parameters; a larger gradient is scaled down to it."""
 
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> "Optimizer":
@@ -179,10 +180,10 @@ class Train(Section):
     """Length, batch, loss, precision and seed."""
 
     epochs: Annotated[int, Field(ge=1, le=10**6)]
-    """Passes over the training set. Raise it to train a finished job further."""
+    """Number of passes over the training set; raise it to train a finished job further."""
     batch_size: Annotated[int, Field(ge=1, le=10**6)]
-    """Images per optimizer step over all ranks together; the number of ranks must divide it. The
-    last batch of an epoch may be smaller.
+    """Images per optimizer step over all ranks together; must be a multiple of the number of ranks.
+    The last batch of an epoch may be smaller.
     """
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed for the sample order, the augmentation, the new head and dropout."""
@@ -200,12 +201,12 @@ class Train(Section):
     that was built with `COMPILE=1`.
     """
     sync_batch_norm: bool = False
-    """BatchNorm statistics over all ranks; GPUs only, and without micro-batches."""
+    """Compute BatchNorm statistics over all ranks; on GPUs only, and not with micro-batches."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that is spread over all classes."""
     class_weights: Literal["balanced"] | dict[Text, NonNegative] | None = None
-    """Weight of the loss by class name, 1 for the others; `balanced`: inversely proportional to the
-    frequency of each class.
+    """Weight of the loss by class name, 1 for classes not named; `balanced`: inversely proportional
+    to the frequency of each class.
     """
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights; if set, the average is evaluated and saved."""

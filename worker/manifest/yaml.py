@@ -1,4 +1,4 @@
-"""YAML 1.2 or JSON text as plain data, in bounded time and memory."""
+"""Parser of YAML 1.2 or JSON text into plain data, in bounded time and memory."""
 
 import re
 from typing import Any
@@ -33,7 +33,7 @@ def parse_yaml(text: str) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = str(error.problem or error).splitlines()[0]
-        # The values quoted in its message are not those in the text.
+        # The values that ruamel quotes in its message are not those in the text.
         problem = _DUPLICATE.sub(r'the key "\1" appears twice; remove one of the two', problem)
         raise ValueError(f"line {line}: {problem}") from None
     except (YAMLError, TypeError, ValueError, RecursionError, LookupError) as error:
@@ -41,7 +41,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _require_bounds(text: str) -> None:
-    """Raise `ValueError` for too deep nesting or too many values, with aliases expanded."""
+    """Raise `ValueError` if nesting is too deep or, with aliases expanded, values are too many."""
     anchors: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in YAML(typ="safe", pure=True).parse(text):
@@ -66,7 +66,9 @@ def _require_bounds(text: str) -> None:
         above, total = open_nodes[-1]
         open_nodes[-1] = (above, total + size)
         if total + size > _MAX_VALUES:
-            raise ValueError(f"{_place(event)}: more than {_MAX_VALUES} values, aliases expanded")
+            raise ValueError(
+                f"{_place(event)}: more than {_MAX_VALUES} values with aliases expanded"
+            )
 
 
 def _place(event: NodeEvent) -> str:

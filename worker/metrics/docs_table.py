@@ -8,7 +8,7 @@ _HEAD = "| metric | kind | labels | meaning |\n|---|---|---|---|"
 
 
 def describe_metrics() -> str:
-    """Return a Markdown table; all metrics have `job` and `run`, those of one rank `rank`."""
+    """Return a Markdown table, without the labels `job` and `run`, which all metrics have."""
     shown = Metrics("", "", 0)
     rows = [*shown.entries(), *Outcome("", "").entries()]
     lines = []

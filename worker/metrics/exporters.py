@@ -2,7 +2,8 @@
 
 All are specific to the site, so they are set in the environment: `WORKER_METRICS_PORT` (for local
 rank 0; each further rank uses the next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a
-directory). Nothing here fails training or delays its end beyond the allowed time.
+directory). Nothing here makes training fail or delays its end beyond the
+allowed time.
 """
 
 import logging
@@ -54,7 +55,7 @@ def exported(
 ) -> Iterator[None]:
     """Export the metrics of a rank inside the context.
 
-    With a port, they are not pushed as well: Prometheus would have each series twice.
+    If a port serves them, they are not pushed as well: Prometheus would have each series twice.
 
     Args:
         metrics: The metrics.
@@ -99,11 +100,11 @@ def exported(
 
 
 def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) -> None:
-    """Replace the exported metrics of a run that has ended with its outcome.
+    """Export the outcome of a run that has ended, in place of its metrics.
 
     Waits for clients that have scraped regularly, as long as `patience` allows but at most a
-    minute: a series that merely ends looks like a killed run. A start without an attempt of its own
-    adds its exit code to the existing metrics.
+    minute: a series that merely ends looks like a killed run. A start that ends before it becomes
+    an attempt adds its exit code to the existing metrics.
 
     Args:
         owner: The run.
@@ -118,7 +119,7 @@ def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) 
     ways = _Ways()
 
     def send() -> None:
-        if superseded:  # the group of the run belongs to the newer attempt
+        if superseded:  # the run's group on the gateway belongs to the newer attempt
             ways.to_gateway(lambda gateway: gateway.put(registry, owner, **_SUPERSEDED))
         elif "attempt" in kept:
             ways.to_gateway(lambda gateway: gateway.put(registry, owner))
@@ -142,7 +143,7 @@ def _await_scrapes(
         return
     wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
-    # At most half of the time left: a process killed at the very end has the wrong exit code.
+    # Use at most half of the time left: a process killed at the end has the wrong exit code.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
     ):

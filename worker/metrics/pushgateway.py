@@ -1,4 +1,4 @@
-"""A Prometheus Pushgateway: one group per run, replaced as a whole by every push."""
+"""Client of a Prometheus Pushgateway, which holds one group of metrics per run."""
 
 import base64
 import urllib.request
@@ -35,7 +35,10 @@ class Gateway:
 
     @staticmethod
     def from_environment() -> "Gateway | None":
-        """Return the gateway of WORKER_PUSHGATEWAY; raises `ConfigurationError` if malformed."""
+        """Return the gateway set in WORKER_PUSHGATEWAY, or None if it is unset.
+
+        Raises `ConfigurationError` if the address is malformed.
+        """
         text = Settings.from_env().pushgateway
         if not text:
             return None
@@ -53,9 +56,9 @@ class Gateway:
         return Gateway(address, unquote(user), unquote(password))
 
     def put(self, registry: CollectorRegistry, owner: Owner, **more: str) -> None:
-        """Replace all metrics of a run, or of its group with `more` labels, with these.
+        """Overwrite all metrics of a run, or of its group with the extra labels `more`.
 
-        Raises `OSError` if the gateway does not respond within seconds or rejects them.
+        Raises `OSError` if the gateway does not respond within `TIMEOUT_SECONDS` or rejects them.
         """
         self._send(push_to_gateway, owner, more, registry=registry)
 
@@ -64,7 +67,7 @@ class Gateway:
         self._send(pushadd_to_gateway, owner, {}, registry=registry)
 
     def delete(self, owner: Owner, **more: str) -> None:
-        """Delete all metrics of a run, or of its group with more labels, from the gateway."""
+        """Delete all metrics of a run, or of its group with the extra labels `more`."""
         self._send(delete_from_gateway, owner, more)
 
     def _send(
@@ -86,7 +89,7 @@ class Gateway:
         )
 
     def ask(self) -> None:
-        """Ask the gateway whether it is ready, and raise the error if it is not."""
+        """Check that the gateway is ready; raise `OSError` if it is not."""
         request = urllib.request.Request(f"{self.address}/-/ready")  # noqa: S310
         if self.user:
             login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()

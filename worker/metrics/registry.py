@@ -1,4 +1,4 @@
-"""The metrics of a rank: one registry, prefix `worker_`, base units, bounded labels."""
+"""The metrics of a rank in one registry, with prefix `worker_`, base units and bounded labels."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -49,9 +49,9 @@ def entry_of(metric: Any) -> MetricEntry:
 
 
 class Family(Generic[M]):
-    """A metric, each of whose series is exported from its first use on.
+    """A metric that exports each of its series only from its first use on.
 
-    So a gauge without a value yet is absent rather than 0, which would be taken for a value.
+    A gauge that has no value yet is thus absent rather than 0, which would be mistaken for a value.
     """
 
     def __init__(self, metric: M, own: tuple[str, ...]) -> None:
@@ -70,7 +70,7 @@ class Family(Generic[M]):
 class Metrics:
     """Every metric of one rank; `run` is the address of the job's output.
 
-    Metrics of the job as a whole have no label `rank` and are exported by rank 0 alone.
+    Metrics of the job as a whole have no `rank` label and are exported by rank 0 alone.
     """
 
     def __init__(self, job: str, run: str, rank: int) -> None:
@@ -89,20 +89,21 @@ class Metrics:
 
     def _declare_progress(self) -> None:
         self.step = self._job_gauge("step", "Optimizer steps done since the job began")
-        self.steps = self._job_gauge("steps", "Optimizer steps of the whole job")
+        self.steps = self._job_gauge("steps", "Optimizer steps in the whole job")
         self.epoch = self._job_gauge("epoch", "Epochs done since the job began")
         self.samples = self._counter(_JOB, "samples", "Images trained on in this attempt")
         self.start = self._job_gauge("start_timestamp_seconds", "When this attempt began")
         self.last_step = self._job_gauge(
             "last_step_timestamp_seconds",
-            "End of the last step; before the first, start of the attempt; in evaluation, now",
+            "End of the last step; before the first, start of the attempt; in evaluation, "
+            "time of the last batch",
         )
         self.phase_start = self._job_gauge(
             "phase_start_timestamp_seconds", "When this attempt began or last released layers"
         )
         self.expected_end = self._job_gauge(
             "expected_end_timestamp_seconds",
-            "When the last step is expected to finish, at the current speed",
+            "When the job's final step is expected to finish, at the current speed",
         )
         self.last_success = self._job_gauge(
             "last_success_timestamp_seconds", "When the job was completed"
@@ -130,11 +131,11 @@ class Metrics:
 
     def _declare_learning(self) -> None:
         self.loss = self._job_gauge(
-            "loss", "Mean loss over the last steps, or in the last evaluation", "split"
+            "loss", "Mean loss over the most recent steps, or in the last evaluation", "split"
         )
         self.accuracy = self._job_gauge(
             "accuracy_ratio",
-            "Top-1 accuracy over the last steps, or in the last evaluation",
+            "Top-1 accuracy over the most recent steps, or in the last evaluation",
             "split",
         )
         self.best_accuracy = self._job_gauge(
@@ -152,7 +153,7 @@ class Metrics:
         self.throughput = self._job_gauge("images_per_second", "Training throughput of all ranks")
         self.wait_ratio = self._job_gauge(
             "data_wait_ratio",
-            "Share of its time that the slowest-fed rank spends waiting for images",
+            "Share of time spent waiting for images, on the rank that waits longest",
         )
         self.step_seconds = self._histogram(
             _RANK, "step_seconds", "Duration of a training step", _STEP_BUCKETS
@@ -160,7 +161,8 @@ class Metrics:
         self.phase_seconds = self._histogram(
             _RANK,
             "step_phase_seconds",
-            "Parts of a step: wait, host_to_device, forward_backward, optimizer, other",
+            "Duration of each part of a step: wait, host_to_device, forward_backward, optimizer, "
+            "other",
             _PHASE_BUCKETS,
             "phase",
         )
@@ -178,7 +180,7 @@ class Metrics:
         )
         self.budget_used = self._job_gauge(
             "error_budget_used_ratio",
-            "Bad samples as a share of those allowed; above 1 the job ends",
+            "Bad samples as a share of those allowed; above 1, the job ends",
         )
         requests = "Storage requests, counting every retry"
         self.store_requests = self._counter(_RANK, "store_requests", requests, "operation")
@@ -192,7 +194,11 @@ class Metrics:
             _RANK, "store_failures", "Storage requests that failed for good", "operation"
         )
         self.store_seconds = self._histogram(
-            _RANK, "store_request_seconds", "Duration of a try", _REQUEST_BUCKETS, "operation"
+            _RANK,
+            "store_request_seconds",
+            "Duration of one try of a storage request",
+            _REQUEST_BUCKETS,
+            "operation",
         )
         self.export_failures = self._counter(
             _RANK, "export_failures", "Metrics exports that failed", "way"
@@ -233,14 +239,14 @@ class Metrics:
         Args:
             operation: The S3 operation.
             seconds: How long it took.
-            size: Bytes moved.
+            size: Bytes transferred.
         """
         self.store_requests(operation).inc()
         self.store_seconds(operation).observe(seconds)
         self.store_bytes(operation).inc(size)
 
     def retry(self, operation: str) -> None:
-        """Count a try that is followed by another."""
+        """Count a failed try that is followed by another."""
         self.store_retries(operation).inc()
 
     def failure(self, operation: str) -> None:

@@ -1,4 +1,4 @@
-"""The outcome of a run, as the metrics that outlive it."""
+"""The outcome of a run, as metrics that outlive it."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -33,16 +33,16 @@ class Outcome:
         self._end = self._gauge("end_timestamp_seconds", "End time of the attempt that ended last")
         self._reason = self._gauge(
             "stop_info",
-            "End reason of the attempt that ended last: its exit code's name in lower case",
+            "Stop reason of the attempt that ended last: its exit code's name in lower case",
             "reason",
         )
 
     def tell(self, code: int, kept: Mapping[str, float]) -> CollectorRegistry:
-        """Return the metrics of a run that ended with `code`; `kept` has known values of `KEPT`."""
+        """Return the metrics of a run that ended with `code`, given the known values of `KEPT`."""
         self._code.labels(*self._job).set(code)
         self._end.labels(*self._job).set(time.time())
         self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
-        # Same help texts as for live metrics: node exporter drops a metric with two help texts.
+        # The help texts must match the live metrics: node exporter drops a metric that has two.
         texts = {entry.name: entry.text for entry in Metrics(*self._job, 0).entries()}
         for name, value in kept.items():
             gauge = self._gauge(name, texts[f"worker_{name}"])

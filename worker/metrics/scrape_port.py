@@ -33,10 +33,10 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Server of a few clients at a time; a new one displaces the oldest.
+    """Server for a limited number of clients; at the limit, a new one displaces the oldest.
 
-    So idle connections can neither block other clients nor use up the file descriptors that storage
-    needs.
+    This keeps idle connections from blocking other clients or using up the file descriptors that
+    storage needs.
     """
 
     request_queue_size = _MAX_CONNECTIONS
@@ -66,7 +66,7 @@ class _Server(ThreadingWSGIServer):
 
 
 class Port:
-    """HTTP server of a registry, until it is closed. Raises `OSError` if the port is taken."""
+    """HTTP server that exposes a registry until closed. Raises `OSError` if the port is taken."""
 
     def __init__(self, port: int, registry: CollectorRegistry) -> None:
         self.scrapes: Scrapes = {}
@@ -77,7 +77,7 @@ class Port:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving; responses in progress are completed."""
+        """Stop accepting connections, without waiting for responses in progress."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -91,9 +91,9 @@ class Port:
 
 
 def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
-    """Return clients that scraped twice recently, with the seconds until they should again.
+    """Return the seconds to wait for the next scrape of each client that scrapes regularly.
 
-    Pure.
+    A pure function.
     """
     gaps = {client: at[-1] - at[0] for client, at in scrapes.items() if len(at) > 1}
     return {

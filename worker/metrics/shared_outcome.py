@@ -1,4 +1,4 @@
-"""The outcome of the leading process, in memory that its parent can read after its death."""
+"""The outcome of rank 0, in memory that the parent process can still read after rank 0 has died."""
 
 import json
 import mmap

@@ -1,4 +1,4 @@
-"""Files for node exporter's textfile collector: one per rank, then one for the outcome."""
+"""Files for node exporter's textfile collector: one per rank, and one for the final outcome."""
 
 import hashlib
 from pathlib import Path
@@ -36,7 +36,7 @@ def remove(owner: Owner, rank: int | None = None) -> None:
 
 
 def textfile(folder: str, owner: Owner, rank: int | None = None) -> Path:
-    """Return the path of a metrics file, distinct for jobs of the same name but other outputs.
+    """Return the path of a metrics file, which differs for jobs that share only their name.
 
     Args:
         folder: The folder that a node exporter reads.

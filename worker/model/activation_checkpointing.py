@@ -19,16 +19,19 @@ _STACKS = (nn.Sequential, nn.ModuleList)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have the residual or similar blocks of a torchvision model recompute their activations.
+    """Make the residual (or similar) blocks of a torchvision model recompute their activations.
 
-    Applies in training only; weights, gradients and BatchNorm statistics do not change.
+    Applies in training only; weights, gradients and BatchNorm statistics are unaffected.
     """
     for block in _blocks(model):
         block.forward = functools.partial(_recomputed, block, block.forward)
 
 
 def _blocks(module: nn.Module, prefix: str = "") -> Iterator[nn.Module]:
-    """Yield the smallest repeated modules of a trunk; leaf layers are cheaper to keep."""
+    """Yield the smallest repeated modules of a trunk.
+
+    Leaf layers are skipped, as keeping their activations is cheaper than recomputing them.
+    """
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if not _has_parts(child):
@@ -56,7 +59,7 @@ def _recomputed(block: nn.Module, forward: Callable[..., Tensor], *inputs: Tenso
 def _contexts(
     block: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Return the contexts of the forward pass and of its recomputation in backward."""
+    """Return the contexts of the forward pass and of its recomputation in the backward pass."""
     return contextlib.nullcontext(), _same_statistics(block)
 
 

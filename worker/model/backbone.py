@@ -64,9 +64,9 @@ class Backbone:
 def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backbone:
     """Build a torchvision model with random weights and new heads.
 
-    A new head takes the first rows of the one that torchvision's constructor creates for ImageNet,
-    so that it is initialized as usual for the family. (With few classes, the constructor would
-    scale up the heads of some families: EfficientNet's weights 22-fold at 2 classes.)
+    A new head consists of the first rows of the one that torchvision's constructor creates for
+    ImageNet, so it is initialized as usual for the model family. (With few classes, the constructor
+    would scale up the heads of some families: EfficientNet's weights 22-fold at 2 classes.)
 
     Args:
         name: The name in torchvision.
@@ -95,7 +95,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
 
 
 def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:
-    """Return the preprocessing of torchvision's `weights`, or of the model's default weights."""
+    """Return the preprocessing of torchvision's `weights`, or of the default weights if unknown."""
     require_known(name)
     known = models.get_model_weights(name)
     preset = known.__members__.get(weights, known.DEFAULT).transforms()

@@ -38,13 +38,17 @@ class RunningStatistics:
             self.sound += parts
 
     def settle(self, usable: Tensor) -> None:
-        """Save the statistics if the step is `usable` (bool [], on device), else roll them back."""
+        """Save the statistics if the step is `usable`, else roll them back.
+
+        Args:
+            usable: Whether the step is applied, bool [], on the device.
+        """
         for live, flat, sound in self._by_dtype:
             torch.where(usable, torch.cat(live), flat, out=flat)
             torch._foreach_copy_(live, sound)
 
     def share(self) -> None:
-        """Broadcast the statistics of rank 0, which are saved; all ranks must call this."""
+        """Replace all ranks' statistics with rank 0's saved ones; all ranks must call this."""
         for live, flat, sound in self._by_dtype:
             dist.broadcast(flat, src=0)
             torch._foreach_copy_(live, sound)
@@ -56,7 +60,7 @@ class RunningStatistics:
 
 
 class BatchStatistics:
-    """Keeps BatchNorm layers from computing batch statistics from too few values.
+    """Guard that keeps BatchNorm layers from computing batch statistics from too few values.
 
     The layers use the running statistics instead, without updating them.
     """
@@ -67,7 +71,7 @@ class BatchStatistics:
 
     @contextlib.contextmanager
     def withheld(self, images: Tensor, *, suffice: bool) -> Iterator[None]:
-        """Make layers with too few values use running statistics, also in the backward pass.
+        """Make layers with too few values use running statistics, in the backward pass too.
 
         Args:
             images: The images that will be passed to the model, [N, 3, S, S].
@@ -88,7 +92,7 @@ class BatchStatistics:
                 module.training = True
 
     def _with_single_values(self, image: Tensor) -> list[nn.Module]:
-        """Return the layers that see one value per channel of a single image, by a trial run."""
+        """Find, by a trial run, the layers that see one value per channel for a single image."""
         if self._single is None:
             single: list[nn.Module] = []
 

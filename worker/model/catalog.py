@@ -53,7 +53,7 @@ def catalog(names: list[str]) -> list[CatalogEntry]:
 
 def describe_catalog(entries: list[CatalogEntry]) -> str:
     """Format a table in which series of numbered blocks are abbreviated."""
-    rows = [("backbone", "parameters", "pixels", "head", "blocks to match on, image to head")]
+    rows = [("backbone", "parameters", "pixels", "head", "blocks to match, from input to head")]
     for entry in entries:
         rows.append(
             (

@@ -31,7 +31,7 @@ CONVERT = (
     f"f = next((f[k] for k in {_INSIDE!r} if k in f), f) if isinstance(f, dict) else f; "
     "torch.save(f.state_dict() if hasattr(f, 'state_dict') else f, 'plain.pth')"
 )
-"""Python code that converts a file that only pickle can read to a plain state dict."""
+"""Python code that converts a file readable only by pickle into a plain state dict."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
 """Prefixes added by DistributedDataParallel, torch.compile, LightningModules and others."""
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -44,7 +44,7 @@ _PLAIN: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "bool")),
 ]
 """Types that training scripts store next to the tensors: arguments, paths, numbers. None of them
-runs code.
+runs code when unpickled.
 """
 _COUNTER = "n_averaged"  # of torch's AveragedModel
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -52,14 +52,14 @@ _MAX_SHOWN = 8
 
 
 def read_state(data: bytes, uri: str) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in a file, and its key, which is empty for a top-level one.
+    """Return the state dict in a file, and its key; the key is empty for a top-level state dict.
 
     Args:
         data: Contents of the file, in safetensors format or as written by `torch.save`.
         uri: Its address, for messages.
 
     Raises:
-        ConfigurationError: If it holds none; the message describes its contents.
+        ConfigurationError: If the file holds no state dict; the message describes its contents.
     """
     found = _decoded(data, uri)
     if _is_state(found):
@@ -69,7 +69,7 @@ def read_state(data: bytes, uri: str) -> tuple[dict[str, Tensor], str]:
             if _is_state(found.get(key)):
                 return dict(found[key]), key
     raise ConfigurationError(
-        f"model.weights: {uri}: holds no state dict, but {_describe(found)}; save "
+        f"model.weights: {uri}: holds no state dict (found {_describe(found)}); save "
         "`model.state_dict()`"
     )
 
@@ -106,12 +106,12 @@ def _decoded(data: bytes, uri: str) -> Any:
         foreign = _GLOBAL.search(str(error))
         if foreign:
             raise ConfigurationError(
-                f"model.weights: {uri}: holds {foreign[1]} beside the tensors, and only tensors "
+                f"model.weights: {uri}: holds {foreign[1]} beside the tensors, but only tensors "
                 "and plain data are read; if you trust the file, convert it: python -c "
                 f'"{CONVERT}"'
             ) from None
         raise ConfigurationError(
-            f"model.weights: {uri}: neither safetensors nor a state dict, or cut short "
+            f"model.weights: {uri}: is neither safetensors nor a state dict, or is cut short "
             f"({type(error).__name__}); copy the file again"
         ) from None
 
@@ -119,7 +119,7 @@ def _decoded(data: bytes, uri: str) -> Any:
 def _is_safetensors(data: bytes) -> bool:
     """Return whether data begins like a safetensors file: an 8-byte size, then JSON.
 
-    The output of `torch.save` is a zip file, or begins with a byte that is not JSON.
+    The output of `torch.save`, a zip file or an older format, never has `{` there.
     """
     return data[8:9] == b"{"
 

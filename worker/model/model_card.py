@@ -98,7 +98,7 @@ def read_card(store: Store) -> Card:
 
 
 def preset_beside(weights: str | None) -> Preprocessing | None:
-    """Return the preprocessing on the model card beside `weights`; None if there is no card."""
+    """Return the preprocessing from the model card beside `weights`; None if there is no card."""
     folder, _, name = (weights or "").rpartition("/")
     if name != WEIGHTS_NAME or not folder:
         return None

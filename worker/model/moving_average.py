@@ -13,7 +13,7 @@ class MovingAverage(AveragedModel):
     """Moving average of weights and BatchNorm statistics; the first update copies the model.
 
     torch's own update waits for the device and averages BatchNorm's integer counters one by one,
-    in hundreds of kernels; here counters are copied.
+    in hundreds of kernels; here, counters are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -57,7 +57,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build an optimizer with one parameter group per rate group, in the same order.
 
-    Rate groups that are never trained get none. Uses fused kernels.
+    Rate groups that are never trained get none. The optimizer uses fused kernels.
 
     Args:
         model: The model.
@@ -65,7 +65,7 @@ def build_optimizer(
         settings: The optimizer settings from the manifest.
 
     Returns:
-        The optimizer; `initial_lr` of a parameter group is its full rate.
+        The optimizer; the `initial_lr` of a parameter group is its full rate.
     """
     parameters = dict(model.named_parameters())
     trained = [
@@ -87,10 +87,10 @@ def build_optimizer(
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Create zero momentum buffers for all parameters that SGD now trains.
+    """Create zero-filled momentum buffers for all parameters that SGD now trains.
 
-    The fused kernel would leave the buffers that it allocates itself uninitialized if the first
-    step is skipped.
+    If the first step were skipped, the fused kernel would leave the buffers that it allocates
+    uninitialized.
     """
     for group in optimizer.param_groups:
         if not group.get("momentum"):

@@ -1,4 +1,4 @@
-"""Pretrained weights from storage or torchvision, into a backbone with a new head."""
+"""Loading of pretrained weights from storage or torchvision into a backbone with a new head."""
 
 import hashlib
 import logging
@@ -34,12 +34,13 @@ _POSITIONS = "encoder.pos_embedding"
 
 
 def load_pretrained(backbone: Backbone, weights: str) -> int:
-    """Load `weights` into everything but the head; returns the number of tensors loaded.
+    """Load `weights` into everything but the head; return the number of tensors loaded.
 
-    `weights` is an address of a file (see `foreign_weights`), or a torchvision weights name. A head
-    in it is left out, as are prefixes of wrappers such as `module.`, and a ViT's position
-    embeddings are resized to the job's images. Auxiliary classifiers that it lacks are randomly
-    initialized. Raises `ConfigurationError` if names or shapes do not fit, naming them.
+    `weights` is the address of a file (see `foreign_weights`) or the name of torchvision weights. A
+    head in the file is left out, as are prefixes of wrappers such as `module.`, and a ViT's
+    position embeddings are resized to fit the job's images. Auxiliary classifiers that the file
+    lacks are randomly initialized. Raises `ConfigurationError` if names or shapes do not fit,
+    naming them.
     """
     inside = ""
     if "/" in weights or "." in weights:  # torchvision's weights names contain neither
@@ -68,9 +69,9 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
         wanted = {name: tensor for name, tensor in wanted.items() if not is_auxiliary(name)}
     misfits = _misfits(given, wanted)
     if misfits:
-        holds = f"{f'{inside} with ' if inside else ''}{count(len(given), 'tensor')}"
+        holds = f"{f'the key {inside} with ' if inside else ''}{count(len(given), 'tensor')}"
         raise ConfigurationError(
-            f"model.weights: {weights} holds {holds}, which do not fit {backbone.name}: "
+            f"model.weights: {weights} holds {holds} but does not fit {backbone.name}: "
             f"{'; '.join(misfits)}"
         )
     if inside:
@@ -96,7 +97,7 @@ def _require_described(data: bytes, weights: str) -> None:
 
 
 def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:
-    """Raise `ConfigurationError` for tensors that no model computes with, naming the first."""
+    """Raise `ConfigurationError` for tensors that no model can use, naming the first."""
     for name, tensor in given.items():
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.is_complex():
@@ -108,7 +109,7 @@ def _require_sound(given: Mapping[str, Tensor], weights: str) -> None:
         if not tensor.isfinite().all():
             raise ConfigurationError(
                 f"model.weights: {weights}: {name} holds NaN or infinite values; "
-                "give the weights of an earlier step"
+                "use the weights of an earlier step"
             )
 
 
@@ -133,7 +134,7 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resize_positions(given: dict[str, Tensor], backbone: Backbone) -> None:
-    """Bring a ViT's position embeddings, [1, 1 + side * side, width], to the job's image size."""
+    """Resize a ViT's position embeddings, [1, 1 + side * side, width], to the job's image size."""
     own = backbone.model.state_dict().get(_POSITIONS)
     if own is None or _POSITIONS not in given or given[_POSITIONS].shape == own.shape:
         return
@@ -174,6 +175,6 @@ def _from_torchvision(backbone: str, name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # torch.hub raises RuntimeError on a hash mismatch
         raise InfrastructureError(
             f"model.weights: {name} of {backbone} cannot be downloaded ({error}); "
-            "put the file into your store and give its address"
+            "upload the file to your store and specify its address"
         ) from None
     return state

@@ -1,7 +1,7 @@
 """Graded learning-rate groups: the rate and release step of each parameter. Pure functions.
 
 A pattern matches the leading components of a parameter's dotted name, each literally or as a glob,
-so that `features.1` never matches `features.10` and `fc` never matches a squeeze-and-excitation
+so `features.1` never matches `features.10` and `fc` never matches a squeeze-and-excitation
 `fc1`.
 """
 
@@ -85,8 +85,9 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
         The groups.
 
     Raises:
-        ConfigurationError: If a pattern matches nothing, or nothing that earlier groups have left
-            over; if some parameters match no pattern; or if nothing is trained at the first step.
+        ConfigurationError: If a pattern matches nothing, or only parameters that earlier groups
+            have taken; if some parameters match no pattern; or if nothing is trained at the first
+            step.
     """
     left = list(layout.sizes)
     pieces: list[RateGroup] = []
@@ -106,7 +107,7 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
     if left:
         blocks = [block.name for block in layout.blocks if block.parameters & set(left)]
         raise ConfigurationError(
-            f"optimizer.groups: {len(left)} parameters are in no group (in {_some(blocks)}); "
+            f"optimizer.groups: {len(left)} parameters are in no group (blocks: {_some(blocks)}); "
             'end the list with {match: "*"}'
         )
     if not any(piece.trains_at(0) for piece in pieces):

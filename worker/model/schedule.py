@@ -33,7 +33,7 @@ def factor_at(step: int, schedule: Schedule, total: int, steps_per_epoch: int) -
         step: The global step, from 0.
         schedule: The schedule of the manifest.
         total: The number of steps of the job.
-        steps_per_epoch: Steps of an epoch.
+        steps_per_epoch: Steps per epoch.
 
     Returns:
         The share of the full rate, and the momentum if the schedule sets it.
@@ -61,7 +61,7 @@ def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ..
     Args:
         schedule: The schedule of the manifest.
         total: The number of steps of the job.
-        steps_per_epoch: Steps of an epoch.
+        steps_per_epoch: Steps per epoch.
 
     Returns:
         Global steps, from 0.

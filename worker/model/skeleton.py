@@ -32,7 +32,7 @@ def known_models() -> list[str]:
 
 
 def nearest_models(name: str) -> list[str]:
-    """Return the models with a similar name, the most similar first, with ties by name."""
+    """Return the models with similar names, the most similar first, then in alphabetical order."""
 
     def distance(known: str) -> tuple[float, str]:
         return -difflib.SequenceMatcher(None, name, known).ratio(), known
@@ -77,9 +77,9 @@ def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn
 
 @cache
 def skeleton(name: str, image_size: int) -> nn.Module:
-    """Return the model on the meta device.
+    """Return a torchvision model on the meta device.
 
-    Shapes without memory. The result is cached and must not be modified.
+    Its tensors have shapes but no memory. The result is cached and must not be modified.
     """
     with _WithoutMemory():
         return construct(name, image_size).to("meta")
@@ -100,13 +100,13 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
     if reason:
         raise ConfigurationError(
             f"data.image_size: {name} cannot be trained at {image_size} pixels; "
-            f"its own size is {own_size} ({reason})"
+            f"its own size is {own_size} (error: {reason})"
         )
 
 
 @cache
 def _objection(name: str, image_size: int) -> str:
-    """Return the error that images of this side cause in the model; empty if there is none."""
+    """Return the error that images of this size cause in the model; empty if there is none."""
     try:
         model = skeleton(name, image_size).train()
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
@@ -164,7 +164,7 @@ def find_blocks(model: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ..
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Puts layers' weights on the meta device, but not tensors that constructors compute with.
+    """Mode that puts weights on the meta device, but not tensors that constructors compute with.
 
     RegNet and Swin compute their widths and drop rates with tensors, so the default device cannot
     be meta.

@@ -11,7 +11,7 @@ from worker.ranks.device_transfer import Readout
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """The flags of a rank; for each field, the maximum over all ranks counts."""
+    """The flags of a rank; for each field, the maximum over all ranks applies."""
 
     stop: bool = False
     """Whether a signal has requested a stop."""
@@ -26,17 +26,17 @@ class Signals:
     saving: bool = False
     """Whether a checkpoint is being saved."""
     late: bool = False
-    """Whether the time left for a stop is over, or too short to write a checkpoint."""
+    """Whether the time allowed for a stop has run out, or is too short to write a checkpoint."""
     fault: int = 0
     """Exit code of a failure outside the training loop; 0 for none."""
 
 
 class Agreement:
-    """Exchanges of signals, one at a time, that overlap work between `propose` and `result`.
+    """Exchanges of signals, one at a time, that overlap with work between `propose` and `result`.
 
-    GPUs exchange them by NCCL, right after the gradients of the previous step: between hosts, a
-    ring of thousands of ranks would take longer than a step (0.1 ms per rank). The host waits for
-    it no longer than for those gradients.
+    GPUs exchange signals over NCCL, right after the gradients of the previous step: between hosts,
+    a ring of thousands of ranks would take longer than a step (0.1 ms per rank). The host waits for
+    the signals no longer than for those gradients.
 
     Args:
         device: The device of this rank.

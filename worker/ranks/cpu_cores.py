@@ -18,10 +18,10 @@ def cores_per_rank(rank: Rank) -> int:
 
 
 def cores_of_node() -> int:
-    """Return the number of CPU cores available to this node's ranks, by affinity and cgroup.
+    """Return how many CPU cores this node's ranks may use, given their affinity and cgroup.
 
     The affinity does not reflect a container's limit: with one thread per core of the machine, the
-    kernel would throttle all of them most of the time, including the one that feeds the GPU.
+    kernel would throttle all threads most of the time, including the one that feeds the GPU.
     """
     limit = cgroup_cores(_CGROUPS, _OWN)
     affinity = len(os.sched_getaffinity(0))
@@ -31,12 +31,12 @@ def cores_of_node() -> int:
 def cgroup_cores(root: Path, own: Path) -> float:
     """Return how many cores the cgroups of this process allow; infinity if unlimited.
 
-    Version 2 has `cpu.max`, version 1 `cpu.cfs_quota_us` beside `cpu.cfs_period_us`; a limit also
+    Version 2 has `cpu.max`, version 1 `cpu.cfs_quota_us` and `cpu.cfs_period_us`; a limit also
     applies to all groups below it (https://docs.kernel.org/admin-guide/cgroup-v2.html).
 
     Args:
         root: Mount point of the hierarchies, `/sys/fs/cgroup`.
-        own: The list of this process's groups, `/proc/self/cgroup`.
+        own: The file that lists this process's groups, `/proc/self/cgroup`.
     """
     limits = [math.inf]
     for folder in _folders(root, own):
@@ -54,7 +54,7 @@ def cgroup_cores(root: Path, own: Path) -> float:
 
 
 def _folders(root: Path, own: Path) -> Iterator[Path]:
-    """Yield the groups of this process that may limit its cores, and all their ancestors."""
+    """Yield the folders of the groups that may limit this process's cores, with all ancestors."""
     try:
         lines = own.read_text().splitlines()
     except OSError:

@@ -28,9 +28,9 @@ def in_parallel(model: nn.Module, rank: Rank) -> nn.Module:
         model,
         device_ids=[device.index] if on_gpu else None,
         gradient_as_bucket_view=True,
-        # Only the statistics of rank 0 are used, and only when saving or evaluating.
+        # Only rank 0's BatchNorm statistics are used: to save, to evaluate, and in short batches.
         **_NO_SYNC,
-        # Otherwise, it rebuilds its buckets after the first step, and gloo sums in a different
+        # Otherwise, DDP rebuilds its buckets after the first step, and gloo sums in a different
         # order from then on: with three or more ranks, a resumed run would differ in the last bit.
         find_unused_parameters=not on_gpu and rank.world_size > 2,
     )

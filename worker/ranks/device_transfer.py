@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Mark:
-    """A point in the work queued on a device so far."""
+    """A mark at the end of the work queued on a device so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -38,14 +38,14 @@ class Readout:
 
 
 class Uploader:
-    """Copies tensors to a device on a separate stream, in parallel with the previous step."""
+    """Copier of tensors to a device, on a separate stream in parallel with the previous step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Return the tensor on the device; work queued there from now on sees it complete.
+        """Return the tensor on the device; work queued there from now on sees the finished copy.
 
         A page-locked tensor may be overwritten only once the device has passed this point.
         """

@@ -51,8 +51,8 @@ def _cannot_start(device: torch.device, reason: str) -> WorkerError:
     where = f"GPU {device.index} of {socket.gethostname()}"
     if any(words in reason for words in _WRONG_DRIVER):
         return ConfigurationError(
-            f"{where}: CUDA cannot start: {reason}; update the node's driver, or use an image "
-            f"built for a CUDA that it supports (this one is for {torch.version.cuda})"
+            f"{where}: CUDA cannot start: {reason}; update the node's driver, or use an "
+            f"image built for a CUDA version it supports (this one is for {torch.version.cuda})"
         )
     hint = "is nvidia-fabricmanager running?" if _FABRIC in reason else "dmesg may say why"
     return InfrastructureError(f"{where}: CUDA cannot start: {reason}; {hint}")

@@ -40,7 +40,7 @@ def is_loopback(address: str) -> bool:
 
 
 def interface_to(address: str) -> str | None:
-    """Return the interface to an address by the kernel's main routing table, or None."""
+    """Return the interface that the kernel's main routing table gives for an address, or None."""
     target = _parsed(address)
     routes = _routes_6(_ROUTES_6) if target.version == 6 else _routes(_ROUTES)
     best: tuple[int, int, str] | None = None

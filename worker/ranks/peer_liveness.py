@@ -1,7 +1,7 @@
-"""Detection of lost ranks while this one waits for its device.
+"""Detection of lost ranks while this rank waits for its device.
 
 A collective between GPUs, and the host with it, waits for a lost rank until it times out after 20
-minutes. gloo connections break when a process dies, so each rank has a receive from its neighbor
+minutes. gloo connections break when a process dies, so each rank keeps a receive from its neighbor
 pending in a thread, on a separate process group. A rank whose connection breaks notifies the next.
 """
 
@@ -21,7 +21,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Liveness:
-    """Calls `lost` with the number of a rank that has ended without a farewell.
+    """Monitor that calls `lost` with the number of a rank that has ended without a farewell.
 
     It waits a moment before the call: a rank that is not stuck notices the loss itself, in its next
     collective, and exits in an orderly way. All ranks must create and close it together.
@@ -57,7 +57,7 @@ class Liveness:
             self._thread.join(_CLOSE_SECONDS)
 
     def abandon(self) -> None:
-        """Ignore losses from now on, as this rank is about to exit by itself."""
+        """Ignore losses from now on, as this rank is about to exit on its own."""
         self._ending.set()
 
     def _greet(self, patience: datetime.timedelta) -> None:

@@ -38,14 +38,17 @@ _SOURCE_PLACE = re.compile(r"( in:)? ?\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+[\],]* ?
 
 
 def device_of(rank: Rank) -> torch.device:
-    """Return the GPU of this rank, or the CPU; modulo, as Slurm may expose one GPU per task."""
+    """Return the GPU of this rank, or the CPU if there is no GPU.
+
+    The index wraps around, as Slurm may expose a single GPU to each task.
+    """
     gpus = torch.cuda.device_count()
     return torch.device("cuda", rank.local_rank % gpus) if gpus else torch.device("cpu")
 
 
 @contextmanager
 def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Iterator[None]:
-    """Join the other ranks: NCCL between GPUs, gloo between CPUs and for flags.
+    """Join the other ranks, over NCCL between GPUs and gloo between CPUs.
 
     Args:
         rank: This rank; rank 0 serves the rendezvous.
@@ -133,8 +136,9 @@ def _gloo_reason(error: Exception) -> str:
 
 
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:
-    """Return the store that all ranks have joined; torchrun's agent serves it, else rank 0.
+    """Return the store once all ranks have joined it.
 
+    torchrun's agent serves the store if there is one, otherwise rank 0 does.
     torch would ignore signals while it waits for the others, so this function polls instead.
     """
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -165,9 +169,9 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
 
 
 def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any:
-    """Connect to the store; return None if its server has gone away meanwhile.
+    """Connect to the store; return None if its server has since gone away.
 
-    The timeout is short, as torch ignores signals while it retries.
+    The timeout of a client is short, as torch ignores signals while it retries.
     """
     seconds = (
         Settings.from_env().rendezvous_seconds
@@ -193,8 +197,8 @@ def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any
 def _choose_interface(rank: Rank, store: Any) -> None:
     """Have gloo listen on an interface on which the other nodes can reach this one.
 
-    This is the interface of the route to rank 0. If rank 0's name resolves to this node itself, the
-    rank uses the route to a rank on another node, whose address is in the store.
+    This is the interface of the route to rank 0. If rank 0's name resolves to a loopback address,
+    this rank uses the route to a rank on another node, whose address is in the store.
     """
     if rank.world_size == rank.local_world_size:
         return
@@ -225,7 +229,8 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
             where = f"{rank.master_addr}:{rank.master_port}"
             log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
     raise RuntimeError(
-        f"the {rank.world_size} ranks did not meet in {Settings.from_env().rendezvous_seconds} s"
+        f"the {rank.world_size} ranks did not meet within "
+        f"{Settings.from_env().rendezvous_seconds} s"
     )
 
 
@@ -238,7 +243,7 @@ def _is_stopping(stop: StopFlag) -> bool:
 
 
 def _is_served(rank: Rank) -> bool:
-    """Return whether rank 0 can be reached yet; the cluster's DNS can lag the start of its pod."""
+    """Return whether rank 0 can be reached yet; the cluster's DNS can lag behind its pod."""
     try:
         with socket.create_connection((rank.master_addr, rank.master_port), timeout=2):
             return True

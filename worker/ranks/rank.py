@@ -10,7 +10,7 @@ class Rank:
     rank: int
     """Its number among all ranks."""
     world_size: int
-    """The number of all ranks."""
+    """The total number of ranks."""
     local_rank: int
     """Its number on this node."""
     local_world_size: int
@@ -20,9 +20,9 @@ class Rank:
     master_port: int
     """The port on which rank 0 listens."""
     cores: int | None = None
-    """CPU cores that the scheduler assigns to this rank; None if ranks share the node's."""
+    """The number of CPU cores assigned to this rank by the scheduler; None if ranks share all."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which writes and logs for all."""
+        """Whether this is rank 0, which writes and logs for all ranks."""
         return self.rank == 0

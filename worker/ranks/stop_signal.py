@@ -1,4 +1,4 @@
-"""Stop requests: a signal handler that only sets a flag, and the time left for a stop."""
+"""Stop requests: a flag set by signals, and the time left to stop."""
 
 import contextlib
 import logging
@@ -16,11 +16,11 @@ from worker.forks import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
-_EXIT_SECONDS = 1.0  # time to exit after the last commit
+_EXIT_SECONDS = 1.0  # reserved for the exit after the last commit
 
 
 class StopFlag:
-    """Flag set by any of `STOP_SIGNALS`, which mean the same and may arrive repeatedly.
+    """Flag set by any of `STOP_SIGNALS`, which all mean the same and may arrive repeatedly.
 
     `listener`, if set, is called for every signal; a parent uses it to forward them to its ranks.
     """
@@ -28,7 +28,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.requested = False
         self.has_begun = False
-        """Whether there is anything to commit; until then, a signal ends the process immediately.
+        """Whether there may be anything to commit; if not, a signal ends the process immediately.
         """
         self.listener: Callable[[int], None] | None = None
         self._deadline: float | None = None
@@ -43,7 +43,7 @@ class StopFlag:
                 signal.signal(number, self._handle)
 
     def remaining(self) -> float:
-        """Return the seconds left for a stop, counted from the signal, or from now without one."""
+        """Return the seconds left to stop, from the signal or, without one, from the first call."""
         if self._deadline is None:
             self._deadline = time.time() + budget(signal.SIGTERM, time.time(), os.environ)
         return self._deadline - time.time()
@@ -66,8 +66,8 @@ class StopFlag:
         if self.listener:
             self.listener(number)
         elif not self.has_begun:
-            # Not by an exception: it could be raised in the middle of an import and crash it.
-            log.info("stopped on request before anything started; run it again")
+            # Exit without an exception: one raised in the middle of an import could crash it.
+            log.info("stopped on request before anything started; run the command again")
             with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
                 sys.stderr.flush()
             os._exit(ExitCode.STOPPED)
@@ -76,18 +76,18 @@ class StopFlag:
         name = signal.Signals(number).name
         if number == signal.SIGINT and sys.stderr.isatty():
             log.info(
-                "stopping after this step; Ctrl-C again exits at once and loses what was done "
-                "since the last checkpoint"
+                "stopping after this step; pressing Ctrl-C again exits at once and loses what was "
+                "done since the last checkpoint"
             )
         else:
             log.info("%s: stopping after this step", name)
 
 
 def budget(number: int, now: float, env: Mapping[str, str]) -> float:
-    """Return the time from a signal to the end that the scheduler or grace period sets.
+    """Return the time left to stop after a signal, as set by the scheduler or the grace period.
 
-    If asked to, Slurm sends SIGUSR1 or SIGUSR2 ahead of the time limit, and sets the end time in
-    the environment; any other signal is followed by SIGKILL after the grace period.
+    If asked to, Slurm sends SIGUSR1 or SIGUSR2 ahead of the time limit, and it puts the end time
+    in the environment; any other signal is followed by SIGKILL after the grace period.
 
     Args:
         number: The signal.

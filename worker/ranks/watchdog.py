@@ -19,7 +19,7 @@ _LAST_WORD_SECONDS = 15.0
 
 
 class Watchdog:
-    """Dumps the stacks of all threads and exits with 69 if there is no `beat` for `seconds`.
+    """Watchdog that dumps all stacks and exits with 69 if there is no `beat` for `seconds`.
 
     `say_last` is called before the exit, and has a few seconds to return.
 

@@ -26,7 +26,7 @@ _SCHEDULERS = {
 def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
     """Return versions, devices, topology and numeric settings, as JSON data.
 
-    No other environment variables are included.
+    Apart from the revision, only the worker's numeric environment variables are copied.
     """
     on_gpu = torch.cuda.is_available()
     return {
@@ -55,7 +55,7 @@ def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
 
 
 def _device_facts(*, on_gpu: bool) -> dict[str, Any]:
-    """Return facts about this rank's device; by its UUID, an operator can find a broken GPU."""
+    """Return facts about this rank's device; its UUID lets an operator find a broken GPU."""
     if not on_gpu:
         return {"device_bytes": None, "device_uuid": None, "driver": None}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())

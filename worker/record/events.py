@@ -1,7 +1,7 @@
 """The events of an attempt's history, written by the journal and read by reports.
 
-Writers just construct an event. Validation happens only when events are read back, with bounds
-within which they can be plotted; non-finite numbers are written as null.
+Events are not validated when they are written, only when they are read back, against bounds within
+which they can be plotted. Non-finite numbers are written as null.
 """
 
 import time
@@ -46,7 +46,7 @@ class StartEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent(_Event):
-    """A report on the steps since the last one."""
+    """A report on the steps since the last report."""
 
     event: Literal["step"] = "step"
     step: StepCount
@@ -62,7 +62,7 @@ class StepEvent(_Event):
     rates: Mapping[str, Real]
     """Learning rates, by group."""
     gradient_norms: Mapping[str, Real | None]
-    """Gradient norms of the last step, by group; only groups that it trained."""
+    """Gradient norms of the last step, by group; only for groups that it trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class EndEvent(_Event):
     code: int
     """Its exit code."""
     text: Text
-    """The reason; empty if the job is complete."""
+    """The reason for the end; empty if the job is complete."""
 
 
 Event = StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent

@@ -1,8 +1,8 @@
 """Event history and progress of an attempt, written by rank 0 for others to read.
 
-Events go to `records/<attempt>/history/` at every commit, at the end and in between, in pieces;
-only the last one grows. `progress.json` next to it is replaced every 30 seconds, and more
-often at first.
+Events go to `records/<attempt>/history/` at every commit, at the end and in between. They are split
+into pieces, and only the last piece grows. `progress.json`, next to that folder, is replaced every
+30 seconds, and more often at first.
 """
 
 import json
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
 _FIRST_SECONDS = 3.0  # a user who has just started a job wants to see progress
-_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # limits a reader to hundreds of pieces
+_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # keeps a history to hundreds of pieces
 _LAST_WORD_SECONDS = 5.0
 _PIECE_CHARACTERS = 1 << 18
 
@@ -72,7 +72,7 @@ class Journal:
                 self._progress = self._progress.after(event)
 
     def show(self, step: StepProgress) -> None:
-        """Update the progress; not every step is an event of the history."""
+        """Update the progress after a step; not every step becomes an event of the history."""
         if self._leads:
             with self._lock:
                 self._progress = self._progress.at(step)
@@ -95,7 +95,7 @@ class Journal:
             self._flushed = time.monotonic()
 
     def close(self, error: BaseException | None, seconds: float) -> None:
-        """Record how the attempt ended, waiting at most `seconds` for it to be written."""
+        """Record how the attempt ended, waiting at most `seconds` for the last write."""
         if not self._leads:
             return
         code = ExitCode.DONE if error is None else ExitCode.BUG
@@ -109,7 +109,7 @@ class Journal:
 
     def _write_regularly(self) -> None:
         while True:
-            # Read before writing, so that events queued before `close` are always written.
+            # Read the flag before writing, so that events queued before `close` are always written.
             last = self._closed.is_set()
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
@@ -138,7 +138,7 @@ def _line_of(event: Event) -> str:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    # `plain` keeps eight digits, which would round Unix time to tens of seconds.
+    # `plain` keeps eight digits, which would round Unix time to the nearest 100 seconds.
     return {**plain(fields), "time": fields["time"]}
 
 

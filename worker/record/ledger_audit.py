@@ -1,4 +1,4 @@
-"""Proof from a run's ledger that each epoch held each sample exactly once."""
+"""Audit of a run's ledger: whether each epoch trained on each sample exactly once."""
 
 import io
 import itertools
@@ -42,7 +42,7 @@ class EpochAudit:
     trained: int
     """The number of samples that were trained on."""
     lost: tuple[int, ...]
-    """Ids of the samples that were never trained on."""
+    """Ids of the samples that were neither trained on nor left out as bad."""
     repeated: tuple[int, ...]
     """Ids of the samples that were trained on more than once."""
     complete: bool
@@ -138,7 +138,8 @@ def require_known_rows(rows: Rows, samples: int, steps: int, uri: str) -> None:
 def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
     """Return the rows that contributed to the final weights.
 
-    When an attempt starts, everything that earlier attempts did from that step on is discarded.
+    When an attempt starts, everything that earlier attempts did from its first step on is
+    discarded.
     """
     kept = []
     limit = np.iinfo(np.int64).max
@@ -190,7 +191,7 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
 
 
 def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
-    """Return a line per stretch of flawless epochs, and one or more per other epoch."""
+    """Return a line per stretch of flawless epochs, and one or more for each of the others."""
     lines = []
     samples = index.samples
     for whole, group in itertools.groupby(audits, lambda audit: audit.whole):

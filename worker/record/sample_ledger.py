@@ -1,7 +1,7 @@
 """The ledger of the samples that each step trained on, and the records of evaluations.
 
-The ledger is written before the commit that it covers, by one in every eight ranks. The last piece
-grows until it is large: an object per commit would be too many.
+The ledger is written before each commit, by one in every eight ranks. The last piece grows until it
+is large, since one object per commit would add up to too many.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ class Recorder:
 
 
 def ranks_that_write(world_size: int) -> range:
-    """Return the ranks that write the ledger, each for itself and the ranks up to the next."""
+    """Return the ranks that write the ledger, each for itself and the ranks before the next."""
     return range(0, world_size, _RANKS_PER_PIECE)
 
 

@@ -64,7 +64,7 @@ class Telemetry:
 
         Args:
             step: The number of the step.
-            epochs: Epochs completed after the step, including a fraction.
+            epochs: Epochs completed after the step, including the fraction of the current one.
             size: The number of images in the step, over all ranks.
             seconds: The duration of the step.
             phases: Seconds by phase; the rest of `seconds` is counted as the phase `other`.

@@ -1,1 +1,1 @@
-"""Readers of what a run has left in its store: status, pages, comparisons."""
+"""Reports on runs, from the records in their stores: status, pages, comparisons."""

@@ -31,7 +31,7 @@ class Comparison:
     titles: list[str]
     """Names of the runs."""
     results: list[tuple[str, list[str]]]
-    """Rows of a result's name and one text per run."""
+    """Rows, each with the name of a result and a text per run."""
     settings: list[tuple[str, list[str]]]
     """The settings that differ, in the same form."""
 
@@ -58,7 +58,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def _results(name: str, values: Sequence[Any]) -> list[str]:
-    """Return one result for each run, with the best marked if they differ."""
+    """Return each run's result as text, with the best one marked if they differ."""
     texts = [shown(name, value) for value in values]
     known = [value for value in values if value is not None]
     if name not in _BEST or len(set(known)) < 2:
@@ -77,7 +77,7 @@ def _cut(text: str) -> str:
 def differing(runs: Sequence[Run]) -> list[str]:
     """Return the manifest fields that are not the same in all runs.
 
-    A field that only some runs have, always with its default, does not count as a difference.
+    A field that only some runs have does not count if its value in all of these is the default.
     """
     fields = dict.fromkeys(field for run in runs for field in run.settings)
     return [

@@ -55,7 +55,7 @@ class History:
 
     @cached_property
     def events(self) -> list[Event]:
-        """Return the events of all attempts as if they were one; repeated steps count once."""
+        """Return the events of all attempts as one series; repeated steps count once."""
         return stitched(self.parts)
 
     @property
@@ -69,7 +69,7 @@ class History:
 
 
 def read_history(store: Store) -> History:
-    """Read the history from a run's records; it has no parts if nothing was recorded yet."""
+    """Read the history from a run's records; it has no parts if nothing has been recorded yet."""
     pieces = [
         (int(match[1]), info.key)
         for info in store.list(RECORDS)
@@ -85,7 +85,7 @@ def read_history(store: Store) -> History:
 
 
 def stitched(parts: Sequence[AttemptHistory]) -> list[Event]:
-    """Return the events that count: each attempt's, up to the step at which the next began."""
+    """Return each attempt's events, up to the step at which the next attempt began."""
     kept: list[Event] = []
     for part in parts:
         begun = part.start.step

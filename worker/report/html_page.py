@@ -120,7 +120,7 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
         tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
     if done and done.weights.accuracy is not None:
         kept = done.weights
-        tiles[1] = ("accuracy of final/", f"{kept.accuracy:.2%}", f"of step {kept.step}")
+        tiles[1] = ("accuracy of final/", f"{kept.accuracy:.2%}", f"at step {kept.step}")
     return tiles
 
 

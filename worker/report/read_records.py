@@ -1,4 +1,4 @@
-"""Readers of records that log and skip damaged objects, since the rest is still useful."""
+"""Readers of records; they log and skip damaged objects, since the rest is still useful."""
 
 import io
 import logging
@@ -46,7 +46,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
         classes: The number of classes.
 
     Returns:
-        The rows; None if they are missing, damaged or refer to unknown classes.
+        The rows; None if they are missing or damaged, or refer to unknown classes.
     """
     try:
         array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)
@@ -65,7 +65,7 @@ def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
 
 
 def read_history_lines(store: Store, name: str) -> list[Event]:
-    """Return the events of a piece of history, up to the first damaged one."""
+    """Return the events of a piece of history, up to the first damaged line."""
     events: list[Event] = []
     for line in store.get(name, 0, _MAX_BYTES).splitlines():
         try:

@@ -48,8 +48,7 @@ class Run:
     environments: dict[int, dict[str, Any]]
     """The environment that each attempt ran in."""
     evaluated: int | None
-    """The step of the evaluation to show: the one of the final weights, or else the last one.
-    """
+    """The step of the evaluation to show: that of the final weights, or else the last."""
     confusion: Rows | None
     """The confusion matrix of that evaluation."""
     mistakes: list[MistakeRecord]

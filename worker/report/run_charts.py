@@ -33,7 +33,7 @@ def learning(run: Run) -> list[str]:
 
 
 def rates(run: Run) -> list[str]:
-    """Draw learning rate and gradient norm of each group, and mark the groups' releases."""
+    """Draw the learning rate and gradient norm of each group, and mark the groups' releases."""
     steps, groups = run.history.of(StepEvent), run.plan.groups
     names = list(dict.fromkeys(name for event in steps for name in event.rates))
     marks = [(g.release_step, f"{g.name} released") for g in groups if g.release_step]
@@ -132,7 +132,7 @@ def resumes(run: Run) -> list[float]:
 
 
 def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
-    """Draw losses, accuracy and throughput of several runs over their epochs."""
+    """Draw the losses, accuracy and throughput of several runs over their epochs."""
     wanted = (
         ("validation accuracy", EvaluationEvent, _accuracy, True),
         ("validation loss", EvaluationEvent, _loss, False),
@@ -165,7 +165,7 @@ def compared(runs: Sequence[Run], titles: Sequence[str]) -> list[str]:
 def _over_epochs(
     run: Run, *, title: str, points: Sequence[Point], value: Value, color: int
 ) -> Line:
-    """Return a line over epochs, which are comparable between runs of different batch sizes."""
+    """Return a line over epochs, which are comparable between runs with different batch sizes."""
     per_epoch = run.plan.steps_per_epoch
     dots = any(isinstance(point, EvaluationEvent) for point in points)
     line = _line(title, points, list(map(value, points)), color, dots=dots)

@@ -18,7 +18,7 @@ from worker.store import ObjectMissing, Store
 from worker.store.json_records import get_json
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS
-_SILENCE = "no heartbeat: it was killed, or is cut off from its storage"
+_SILENCE = "no heartbeat: the run was killed, or is cut off from its storage"
 _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
 
 
@@ -51,7 +51,7 @@ class Status:
     best_accuracy: float | None
     """The best accuracy."""
     images_per_second: float | None
-    """The throughput, if the run is in progress."""
+    """The throughput; None unless the run is in progress."""
     expected_end: float | None
     """The expected end, in seconds of Unix time."""
     committed: int | None
@@ -67,7 +67,10 @@ class Status:
 
 
 def read_status(store: Store) -> Status:
-    """Return the state of a run, in few requests. Raises `ConfigurationError` if there is none."""
+    """Return the state of a run, using few requests.
+
+    Raises `ConfigurationError` if there is no run.
+    """
     numbers = attempt_numbers(store)
     if not numbers:
         raise ConfigurationError(
@@ -151,7 +154,7 @@ def describe_status(status: Status) -> str:
         commit = f"step {status.committed}, {_ago(status.commit_age or 0)}"
     rows = {
         "job": f"{status.job}, {status.run}",
-        "state": f"{status.state}, {_ago(status.age)}",
+        "state": f"{status.state}, last report {_ago(status.age)}",
         "why": _SILENCE if status.state == "silent" else status.text,
         "step": steps + (f", epoch {status.epoch}" if status.epoch else ""),
         "speed": speed,

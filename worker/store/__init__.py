@@ -1,4 +1,4 @@
-"""Object storage behind one small interface: S3 and a local folder."""
+"""Object storage behind one small interface: S3 or a local folder."""
 
 import unicodedata
 from pathlib import Path
@@ -23,27 +23,31 @@ __all__ = [
 
 
 def open_store(uri: str) -> Store:
-    """The store whose root is `uri`: `s3://bucket/prefix`, `file:///path` or a path.
+    """Return the store whose root is `uri`: `s3://bucket/prefix`, `file:///path` or a path.
 
-    Opening costs no request. Raises `ConfigurationError` for any other scheme.
+    Opening it sends no request. Raises `ConfigurationError` for any other scheme.
     """
     require_no_query(uri)
     try:
         parts = urlsplit(uri)
-    except ValueError:  # of IPv6 addresses
+    except ValueError:  # from a malformed IPv6 address
         raise ConfigurationError(
-            f"{uri}: is no address; give s3://BUCKET/PREFIX, file:///PATH or a path"
+            f"{uri}: is not an address; give s3://BUCKET/PREFIX, file:///PATH or a path"
         ) from None
     if parts.scheme == "s3":
         if uri.startswith("s3:/") and not uri.startswith("s3://"):
-            raise ConfigurationError(f"{uri}: lacks a slash; give s3://BUCKET/PREFIX")
+            raise ConfigurationError(f"{uri}: is missing a slash; give s3://BUCKET/PREFIX")
         if not parts.netloc or "@" in parts.netloc:
-            raise ConfigurationError("an s3:// address is s3://BUCKET/PREFIX, without credentials")
+            raise ConfigurationError(
+                "an s3:// address has the form s3://BUCKET/PREFIX, without credentials"
+            )
         return S3Store(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}"))
     if parts.scheme == "file":
         path = uri.removeprefix("file://").removeprefix("localhost")
         if not path.startswith("/"):
-            raise ConfigurationError(f"{uri}: a file address is file:///PATH, with three slashes")
+            raise ConfigurationError(
+                f"{uri}: a file address has the form file:///PATH, with three slashes"
+            )
         return LocalStore(Path(unquote(path)))
     if "://" in uri:
         raise ConfigurationError(
@@ -53,12 +57,12 @@ def open_store(uri: str) -> Store:
 
 
 def write_uri(uri: str, data: bytes) -> None:
-    """Write the one object that `uri` names."""
+    """Write the object that `uri` names."""
     store, name = _open_parent(uri)
     if isinstance(store, LocalStore):
-        path = (store.root / name).resolve()  # what a link leads to, and not the link
+        path = (store.root / name).resolve()  # replace a link's target, not the link
         if path.exists() and not path.is_file():
-            raise ConfigurationError(f"{uri}: is no regular file; give another path")
+            raise ConfigurationError(f"{uri}: is not a regular file; give another path")
         store, name = LocalStore(path.parent), path.name
     store.put(name, data)
 
@@ -67,30 +71,30 @@ def _open_parent(uri: str) -> tuple[Store, str]:
     require_no_query(uri)
     parent, _, name = uri.rpartition("/")
     if not name:
-        raise ConfigurationError(f"{uri}: names a folder where a file is needed")
+        raise ConfigurationError(f"{uri}: names a folder, but a file is needed")
     return open_store(f"{parent}/" if "/" in uri else "."), name
 
 
 def require_no_query(uri: str) -> None:
     """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged.
 
-    And for what no address holds: control characters, and bytes that are not UTF-8.
+    The same goes for control characters and for bytes that are not UTF-8.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in uri):
         raise ConfigurationError(f"{uri!a}: holds characters that no address may hold")
     remote = "://" in uri and "=" in uri.partition("?")[2]
     if remote or is_signed(uri):
         raise ConfigurationError(
-            "an address takes no ?query; give s3://BUCKET/KEY, and the credentials in the "
-            "environment"
+            "an address must not have a ?query; give s3://BUCKET/KEY, and set the credentials in "
+            "the environment"
         )
 
 
 def read_uri(uri: str, limit: int | None = None) -> bytes:
-    """The bytes of the one object that `uri` names, up to a limit."""
+    """Return the bytes of the object that `uri` names, up to a limit."""
     store, name = _open_parent(uri)
     if isinstance(store, LocalStore):
         path = store.root / name
-        if path.is_fifo() or path.is_char_device():  # as of a shell's <(…)
+        if path.is_fifo() or path.is_char_device():  # such as a shell's <(…)
             return path.read_bytes()[:limit]
     return store.get(name, 0, limit)

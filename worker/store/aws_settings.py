@@ -12,7 +12,7 @@ _PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _CERTIFICATES = ("AWS_CA_BUNDLE",)
 _IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
-"""Files that are read if the pair of keys is not set."""
+"""Variables that name files, which are read if the pair of keys is not set."""
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
@@ -21,7 +21,7 @@ _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy
 
 
 def check_settings(env: Mapping[str, str]) -> None:
-    """Raise `ConfigurationError` that names the first variable with an unusable value."""
+    """Raise a `ConfigurationError` that names the first variable with an unusable value."""
     for name in (
         *_PAIR,
         "AWS_SESSION_TOKEN",
@@ -49,7 +49,7 @@ def check_settings(env: Mapping[str, str]) -> None:
 
 
 def endpoint_in(env: Mapping[str, str]) -> str:
-    """Return the address of the endpoint without a login; empty if none is set."""
+    """Return the address of the endpoint without a login; empty if no endpoint is set."""
     url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}" if url else ""
@@ -65,7 +65,7 @@ def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _require_plain(name: str, value: str) -> None:
-    """Raise `ConfigurationError` for a value that no header can hold, without showing it."""
+    """Raise `ConfigurationError` for a value that no HTTP header can hold, without showing it."""
     if value == value.strip() and value.isascii() and value.isprintable():
         return
     what = "contains a character that is not allowed"
@@ -73,7 +73,7 @@ def _require_plain(name: str, value: str) -> None:
         where = "ends" if value == value.lstrip() else "begins"
         what = f"{where} with a {'line break' if value.strip(' ') != value.strip() else 'space'}"
     raise ConfigurationError(
-        f"{name}: {what}; set it again without it{_ECHO if 'line break' in what else ''}"
+        f"{name}: {what}; set the variable without it{_ECHO if 'line break' in what else ''}"
     )
 
 

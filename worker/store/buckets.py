@@ -16,7 +16,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def create_bucket(uri: str) -> bool:
-    """Create the bucket of an `s3://` address if it is missing; returns whether it was.
+    """Create the bucket of an `s3://` address if it is missing; returns whether it was missing.
 
     Raises `ConfigurationError` or `InfrastructureError` if the store refuses to create it.
     """

@@ -26,7 +26,7 @@ _CONNECTION_ERRORS = (
 )
 # Short-lived credentials that have just expired: retrying leaves time to renew them.
 _RENEWED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-# Faults of the connection, although their status is that of a client error.
+# Connection faults, although their HTTP status is that of a client error.
 _HICCUPS = {"RequestTimeout", "IncompleteBody", "BadDigest", "OperationAborted"}
 _PASSING = {408, 429}
 _NOT_IMPLEMENTED = 501
@@ -39,7 +39,7 @@ _TLS = {
     "NO_CERTIFICATE_OR_CRL_FOUND": "cannot be verified: AWS_CA_BUNDLE holds no certificate",
     "expired": "has a certificate that has expired, or this machine's clock is wrong",
     "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
-    "match": "has a certificate for a different host name; use the name in the certificate in "
+    "match": "has a certificate for a different host name; use the certificate's host name in "
     "AWS_ENDPOINT_URL",
     "CERTIFICATE_VERIFY_FAILED": (
         "has a certificate signed by an unknown authority; set AWS_CA_BUNDLE to a file with "
@@ -90,7 +90,7 @@ def code_of(error: BaseException) -> str:
 
 
 class NotS3(ConnectionError):
-    """A response that no S3 server sends, such as that of a proxy or a web console."""
+    """A response that no S3 server would send, such as that of a proxy or a web console."""
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:

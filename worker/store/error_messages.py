@@ -29,7 +29,7 @@ _CREDENTIAL_ERRORS = (
     boto_errors.CredentialRetrievalError,
     boto_errors.TokenRetrievalError,
 )
-_CONSOLE = "must be made to API port"  # MinIO's
+_CONSOLE = "must be made to API port"  # from MinIO's error message
 _MAX_WORDS = 200
 NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
@@ -66,8 +66,8 @@ def translate(error: Exception, uri: str) -> Exception:
         return InfrastructureError(f"{uri}: {_lost_connection(error)}")
     if isinstance(error, boto_errors.HTTPClientError):
         return ConfigurationError(
-            f"{uri}: the credentials or the region contain characters that no request can "
-            "carry; set them again, without a line break at the end"
+            f"{uri}: the credentials or the region contain characters that cannot be sent "
+            "in a request; set them again, without a line break at the end"
         )
     if isinstance(error, boto_errors.ParamValidationError):
         return ConfigurationError(f"{uri}: not a valid S3 address; check the bucket's name")
@@ -79,7 +79,7 @@ def _lost_connection(error: Exception) -> str:
     if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
         return (
             f"{endpoint()} responds, but not like an S3 server; check the port in "
-            f"AWS_ENDPOINT_URL (a web console has a different one) and proxies"
+            f"AWS_ENDPOINT_URL (a web console has a different one) and any proxies"
         )
     if isinstance(error, boto_errors.ProxyConnectionError):
         name, proxy = proxy_in(os.environ)
@@ -156,12 +156,12 @@ def _skew(error: boto_errors.ClientError) -> str:
 def _wrong_region(error: boto_errors.ClientError) -> str:
     here = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "not set"
     there = error.response.get("Error", {}).get("Region")
-    wanted = f"the bucket is in {there}" if there else "the bucket is in another one"
+    wanted = f"the bucket is in {there}" if there else "the bucket is in a different region"
     return f"wrong region: AWS_REGION is {here}, but {wanted}; correct AWS_REGION"
 
 
 def _reason(error: Exception) -> str:
-    """Return why a host could not be reached, in the network's own words if there are any."""
+    """Return why a host could not be reached, in the network's own words if they are known."""
     inner: object = error
     if isinstance(error, boto_errors.BotoCoreError):
         inner = getattr(error, "kwargs", {}).get("error", error)
@@ -188,5 +188,5 @@ def _missing_credentials() -> str:
         return "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACCESS_KEY is"
     return (
         "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "a profile or a workload identity"
+        "or use a profile or a workload identity"
     )

@@ -10,7 +10,7 @@ Piece = bytes | memoryview
 
 
 class ObjectMissing(ConfigurationError):
-    """A named object does not exist; callers that expect this catch it."""
+    """Error for a named object that does not exist; caught by callers that expect it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ObjectInfo:
     size: int
     """Its size in bytes."""
     modified: float
-    """When it was written, in seconds of Unix time."""
+    """The time at which it was written, as Unix time in seconds."""
     version: str = ""
     """The version of the object, which changes whenever it is rewritten."""
 
@@ -38,7 +38,7 @@ class Store(Protocol):
     uri: str
     """The root, ending in a slash; free of secrets, so that it can be logged."""
     fences: bool
-    """False once a conditional write was rejected as not implemented, and made a plain one."""
+    """False once a plain write has replaced a conditional one that was not implemented."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes of an object.
@@ -59,7 +59,7 @@ class Store(Protocol):
         """Write or replace an object atomically; readers see all of it or nothing."""
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
-        """Write or replace an object; only a part of it is ever in memory.
+        """Write or replace an object; a large one is never in memory as a whole.
 
         Args:
             key: The name of the object.
@@ -75,7 +75,7 @@ class Store(Protocol):
         Args:
             key: The name of the object.
             data: Its contents, unique to the caller: an object with exactly these bytes counts as
-                created by this call, since a retry may find the object of its own first try.
+                created by this call, since a retry may find what its own first try wrote.
             check: Called right before every try; may raise.
 
         Returns:
@@ -103,4 +103,4 @@ class Store(Protocol):
         """Remove an object; no error if it does not exist."""
 
     def abort_uploads(self, key: str) -> int:
-        """Remove the leftovers of interrupted uploads of this object; returns their number."""
+        """Remove the leftovers of interrupted uploads of this object, and return their number."""

@@ -1,4 +1,4 @@
-"""Small JSON objects of a job, none of them trusted: size-limited, validated, or skipped."""
+"""Small JSON objects of a job, none trusted: limited in size, validated, skipped if damaged."""
 
 import json
 import logging
@@ -26,8 +26,11 @@ def get_json(store: Store, key: str, schema: type[R]) -> R | None:
 
     Args:
         store: The store that holds the object.
-        key: The object's name; raises `ObjectMissing` if there is no such object.
+        key: The object's name.
         schema: The schema to validate the object against.
+
+    Raises:
+        ObjectMissing: If there is no such object.
     """
     data = store.get(key, 0, _MAX_BYTES + 1)
     try:
@@ -45,7 +48,7 @@ def put_json(store: Store, key: str, data: Any) -> None:
 
 
 def complaint(error: ValueError) -> str:
-    """Return the first problem of an error in one line: the field, if any, and the reason."""
+    """Return the first problem that an error reports: the field, if any, and the reason."""
     if not isinstance(error, ValidationError):
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -17,8 +17,8 @@ from worker.store.traffic_counts import measured
 
 _TEMPORARY = ".tmp-"
 _LOCK = f"{_TEMPORARY}lock"  # like all temporary files, never listed
-_MAX_NAME = 200  # characters of an object's name to keep in that of its temporary file
-# Errors of the disk, or of the network behind it, that a retry may not run into.
+_MAX_NAME = 200  # characters of an object's name that its temporary file's name keeps
+# Errors of the disk, or of the network behind it, that may have passed by the next try.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 
 
@@ -157,7 +157,7 @@ def _version(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that every `replace` in a folder takes, across nodes if shared (NFS).
+    """Hold the lock that every `replace` in a folder takes, across nodes if it is shared (NFS).
 
     If the file system does not support locks, none is held.
     """
@@ -168,7 +168,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a regular file; raises `IsADirectoryError` for others, and never blocks on a pipe."""
+    """Open a regular file, without blocking on a pipe.
+
+    Raises `IsADirectoryError` for anything but a regular file.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)

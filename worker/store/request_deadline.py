@@ -1,4 +1,4 @@
-"""Deadlines for complete requests, so that a server that trickles bytes counts as down.
+"""Deadlines for entire requests, so that a server that trickles bytes counts as down.
 
 A socket's own timeout restarts with every byte. So every thread registers its request here, and
 once the request is late, its connection is shut down, which ends the blocked read.
@@ -15,7 +15,7 @@ from typing import Any
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 
 _LOOK_SECONDS = 0.25
-_MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate, by which transfers extend the deadline
+_MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate; deadlines allow for transfers at it
 
 
 class TooSlow(TimeoutError):
@@ -40,9 +40,9 @@ class _Request:
 
 
 class _Monitor:
-    """Monitor that shuts down late requests, from a thread that lives while there are any.
+    """Monitor that shuts down late requests, from a thread that lives while any are in flight.
 
-    The thread does not outlive them, as it might interfere with a fork.
+    A thread that outlived the requests might interfere with a fork.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The retry policy of all requests: backoff with full jitter, up to a deadline."""
+"""The retry policy for all requests: backoff with full jitter, up to a deadline."""
 
 import functools
 import http.client
@@ -26,7 +26,7 @@ _MIN_SECONDS = 1.0
 
 
 def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: int = 0) -> T:
-    """Run a request, its body included, and retry it on transient errors until the deadline.
+    """Make a request and read its response; retry on transient errors until the deadline.
 
     Args:
         operation: The S3 operation, for metrics.

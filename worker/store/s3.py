@@ -36,7 +36,7 @@ _MAX_PARTS = 9_000  # S3 allows 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
-_MAX_OBJECT = 5 << 30  # bytes of a response that may extend its deadline
+_MAX_OBJECT = 5 << 30  # cap on the bytes of a response that extend its deadline
 
 
 class S3Store:
@@ -62,7 +62,7 @@ class S3Store:
                 raise
             if not response.get("ETag"):
                 raise NotS3
-            # Passing the length makes reading a body a third cheaper; a proxy may not send it.
+            # Passing the length makes reading a body a third cheaper; a proxy may omit it.
             length = response.get("ContentLength")
             whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
             if length is not None and stop is not None and not whole and length > stop - start:
@@ -194,7 +194,7 @@ class S3Store:
         return str(upload)
 
     def _is_gone(self, key: str, upload: str) -> bool:
-        """Return whether a multipart upload was removed, as by an older attempt's cleanup."""
+        """Return whether a multipart upload was removed, say by an older attempt's cleanup."""
         name = {**self._name(key), "UploadId": upload, "MaxParts": 1}
         try:
             self._call("list", key, lambda: self._s3.list_parts(**name))
@@ -243,7 +243,7 @@ class S3Store:
         return self._call("create", key, request, len(data))
 
     def _put_unfenced(self, key: str, data: bytes) -> bool:
-        """Check, then write; a write by another process in between goes unnoticed."""
+        """Check for the object, then write; another process's write in between goes unnoticed."""
         self._warn_unfenced()
         try:
             return bool(self._s3.get_object(**self._name(key))["Body"].read() == data)
@@ -263,7 +263,7 @@ class S3Store:
             )
 
     def _holds(self, key: str, data: bytes) -> bool:
-        """Return whether the existing object has these bytes, as after a lost response.
+        """Return whether the existing object has these bytes, as it does after a lost response.
 
         Raises a transient error if there is no object: the conflicting write did not succeed.
         """
@@ -303,7 +303,7 @@ class S3Store:
         return {"Bucket": self.bucket, "Key": self.prefix + key}
 
     def request(self, operation: str, ask: Callable[[Any], T]) -> T:
-        """Call `ask` with the S3 client, under the same deadline and retries as all requests."""
+        """Call `ask` with the S3 client, with the same deadline and retries as all requests."""
         return self._call(operation, "", lambda: ask(self._s3))
 
     def _call(self, operation: str, key: str, request: Callable[[], T], sent: int = 0) -> T:

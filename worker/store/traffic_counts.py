@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 
 class Listener(Protocol):
-    """Counts by operation: `get`, `put`, `create`, `list`, `delete`, `upload`, `part`."""
+    """Receiver of counts by operation.
+
+    The operations are `get`, `put`, `create`, `list`, `delete`, `upload` and `part`.
+    """
 
     def request(self, operation: str, seconds: float, size: int) -> None:
         """Record one try of a request.

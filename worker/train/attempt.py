@@ -33,13 +33,13 @@ class Attempt:
     metrics: Metrics
     """The rank's metrics."""
     learner: Learner
-    """The model, its optimizer and the rest of what is trained."""
+    """The model, and the training state that is checkpointed with it."""
     durable: DurableState
     """The training state and its checkpoints."""
     recorder: Recorder
     """The ledger of samples."""
     journal: Journal
-    """The history of the run."""
+    """The event history and progress of the attempt."""
     watchdog: Watchdog
     """Ends the rank if it hangs."""
 
@@ -56,7 +56,7 @@ class Attempt:
     def signals(
         self, *, bad: bool = False, due: bool = False, report: bool = False, late: bool = False
     ) -> Signals:
-        """Return this rank's flags: the given ones, plus those of a stop and a save."""
+        """Return this rank's flags: the given ones, plus those for a stop, a save and an error."""
         durable = self.durable
         return Signals(
             stop=self.stop.requested,
@@ -109,7 +109,7 @@ class Attempt:
         """Wait for any save under way; return False if the time left for a stop runs out first."""
         stopping = False
         while True:
-            self.watchdog.beat()  # each request has its deadline, however long the upload takes
+            self.watchdog.beat()  # an upload may take long, but each of its requests has a deadline
             self.durable.wait_for_save(_LOOK_SECONDS)
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
@@ -120,7 +120,7 @@ class Attempt:
             stopping = agreed.stop
 
     def commit(self) -> None:
-        """Save, and wait until it is committed."""
+        """Save the current state, and wait until it is committed."""
         self.save()
         self.drain()
 

@@ -39,7 +39,7 @@ class Quarantine:
         return [sample for sample in bad if sample.id not in self._listed]
 
     def take(self, fresh: list[Bad], attempt: Attempt) -> None:
-        """Add the bad samples that any rank has found to the list, the metrics and the records.
+        """Add the bad samples found by any rank to the list, the metrics and the records.
 
         Called by all ranks together, each with the bad samples found since the last call.
         """

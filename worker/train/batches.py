@@ -15,13 +15,13 @@ from worker.ranks.rank import Rank
 
 TRAIN, VAL = "train", "val"
 _EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
-_EVALUATION_BYTES = 64 << 20  # per batch; several are page-locked on a GPU
+_EVALUATION_BYTES = 64 << 20  # per batch; with a GPU, several are page-locked
 
 
 class BatchFeed:
-    """Batches as pure functions of the job and the rank, the same in all of its processes.
+    """Batches as pure functions of the job and the rank, the same in all processes of the rank.
 
-    If batches are blended, each is preceded (`led`) by the sample before its first.
+    If batches are blended, each has one more sample at its head (`led`): the one before its first.
     """
 
     def __init__(self, job: Job, rank: Rank, *, on_gpu: bool) -> None:
@@ -56,7 +56,7 @@ class BatchFeed:
         )
 
     def blend(self, step: int) -> Blend | None:
-        """Return the blend of global batch `step`, counted from the job's start, if any."""
+        """Return the blend, if any, of global batch `step`, counted from the job's start."""
         if not self.led:
             return None
         side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
@@ -69,7 +69,7 @@ class BatchFeed:
         )
 
     def _training(self, epoch: int, start: int) -> Iterable[Ids]:
-        """Yield this rank's parts of an epoch's global batches, from its step `start` on."""
+        """Yield this rank's parts of an epoch's global batches, from the epoch's step `start`."""
         rank, world_size = self._rank.rank, self._rank.world_size
         plan = self._job.plan(epoch)
         for step in range(start, plan.steps):

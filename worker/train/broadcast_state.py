@@ -1,4 +1,4 @@
-"""Broadcast of the state that rank 0 has read from the store to all ranks."""
+"""Broadcast, to all ranks, of the state that rank 0 has read from the store."""
 
 import time
 from collections.abc import Callable

@@ -25,10 +25,10 @@ class RankContext:
     metrics: Metrics
     """The rank's metrics."""
     progress: Progress
-    """Progress on rank 0, as a live line or log lines; shows nothing on other ranks."""
+    """Display of progress: a live line or log lines on rank 0, nothing on other ranks."""
     loaders: Loaders
     """Batches of images."""
     saver: Saver | None
-    """The process that writes checkpoints; rank 0 has one."""
+    """The process that writes checkpoints; None on ranks other than 0."""
     report_exit: Callable[[int], None]
     """Reports an exit code to the metrics collector before the process is ended abruptly."""

@@ -1,4 +1,4 @@
-"""A job's durable state within one attempt: claimed, resumed, and saved by all ranks.
+"""A job's durable state within one attempt: resumed from a checkpoint, and saved by all ranks.
 
 A save has three stages. All ranks hand their records to a background thread, and rank 0 copies the
 state to host memory: training waits for nothing else. Then another process uploads the parts. Once
@@ -56,9 +56,9 @@ class DurableState:
         self.attempt = resumed.attempt
         self.state = resumed.state
         self.committed = resumed.state.step
-        """The step of the newest checkpoint; known to rank 0."""
+        """The step of the newest checkpoint; known only to rank 0."""
         self.seconds = 0.0
-        """How long the last save took from its start to its commit; known to rank 0."""
+        """How long the last save took from its start to its commit; known only to rank 0."""
         self._saved = dataclasses.replace(resumed.state)
         self._trusted = [resumed.commit] if resumed.commit else []
         self._background = Background()
@@ -80,7 +80,7 @@ class DurableState:
 
     @property
     def saving(self) -> bool:
-        """Whether a checkpoint is under way; known to rank 0."""
+        """Whether a checkpoint is under way; known only to rank 0."""
         return self._upload is not None and not self._upload.done()
 
     @property

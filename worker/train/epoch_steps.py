@@ -32,7 +32,7 @@ _REPORTS_PER_EPOCH = 20
 _STEPS_PER_REPORT = 50
 _SECONDS_PER_REPORT = 0.5  # minimum on a GPU, which runs out of work at each report
 _MAX_NOTED = 100  # skipped steps to note in the history
-_MAX_SKIPPED = 20  # in a row; by then the weights can yield no finite loss
+_MAX_SKIPPED = 20  # in a row; after that, the weights no longer yield a finite loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class _Queued:
     """Facts to record about a step that the device may still be executing."""
 
     size: int
-    """Images of the global batch."""
+    """Number of images in the global batch."""
     ids: Ids
-    """Samples of this rank."""
+    """Ids of this rank's samples."""
     valid: npt.NDArray[np.bool_]
     """Mask of the samples that were trained on."""
     waited: float
@@ -81,9 +81,9 @@ class Steps:
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
         """Train from the current state to the end of the epoch.
 
-        The host looks at a step's outcome once the next step is queued, so that the device never
-        waits for the host, or at once if something must be done between the two. Raises
-        `StopRequested` after a stop request, with as much committed as the time allows.
+        The host looks at a step's outcome only once the next step is queued, so that the device
+        never waits for the host; if something must be done between the two steps, it looks at once.
+        Raises `StopRequested` after a stop request, with as much committed as the time allows.
         """
         attempt, state = self._attempt, self._attempt.state
         self._watch = Stopwatch()
@@ -116,7 +116,8 @@ class Steps:
     def _step(self, step: int, size: int, batches: Iterator[Batch]) -> tuple[list[Bad], Signals]:
         """Queue step `step` on a global batch of `size`, and finish the step before it.
 
-        Returns the batch's newly found bad samples on this rank, and the flags of all ranks.
+        Returns the bad samples newly found in this rank's part of the batch, and the flags that all
+        ranks have agreed on.
         """
         attempt = self._attempt
         began = time.monotonic()
@@ -180,13 +181,16 @@ class Steps:
         return self._due
 
     def _skip(self) -> None:
-        """Leave out a step with a non-finite loss, or commit and raise if there must be none."""
+        """Leave out a step with a non-finite loss.
+
+        Commits and raises instead if the manifest does not allow it, or after too many in a row.
+        """
         attempt, state = self._attempt, self._attempt.state
         wanted = attempt.job.manifest.train.non_finite == "skip"
         if not wanted or state.skipped_in_a_row + 1 >= _MAX_SKIPPED:
             self._engine.abandon()
             attempt.commit()
-            again = f", {_MAX_SKIPPED} steps in a row" if wanted else ""
+            again = f", and has not been for {_MAX_SKIPPED} steps in a row" if wanted else ""
             remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
             raise ConfigurationError(
                 f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
@@ -202,7 +206,7 @@ class Steps:
             log.warning("the loss is not finite in step %d; the step is left out", state.step + 1)
 
     def _report(self) -> None:
-        """Report the steps since the last report to the record, the metrics and the user."""
+        """Report to the record, the metrics and the user on the steps since the last report."""
         job, done = self._attempt.job, self._attempt.state.step
         self._reported = time.monotonic()
         device = self._engine.device

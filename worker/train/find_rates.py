@@ -1,4 +1,4 @@
-"""A learning-rate range test (Smith, 2017) that keeps the manifest's ratios of groups."""
+"""A learning-rate range test (Smith, 2017) that keeps the manifest's ratios between groups."""
 
 import itertools
 import math

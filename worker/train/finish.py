@@ -24,7 +24,7 @@ def finish(attempt: Attempt) -> None:
     attempt.drain()
     attempt.recorder.take(state.step)()
     attempt.journal.flush()
-    total(0)  # the records of every rank are written
+    total(0)  # waits until the records of every rank are written
     if attempt.leads:
         _write(attempt)
     total(0)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Loaders:
-    """The batches of one rank; create it before the process starts CUDA or any thread."""
+    """Source of one rank's batches; create it before the process starts CUDA or any thread."""
 
     def __init__(self, job: Job, rank: Rank, device: torch.device) -> None:
         self._job = job
@@ -44,7 +44,7 @@ class Loaders:
             self._batches = self._fork()
 
     def start(self) -> None:
-        """Finish the setup that needs the device; call it once the device is initialized."""
+        """Finish the setup that needs the device, which must already be initialized."""
         if isinstance(self._batches, DecodeProcesses):
             if self._device.type == "cuda":
                 try:

@@ -119,11 +119,11 @@ def _restore(
             log.warning(
                 "checkpoint %s cannot be read (%s); trying an older one", name, complaint(error)
             )
-        parts = None  # freed before the next one is in memory
+        parts = None  # freed before those of the next checkpoint are in memory
         metrics.invalid_checkpoints().inc()
     require_no_result(job, read_done(job.output))
     if job.commits and job.manifest.model.pretrained:
-        # If there are no commits at all, they were loaded along with the job.
+        # If there are no commits at all, the pretrained weights were loaded along with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
@@ -172,7 +172,7 @@ def _announce(job: Job, rank: Rank, *, attempt: int, step: int, lost: int) -> No
             lost,
         )
     log.info(
-        "job %s, attempt %d %s of %d; ranks: %d",
+        "job %s: attempt %d %s of %d; ranks: %d",
         job.manifest.job,
         attempt,
         f"resumes after step {step}" if step else "starts at step 0",

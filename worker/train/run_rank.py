@@ -36,7 +36,7 @@ def run_rank(context: RankContext) -> None:
     """
     job, rank = context.job, context.rank
     torch.set_num_threads(cores_per_rank(rank))
-    torch.get_num_threads()  # fixes the count for this thread, whatever others set
+    torch.get_num_threads()  # fixes the count for this thread, whatever other threads set
     last_words = _LastWords(context.report_exit)
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(Settings.from_env().stall_seconds, rank.rank, last_words.report)
@@ -107,7 +107,7 @@ def _open_attempt(
 
 
 class _LastWords:
-    """The final report of a rank whose main thread is stuck, before it is ended with 69."""
+    """The final report of a rank whose main thread is stuck, before it ends with exit code 69."""
 
     def __init__(self, report_exit: Callable[[int], None]) -> None:
         self._report_exit = report_exit

@@ -28,7 +28,7 @@ class Stopwatch:
         return seconds
 
     def split(self) -> tuple[float, float]:
-        """Return the seconds since the last split, and those of them spent waiting for batches."""
+        """Return the seconds since the last split, and the part spent waiting for batches."""
         now = time.monotonic()
         seconds, self._split = now - self._split, now
         waited, self._waited = self._waited, 0.0

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Training of an attempt to its end; all ranks call every method together."""
+    """Training within an attempt, to its end; all ranks call every method together."""
 
     def __init__(self, attempt: Attempt, loaders: Loaders, progress: Progress) -> None:
         job, manifest = attempt.job, attempt.job.manifest
@@ -102,10 +102,10 @@ class Trainer:
         attempt.save()
 
     def _end_without_evaluation(self, error: WorkerError | None) -> NoReturn:
-        """Commit an epoch that could not be evaluated, and raise the reason."""
+        """Commit an epoch that could not be evaluated, and raise the error or `StopRequested`."""
         fault = agree(Signals(fault=int(error.code) if error else 0)).fault
         if not fault:
-            self._attempt.end_on_request(" before its evaluation")
+            self._attempt.end_on_request(" before the epoch was evaluated")
         self._attempt.commit()
         raise error if error and error.code == fault else error_of(fault)
 
