@@ -19,8 +19,8 @@ from worker.data.epoch_plan import keyed_hash
 def partners_of(valid: Tensor) -> Tensor:
     """Return the index of each image's partner among N samples, int64 [N - 1].
 
-    The N samples, of which `valid`, bool [N], marks the usable ones, are one extra sample and then
-    the N - 1 images of the batch. An image whose partner was left out is blended with itself.
+    The N samples are one extra sample and then the N - 1 images of the batch; `valid`, bool [N],
+    marks the usable ones. An image whose partner was left out is blended with itself.
     """
     places = torch.arange(1, len(valid))
     return torch.where(valid[:-1], places - 1, places)
