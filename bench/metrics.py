@@ -97,7 +97,9 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
     work, bare, full = Work(), [], []
     phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
     with (
-        exported(metrics, owner, 0, local_rank=0, board=SharedOutcome(), patience=lambda: math.inf),
+        exported(
+            metrics, owner, 0, local_rank=0, outcome=SharedOutcome(), patience=lambda: math.inf
+        ),
         scraped(port),
     ):
         for block in range(BLOCKS):

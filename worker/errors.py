@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     USAGE = 2, "invalid command line", "report it"
     DATA = (
         65,
-        "more samples are altered or undecodable than `data.error_budget` allows",
+        "more samples are missing, altered or undecodable than `data.error_budget` allows",
         "fail, no retry",
     )
     INFRASTRUCTURE = 69, "storage, the rendezvous or another rank failed", "retry, counted"

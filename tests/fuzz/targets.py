@@ -54,7 +54,7 @@ from worker.model.learner import build_learner
 from worker.model.pretrained_weights import _require_sound
 from worker.ranks.rank import Rank
 from worker.redaction import redacted
-from worker.report.compare import compare
+from worker.report.compare import compare_runs
 from worker.report.html_page import run_page
 from worker.report.read_run import read_run
 from worker.report.status import describe_status, read_status
@@ -491,7 +491,7 @@ def _run_report(objects: dict[str, bytes]) -> str:
     describe_status(read_status(store))
     json.dumps(read_status(store).as_dict())
     run = read_run(store)
-    str(compare([run, run]))
+    str(compare_runs([run, run]))
     if xxhash.xxh3_64_intdigest(repr(sorted(objects.items())).encode()) % 1000 < 1000 * _PAGE_SHARE:
         run_page(run)
         return "taken, and drawn"

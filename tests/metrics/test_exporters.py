@@ -44,12 +44,12 @@ def test_who_scrapes_sees_the_end_and_nobody_else_is_waited_for(
 ) -> None:
     port = free_port()
     monkeypatch.setenv("WORKER_METRICS_PORT", str(port))
-    with running(metrics_of()) as board:
+    with running(metrics_of()) as outcome:
         read(port)
     began = time.monotonic()
-    announce(RUN, ExitCode.DONE, board, lambda: math.inf)
+    announce(RUN, ExitCode.DONE, outcome, lambda: math.inf)
     assert time.monotonic() - began < 1  # scraped once, by whoever was curious
-    with running(metrics_of()) as board:
+    with running(metrics_of()) as outcome:
         read(port)
         read(port)
     seen: list[str] = []
@@ -61,14 +61,14 @@ def test_who_scrapes_sees_the_end_and_nobody_else_is_waited_for(
 
     thread = threading.Thread(target=look)
     thread.start()
-    announce(RUN, ExitCode.DATA, board, lambda: math.inf)
+    announce(RUN, ExitCode.DATA, outcome, lambda: math.inf)
     thread.join()
     assert "worker_exit_code" in seen[0]
-    with running(metrics_of()) as board:
+    with running(metrics_of()) as outcome:
         read(port)
         read(port)
     end = time.monotonic() + 1  # what a stop leaves
-    announce(RUN, ExitCode.DATA, board, lambda: end - time.monotonic())
+    announce(RUN, ExitCode.DATA, outcome, lambda: end - time.monotonic())
     assert 0.2 < end - time.monotonic() < 0.6  # half of it is kept
 
 
@@ -110,12 +110,12 @@ def test_a_gateway_that_does_not_answer_delays_the_end_by_seconds(
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         monkeypatch.setenv("WORKER_PUSHGATEWAY", f"127.0.0.1:{deaf.getsockname()[1]}")
         began = time.monotonic()
-        with running(metrics_of()) as board:
+        with running(metrics_of()) as outcome:
             pass
-        announce(RUN, ExitCode.DONE, board, lambda: math.inf)
+        announce(RUN, ExitCode.DONE, outcome, lambda: math.inf)
         assert time.monotonic() - began < 3
         began = time.monotonic()
-        with exported(metrics_of(), RUN, 0, local_rank=0, board=board, patience=lambda: 0.1):
+        with exported(metrics_of(), RUN, 0, local_rank=0, outcome=outcome, patience=lambda: 0.1):
             pass
-        announce(RUN, ExitCode.DONE, board, lambda: 0.1)
+        announce(RUN, ExitCode.DONE, outcome, lambda: 0.1)
         assert time.monotonic() - began < 0.5  # in a stop, no longer than is left for it

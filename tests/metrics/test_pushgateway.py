@@ -22,10 +22,10 @@ def test_the_outcome_takes_the_place_of_what_was_pushed(gateway: Pushes) -> None
     metrics.attempt().set(2)
     metrics.rate("head").set(1e-3)
     metrics.step().set(7)
-    with running(metrics) as board:
+    with running(metrics) as outcome:
         while len(gateway) < 3:
             time.sleep(0.01)
-    announce(RUN, ExitCode.STOPPED, board, lambda: math.inf)
+    announce(RUN, ExitCode.STOPPED, outcome, lambda: math.inf)
     *forgotten, (_, path, live, _), (method, same, left, _) = gateway
     # What the last attempt has left goes first: it is another's exit code.
     assert [push[:2] for push in forgotten] == [

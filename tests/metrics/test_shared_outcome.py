@@ -8,16 +8,16 @@ from worker.metrics.shared_outcome import SharedOutcome
 
 
 def test_a_board_outlives_who_wrote_it() -> None:
-    board = SharedOutcome()
-    assert board.read() == {}
+    outcome = SharedOutcome()
+    assert outcome.read() == {}
 
     def write_and_die() -> None:
-        board.write(kept={"step": 3.0})
+        outcome.write(kept={"step": 3.0})
         os.kill(os.getpid(), signal.SIGKILL)
 
     child = multiprocessing.get_context("fork").Process(target=write_and_die)
     child.start()
     child.join()
-    assert board.read() == {"kept": {"step": 3.0}}
-    board._memory[:] = b'{"kept"'.ljust(4096, b"\0")  # killed in the middle of it
-    assert board.read() == {}
+    assert outcome.read() == {"kept": {"step": 3.0}}
+    outcome._memory[:] = b'{"kept"'.ljust(4096, b"\0")  # killed in the middle of it
+    assert outcome.read() == {}

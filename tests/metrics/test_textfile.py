@@ -20,13 +20,13 @@ def test_files_of_ranks_go_and_that_of_the_outcome_stays(
     orphan = textfile(str(tmp_path), RUN, 1)  # of a rank that was killed
     for file in (orphan, textfile(str(tmp_path), RUN)):
         file.write_text("old")
-    with running(metrics_of()) as board:
+    with running(metrics_of()) as outcome:
         while not textfile(str(tmp_path), RUN, 0).exists():
             time.sleep(0.01)
         assert len(list(tmp_path.iterdir())) == 1
     assert not list(tmp_path.iterdir())
     orphan.write_text("old")
-    announce(RUN, ExitCode.BUG, board, lambda: math.inf)
+    announce(RUN, ExitCode.BUG, outcome, lambda: math.inf)
     (file,) = tmp_path.iterdir()
     assert "worker_exit_code" in file.read_text()
     # Another run of the same job's name must not share it.

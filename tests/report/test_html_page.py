@@ -16,7 +16,7 @@ from tests.support.stores import contents, keys
 from worker.layout import progress_name
 from worker.record.events import StepEvent
 from worker.report import run_charts
-from worker.report.compare import compare
+from worker.report.compare import compare_runs
 from worker.report.html_page import compare_page, run_page
 from worker.report.read_run import read_run
 from worker.store import Store, open_store
@@ -135,7 +135,7 @@ def test_a_resumed_run_reads_as_one(kept: Store) -> None:
     assert steps == list(range(1, 21))
     assert [part.step for part in run.history.parts] == [12, 20]
     assert run.history.seconds == pytest.approx(2 * 50)
-    assert dict(compare([run, run]).results)["attempts"] == ["2", "2"]
+    assert dict(compare_runs([run, run]).results)["attempts"] == ["2", "2"]
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"ti'])

@@ -21,6 +21,6 @@ def metrics_of(rank: int = 0) -> Metrics:
 
 @contextlib.contextmanager
 def running(metrics: Metrics, rank: int = 0) -> Iterator[SharedOutcome]:
-    board = SharedOutcome()
-    with exported(metrics, RUN, rank, local_rank=rank, board=board, patience=lambda: math.inf):
-        yield board
+    outcome = SharedOutcome()
+    with exported(metrics, RUN, rank, local_rank=rank, outcome=outcome, patience=lambda: math.inf):
+        yield outcome

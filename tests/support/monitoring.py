@@ -133,10 +133,10 @@ def promtool(*arguments: str | Path, text: str = "") -> str:
 
 def dashboard_queries() -> dict[str, list[str]]:
     """The queries of every panel by its title, without Grafana's variables."""
-    board = json.loads((MONITORING / "dashboard.json").read_text())
+    outcome = json.loads((MONITORING / "dashboard.json").read_text())
     variables = {"$job": ".+", "$run": ".+", "$__rate_interval": "10s", "$__range": "1h"}
     found: dict[str, list[str]] = {}
-    for panel in board["panels"]:
+    for panel in outcome["panels"]:
         for target in panel.get("targets", []):
             query = target["expr"]
             for name, value in variables.items():

@@ -82,7 +82,7 @@ def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     """
     if len(runs) == 1:
         raise click.UsageError("compares two or more runs; for a single run, use `worker report`")
-    from worker.report.compare import compare, results_of
+    from worker.report.compare import compare_runs, results_of
     from worker.report.html_page import compare_page
     from worker.report.read_run import read_run
     from worker.store import open_store, write_uri
@@ -102,7 +102,7 @@ def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
         ]
         click.echo(json.dumps(columns, indent=1))
     else:
-        click.echo(str(compare(found)))
+        click.echo(str(compare_runs(found)))
     if out:
         click.echo(f"page: {out}", err=True)
 

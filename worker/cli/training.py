@@ -32,13 +32,12 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 
     stop = StopFlag()
     stop.install()
-    loaded = load_manifest(
-        manifest
-    )  # loaded before torch, which takes seconds to import, as the manifest may have mistakes
+    # Before torch, which takes seconds to import, as the manifest may have mistakes.
+    loaded = load_manifest(manifest)
     _settle_torch()
-    from worker.launch.start import train
+    from worker.launch.start import run_job
 
-    leave(train(loaded, nproc, stop, live=is_live(log_format)))
+    leave(run_job(loaded, nproc, stop, live=is_live(log_format)))
 
 
 @main.command()
@@ -146,7 +145,7 @@ def find_rates(
     stop.install()
     loaded = load_manifest(manifest)
     _settle_torch()
-    from worker.launch.start import find_rates
+    from worker.launch.start import run_sweep
     from worker.layout import CHART_NAME, FIND_RATES, SWEEP_NAME
     from worker.learn.rate_sweep import describe_sweep
     from worker.report.sweep_chart import draw_sweep
@@ -154,7 +153,7 @@ def find_rates(
     from worker.store.json_records import put_json
 
     with progress_bar(steps, "sweeping") as bar:
-        job, sweep = find_rates(loaded, steps, low, high=high, stop=stop, advance=bar.update)
+        job, sweep = run_sweep(loaded, steps, low, high=high, stop=stop, advance=bar.update)
     store = open_store(out or f"{job.output.uri}{FIND_RATES}")
     store.put(CHART_NAME, draw_sweep(sweep, job.manifest.job).encode())
     put_json(store, SWEEP_NAME, sweep.as_dict())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["silent", "noted", "vain", "refused"]
+Kind = Literal["silent", "noted", "ineffective", "refused"]
 
 # These settings do not affect training, only when and where it is recorded.
 _SILENT = ("checkpoint.", "record.")
@@ -21,8 +21,8 @@ class Change:
     now: Any
     """The value in the current manifest."""
     kind: Kind
-    """Effect of the change. `silent` is not logged, `noted` is logged, `vain` has no effect on a
-    run that resumes, `refused` ends the attempt with exit code 78.
+    """Effect of the change. `silent` is not logged, `noted` is logged, `ineffective` has no effect
+    on a run that resumes, `refused` ends the attempt with exit code 78.
     """
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ def changes_between(
 def kind_of(path: str, *, resumes: bool) -> Kind:
     """Return the effect of changing a field that does not identify the experiment."""
     if path == "model.weights" and resumes:
-        return "vain"
+        return "ineffective"
     return "silent" if path.startswith(_SILENT) else "noted"
 
 

@@ -14,7 +14,7 @@ from worker.logs import count
 _MEANING = {
     "silent": "applied silently",
     "noted": "applied and logged",
-    "vain": "without effect, as training resumes from a checkpoint",
+    "ineffective": "without effect, as training resumes from a checkpoint",
     "refused": "refused with exit code 78",
 }
 

@@ -22,7 +22,7 @@ from worker.ranks.stop_signal import StopFlag
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PEER_GRACE_SECONDS = 30.0
 
 RunRank = Callable[[Rank, socket.socket | None], None]
@@ -123,7 +123,7 @@ def _wait(children: list[ForkProcess]) -> int:
     while running:
         # Poll, as a signal that another thread gets while this one blocks it does not interrupt
         # the wait.
-        timeout = _LOOK_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = _POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout)
         for child in [child for child in running if child.sentinel in ended]:
             child.join()

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _LOW, _HIGH = 1e-3, 1e2
 
 
-def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
+def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
     """Train on all ranks of this node.
 
     Any mistake in the manifest is found before a rank starts and before anything is written. The
@@ -68,19 +68,19 @@ def train(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) 
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
-    board, own = SharedOutcome(), os.getpid()
+    outcome, own = SharedOutcome(), os.getpid()
     leads = place.leads
 
     def report_exit(code: int) -> None:
         # A forked rank leaves this to its parent, which outlives it.
-        if leads and os.getpid() == own and (code or board.read()):
+        if leads and os.getpid() == own and (code or outcome.read()):
             with contextlib.suppress(WorkerError):  # an invalid output: already reported
                 owner = Owner(manifest.job, open_store(manifest.output).uri)
-                announce(owner, code, board, stop.patience)
+                announce(owner, code, outcome, stop.patience)
 
     code = exit_code(
         lambda: _train(
-            manifest, gpus, place, board=board, stop=stop, live=live, report_exit=report_exit
+            manifest, gpus, place, outcome=outcome, stop=stop, live=live, report_exit=report_exit
         )
     )
     report_exit(code)
@@ -92,7 +92,7 @@ def _train(
     gpus: int,
     place: Rank | Spawn,
     *,
-    board: SharedOutcome,
+    outcome: SharedOutcome,
     stop: StopFlag,
     live: bool,
     report_exit: Callable[[int], None],
@@ -115,7 +115,9 @@ def _train(
         _load_weights(manifest, job)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
-        _run_rank(job, rank, listener, board=board, stop=stop, live=live, report_exit=report_exit)
+        _run_rank(
+            job, rank, listener, outcome=outcome, stop=stop, live=live, report_exit=report_exit
+        )
 
     if isinstance(place, Rank):
         stop.has_begun = True
@@ -123,7 +125,7 @@ def _train(
     return run_ranks(place, run, stop)
 
 
-def find_rates(
+def run_sweep(
     manifest: Manifest,
     steps: int,
     low: float | None,
@@ -202,7 +204,7 @@ def _run_rank(
     rank: Rank,
     listener: socket.socket | None,
     *,
-    board: SharedOutcome,
+    outcome: SharedOutcome,
     stop: StopFlag,
     live: bool,
     report_exit: Callable[[int], None],
@@ -228,7 +230,7 @@ def _run_rank(
                 owner,
                 rank.rank,
                 local_rank=rank.local_rank,
-                board=board,
+                outcome=outcome,
                 patience=stop.patience,
             )
         )

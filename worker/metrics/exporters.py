@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 15.0
 _MAX_PATIENCE_SECONDS = 60.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _SUPERSEDED = {"superseded": "true"}
 _SETTINGS = {
     "port": "WORKER_METRICS_PORT",
@@ -50,7 +50,7 @@ def exported(
     rank: int,
     *,
     local_rank: int,
-    board: SharedOutcome,
+    outcome: SharedOutcome,
     patience: Patience,
 ) -> Iterator[None]:
     """Export the metrics of a rank inside the context.
@@ -62,7 +62,7 @@ def exported(
         owner: The run that they belong to.
         rank: The rank.
         local_rank: Its index on this node, which is added to the port.
-        board: The outcome shared by all ranks of the node.
+        outcome: The outcome shared by all ranks of the node.
         patience: Returns the seconds left for a last scrape or push.
     """
     ways = _Ways(metrics)
@@ -71,7 +71,7 @@ def exported(
 
     def tell() -> None:
         if rank == 0:
-            board.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
+            outcome.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
 
     def send_regularly() -> None:
         if local_rank == 0:
@@ -99,7 +99,7 @@ def exported(
             port.close()
 
 
-def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) -> None:
+def announce(owner: Owner, code: int, outcome: SharedOutcome, patience: Patience) -> None:
     """Export the outcome of a run that has ended, in place of its metrics.
 
     Waits for clients that have scraped regularly, as long as `patience` allows but at most a
@@ -109,10 +109,10 @@ def announce(owner: Owner, code: int, board: SharedOutcome, patience: Patience) 
     Args:
         owner: The run.
         code: Its exit code.
-        board: The outcome shared by all ranks of the node.
+        outcome: The outcome shared by all ranks of the node.
         patience: Returns the seconds left for this.
     """
-    said = board.read()
+    said = outcome.read()
     kept = said.get("kept", {})
     superseded = code == ExitCode.SUPERSEDED
     registry = Outcome(owner.job, owner.run).tell(code, {} if superseded else kept)
@@ -147,8 +147,8 @@ def _await_scrapes(
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
     ):
-        time.sleep(_LOOK_SECONDS)
-    time.sleep(_LOOK_SECONDS)  # let the last response go out
+        time.sleep(_POLL_SECONDS)
+    time.sleep(_POLL_SECONDS)  # let the last response go out
     port.close()
 
 

@@ -23,7 +23,7 @@ from worker.ranks.stop_signal import StopFlag
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS, _QUIET_SECONDS = 0.1, 3.0
+_POLL_SECONDS, _QUIET_SECONDS = 0.1, 3.0
 _LEAVE_SECONDS = 10.0
 _HEAR_SECONDS = 1.0
 _CONNECT_SECONDS = 3
@@ -223,7 +223,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
         if stop.requested:
             raise StopRequested(_STOPPED_EARLY)
         yield
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
         if not said and time.monotonic() > began + _QUIET_SECONDS:
             said = True
             where = f"{rank.master_addr}:{rank.master_port}"
@@ -238,7 +238,7 @@ def _is_stopping(stop: StopFlag) -> bool:
     """Return whether a stop has been requested, or is requested within a moment."""
     deadline = time.monotonic() + _HEAR_SECONDS
     while not stop.requested and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return stop.requested
 
 

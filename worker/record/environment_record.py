@@ -23,7 +23,7 @@ _SCHEDULERS = {
 }
 
 
-def surroundings(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
+def environment_facts(rank: Rank, precision: torch.dtype | None) -> dict[str, Any]:
     """Return versions, devices, topology and numeric settings, as JSON data.
 
     Apart from the revision, only the worker's numeric environment variables are copied.
@@ -70,7 +70,7 @@ def _device_facts(*, on_gpu: bool) -> dict[str, Any]:
     }
 
 
-def show_surroundings(facts: dict[str, Any], metrics: Metrics) -> None:
+def show_environment(facts: dict[str, Any], metrics: Metrics) -> None:
     """Export the facts as labels of metrics with the constant value 1."""
     build = ("worker", "revision", "python", "torch", "torchvision")
     metrics.build(*(str(facts[name]) for name in build)).set(1)

@@ -143,7 +143,7 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def kept(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator[Journal]:
+def open_journal(store: Store, attempt: int, *, leads: bool, stop: StopFlag) -> Iterator[Journal]:
     """Open the journal of an attempt, and record how the attempt ends.
 
     Args:

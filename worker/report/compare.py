@@ -44,7 +44,7 @@ class Comparison:
         return "\n".join(table(rows))
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[Run]) -> Comparison:
     """Compare runs: results first, then the settings that differ."""
     columns = [results_of(run) for run in runs]
     return Comparison(

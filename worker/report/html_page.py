@@ -15,7 +15,7 @@ from worker.learn.confusion import Rows, by_class
 from worker.logs import count
 from worker.manifest.defaults import is_default
 from worker.record.events import CommitEvent, EvaluationEvent, StepEvent
-from worker.report.compare import compare, results_of, shown, shown_setting
+from worker.report.compare import compare_runs, results_of, shown, shown_setting
 from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
 from worker.report.record_schemas import GroupRecord, MistakeRecord
@@ -66,7 +66,7 @@ def run_page(run: Run) -> str:
 
 def compare_page(runs: Sequence[Run]) -> str:
     """Return the HTML page that compares several runs."""
-    comparison = compare(runs)
+    comparison = compare_runs(runs)
     return _render(
         "compare.html",
         title=f"{len(runs)} runs compared",

@@ -14,7 +14,7 @@ from typing import Any
 
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate; deadlines allow for transfers at it
 
 
@@ -71,7 +71,7 @@ class _Monitor:
                 late = [each for each in self._requests if each.late_at < now]
             for request in late:
                 request.shut_down()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 _local = threading.local()

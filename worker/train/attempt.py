@@ -17,7 +17,7 @@ from worker.record.journal import Journal
 from worker.record.sample_ledger import Recorder
 from worker.train.durable_state import DurableState
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Attempt:
         stopping = False
         while True:
             self.watchdog.beat()  # an upload may take long, but each of its requests has a deadline
-            self.durable.wait_for_save(_LOOK_SECONDS)
+            self.durable.wait_for_save(_POLL_SECONDS)
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
             if not (agreed.flushing or agreed.saving):

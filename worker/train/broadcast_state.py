@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worker.model.learner import Learner
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def wait_for_rank_0(beat: Callable[[], None]) -> None:
     work = dist.broadcast(torch.zeros(1), src=0, async_op=True)
     while work and not work.is_completed():
         beat()
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     if work:
         work.wait()
 

@@ -28,7 +28,7 @@ from worker.model.learner import Learner
 from worker.model.pretrained_weights import load_pretrained
 from worker.ranks.process_group import total
 from worker.ranks.rank import Rank
-from worker.record.environment_record import show_surroundings, surroundings
+from worker.record.environment_record import environment_facts, show_environment
 from worker.store.json_records import complaint, put_json
 from worker.train.broadcast_state import share_learner, shared, wait_for_rank_0
 
@@ -66,8 +66,8 @@ def begin_attempt(
     Returns:
         The attempt, and the state that it resumes from.
     """
-    facts = surroundings(rank, learner.precision)
-    show_surroundings(facts, metrics)
+    facts = environment_facts(rank, learner.precision)
+    show_environment(facts, metrics)
     attempt = _claim(job, rank, facts)
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
@@ -152,10 +152,11 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
         noted = [str(change) for change in job.changes if change.kind == "noted"]
         if noted:
             log.info("changed since the last attempt: %s", "; ".join(noted))
-        vain = [str(change) for change in job.changes if change.kind == "vain"]
-        if vain:
+        ineffective = [str(change) for change in job.changes if change.kind == "ineffective"]
+        if ineffective:
             log.warning(
-                "changed without effect, as training resumes from a checkpoint: %s", "; ".join(vain)
+                "changed without effect, as training resumes from a checkpoint: %s",
+                "; ".join(ineffective),
             )
         plan = outline_job(job, rank.world_size).as_dict()
         for name, kept in ((environment_name(number), facts), (plan_name(number), plan)):

@@ -16,7 +16,7 @@ from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.peer_liveness import Liveness
 from worker.ranks.process_group import device_of, meaningful_errors
 from worker.ranks.watchdog import Watchdog, end_after
-from worker.record.journal import Journal, kept
+from worker.record.journal import Journal, open_journal
 from worker.record.sample_ledger import Recorder
 from worker.record.telemetry import note_commit
 from worker.train.attempt import Attempt
@@ -55,7 +55,7 @@ def run_rank(context: RankContext) -> None:
                 log.info("job %s has meanwhile been finished by another attempt", job.manifest.job)
             return
         journal = stack.enter_context(
-            kept(job.output, resumed.attempt, leads=rank.leads, stop=context.stop)
+            open_journal(job.output, resumed.attempt, leads=rank.leads, stop=context.stop)
         )
         stack.enter_context(meaningful_errors())
         last_words.journal = journal
