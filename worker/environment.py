@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from worker.errors import ConfigurationError
 
 LAST_PORT = 65535
+# Stricter than int(), which also accepts "1_000", " 5" and digits of other scripts.
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _MAX_SECONDS = 366 * 86_400
 _MAX_SHOWN = 60
@@ -115,6 +116,7 @@ class _Seconds(Variable[float]):
             value = float(text)
         except ValueError:
             value = math.nan
+        # Also true for NaN, which fails every comparison.
         if not 0 < value <= _MAX_SECONDS:
             raise ConfigurationError(
                 f"{self.name}: must be a number of seconds, not {text[:_MAX_SHOWN]!r}"
@@ -128,6 +130,7 @@ class Settings:
 
     env: Mapping[str, str]
 
+    # These have no annotations, so they are class attributes and not fields of the dataclass.
     store_deadline_seconds = _Seconds(
         "WORKER_STORE_DEADLINE_SECONDS",
         60.0,

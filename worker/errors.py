@@ -36,6 +36,7 @@ class ExitCode(IntEnum):
     )
 
     def __new__(cls, code: int, meaning: str = "", advice: str = "") -> "ExitCode":
+        # Without a `__new__`, all three values would be passed to int().
         member = int.__new__(cls, code)
         member._value_ = code
         member.meaning, member.advice = meaning, advice

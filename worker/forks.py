@@ -57,6 +57,8 @@ class Child:
             target=_run, args=(os.getpid(), serve, theirs), name=name
         )
         self._process.start()
+        # The child must hold the only copy, so that `receive` sees the end of the connection if it
+        # dies.
         theirs.close()
 
     def send(self, message: object) -> None:
@@ -91,6 +93,7 @@ class Child:
             self._process.join()
 
     def _cause(self) -> Exception:
+        # The connection closes a little before the process can be reaped and has an exit status.
         self._process.join(_CAUSE_SECONDS)
         status = self._process.exitcode or 0
         how = f"was killed by {cause_of(-status)}" if status < 0 else f"exited with {status}"
@@ -100,7 +103,10 @@ class Child:
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process, which `parent` just forked, when its parent exits."""
+    # The signal is sent when the thread that forked exits, not only the entire parent (prctl(2)),
+    # so that thread must live as long as the child is needed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have exited before the call above, in which case no signal will come.
     if os.getppid() != parent:
         os._exit(ExitCode.INFRASTRUCTURE)
 
@@ -119,4 +125,5 @@ def _run(parent: int, serve: Callable[[Connection], None], connection: Connectio
     for other in _connections:  # an open copy would keep a sibling from seeing its parent hang up
         other.close()
     serve(connection)
+    # On a normal return, multiprocessing would first wait for all non-daemon threads of the child.
     os._exit(ExitCode.DONE)

@@ -92,6 +92,7 @@ def configure_logs(style: str) -> None:
     handler: logging.Handler
     handler = _TerminalHandler(sys.stderr) if is_live(style) else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if _is_json(style) else TextFormatter())
+    # On the handler, as the filters of a logger do not see records of the loggers below it.
     handler.addFilter(_Once())
     logging.captureWarnings(capture=True)
     for name in ("worker", "py.warnings"):
@@ -114,6 +115,7 @@ def is_live(style: str) -> bool:
 
 def show_live(text: str) -> None:
     """Draw the live line, cut to the terminal's width."""
+    # One column stays free: text that wraps could not be cleared, as only the last line would be.
     _draw(_CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
 
 

@@ -34,9 +34,10 @@ _ROLES = {
 }
 _INK, _GRID, MARK = list(_ROLES)[:3]
 COLORS = tuple(list(_ROLES)[3:])
-_MAX_LEGEND = 12
-_MIN_DISTANCE = 0.15
+_MAX_LEGEND = 12  # entries; if there are more lines, only every nth is listed
+_MIN_DISTANCE = 0.15  # between labels of marks, as a share of the x axis
 _ZERO_WIDTH = "\u200b"
+# Ratio of the axis limits below which ticks at powers of ten alone would be too few.
 _FEW_DECADES = 300
 _STEPS = (1, 2, 5, 10)
 _STYLE: dict[Any, Any] = {
@@ -132,6 +133,7 @@ def draw(chart: Chart) -> str:
             look: Any = {"ncols": 4, "fontsize": 8, "handlelength": 1.4}
             figure.legend(handles, names, loc="outside lower left", **look)
         out = io.StringIO()
+        # Without a date, equal charts are equal byte for byte.
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _themed(out.getvalue())
 
@@ -150,6 +152,7 @@ def _colors(count: int) -> Sequence[str]:
     """Return the page's colors, or a continuous color ramp if there are too few of them."""
     if count <= len(COLORS):
         return COLORS
+    # Leave out both ends of the ramp, which are hard to see on a dark or a light page.
     shades = matplotlib.colormaps["viridis"]
     return [to_hex(shades(0.1 + 0.8 * number / (count - 1))) for number in range(count)]
 
@@ -181,6 +184,7 @@ def _frame(axes: Axes, chart: Chart) -> None:
     for x, name in sorted(chart.marks):
         axes.axvline(x, color=MARK, linewidth=1, linestyle=(0, (3, 2)))
         if chart.log_x or x - named > _MIN_DISTANCE * span:
+            # This transform takes x in data coordinates and y as a share of the height.
             named, place = x, axes.get_xaxis_transform()
             axes.text(x, 0.98, f" {name}", transform=place, color=MARK, fontsize=8, va="top")
 
@@ -211,6 +215,7 @@ def _scale(axes: Axes, chart: Chart) -> None:
 
 
 def _themed(document: str) -> str:
+    # Drop the XML declaration and the DOCTYPE, which HTML does not allow in the middle of a page.
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = _FONT.sub("system-ui, sans-serif", svg)

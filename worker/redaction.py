@@ -9,14 +9,17 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "[hidden]"
-_SHORTEST = 6
-_SHORTEST_ID = 16
+_SHORTEST = 6  # of a secret: replacing shorter ones would garble ordinary words
+_SHORTEST_ID = 16  # the minimum for an AWS access key ID
+# Short words such as KEY count only as whole parts between underscores: neither MONKEY nor
+# KEYRING_HOME matches.
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|SIGNATURE|COOKIE|WEBHOOK|CONN(ECTION)?_STR|"
     r"(API|ACCESS|PRIVATE|ACCOUNT|ENCRYPTION|SIGNING|LICENSE|SSH|AUTH)_?KEY|"
     r"(^|_)(PASS|PWD|KEY|AUTH|AUTHORIZATION|PRIVATE|DSN|PAT)($|_)|[a-z](PWD|PASS)$",
     re.IGNORECASE,
 )
+# These name the place of a secret. A webhook's URL, however, is a secret as a whole.
 _PLACE_NAME = re.compile(
     r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
 )
@@ -24,7 +27,7 @@ _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
 _FOLDERS = ("PWD", "OLDPWD")
-_MAX_PATH = 4096
+_MAX_PATH = 4096  # Linux's PATH_MAX, including the final NUL
 _QUERY = re.compile(r"[?#]|%3F|%23", re.IGNORECASE)
 _EQUALS = re.compile(r"=|%3D", re.IGNORECASE)
 _WORD = re.compile(r"[\w-]*")
@@ -59,6 +62,13 @@ def _without_login(token: str) -> str:
         return token
     kept: list[str] = []
     at = 0
+    # After each `://`, the first of `/`, `:` and `@` decides:
+    # 1. `/`: this is a host without a login; continue with the next `://`.
+    # 2. `:`: a password begins, which may itself hold `@` and `://`, so everything up to the last
+    #    `@` goes. This may remove part of a path, but never leaves part of a password.
+    # 3. `@`: only a user name precedes the host.
+    # No part of the token is scanned twice: there is no `:` before `end`, so the next `://` cannot
+    # begin before it.
     while True:
         start = token.find("://", at)
         if start < 0 or start >= last:
@@ -78,6 +88,8 @@ def _signed_from(token: str) -> int | None:
     query = _QUERY.search(token)
     if not query or not _TELLS_SECRET.search(token, query.end()):
         return None
+    # A field's name is the last word before its `=`. Matching the reversed text anchors the match
+    # at the end; a search for `[\w-]*$` would take quadratic time.
     *fields, _ = _EQUALS.split(token[query.end() :])
     names = (_WORD.match(field[::-1]) for field in fields)
     signed = any(name and _TELLS_SECRET.search(name[0][::-1]) for name in names)
@@ -124,4 +136,5 @@ def _secrets() -> list[str]:
         login = _PASSWORD.search(value)
         if login:
             found |= {login[1], unquote(login[1])}
+    # Longest first, as replacing a secret that is part of another would leave the rest of that one.
     return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)

@@ -40,6 +40,7 @@ def read_name(text: str) -> str:
 
 def _is_wrong(character: str) -> bool:
     category = unicodedata.category(character)
+    # General categories (UAX #44): control, surrogate and format characters.
     return category in ("Cc", "Cs") or (category == "Cf" and character not in _JOINERS)
 
 

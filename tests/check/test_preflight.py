@@ -67,7 +67,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
-    assert "2 of 19 fail, 2 warnings" in ended.out
+    assert "2 of 19 checks failed, 2 warnings" in ended.out
 
 
 def test_settings_of_the_place_are_checked_and_change_nothing(
@@ -110,7 +110,10 @@ def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path)
     mistakes = [line.split(":")[0].strip() for line in lines[2:7]]
     assert mistakes == ["output", "data", "model", "optimizer", "train"]
     assert lines[-3].strip().startswith("fast: unknown key")
-    assert rows(ended.stdout)["all else"] == ("-", "not checked: the manifest cannot be read")
+    assert rows(ended.stdout)["everything else"] == (
+        "-",
+        "not checked: the manifest cannot be used",
+    )
 
 
 def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict[str, Any]) -> None:
@@ -165,8 +168,7 @@ def test_a_store_without_conditional_put_trains_and_says_that_nothing_fences(
         assert ended.code == 0
         assert rows(ended.out)["output: put if absent"] == (
             "warn",
-            "the store has no conditional PUT (501): fencing is off, so start no job twice at a "
-            "time",
+            "the store has no conditional PUT (501): fencing is off; never start a job while it runs",
         )
         trained = run("train", write(remote))
         assert trained.code == 0, trained.err

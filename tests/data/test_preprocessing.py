@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import EfficientNet_B0_Weights, Swin_T_Weights
+from torchvision.transforms.functional import center_crop
 
 from worker.data.decode_image import ImageSpec, decode
 from worker.model.backbone import preprocessing_of
@@ -27,6 +28,15 @@ def test_evaluation_uses_the_weights_own_preset(name: str, weights: Any) -> None
     ours.evaluated(decode(memoryview(buffer.getvalue()), ImageSpec(10**6)), out)
     theirs = weights.DEFAULT.transforms()(original)
     assert torch.allclose(ours.normalize(out[None])[0], theirs, atol=0.02)  # a level of 255
+
+
+@pytest.mark.parametrize("size", [30, 31, 32, 33, 37])
+def test_a_crop_is_placed_as_torchvision_places_it(size: int) -> None:
+    ours = dataclasses.replace(preprocessing_of("resnet18"), crop_size=32, resize_size=size)
+    picture = torch.randint(0, 255, (3, size, size), dtype=torch.uint8)
+    out = torch.empty(3, 32, 32, dtype=torch.uint8)
+    ours.evaluated(picture, out)
+    assert torch.equal(out, center_crop(picture, [32, 32]))
 
 
 def test_a_crop_larger_than_the_resize_is_padded() -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import socket
 from pathlib import Path
@@ -106,6 +107,32 @@ def gather_mistakes(uri: str, folder: Path) -> None:
         )
         == 0
     )
+
+
+def gather_diverged(folder: Path) -> None:
+    """The mistakes of two ranks whose losses are not numbers."""
+
+    def run(rank: Rank, listener: socket.socket | None) -> None:
+        torch.set_num_threads(1)
+        image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        with process_group(rank, listener, StopFlag()):
+            rows = gather_worst(
+                [
+                    Mistake(loss=math.nan, id=n, label=0, predicted=1, confidence=0.5, image=image)
+                    for n in range(rank.rank, 2 * MAX_KEPT, 2)
+                ],
+                str,
+            )
+        (folder / str(rank.rank)).write_text(json.dumps([row["sample"] for row in rows]))
+
+    assert run_ranks(one_node(2), run, StopFlag()) == 0
+
+
+def test_all_ranks_agree_on_the_worst_if_losses_are_not_numbers(tmp_path: Path) -> None:
+    """If they did not, one would wait for pictures that another never sends."""
+    in_fresh_process(gather_diverged, tmp_path)
+    samples = json.loads((tmp_path / "0").read_text())
+    assert sorted(map(int, samples)) == list(range(MAX_KEPT))
 
 
 def test_the_worst_of_all_ranks_come_together(dataset: Path, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_weights_of_wrapped_models_fit(wrapping: str, tmp_path: Path) -> None:
 
 def test_misshapen_positions_are_named(tmp_path: Path) -> None:
     backbone = build("vit_b_32", side=32)
-    for shape in ([1, 6, 768], [2, 5, 768], [768]):
+    for shape in ([1, 6, 768], [2, 5, 768], [768], [1, 1, 768], [1, 0, 768]):
         state = {**backbone.model.state_dict(), "encoder.pos_embedding": torch.zeros(shape)}
         safetensors.torch.save_file(state, f"{tmp_path}/w.safetensors")
         with pytest.raises(ConfigurationError, match="1 of the wrong shape"):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support.examples import examples
 from tests.support.ledger_rows import BATCH, SAMPLES, rows
+from worker.numbers import ceil_div
 from worker.record.ledger_audit import LedgerPart, audit_epochs, surviving_rows
 
 
@@ -43,6 +44,13 @@ def test_samples_left_out_as_bad_are_not_lost() -> None:
     again = np.concatenate([whole, [[0, bad]]])  # left out, and then trained on all the same
     (audit,) = audit_epochs(again, SAMPLES, BATCH)
     assert audit.repeated == (bad,)
+
+
+def test_an_empty_ledger_has_lost_every_sample() -> None:
+    (audit,) = audit_epochs(
+        np.empty((0, 2), np.int64), SAMPLES, BATCH, done=ceil_div(SAMPLES, BATCH)
+    )
+    assert len(audit.lost) == SAMPLES
 
 
 def test_an_unfinished_epoch_has_lost_nothing_yet() -> None:

@@ -109,6 +109,8 @@ def test_addresses() -> None:
     assert isinstance(open_store("s3://bucket/a/b"), S3Store)
     assert open_store("s3://bucket/a/b").uri == "s3://bucket/a/b/"
     assert open_store("s3://bucket").uri == "s3://bucket/"
+    assert open_store("S3://bucket/a").uri == "s3://bucket/a/"
+    assert open_store("FILE:///tmp/x").uri == "file:///tmp/x/"
     assert isinstance(open_store("file:///tmp/x%20y"), LocalStore)
     assert open_store("file:///tmp/x%20y").uri == "file:///tmp/x%20y/"
     assert open_store("file:///a/b#c?d").uri == "file:///a/b%23c%3Fd/"

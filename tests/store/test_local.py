@@ -50,6 +50,13 @@ def test_a_file_that_is_deleted_while_it_is_listed(
     assert [(info.key, info.size) for info in store.list()] == [("a", 1), ("c", 1)]
 
 
+def test_a_write_that_fails_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigurationError):
+        open_store(str(tmp_path)).put("folder", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_folders_that_are_opened_leave_no_descriptors(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("folder/object", b"x")

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import socket
 import time
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from tests.support.proxy import Proxy
 from tests.support.stores import keys
 from worker.errors import InfrastructureError
-from worker.store import Store
+from worker.store import Store, open_store
+from worker.store.client import renew_client
 
 
 @pytest.mark.parametrize("fault", ["drip", "drip head"])
@@ -25,6 +27,19 @@ def test_a_drip_ends_with_the_deadline(fault: str, faulty: tuple[Proxy, Store]) 
         assert time.monotonic() - began < 6
     server.plan = lambda request: None
     assert store.get("object") == b"0123456789"
+
+
+def test_a_handshake_that_hangs_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes connections, but never speaks TLS."""
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
+        renew_client()
+        began = time.monotonic()
+        with pytest.raises(InfrastructureError):
+            open_store("s3://bucket/").get("object")
+        assert time.monotonic() - began < 6
+    renew_client()
 
 
 def test_a_drip_is_noticed_by_each_process(faulty: tuple[Proxy, Store]) -> None:

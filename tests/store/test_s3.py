@@ -25,6 +25,24 @@ def test_what_dead_uploads_have_left_is_removed(store: Store, tmp_path: Path) ->
     assert store.abort_uploads("xy") == 1
 
 
+def test_leftovers_beyond_the_first_page_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+
+    class Client:
+        def list_multipart_uploads(self, **query: Any) -> Any:
+            marker = query.get("KeyMarker", "")
+            uploads = [{"UploadId": f"{marker}{n}", "Key": "x"} for n in range(2)]
+            more = {"IsTruncated": True, "NextKeyMarker": "x", "NextUploadIdMarker": "1"}
+            return {"Uploads": uploads, **({} if marker else more)}
+
+        def abort_multipart_upload(self, **upload: Any) -> Any:
+            removed.append(upload["UploadId"])
+
+    monkeypatch.setattr(S3Store, "_s3", Client())
+    assert S3Store("bucket", "").abort_uploads("x") == 4
+    assert removed == ["0", "1", "x0", "x1"]
+
+
 def test_an_upload_holds_a_few_parts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 1 GiB, at most the four parts that are under way and the next one, twice each."""
 

@@ -23,7 +23,7 @@ from worker.ranks.network_interface import interface_to, is_loopback
 from worker.ranks.rank import Rank
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_NCCL_BYTES = 1 << 30
+_NCCL_BYTES = 1 << 30  # containers get only 64 MiB of shared memory by default
 
 
 def probe_devices() -> str:
@@ -89,6 +89,7 @@ def probe_scratch() -> str:
     wanted = settings.scratch_gib
     place = Path(folder).absolute()
     try:
+        # The cache creates its folder on first use, so probe the nearest ancestor that exists.
         existing = next(path for path in (place, *place.parents) if path.exists())
         with tempfile.NamedTemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free / (1 << 30)

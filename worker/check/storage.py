@@ -82,6 +82,8 @@ def _put_if_absent(store: Store, key: str) -> str:
         replaced = store.replace(first, 1, [b"x"], "another version")
     finally:
         _remove(store, first)
+    # `fences` turns false once the store has answered a conditional PUT with 501 and fallen back to
+    # a plain one.
     if not taken and not replaced and store.fences:
         return "the second of two writers is refused"
     how = f"ignores {'If-None-Match' if taken else 'If-Match'}"
@@ -97,6 +99,7 @@ def _abort(store: Store, key: str) -> str:
         yield b""
         raise Broken
 
+    # The declared size makes the store begin a multipart upload, which the exception interrupts.
     with contextlib.suppress(Broken):
         store.put_stream(f"{key}-2", _MULTIPART, pieces())
     try:

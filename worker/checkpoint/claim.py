@@ -86,6 +86,8 @@ def claim_attempt(
     record = {"identity": dict(identity), "manifest": dict(manifest), **_origin()}
     data = json.dumps(record).encode()
     for _ in range(_MAX_TRIES):
+        # List first, compare second: if another job claims the output after the comparison, it
+        # takes the number chosen here, the PUT fails, and the next try compares again.
         numbers = attempt_numbers(store)
         require_own()
         number = next_number(numbers, lambda number: read_attempt(store, number))
@@ -98,6 +100,7 @@ def claim_attempt(
         # Without conditional PUT, another job may have claimed the output in the meantime.
         require_own()
     except ConfigurationError:
+        # Only our own record: without conditional PUT, the other job may have replaced it.
         if store.get(attempt_name(number)) == data:
             store.delete(attempt_name(number))
         raise

@@ -36,8 +36,8 @@ PART_NAMES = (
     *(f"{kind}.safetensors" for kind in ("model", "average", "optimizer")),
 )
 """The objects that a checkpoint may hold, in the order in which they are written."""
-_READ = 16 << 20
-_SIDE_BY_SIDE = 4
+_READ = 16 << 20  # bytes of a ranged read
+_SIDE_BY_SIDE = 4  # ranged reads in flight, as one connection rarely fills a link
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class CommitRecord(StoredRecord):
         names = [part.name for part in self.parts]
         if len(set(names)) < len(names) or not set(names) <= set(PART_NAMES):
             raise ValueError("lists unknown or repeated parts")
+        # Without `train.ema`, there is no moving average to save.
         missing = set(PART_NAMES) - {"average.safetensors"} - set(names)
         if missing:
             raise ValueError(f"lacks {min(missing)}")
@@ -226,6 +227,8 @@ def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], No
 
     for _ in range(2):
         digest, data, filled = hashlib.sha256(), bytearray(part.bytes), 0
+        # The + 1 also makes an empty part, or one whose size is a multiple of `_READ`, end with a
+        # read that would return an excess byte. The digest then differs.
         for piece in _side_by_side(read, range(0, part.bytes + 1, _READ)):
             beat()
             digest.update(piece)
@@ -241,6 +244,8 @@ def _side_by_side(read: Callable[[int], bytes], starts: Iterable[int]) -> Iterat
     reading: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
         for start in starts:
+            # Block on the oldest read before starting another: at most `_SIDE_BY_SIDE` pieces are
+            # held besides the one that the caller is using.
             if len(reading) == _SIDE_BY_SIDE:
                 yield reading.popleft().result()
             reading.append(pool.submit(read, start))
@@ -256,6 +261,7 @@ def delete_commit(store: Store, name: CommitName) -> None:
 
 def delete_parts(store: Store, name: CommitName) -> None:
     """Remove all objects below the name of a checkpoint."""
+    # Listed in full first, so that no deletion disturbs the listing.
     for info in list(store.list(f"{CHECKPOINTS}{name}/")):
         store.delete(info.key)
 

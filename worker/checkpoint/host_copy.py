@@ -57,6 +57,8 @@ class HostCopy:
             with torch.cuda.device(device):
                 lock_pages(self._memory)
         else:
+            # Writing to every page makes the kernel allocate it now instead of during the first
+            # copy.
             self._memory.zero_()
 
     def take(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Place]:
@@ -64,12 +66,16 @@ class HostCopy:
         with torch.no_grad():
             for key, tensor in tensors.items():
                 self._copy_of(key, tensor).copy_(tensor, non_blocking=True)
+        # Copies from a GPU may still be running, and the saver, another process, cannot
+        # wait for them.
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()
         return {key: self._places[key] for key in tensors}
 
     def at(self, place: Place) -> Tensor:
         """Return the tensor at a place, without copying it."""
+        # `view` to a wider type needs a length that is a multiple of its size. Offsets are
+        # multiples of `_ALIGNMENT`, and so is a total that is made up of `room_for`.
         flat = self._memory[place.offset :].view(place.dtype)
         return flat.as_strided(place.shape, place.stride)
 
@@ -77,6 +83,9 @@ class HostCopy:
         """Return the tensor that holds the copy, at the same place every time."""
         known = self._places.get(key)
         if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
+            # `empty_like` keeps the strides of a dense tensor, in any order of dimensions, and
+            # gives any other one dense strides, so the copy never spans more than `room_for`. On
+            # "meta", it allocates nothing.
             layout = torch.empty_like(tensor, device="meta").stride()
             known = Place(
                 offset=self._filled, dtype=tensor.dtype, shape=tensor.shape, stride=layout

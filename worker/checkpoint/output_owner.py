@@ -35,6 +35,7 @@ def owner_of(store: Store, numbers: Sequence[int] | None = None) -> Identity | N
     done = read_done(store)
     if done and done.identity:
         return done.identity
+    # Oldest first, as the job that claimed the output first owns it.
     for name in reversed(list_commits(store)):
         data = read_commit_part(store, name, STATE_PART)
         with contextlib.suppress(ValueError):

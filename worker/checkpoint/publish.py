@@ -104,6 +104,7 @@ class _Copier:
 
     def settle(self, epochs: int) -> Done | None:
         """See the function `settle`."""
+        # Ends, because each round either returns or excludes one more publication.
         while True:
             number, publication = self._foremost()
             done = read_done(self._store)
@@ -123,6 +124,7 @@ class _Copier:
             publication = self._known[number]
             if publication and number not in self._lost:
                 found.append((number, publication))
+        # More epochs take precedence; among equals, the lowest number, that is, the first.
         return min(found, key=lambda pair: (-pair[1].result.epochs, pair[0]), default=(0, None))
 
     def _complete(self, number: int, publication: Publication) -> Done | None:
@@ -145,10 +147,13 @@ class _Copier:
                 "the result of attempt %d is incomplete or damaged: %s", publication.attempt, error
             )
             return None
+        # Every process renders the stored publication to the same bytes, so one that finds
+        # `done.json` already written recognizes it by its digest.
         data = json.dumps(publication.done, indent=1).encode()
         done = Part(DONE_NAME, len(data), sha256(data).hexdigest())
         if not self._write(done, lambda: (data,), counts):
             return None
+        # Only after `done.json`: until then, a restart needs the staged parts to complete the copy.
         _remove_staged(self._store, publication)
         return publication.result
 
@@ -162,6 +167,7 @@ class _Copier:
             try:
                 self._read(staged_name(attempt, part.name), part)
             except ObjectMissing:
+                # Another process may have completed the publication and removed the staged parts.
                 self._read(part.name, part)
 
     def _read(self, key: str, part: Part) -> None:

@@ -33,6 +33,8 @@ def expendable(
     Returns:
         The commits older than the newest `keep` trusted ones, except the best one.
     """
+    # Everything from the oldest of these on is kept, trusted or not, so a start that rejects newer
+    # commits as damaged still finds `keep` sound ones.
     newest = sorted(set(trusted), reverse=True)[:keep]
     if len(newest) < keep:
         return []

@@ -43,6 +43,8 @@ class Saver:
         self._child.send((name, snapshot))
         while True:
             message = self._child.receive()
+            # Reports of single requests, which are tuples, precede the list of parts that ends the
+            # save.
             if isinstance(message, list):
                 return message
             replay([message])
@@ -50,6 +52,7 @@ class Saver:
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self._child.hang_up()
+        # A deadline that has already passed: an upload in progress is worthless without its commit.
         self._child.end(time.monotonic())
 
 
@@ -73,6 +76,7 @@ class _Teller:
         self._tell("failure", operation)
 
     def _tell(self, method: str, *arguments: object) -> None:
+        # The store reports from its upload threads too, and `Connection.send` is not thread-safe.
         with self._lock:
             self._connection.send((method, arguments))
 

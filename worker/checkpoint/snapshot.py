@@ -48,6 +48,7 @@ class _ScalerHolder(StoredRecord):
     @field_validator("scaler", mode="before")
     @classmethod
     def _none_if_empty(cls, value: Any) -> Any:
+        # A disabled `GradScaler` has an empty state dict.
         return value or None
 
 
@@ -85,8 +86,10 @@ def room_for_training(model: nn.Module, groups: Sequence[RateGroup], manifest: M
     weights = sum(map(room_for, model.state_dict().values()))
     moments = 1 if manifest.optimizer.name == "sgd" else 2
     parameters = dict(model.named_parameters())
+    # A group without a release step is never trained, so it never gets optimizer state.
     trained = [n for group in groups if group.release is not None for n in group.parameters]
     optimizer = sum(moments * room_for(parameters[name]) + scalar for name in trained)
+    # A moving average has the tensors of the model and `n_averaged`, a scalar.
     return weights + optimizer + (0 if manifest.train.ema is None else weights + scalar)
 
 
@@ -132,6 +135,7 @@ def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
     if learner.average and average:
         _require_fit(average, learner.average.state_dict(), _AVERAGE)
     scaler = _ScalerHolder.model_validate_json(bytes(parts[STATE_PART])).scaler
+    # The last of the checks: from here on, the learner changes.
     kept = _fitting_optimizer(learner, optimizer)
     load_tensors(learner.model, tensors)
     if learner.average and average:
@@ -153,6 +157,7 @@ def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
     if f"{_AVERAGE}{_SUFFIX}" in parts:
         tensors = _load(parts, _AVERAGE).items()
         prefix = "module."
+        # `AveragedModel` nests its copy of the model under `module`, beside `n_averaged`.
         inner = {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}
     else:
         inner = _load(parts, _MODEL)
@@ -162,6 +167,7 @@ def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
 
 def _require_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
     """Raise `ValueError` unless the tensors have the names, shapes and types that are wanted."""
+    # Names on one side only, in either direction.
     strange = sorted(found.keys() ^ wanted.keys())
     strange += [
         name
@@ -212,6 +218,8 @@ def _restore_optimizer(learner: Learner, kept: dict[str, dict[str, Tensor]]) -> 
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if _kinds_of(optimizer) is _SGD:
         _fill_momentum(optimizer, names, kept)
+    # As in `Optimizer.state_dict`, parameters are numbered across all groups, in order. The
+    # settings of the groups stay those of the manifest.
     state = {i: kept[names[p]] for i, p in enumerate(order) if names[p] in kept}
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -237,6 +245,8 @@ def _fill_momentum(
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     """Return a copy as the optimizer would create it: like the parameter if the shapes match."""
+    # Always a copy: `tensor` is a view, which would keep the bytes of the whole file in memory.
+    # Only Adam's `step` has a shape of its own.
     if tensor.shape != parameter.shape:
         return tensor.clone()
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -59,12 +59,16 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The format lets the header be padded with spaces; after eight bytes of length, that aligns the
+    # data to eight bytes.
     text += b" " * (-len(text) % 8)
     head = _LENGTH.pack(len(text)) + text
 
     def pieces() -> Iterator[Piece]:
         yield head
         for name in order:
+            # Converted as bytes, since numpy has no bfloat16; `data` exposes the memory without a
+            # copy.
             flat = tensors[name].detach().contiguous().cpu().reshape(-1)
             yield flat.view(torch.uint8).numpy().data
 
@@ -94,6 +98,7 @@ def _view(
     kind = _DTYPES[dtype]
     if not 0 <= first <= end <= len(data) - start:
         raise ValueError(f"offsets {first} to {end} are not within {len(data) - start} bytes")
+    # `frombuffer` rejects a count of zero.
     if first == end:
         return torch.empty(shape, dtype=kind)
     flat = torch.frombuffer(data, dtype=torch.uint8, count=end - first, offset=start + first)

@@ -81,6 +81,7 @@ class State:
 
 def _rank(accuracy: float, loss: float | None) -> tuple[float, float]:
     """Return a sort key for evaluations: accuracy first, then the lower loss."""
+    # A loss that is not finite loses every tie.
     return accuracy, -math.inf if loss is None else -loss
 
 

@@ -101,6 +101,7 @@ def pack(
     splits = without_bad(splits, found, budget if bad == "skip" else None)
     for file, reason in ((f, reason) for part in found for f, reason in part.items()):
         click.echo(f"left out: {file.path}: {reason}", err=True)
+    # The training split comes first, and its depth then applies to the other splits as well.
     depth = None
     for split, store in zip(splits, stores, strict=True):
         with progress_bar(len(split.files), f"packing {split.name or 'images'}") as bar:

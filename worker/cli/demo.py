@@ -124,6 +124,7 @@ def _embedded_s3() -> Iterator[Any]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # The user's own credentials and settings must not reach the demo's commands.
     for name in [name for name in os.environ if name.startswith(("AWS_", "WORKER_"))]:
         del os.environ[name]
     os.environ |= {
@@ -164,12 +165,15 @@ def _write_digits(folder: Path) -> None:
     for picture, digit in zip(digits.images, digits.target.tolist(), strict=True):
         number = seen[digit] = seen.get(digit, -1) + 1
         task = "source" if digit < 5 else "target"
+        # The first quarter of each digit is for validation; the target task then trains on the next
+        # `_TARGET_PER_CLASS`.
         validation = number < totals[digit] * _VALIDATION_SHARE
         last = totals[digit] * _VALIDATION_SHARE + _TARGET_PER_CLASS
         if task == "target" and number >= last:
             continue
         place = folder / task / ("val" if validation else "train") / str(digit)
         place.mkdir(parents=True, exist_ok=True)
+        # Pixels range from 0 to 16; the factor stretches them to at most 254.
         pixels = Image.fromarray((picture * 15.9).astype(np.uint8))
         enlarged = pixels.resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
         enlarged.convert("RGB").save(place / f"{number:03d}.png")

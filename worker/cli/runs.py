@@ -37,6 +37,7 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
             text = json.dumps(found.as_dict()) if as_json else describe_status(found)
             live = watch and sys.stdout.isatty() and not as_json
             if lines:
+                # Move the cursor up over the previous output and clear to the end of the screen.
                 click.echo(f"\x1b[{lines}A\x1b[J" if live else "", nl=not as_json and not live)
             if live:  # a wrapped line would count as two when moving the cursor up
                 width = shutil.get_terminal_size().columns

@@ -79,6 +79,7 @@ def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     else:
         click.echo(describe_outline(outline))
         click.echo(f"\n{describe_resume_preview(preview)}" if preview else "", nl=bool(preview))
+    # With --resume, only after the preview, which shows what has changed.
     require_same_experiment(job)
 
 

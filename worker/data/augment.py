@@ -31,12 +31,18 @@ class Augmentation:
     """Random crop, flip, policy, color jitter and erasing, in that order.
 
     The draws of a sample depend only on (seed, epoch, sample id), not on the process or the time.
+
+    Args:
+        preprocessing: The backbone's preprocessing, which determines the crop size.
+        settings: The augmentation section of the manifest.
+        seed: The job's seed.
     """
 
     def __init__(self, preprocessing: Preprocessing, settings: Augment, seed: int) -> None:
         self._preprocessing = preprocessing
         self._settings = settings
         self._seed = seed
+        # Erased boxes are filled with the mean, which normalization turns into about zero.
         self._mean = torch.tensor(preprocessing.mean).mul(255).round().to(torch.uint8).view(3, 1, 1)
         self._stages = tuple(self._chosen())
         self._draws = sum(stage.draws for stage in self._stages)
@@ -128,6 +134,7 @@ def random_box(
     Returns:
         The box; None if all ten tries yield a box that does not fit in the image.
     """
+    # Aspect ratios are uniform on a log scale, so that r and 1 / r are equally likely.
     low, high = (math.log(ratio) for ratio in ratios)
     numbers = list(islice(draws, _BOX_DRAWS))
     for at in range(0, len(numbers), 4):
@@ -136,6 +143,8 @@ def random_box(
         aspect = math.exp(low + ratio * (high - low))
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
+            # Draws are below 1, so every offset at which the box fits is equally likely, and no
+            # other.
             return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     return None
 
@@ -160,6 +169,7 @@ def random_resized_crop(
     box = random_box(width, height, scale=scale, ratios=_CROP_RATIOS, draws=draws)
     if box:
         return box
+    # At most one side is shortened: an image is too wide or too tall, not both.
     w = min(width, round(height * _CROP_RATIOS[1]))
     h = min(height, round(width / _CROP_RATIOS[0]))
     return (height - h) // 2, (width - w) // 2, h, w
@@ -185,9 +195,11 @@ def jitter(image: Tensor, settings: Jitter, draws: Iterator[float]) -> Tensor:
         (F.adjust_hue, 0.0, settings.hue),
     )
     order, amounts = list(islice(draws, 4)), list(islice(draws, 4))
+    # Sorting by uniform numbers yields every order with the same probability.
     for number in sorted(range(4), key=order.__getitem__):
         adjust, center, most = changes[number]
         if most:
+            # Hue is a signed shift; the other three are factors, which must not be negative.
             low = center - most if number == 3 else max(0.0, center - most)
             image = adjust(image, low + amounts[number] * (center + most - low))
     return image

@@ -71,7 +71,10 @@ class Policy:
     def apply(self, image: Tensor, draws: Iterator[float]) -> Tensor:
         """Apply the drawn operations to uint8 [3, S, S]."""
         for _ in range(self.operations):
+            # Always three draws, even if the operation ignores some, to keep `draws` constant.
             which, level, sign = next(draws), next(draws), next(draws)
+            # Draws select by position, so the order of OPERATIONS is part of what makes runs
+            # reproducible.
             name = list(OPERATIONS)[int(which * len(OPERATIONS))]
             bin_ = int(level * _BINS) if self.level is None else self.level
             image = OPERATIONS[name](
@@ -93,10 +96,15 @@ class Policy:
         """
         share = level / (_BINS - 1)
         if name == "Posterize":
+            # The number of bits that are kept.
             return round(8 - share * self.posterize)
         if name == "Solarize":
+            # A threshold, as a share of 255: the stronger, the lower, and the more pixels are
+            # inverted.
             return 1 - share
         translate = self.translate * side if self.translate < 1 else self.translate
+        # By the first five letters, which the X and Y variants share. `color` is the default;
+        # operations without a strength ignore it.
         most = {"Shear": self.shear, "Trans": translate, "Rotat": self.rotate}
         magnitude = share * most.get(name[:5], self.color)
         return -magnitude if negative else magnitude
@@ -106,6 +114,7 @@ def rand_augment(operations: int, magnitude: int) -> Policy:
     """Return RandAugment: N operations at a single strength M, from 0 to 30."""
     return Policy(
         shear=0.3,
+        # As in torchvision: 150 pixels, as in AutoAugment, at a side of 331.
         translate=150 / 331,
         rotate=30.0,
         color=0.9,

@@ -58,7 +58,10 @@ class Work:
             Indices into `ids`.
         """
         if self.in_order:
+            # A run goes to the same process in every batch, so one that spans two batches is
+            # fetched by one process only.
             return np.flatnonzero(reader.runs(ids) % parts == part)
+        # The lead precedes the lanes, so it must not shift their division; process 0 takes it.
         lead = min(self.lead, len(ids))
         start, stop = split(len(ids) - lead, part, parts)
         return np.arange(start + lead if part else 0, stop + lead)

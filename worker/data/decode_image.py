@@ -30,6 +30,7 @@ _START = b"\xff\xd8"
 _ORIENTATION = 0x0112
 _MAX_SCANS = 100  # of a progressive JPEG; each scan covers all pixels, and most files have ten
 _MAX_WORK = 4  # pixels times scans, as a multiple of `max_pixels`; checked beyond 15 scans
+# Pillow finds the orientation in EXIF or, failing that, in XMP ("tiff:Orientation").
 _TELLS_ORIENTATION = re.compile(rb"Exif\0\0|Orientation")
 MAX_PIXELS = 100_000_000
 """Default of `data.max_pixels`, for commands without a manifest."""
@@ -144,12 +145,18 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
 
 def _webp_size(data: memoryview) -> tuple[int, int]:
     """Return width and height from the first chunk (RFC 9649); zeros if its kind is unknown."""
+    # Bytes 0 to 11 are "RIFF", the file size and "WEBP". In `head`, the chunk's type is at 0, its
+    # size at 4 and its payload at 8.
     head = bytes(data[12:30]).ljust(18, b"\0")
     if head[:4] == b"VP8X":
+        # Extended: flags (4 bytes), then canvas width - 1 and height - 1, 24 bits each.
         return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
     if head[:4] == b"VP8L":
+        # Lossless: signature (1 byte), then width - 1 and height - 1, 14 bits each.
         bits = int.from_bytes(head[9:13], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    # Lossy: frame tag and start code (3 bytes each), then width and height, 14 bits each, both
+    # followed by 2 bits of scaling (RFC 6386, 9.1).
     size = int.from_bytes(head[14:18], "little")
     return (size & 0x3FFF, size >> 16 & 0x3FFF) if head[:4] == b"VP8 " else (0, 0)
 
@@ -176,10 +183,13 @@ def _valid(read: Callable[[], Image.Exif]) -> int:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    # Values 5 to 8 (EXIF tag 0x0112) have rows and columns swapped; flips then do the rest, as a
+    # rotation by 90 degrees is a transposition and one flip.
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
+    # torch accepts no negative strides. Pixels that were not turned are returned without a copy.
     return np.ascontiguousarray(pixels)

@@ -56,15 +56,18 @@ class GpuDecoder:
                 batch.leave_out(place, problem, reader.name(number))
         with torch.cuda.stream(self._stream):
             # Allocated here, so that the allocator knows which stream writes and which one reads.
+            # Zeros, as `leave_out` has so far blanked bad samples only in the tensor it replaces.
             out = torch.zeros_like(batch.images, device=self.device)
             out.record_stream(torch.cuda.default_stream(self.device))
             batch.images = out
             places = [place for place, image in images.items() if self._takes(image)]
+            # Not strict: `_decode` returns nothing if the batch has to be decoded by the CPU.
             decoded = dict(zip(places, self._decode([images[p] for p in places]), strict=False))
             for place, image in images.items():
                 try:
                     if place not in decoded:
                         decoded[place] = decode(image, self._spec).to(self.device)
+                    # Popped, so that each full-size image is released once it is prepared.
                     prepare(place, decoded.pop(place), out[place])
                 except BadSample as problem:
                     batch.leave_out(place, problem, reader.name(int(batch.ids[place])))

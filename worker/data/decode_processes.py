@@ -28,9 +28,12 @@ _CLOSE_SECONDS = 2.0
 
 
 class DecodeProcesses:
-    """A rank's decoding processes, forked on creation; each opens one of the `parts`.
+    """A rank's decoding processes, forked on creation.
 
-    `resolve` expands a request into its batches, in this process and in the children.
+    Args:
+        parts: One function per process, called in it to open its share of the decoding.
+        resolve: Expands a request into its batches, in this process and in the children.
+        slots: Shared memory that the batches are written to.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class DecodeProcesses:
                     held.popleft()
                     self._send(Word.SLOT_FREED)
                 batch = self._slots.batch(index, ids)
+                # Each child reports its part of every batch, in order, so one message from each
+                # completes the batch.
                 for child in self._children:
                     bad, requests = child.receive()
                     batch.bad += bad
@@ -71,11 +76,14 @@ class DecodeProcesses:
                 yield batch
             self._finish()
         finally:
+            # Abandoned, or ended by an error. The messages still under way are skipped by the next
+            # `_finish`.
             if self._unfinished:
                 self._send(Word.STOP)
 
     def close(self) -> None:
         """Stop the child processes."""
+        # Hang up on all before waiting for any, so that they end at the same time.
         for child in self._children:
             child.hang_up()
         deadline = time.monotonic() + _CLOSE_SECONDS
@@ -97,5 +105,6 @@ class DecodeProcesses:
 def _skip_rest(child: Child) -> None:
     """Discard a process's remaining messages about a request, including errors."""
     with contextlib.suppress(EOFError, OSError):
+        # Members of an enum are unpickled to the same object, so `is` works across processes.
         while child.connection.recv() is not Word.ENDED:
             pass

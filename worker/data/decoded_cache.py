@@ -57,6 +57,7 @@ class DecodedImages:
     def __init__(self, scratch: Scratch, reader: SampleReader, spec: ImageSpec) -> None:
         self._scratch = scratch
         self._reader = reader
+        # Other versions of the decoders, or other settings, may yield other pixels.
         self._kind = f"decoded {_FORMAT} {_DECODERS} {spec}"
         self._largest = _HEADER.size + 3 * spec.max_pixels
         self._waiting: queue.Queue[tuple[str, bytearray]] = queue.Queue()
@@ -75,6 +76,8 @@ class DecodedImages:
         """
         buffer: bytearray = getattr(_local, "buffer", bytearray())
         name = self._name(sample_id)
+        # The first read mostly suffices, as the buffer has grown to the largest image so far. The
+        # bound keeps a foreign file from claiming any amount of memory.
         size = self._scratch.read_spare(name, buffer)
         if len(buffer) < size <= self._largest:
             buffer = _local.buffer = bytearray(size)

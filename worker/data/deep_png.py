@@ -46,6 +46,7 @@ def deep_pixels(image: Image.Image, data: memoryview, depth: int) -> npt.NDArray
     bits = declared or depth
     if declared and samples.max(initial=0) >> declared:
         bits = _DEEP
+    # Values beyond an assumed depth saturate instead of wrapping around.
     upper = np.minimum(samples >> (bits - 8), 255).astype(np.uint8)
     return np.repeat(upper.transpose(1, 2, 0), 3 // len(upper), axis=2)
 
@@ -66,6 +67,8 @@ def highest_sample(data: bytes) -> int:
 
 def _samples(image: Image.Image, data: memoryview) -> Samples:
     """Return the color channels, [1 or 3, H, W], without alpha."""
+    # Pillow keeps 16 bits only for grayscale; the other color types are decoded again, by
+    # torchvision.
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)[None]
     clean = torch.frombuffer(bytearray(_well_formed(data)), dtype=torch.uint8)
@@ -80,6 +83,8 @@ def _well_formed(data: memoryview) -> bytes:
     with 16-bit output do not write, are rejected.
     """
     parts = dict.fromkeys((b"IHDR", b"IDAT"), b"")
+    # A chunk is its length (of the data alone), type, data and CRC, 12 bytes besides the data. CRCs
+    # are not compared: the chunks are written anew below, with their own.
     at = _CHUNKS_AT
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
@@ -87,19 +92,24 @@ def _well_formed(data: memoryview) -> bytes:
             parts[kind] += bytes(data[at + 8 : at + 8 + length])
         at += 12 + length
     head = parts[b"IHDR"][:13]
+    # IHDR: width, height, bit depth, color type at 9, then compression, filter and interlace
+    # methods, which must be 0.
     channels = _CHANNELS.get(head[9]) if len(head) == 13 else None
     if channels is None or head[10:] != b"\0\0\0":
         raise ValueError("a 16-bit PNG of an unsupported kind")
     width, height = int.from_bytes(head[:4]), int.from_bytes(head[4:8])
+    # Each row starts with a byte for its filter type; samples are two bytes.
     row = 1 + width * channels * 2
     if not 0 < row * height <= _MAX_BYTES:
         raise ValueError("a PNG of an unsupported size")
     try:
+        # Limited to the expected size: a small file could otherwise expand to exhaust the memory.
         rows = zlib.decompressobj().decompress(parts[b"IDAT"], row * height)
     except zlib.error as error:
         raise ValueError(str(error)) from None
     if len(rows) < row * height or max(rows[::row]) > _MAX_FILTER:
         raise ValueError("a PNG with incomplete or invalid data")
+    # Level 1, the fastest: the result is decoded right away and never stored.
     body = (b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")
     return _SIGNATURE + b"".join(_chunk(kind, part) for kind, part in body)
 
@@ -114,8 +124,11 @@ def _declared_depth(data: memoryview) -> int:
     while at + 12 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4]), bytes(data[at + 4 : at + 8])
         if kind == b"sBIT" and 1 <= length <= 4:
+            # One byte per channel: gray, gray and alpha, RGB, or RGBA. Alpha is dropped, so its
+            # depth does not matter.
             colors = bytes(data[at + 8 : at + 8 + (3 if length >= 3 else 1)])
             return max(colors) if 8 <= max(colors) <= _DEEP else 0
+        # The standard puts sBIT before these chunks, so the search can end here.
         if kind in (b"IDAT", b"PLTE", b"IEND"):
             return 0
         at += 12 + length

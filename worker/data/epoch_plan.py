@@ -18,7 +18,8 @@ from worker.numbers import ceil_div
 Ids = npt.NDArray[np.int64]
 
 _LANES = 32
-_SHARDS, _SAMPLES = 0, 1  # streams of the keyed hash
+# The streams of the keyed hash keep the order of the shards independent of that of the samples.
+_SHARDS, _SAMPLES = 0, 1
 
 
 def keyed_hash(*words: "int | npt.ArrayLike") -> npt.NDArray[np.uint64]:
@@ -49,6 +50,8 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
     Returns:
         float64 [samples, count], in [0, 1).
     """
+    # A double has 53 bits of precision, so the upper 53 of the 64 bits give evenly spaced values,
+    # and rounding can never yield 1.
     bits = keyed_hash(seed, epoch, ids[:, None], np.arange(count))
     return (bits >> np.uint64(11)) / 2**53
 
@@ -84,8 +87,16 @@ def default_lanes(batch_size: int) -> int:
 class EpochPlan:
     """The global batches of one epoch.
 
-    `counts` holds the number of samples in each shard, shape [shards]. Sample ids number the
-    samples in index order. Memory is O(shards), and every step costs the same.
+    Sample ids number the samples in index order. Memory is O(shards), and every step costs the
+    same.
+
+    Args:
+        counts: Number of samples in each shard, int64 [shards].
+        batch_size: Number of samples in a global batch.
+        seed: The job's seed.
+        epoch: The epoch, from 0.
+        lanes: Number of lanes, a divisor of the batch size; None for the default.
+        window: Number of samples of a lane that are shuffled together.
     """
 
     def __init__(
@@ -107,6 +118,8 @@ class EpochPlan:
         self._per_lane = batch_size // self._lanes
         self._window = window
         self._key = (seed, epoch)
+        # Sorting by random keys permutes the shards; `stable` makes even equal keys come out in the
+        # same order with every version of numpy.
         order = np.argsort(keyed_hash(*self._key, _SHARDS, np.arange(len(counts))), kind="stable")
         self._ends = np.cumsum(counts[order])
         # Position p lies in the first permuted shard whose end is beyond p. Ids number samples in
@@ -146,6 +159,8 @@ class EpochPlan:
         if start == stop:
             return np.empty(0, dtype=np.int64)
         # Compute only the lanes that this rank's part of the batch comes from.
+        # side="right" skips lanes that contribute nothing, whose end equals that of the lane
+        # before.
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         lanes = np.arange(first, last + 1)
         positions = self._positions(lanes, step)
@@ -154,6 +169,8 @@ class EpochPlan:
 
     def shards(self, rank: int = 0, world_size: int = 1) -> int:
         """Return how many shards `rank` reads in this epoch, not counting the last batch."""
+        # A full batch takes `per_lane` samples of each lane, so a share of it maps to lanes by
+        # division.
         start, stop = split(self._batch_size, rank, world_size)
         if start == stop:
             return 0
@@ -173,7 +190,8 @@ class EpochPlan:
         shuffled = np.concatenate([self._shuffle(lanes, number) for number in windows], axis=1)
         first = windows[0] * self._window
         inside = shuffled[:, low - first : high - first]
-        # Drop the offsets beyond the end of a lane; some lanes are one sample shorter.
+        # Drop the offsets beyond the end of a lane; some lanes are one sample shorter. The mask
+        # flattens row by row, so the result is ordered by lane.
         return (self._starts[lanes, None] + inside)[inside < self._lengths[lanes, None]]
 
     def _shuffle(self, lanes: Ids, number: int) -> Ids:

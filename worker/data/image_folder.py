@@ -90,6 +90,7 @@ def find_splits(folder: Path) -> list[Split]:
                 f"{splits[name]}: class {min(unknown)!r} is not in {splits['train']}; "
                 f"add or remove it"
             )
+    # Entries beside the splits belong to none of them; the first one reports them.
     parts["train"].passed_over += found.passed_over
     scanned = [_scan(name, classes[name], names, parts[name]) for name in splits]
     require_every_class(splits["train"], scanned[0])
@@ -101,6 +102,7 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for child in children:
         name = _SPLITS.get(child.name.strip().lower())
+        # A folder named "test" that holds images but no folders may be a class of that name.
         if not name or not _folders(child, _Listing(), must=False):
             continue
         if name in splits:
@@ -212,6 +214,7 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _List
     if not files:
         where = folders[0].parent if folders else name
         raise ConfigurationError(f"{where}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    # Unary plus drops the kinds with a count of zero.
     return Split(
         name=name, classes=classes, files=tuple(files), passed_over=+passed_over, nested=nested
     )
@@ -219,8 +222,10 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _List
 
 def _key(relative: Path, taken: set[str]) -> str:
     """Return an image's key in its tar: its path without dots, at which readers would split it."""
+    # Bytes of a file name that are not UTF-8 become escapes, so that every key is valid text.
     text = os.fsencode(relative.with_suffix("")).decode(errors="backslashreplace")
     key = text.replace(".", "_")
+    # Prefixed, since readers would skip it.
     if _METADATA.match(key):
         key = f"class{key}"
     if key in taken:  # a.jpg beside a.png
@@ -251,6 +256,8 @@ def _walk(folder: Path) -> _Listing:
         folder, above = pending.pop()
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
+        # Compared only with the folders above it: two links to one folder are both packed, and only
+        # a cycle is cut.
         if here in above:
             found.passed_over["link to a folder above it"] += 1
             continue

@@ -7,7 +7,13 @@ from worker.data.loader import Batch, Loader
 
 
 class InProcess:
-    """An in-process loader per data set; `resolve` expands requests, `size` is in pixels."""
+    """An in-process loader per data set.
+
+    Args:
+        loaders: Loaders by data set.
+        resolve: Expands a request into its batches.
+        size: Side of the images, in pixels.
+    """
 
     def __init__(
         self, loaders: Mapping[str, Loader], resolve: Callable[[Request], Work], size: int

@@ -95,6 +95,8 @@ class Index(BaseModel):
 
     def locate(self, sample_id: int) -> tuple[int, int]:
         """Return the index of a sample's shard, and the sample's index within it."""
+        # side="right": an id equal to an end belongs to the next shard, and empty shards are
+        # skipped.
         shard = int(np.searchsorted(self.ends, sample_id, side="right"))
         return shard, sample_id - int(self.starts[shard])
 
@@ -108,6 +110,7 @@ class Index(BaseModel):
     @property
     def digest(self) -> str:
         """Identity of the data set; it must be the same when a job resumes."""
+        # Without the fields that are None, so that a new optional field changes no existing digest.
         return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
 
     @property
@@ -141,13 +144,15 @@ def parse_address(uri: str) -> Address:
         expanded = list(braceexpand(uri))
     except ValueError:
         raise ConfigurationError(f"{uri}: a brace is not closed") from None
+    # The longest parent without a brace; for a name without any braces, its folder.
     root = uri[: uri.rfind("/", 0, uri.find("{") if "{" in uri else None) + 1] or "./"
+    # Overlapping braces may name a shard twice; the order of the pattern is kept.
     names = tuple(dict.fromkeys(name.removeprefix(root) for name in expanded))
     return Address(open_store(root), names)
 
 
 def _count_names(pattern: str) -> int:
-    """Return how many names a pattern stands for, without expanding it.
+    """Return how many names a pattern stands for at most, without expanding it.
 
     Raises `ConfigurationError` for braces within braces, which nobody needs for shards.
     """
@@ -160,8 +165,10 @@ def _count_names(pattern: str) -> int:
 def _count_in_braces(inner: str) -> int:
     match = _RANGE.fullmatch(inner)
     if match:
+        # Treated as too many names without being converted: int() rejects more than 4,300 digits.
         if max(len(match[1]), len(match[2])) > _MAX_DIGITS:
             return 10**_MAX_DIGITS
+        # A step, which would only lower the number, is ignored: this serves as an upper bound.
         return abs(int(match[2]) - int(match[1])) + 1
     if _LETTERS.fullmatch(inner):
         return abs(ord(inner[0]) - ord(inner[3])) + 1

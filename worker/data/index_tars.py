@@ -83,13 +83,15 @@ def index_tars(
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            classes = classes or find_classes(
-                pool.map(lambda tar: _labels(scan(tar)), source.tars), _names_there(source.store)
-            )
+            if not classes:
+                labels = pool.map(lambda tar: _labels(scan(tar)), source.tars)
+                classes = find_classes(labels, _names_there(source.store))
+                # `note` looks `advance` up at each call: the second pass reports nothing.
+                advance = _ignore
             numbers = {name: number for number, name in enumerate(classes)}
-            advance = _ignore
             finished = list(pool.map(finish, source.tars))
         except BaseException:
+            # Otherwise, leaving `with` would wait for every shard that is still queued.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         lines = [line for each in finished for line in each.lines]
@@ -99,6 +101,8 @@ def index_tars(
         index = Index(classes=classes, shards=shards, depth=depth)
         write_index(source.store, index)
         list(pool.map(functools.partial(read_back, source.store), index.shards))
+        # Last: until everything is written and read back, an interrupted run resumes from the
+        # scans.
         list(pool.map(lambda tar: source.store.delete(scan_name(tar)), source.tars))
     present = set().union(*(each.labels for each in finished))
     empty = [name for number, name in enumerate(classes) if number not in present]

@@ -27,10 +27,14 @@ def read_header(data: memoryview) -> Header | None:
     at, frame, components = 2, 0, 0
     while at + 5 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
+        # Big-endian; counts its own two bytes, but not the two of the marker.
         length = data[at + 2] << 8 | data[at + 3]
         if marker == _SCAN_HEADER:
+            # SOS (B.2.3) starts with its length and the number of components in the scan.
             whole = frame not in (0, _PROGRESSIVE) and data[at + 4] == components
             return Header(at, whole) if frame else None
+        # SOF (B.2.2): length, precision, height, width, then the number of components at offset 9.
+        # A second SOF is unusual and ends the search below.
         if marker in _FRAMES and length > 7 and not frame and at + 9 < len(data):
             frame, components = marker, data[at + 9]
         elif marker not in _APPLICATION and marker not in _TABLES and marker != _COMMENT:
@@ -44,4 +48,6 @@ def read_header(data: memoryview) -> Header | None:
 def count_scans(data: memoryview) -> int:
     """Return an upper bound on the number of scans that libjpeg decodes."""
     header = read_header(data)
+    # Entropy-coded data has 0x00 after each byte 0xFF (B.1.1.5), so only markers match there; a
+    # thumbnail in a segment adds to the count, hence the upper bound.
     return 1 if header and header.one_scan else bytes(data).count(_SCAN)

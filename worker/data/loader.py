@@ -2,8 +2,7 @@
 
 Decoding releases the interpreter lock, though not all of the time: on an H100 machine with 16
 cores, one process decoded 1,600 images a second with 4 threads and 2,400 with 16. So a rank has
-several
-processes (`worker.data.decode_processes`) with a few threads each.
+several processes (`worker.data.decode_processes`) with a few threads each.
 """
 
 import itertools
@@ -24,7 +23,7 @@ from worker.data.reader import BadSample, SampleReader
 
 DECODE_AHEAD = 2
 """Number of batches decoded ahead of the one being waited for."""
-_FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024
+_FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024  # batches at least, and samples at most, fetched ahead
 _TASKS_PER_THREAD = 4
 
 Prepare = Callable[[int, Tensor, Tensor], None]
@@ -112,7 +111,13 @@ class Decoder(Protocol):
 class Loader:
     """A decoder of batches of sample ids, with `threads` threads.
 
-    With 0 threads, it decodes on demand in the calling thread.
+    Args:
+        reader: The reader of the samples.
+        threads: Number of decoding threads; with 0, batches are decoded on demand by the caller.
+        spec: Decoding settings.
+        pin_memory: Whether to page-lock new batches, for copies to a GPU; ignored with `decoder`.
+        decoder: Fills whole batches on another device; None to decode on the CPU.
+        decoded: Cache of decoded images; None for none.
     """
 
     def __init__(
@@ -163,6 +168,7 @@ class Loader:
         upcoming = iter(batches_of_ids)
         fetching: deque[tuple[Ids, Ids]] = deque()
         decoding: deque[tuple[Batch, list[Future[None]]]] = deque()
+        # Without threads, decoding ahead would only delay the batch that the caller waits for.
         decode_ahead = DECODE_AHEAD if self._threads or self._decoder else 0
         ahead = _FETCH_AHEAD
         try:
@@ -210,6 +216,7 @@ class Loader:
         if not self._threads:
             self._fill(batch, prepare, places, 0)
             return []
+        # Several small tasks per thread even out images that take longer than others.
         step = max(1, len(places) // (self._threads * _TASKS_PER_THREAD))
         return [
             self._pool.submit(self._fill, batch, prepare, places[at : at + step], at)
@@ -224,6 +231,7 @@ class Loader:
                 image, label = self._decode(number)
                 prepare(index, image, batch.images[place])
                 batch.labels[place] = label
+                # The memory may be that of an earlier batch, which had a hole here.
                 batch.valid[place] = True
             except BadSample as problem:
                 batch.leave_out(place, problem, self._reader.name(number))

@@ -22,6 +22,7 @@ def partners_of(valid: Tensor) -> Tensor:
     The N samples are one extra sample and then the N - 1 images of the batch; `valid`, bool [N],
     marks the usable ones. An image whose partner was left out is blended with itself.
     """
+    # Image i of the batch is sample i + 1, so its partner, the sample before it, is sample i.
     places = torch.arange(1, len(valid))
     return torch.where(valid[:-1], places - 1, places)
 
@@ -66,12 +67,14 @@ def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) 
     words = keyed_hash(seed, step, np.arange(8)) & np.uint64(0xFFFFFFFF)
     random = np.random.RandomState(words.astype(np.uint32))
     use_cutmix = bool(cutmix) and (not mixup or random.random_sample() < 0.5)
-    own = float(random.beta(cutmix or 1, cutmix or 1) if use_cutmix else random.beta(mixup, mixup))
+    own = float(random.beta(cutmix, cutmix) if use_cutmix else random.beta(mixup, mixup))
     if not use_cutmix:
         return Blend(own, None)
+    # A square around a uniformly drawn center, with the share 1 - own of the area before clipping.
     half = math.sqrt(1 - own) / 2 * side
     x, y = (int(random.randint(side)) for _ in range(2))
     top, bottom = max(0, int(y - half)), min(side, int(y + half))
     left, right = max(0, int(x - half)), min(side, int(x + half))
     height, width = bottom - top, right - left
+    # The label follows the area that is really replaced, as the border may have clipped the box.
     return Blend(1 - height * width / side**2, (top, left, height, width))

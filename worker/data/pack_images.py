@@ -102,6 +102,7 @@ def plan_shards(files: Sequence[ImageFile], shard_bytes: int, seed: int) -> list
     Returns:
         The files of each shard.
     """
+    # Sorting by keyed hashes gives the same shuffle with every version of numpy.
     order = np.argsort(keyed_hash(seed, np.arange(len(files))), kind="stable")
     shards: list[list[ImageFile]] = [[]]
     room = shard_bytes
@@ -141,6 +142,7 @@ def write_split(
             compute it.
     """
     shards = plan_shards(split.files, shard_bytes, seed)
+    # First: the old index must not describe shards that are being replaced.
     store.delete(INDEX_NAME)
     lock = threading.Lock()
 
@@ -161,6 +163,7 @@ def write_split(
     depth = depth or depth_for(max(highest for _, highest in written))
     index = Index(classes=split.classes, shards=shards_written, depth=depth)
     kept = {name for shard in shards_written for name in (shard.name, shard.sidecar)}
+    # An earlier pack may have had more shards, or other sidecars.
     for info in list(store.list("shard-")):
         if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
             store.delete(info.key)
@@ -178,6 +181,8 @@ def _write_shard(
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for file in files:
+            # Both members share a key and are adjacent, which makes them one sample to WebDataset
+            # readers.
             _add(tar, f"{file.key}.cls", str(file.label).encode())
             _add(tar, f"{file.key}{_suffix(file)}", _read(file.path))
             note()

@@ -17,6 +17,8 @@ _MAX_PIXELS = 1 << 26
 @functools.cache
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """Return per-channel values scaled by 255, cached on the device to avoid a sync."""
+    # The cache outlives the mode of its first caller, and tensors made in inference mode cannot be
+    # saved for a backward pass.
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
 
@@ -56,6 +58,7 @@ class Preprocessing:
         """
         mean, std = (_channels(values, images.device) for values in (self.mean, self.std))
         images = images.to(torch.float32, memory_format=torch.channels_last)
+        # In place, since the conversion from uint8 has just made a copy.
         return images.sub_(mean).div_(std)
 
     def resized(self, image: Tensor, box: tuple[int, int, int, int], *size: int) -> Tensor:
@@ -74,6 +77,7 @@ class Preprocessing:
         target = (size[0], size[-1])
         if not image.is_cuda:
             return interpolate(part, target, mode=mode, **smooth)[0]
+        # Clamped below because bicubic interpolation overshoots at edges.
         resized = interpolate(part.float(), target, mode=mode, **smooth)[0]
         return resized.round().clamp(0, 255).to(torch.uint8)
 
@@ -93,7 +97,13 @@ class Preprocessing:
             )
         image = self.resized(image, (0, 0, height, width), h, w)
         # A preset's crop may be larger than its resize; the missing border then stays black.
-        top, left = round((h - self.crop_size) / 2), round((w - self.crop_size) / 2)
+        # As torchvision's `center_crop`, which rounds where it cuts and truncates where it pads.
+        top, left = (
+            round((side - self.crop_size) / 2)
+            if side >= self.crop_size
+            else -((self.crop_size - side) // 2)
+            for side in (h, w)
+        )
         image = image[:, max(0, top) :, max(0, left) :][:, : self.crop_size, : self.crop_size]
         top, left = max(0, -top), max(0, -left)
         if image.shape != out.shape:

@@ -77,6 +77,8 @@ def serve(connection: Connection, open_part: Callable[[], ProcessPart]) -> None:
     gc.freeze()  # so that memory inherited in the fork stays shared with the parent
     server = _Server(connection, open_part)
     try:
+        # A STOP or SLOT_FREED that arrives after the last batch was reported is out of date and
+        # skipped.
         while True:
             message = server.receive()
             if isinstance(message, Request):
@@ -96,6 +98,7 @@ class _RankGone(Exception):
 class _Server:
     def __init__(self, connection: Connection, open_part: Callable[[], ProcessPart]) -> None:
         self._connection = connection
+        # Before `open_part`, so that any requests it sends are counted too.
         self._traffic = Relay()
         listen(self._traffic)
         self._part = open_part()
@@ -109,11 +112,14 @@ class _Server:
 
     def answer(self, request: Request) -> None:
         """Fill the batches of a request; report each one, and the end of the request."""
+        # Batch i uses slot i modulo `count`, so the first `count` batches need not wait; each
+        # SLOT_FREED then admits one more.
         self._free = self._part.slots.count
         try:
             with closing(self._part.batches(request, self._wait_for_slot)) as batches:
                 for batch in batches:
                     self._send((batch.bad, self._traffic.take()))
+                    # Read what has come in, so that STOP is noticed even if no slot is waited for.
                     while self._connection.poll():
                         self._listen()
         except _Stopped:

@@ -55,6 +55,8 @@ class Cache:
                 return future
             self._forget(key)
             future = self._items[key] = self._pool.submit(load)
+        # Outside the lock: if the future is already done, the callback runs here and takes the
+        # lock.
         future.add_done_callback(lambda done: self._settle(key, done))
         return future
 
@@ -70,6 +72,8 @@ class Cache:
                 self._items.move_to_end(key)
             else:
                 own = self._items[key] = Future()
+        # No deadlock, as long as such keys are never passed to `get`: the load to wait for is then
+        # running in another thread, not queued behind this one.
         if future is not None:
             return future.result()
         try:
@@ -92,6 +96,7 @@ class Cache:
     def _settle(self, key: Hashable, future: Future[Sized]) -> None:
         """Account for a loaded value, and evict the least recently used ones to make room."""
         with self._lock:
+            # It was replaced or discarded while it was loading, so its bytes were never counted.
             if self._items.get(key) is not future:
                 return
             if future.cancelled() or future.exception():
@@ -100,6 +105,8 @@ class Cache:
             self._sizes[key] = future.result().nbytes
             self._bytes += self._sizes[key]
             while self._bytes > self.limit:
+                # Oldest first, as `get` moves what it returns to the end. Loads in progress have no
+                # size yet, and the new value stays even if it alone exceeds the limit.
                 old = next((k for k in self._items if k in self._sizes and k != key), None)
                 if old is None:
                     return

@@ -61,13 +61,18 @@ class _Fetched:
 
     @property
     def nbytes(self) -> int:
-        return len(self.data) + 1024
+        return len(self.data) + 1024  # for the objects around the bytes, even if there are none
 
 
 class SampleReader:
     """Random access to the samples of a data set by id; safe to share between threads.
 
-    `lanes` is the number of places in the data set that are read concurrently.
+    Args:
+        store: The root of the data set.
+        index: The index of the data set.
+        cache: Cache of runs and sidecars, which several readers may share.
+        scratch: Cache of runs on a local disk; None for none.
+        lanes: Number of places in the data set that are read concurrently.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class SampleReader:
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
         # The runs of all lanes must fit in memory together, or each is read repeatedly.
         self.run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
+        # Samples per run, by shard, from the mean size of its samples; at least one, and no
+        # division by zero for an empty shard.
         self._per_run = np.maximum(1, self.run_bytes * counts // np.maximum(1, sizes))
         self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
 
@@ -98,6 +105,7 @@ class SampleReader:
     def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return a number for each sample's run; consecutive runs of a shard differ by one."""
         shards, numbers = self._index.locate_all(sample_ids)
+        # Runs of different shards may share a number; it only serves to deal runs out to processes.
         found: npt.NDArray[np.int64] = shards + numbers // self._per_run[shards]
         return found
 
@@ -105,6 +113,7 @@ class SampleReader:
         """Start reading the runs of these samples in the background, in the order given."""
         shards, numbers = self._index.locate_all(sample_ids)
         runs = numbers // self._per_run[shards]
+        # `dict.fromkeys` removes duplicates but, unlike a set, keeps the order.
         for shard, run in dict.fromkeys(zip(shards.tolist(), runs.tolist(), strict=True)):
             self._start((shard, run))
 
@@ -186,6 +195,7 @@ class SampleReader:
         rows = cast(Sidecar, sidecar)[first : first + int(self._per_run[shard])]
         start, stop = int(rows["offset"][0]), int(rows["offset"][-1] + rows["length"][-1])
         name = self._scratch_name(run)
+        # A second read bypasses scratch, whose copy may be the damaged one, and then replaces it.
         data = self.scratch.get(name) if self.scratch and not again else None
         if data is None:
             try:

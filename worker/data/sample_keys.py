@@ -5,11 +5,12 @@ import io
 import tarfile
 
 from worker.data.index import Index
+from worker.data.shard_scan import split_name
 from worker.data.sidecar import Sidecar, decode_sidecar
 from worker.errors import WorkerError
 from worker.store import Store
 
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 4096  # enough for a pax header with a long name before the member's own header
 
 
 def key_in(head: bytes) -> str | None:
@@ -17,7 +18,8 @@ def key_in(head: bytes) -> str | None:
     with contextlib.suppress(tarfile.TarError, ValueError, EOFError):
         with tarfile.open(fileobj=io.BytesIO(head)) as tar:
             member = tar.next()
-        return member.name.rpartition(".")[0] if member else None
+        parts = split_name(member.name) if member else None
+        return parts[0] if parts else None
     return None
 
 

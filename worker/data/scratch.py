@@ -52,6 +52,8 @@ class Scratch:
         """Return the bytes stored under `name`, or None if there are none."""
         try:
             with _opened(self._path(name, spare=False)) as file:
+                # Mark the file as used: eviction goes by the modification time, as many mounts do
+                # not record the access time.
                 os.utime(file.fileno())
                 return file.read()
         except OSError:
@@ -71,6 +73,8 @@ class Scratch:
 
     def may_take(self, size: int) -> bool:
         """Return whether a spare file of `size` bytes might fit, without scanning the folder."""
+        # Without the lock: a stale answer only costs a decoded image that `put_spare` then rejects,
+        # or one that is not cached this time.
         return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:
@@ -90,6 +94,7 @@ class Scratch:
                 os.utime(file.fileno())
         except OSError:
             return 0
+        # A short read means that the file shrank after `fstat`.
         return size if count == min(size, len(buffer)) else 0
 
     def put_spare(self, name: str, data: bytes | bytearray) -> None:
@@ -141,6 +146,8 @@ class Scratch:
         """
         files = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            # Includes temporary files that killed processes left behind; they become stale like any
+            # other.
             for entry in entries:
                 with contextlib.suppress(OSError):
                     facts = entry.stat()
@@ -151,6 +158,8 @@ class Scratch:
             ordinary = sum(size for _, size, path in files if not path.endswith(_SPARE))
             # Each sharer may write `_step` bytes before it scans again.
             wanted -= self._limit * _FREED + max(0, self._reserve - ordinary)
+        # Sorted by kind, then by last use: spare files (False) come first, the least recently used
+        # first.
         stale = sorted(
             (not path.endswith(_SPARE), used_at, size, path)
             for used_at, size, path in files

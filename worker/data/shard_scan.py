@@ -79,6 +79,12 @@ def depth_for(highest: int) -> int | None:
     return max(8, highest.bit_length()) if highest else None
 
 
+def split_name(name: str) -> tuple[str, str] | None:
+    """Return the key and the suffix of a member's name; None if it has no such parts."""
+    match = _MEMBER.fullmatch(name)
+    return (match[1], match[2]) if match else None
+
+
 class Unsound(Exception):
     """A sample that cannot be used; the message says why."""
 
@@ -96,6 +102,9 @@ class _Sample:
         self.members: dict[str, Member] = {}
         self.twice: str | None = None
         self.heads: dict[str, bytes] = {}
+        # `_ahead` covers all bytes read so far, `digest` those up to the end of the last member of
+        # the sample. They differ while members of no sample follow, which count only if another
+        # member of the sample comes after them.
         self.digest = xxhash.xxh3_64()
         self._ahead = xxhash.xxh3_64()
 
@@ -136,7 +145,11 @@ class _Sample:
         at = member.offset
         for chunk in stream.passed(member.offset, member.end):
             self._ahead.update(chunk)
+            # Headers precede the data, possibly for more than one chunk; `at` is the offset of the
+            # chunk.
             piece = chunk[max(0, member.data_offset - at) :]
+            # A 16-bit PNG can be told from its first bytes, but its highest value only from all
+            # pixels.
             if wanted == _HEAD_BYTES and is_deep(kept + piece[:_HEAD_BYTES]):
                 wanted = _MAX_DEEP_BYTES
             kept += piece[: max(0, wanted - len(kept))]
@@ -145,6 +158,7 @@ class _Sample:
             text = f"member {member.name!r} is cut short: it should end at byte {member.end}"
             raise Malformed(self.offset, text)
         if suffix:
+            # `member.end` is rounded up to a full block, so the padding may have been kept, too.
             self.heads[suffix] = bytes(kept[: member.size])
 
 
@@ -167,6 +181,8 @@ def scan_shard(
     seen: set[int] = set()
     for sample in _samples(stream, scan, whole=look is not None):
         try:
+            # 8 bytes per key, however long it is. Names that are not UTF-8 arrive from tarfile with
+            # surrogate escapes.
             digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
             if digest in seen:
                 raise Unsound(
@@ -177,6 +193,7 @@ def scan_shard(
             row = _row(sample, label_field)
             if look:
                 look(sample.image())
+            # Only now, as `_row` and `look` raise `Unsound`: a sample with a problem gets no row.
             scan.rows.append(row)
             scan.highest = max(scan.highest, sample.highest())
         except Unsound as problem:
@@ -192,20 +209,21 @@ def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sampl
     sample: _Sample | None = None
     try:
         for member in read_members(stream):
-            match = _MEMBER.fullmatch(member.name)
-            kind = _passed_over(member, match)
-            if kind or not match:
+            parts = split_name(member.name)
+            kind = _passed_over(member, parts)
+            if kind or not parts:
+                # Folders are part of any archive of a tree, so they are not worth reporting.
                 scan.passed_over[kind] += kind != "folder"
                 if sample:
                     sample.look_at(member, stream)
                 else:
                     stream.forget(member.end)
                 continue
-            if sample and sample.key != match[1]:
+            if sample and sample.key != parts[0]:
                 done, sample = sample, None
                 yield done
-            sample = sample or _Sample(match[1], member.offset, whole=whole)
-            sample.add(match[2].lower(), member, stream)
+            sample = sample or _Sample(parts[0], member.offset, whole=whole)
+            sample.add(parts[1].lower(), member, stream)
     except Malformed as problem:
         # A sample that is itself cut short is not yielded.
         if sample and problem.offset != sample.offset:
@@ -216,7 +234,7 @@ def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sampl
         yield sample
 
 
-def _passed_over(member: Member, match: re.Match[str] | None) -> str:
+def _passed_over(member: Member, parts: tuple[str, str] | None) -> str:
     """Return why a member belongs to no sample; an empty string if it belongs to one."""
     if member.folder:
         return "folder"
@@ -224,7 +242,7 @@ def _passed_over(member: Member, match: re.Match[str] | None) -> str:
         return "link or device"
     if _METADATA.match(member.name):
         return "metadata file (__name__)"
-    if match is None:
+    if parts is None:
         hidden = member.name.rpartition("/")[2].startswith(".")
         return "hidden file" if hidden else "file without a suffix"
     return ""

@@ -16,6 +16,11 @@ class Slots:
 
     The memory is anonymous and allocated before the processes are forked: it has no name that could
     be left behind, is not limited by /dev/shm, and occupies only the pages written to.
+
+    Args:
+        count: Number of batches that fit into the memory.
+        images: Maximum number of images in a batch.
+        size: Width and height of the images, in pixels.
     """
 
     def __init__(self, count: int, images: int, size: int) -> None:
@@ -27,6 +32,8 @@ class Slots:
     def batch(self, index: int, ids: Ids) -> Batch:
         """Return a view of slot `index` modulo `count`, as the batch of the samples `ids`."""
         slot, length = index % self.count, len(ids)
+        # The memory is NHWC; the permuted view is NCHW in channels_last memory format, without a
+        # copy.
         images = self._images[slot, :length].permute(0, 3, 1, 2)
         return Batch(
             images=images,
@@ -40,6 +47,7 @@ class Slots:
 
         Raises `RuntimeError` if the system does not allow it.
         """
+        # Not `_valid`: the host reads it, and it is never copied to the device.
         lock_pages(self._images)
         lock_pages(self._labels)
 
@@ -48,5 +56,6 @@ def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = torch.empty(0, dtype=dtype).element_size()
     for length in shape:
         size *= length
+    # mmap refuses a length of 0. The tensor holds a reference to the mapping and so keeps it alive.
     memory = mmap.mmap(-1, max(1, size))
     return torch.frombuffer(memory, dtype=torch.uint8)[:size].view(dtype).view(*shape)

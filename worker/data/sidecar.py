@@ -12,6 +12,7 @@ from worker.data.shard_scan import SampleRow, Scan
 from worker.errors import InfrastructureError, first_line
 from worker.store import ObjectMissing, Store
 
+# 32 bytes a row: packed, so that there is no padding, and little-endian on any machine.
 SIDECAR_DTYPE = np.dtype(
     [
         ("offset", "<u8"),
@@ -92,7 +93,9 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
 def _require_sound_rows(sidecar: Sidecar, shard: Shard, classes: int | None) -> None:
     starts = sidecar["offset"].astype(np.float64)  # exact for any shard, and cannot overflow
     stops = starts + sidecar["length"]
+    # Widened, since the sum of two uint32 could wrap around and pass the check.
     image_stops = sidecar["image_offset"].astype(np.int64) + sidecar["image_length"]
+    # Rows are in the order of the shard, so comparing neighbors suffices.
     if (starts[1:] < stops[:-1]).any() or (len(stops) and stops[-1] > shard.bytes):
         raise ValueError("its samples overlap, or extend beyond the end of the shard")
     if (image_stops > sidecar["length"]).any():

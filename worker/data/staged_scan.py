@@ -42,6 +42,8 @@ def encode_staged(scan: Scan, tar: Tar, label_field: str, max_pixels: int | None
 def decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | None) -> Scan | None:
     with np.load(io.BytesIO(data), allow_pickle=False) as staged:
         facts = json.loads(staged["facts"].item())
+        # tolist() also turns numpy scalars into Python ints, so that a staged scan equals a fresh
+        # one.
         rows = staged["rows"].tolist()
     expected = (_VERSION, tar.size, tar.version, label_field)
     if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:

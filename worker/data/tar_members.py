@@ -74,6 +74,8 @@ class ShardStream(io.RawIOBase):
         self._position = offset
         return offset
 
+    # tarfile only makes absolute seeks and passes a size to every read, so nothing else is
+    # supported.
     def read(self, size: int = -1) -> bytes:
         data = self.span(self._position, self._position + size)
         self._position += len(data)
@@ -110,6 +112,7 @@ class ShardStream(io.RawIOBase):
 
     def sha256(self) -> str:
         """Return the digest of the entire shard, after reading the rest of it."""
+        # Nothing is wanted any more, so each chunk is dropped once it is hashed.
         self.forget(self._size + 1)
         while self._fill():
             pass
@@ -117,6 +120,7 @@ class ShardStream(io.RawIOBase):
 
     def _drop(self) -> None:
         done = max(0, min(self._wanted_from - self._first, len(self._kept)))
+        # Cheap: CPython deletes from the front of a bytearray by advancing its start.
         del self._kept[:done]
         self._first += done
 
@@ -139,18 +143,23 @@ def read_members(stream: ShardStream) -> Iterator[Member]:
     end = 0
     head = stream.span(0, _BLOCK)
     compression = compression_of(head)
+    # The magic of a ustar header is at byte 257 (POSIX.1-2017, pax, "ustar Interchange Format").
     if compression and head[257:262] != b"ustar":  # a member's name may begin that way, too
         raise Malformed(0, f"is compressed ({compression}); unpack it to a plain .tar first")
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                # A pax record may replace the size that `_Header` has checked. A header that does
+                # not move the offset forward would be read forever.
                 if info.size < 0 or tar.offset <= info.offset:
                     raise Malformed(end, "no tar header: negative size")
-                end = tar.offset
+                # From the end of the previous member: tarfile leaves a global pax header in between
+                # out of `info`, and no byte of a sample may escape its digest.
+                start, end = end, tar.offset
                 yield Member(
                     info.name,
-                    info.offset,
+                    start,
                     info.offset_data,
                     info.size,
                     end,
@@ -172,6 +181,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
         info = super().frombuf(buf, encoding, errors)
+        # Sizes in base 256, an extension of GNU tar, have a sign.
         if info.size < 0:
             raise tarfile.InvalidHeaderError("negative size")  # type: ignore[attr-defined]
         if info.type in _EXTENDED and info.size > _MAX_EXTENDED_BYTES:

@@ -11,7 +11,7 @@ from worker.data.index import (
     parse_address,
 )
 from worker.errors import ConfigurationError, DataError
-from worker.store import ObjectMissing, Store
+from worker.store import Store
 from worker.text import read_text
 
 _MAX_LISTED = 10_000
@@ -82,6 +82,7 @@ def _instead(store: Store) -> str:
 def _require_names(store: Store, names: list[str]) -> None:
     """Raise `ConfigurationError` for a shard whose name cannot be stored in an index."""
     for name in names:
+        # Cc: control characters. Cs: lone surrogates, which cannot be encoded as UTF-8.
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise ConfigurationError(
                 f"{store.uri}: the shard {name!a} has a control or invalid character in its name; "
@@ -100,8 +101,6 @@ def _from_wids(uri: str) -> Source:
         entries = json.loads(read_text(store.get(name)))["shardlist"]
         urls = [str(entry["url"]).removeprefix(store.uri).removeprefix("./") for entry in entries]
         facts = [(entry.get("nsamples"), entry.get("filesize")) for entry in entries]
-    except ObjectMissing:
-        raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ConfigurationError(f"{uri}: not a wids index (no shardlist of urls)") from None
     foreign = [url for url in urls if "://" in url or url.startswith("/")]

@@ -51,6 +51,8 @@ def processes_for(threads: int, lanes: int) -> int:
     than lanes, and slightly fewer if the lanes can then be divided evenly.
     """
     wished = max(1, min(ceil_div(threads, _THREADS_PER_PROCESS), lanes))
+    # For example, 10 processes for 32 lanes become 8 with 4 lanes each, but 6 for 7 lanes stay 6:
+    # an even share would leave only one.
     even = max(count for count in range(1, wished + 1) if lanes % count == 0)
     return even if even >= _MIN_SHARE_EVEN * wished else wished
 

@@ -117,6 +117,8 @@ class Job:
             return 0.0
         schedule = self.manifest.optimizer.schedule
         tops = peaks(schedule, self.total_steps, self.steps_per_epoch)
+        # The factor may rise until the last top and only falls after it, so the highest rate is at
+        # a top, or at the release if that is later.
         steps = {min(max(top, group.release), self.total_steps - 1) for top in tops}
         return max(group.lr * self.factor(step).rate for step in steps)
 

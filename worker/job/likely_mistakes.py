@@ -26,7 +26,7 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
     if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
         found.append(
             f"train.ema: after {job.total_steps} steps, {train.ema**job.total_steps:.0%} of the "
-            "average is still the initial weights; use a smaller decay"
+            "average is still the weights of the first step; use a smaller decay"
         )
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:

@@ -60,6 +60,7 @@ def changes_between(
             now=now.get(path),
             kind=kind_of(path, resumes=resumes),
         )
+        # Fields of the identity are left out, as they are already refused under the same name.
         for path in sorted({*before, *now} if before else ())
         if before.get(path) != now.get(path) and path not in told
     ]
@@ -77,6 +78,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     """Return the leaves of nested JSON data, keyed by dotted path."""
     if isinstance(value, dict):
         items = ((f".{key}", item) for key, item in value.items())
+    # Lists of plain values, such as patterns, stay whole: they change as one setting.
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         items = ((f"[{number}]", item) for number, item in enumerate(value))
     else:

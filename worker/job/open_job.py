@@ -52,6 +52,7 @@ def open_job(manifest: Manifest) -> Job:
     name = manifest.model.backbone
     with _naming("model.weights"):
         own = preset_beside(manifest.model.pretrained)
+    # A model card records how the weights were trained, so it takes precedence over the preset.
     preset = own or preprocessing_of(name, manifest.model.weights)
     size = manifest.data.image_size
     preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
@@ -60,6 +61,8 @@ def open_job(manifest: Manifest) -> Job:
     groups = assign(backbone.layout, manifest.optimizer, steps)
     criterion = Criterion(
         manifest.train.label_smoothing,
+        # Labels are passed as a function, since reading them means fetching every sidecar, and only
+        # balanced weights need them.
         class_weights(manifest.train, classes, lambda: read_labels(train.store, train.index)),
         backbone.auxiliary_weight,
     )

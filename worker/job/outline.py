@@ -107,6 +107,8 @@ def outline_job(job: Job, ranks: int) -> Outline:
     manifest, plan = job.manifest, job.plan(0)
     step = job.commits[0].step if job.commits else 0
     last = job.total_steps - 1
+    # Evenly spaced, with the first and last step; a set, as short jobs have fewer steps than
+    # points.
     steps = sorted({round(last * i / (_POINTS - 1)) for i in range(_POINTS)})
     rates = [job.rates(at) for at in steps]
     now = job.rates(min(step, last))

@@ -62,6 +62,7 @@ def find_resume_preview(job: Job) -> ResumePreview:
     passed_over: list[str] = []
     found, size = None, 0
     for name in commits:
+        # Read all parts, as the attempt would: a record alone does not show damage to them.
         parts = read_commit(job.output, name)
         if parts is not None:
             found, size = name, sum(map(len, parts.values()))

@@ -58,6 +58,7 @@ def detect(
 
 def first_host(nodelist: str) -> str:
     """Return the first host of a Slurm node list: `node[01-04,7],gpu3` yields `node01`."""
+    # Groups: the prefix, the first number in brackets (with its leading zeros), the suffix.
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
     if not match or len(nodelist) > 1 << 20:
         raise ConfigurationError(
@@ -116,6 +117,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
             "request a single set of resources"
         )
     in_step = "SLURM_STEP_ID" in env
+    # The job's variables describe its allocation; a step may have fewer tasks.
     tasks = _integer(env, "SLURM_STEP_NUM_TASKS" if in_step else "SLURM_NTASKS", "1", least=1)
     if tasks == 1:
         return one_node(per_node)
@@ -132,6 +134,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
     nodes = _integer(env, "SLURM_STEP_NUM_NODES", least=1)
     node = _integer(env, "SLURM_NODEID")
     _require_below("SLURM_NODEID", node, "SLURM_STEP_NUM_NODES", nodes)
+    # One task per node: each starts the ranks of its node. Otherwise, each task is a rank.
     if tasks == nodes:
         return Spawn(
             node_rank=node,
@@ -147,6 +150,7 @@ def _slurm(env: Mapping[str, str], per_node: int, nproc: int | None) -> Rank | S
             f"SLURM_STEP_TASKS_PER_NODE: lists {len(local)} nodes, but SLURM_STEP_NUM_NODES is "
             f"{nodes}; start the step with srun"
         )
+    # The list is in the order of SLURM_NODEID.
     local_world_size = local[node]
     rank, local_rank = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_LOCALID")
     _require_below("SLURM_PROCID", rank, "SLURM_STEP_NUM_TASKS", tasks)
@@ -169,6 +173,7 @@ def _tasks_per_node(text: str) -> list[int]:
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        # Checked before the list grows, as `1(x999999)` is short but may be repeated.
         if not match or len(counts) + int(match[2] or 1) > MAX_NODES:
             raise ConfigurationError(f"SLURM_STEP_TASKS_PER_NODE: cannot read {text[:99]!r}")
         counts += [int(match[1])] * int(match[2] or 1)

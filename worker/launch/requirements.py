@@ -46,6 +46,7 @@ def _require_compiler(gpus: int) -> None:
             "build the image with --build-arg COMPILE=1, or remove train.compile"
         )
     for name, folder in _build_folders(gpus).items():
+        # Otherwise, loading the compiled code fails in the first step, long after the start.
         if os.statvfs(folder).f_flag & os.ST_NOEXEC:
             mount = next(path for path in (folder, *folder.parents) if os.path.ismount(path))
             raise ConfigurationError(

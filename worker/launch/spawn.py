@@ -47,6 +47,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     stop.has_begun = True
     listener = _listen(spawn) if spawn.node_rank == 0 else None
     if listener and spawn.nodes == 1:
+        # The kernel chose the port, so the ranks have to be told.
         port = listener.getsockname()[1]
         spawn = Spawn(
             node_rank=0,
@@ -72,6 +73,7 @@ def run_ranks(spawn: Spawn, run: RunRank, stop: StopFlag) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     for child in children:
         child.start()
+    # Rank 0 has its own copy; this one would keep the port open after rank 0 has died.
     if listener:
         listener.close()
 
@@ -132,9 +134,13 @@ def _wait(children: list[ForkProcess]) -> int:
             if status < 0:
                 log.error("%s was killed by %s", child.name, cause_of(-status))
             codes.append(exit_code_of(status))
+            # From the first exit on, even one with code 0: ranks end together, so the others should
+            # be about to exit.
             if deadline is None:
                 deadline = time.monotonic() + _PEER_GRACE_SECONDS
         if deadline is not None and time.monotonic() >= deadline:
+            # Their codes are not counted: they were killed here, and the cause is in a code already
+            # listed.
             for child in running:
                 log.error("%s is still running although a peer has exited; killing it", child.name)
                 child.kill()

@@ -68,6 +68,7 @@ def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool
     gpus = _settle()
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
+    # Created before any fork, so that it is shared with the ranks.
     outcome, own = SharedOutcome(), os.getpid()
     leads = place.leads
 
@@ -169,6 +170,7 @@ def run_sweep(
         master_port=0,
     )
     stop.has_begun = True
+    # The loaders fork processes, so they come before the process group, which initializes CUDA.
     with (
         contextlib.closing(Loaders(job, rank, device_of(rank))) as loaders,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
@@ -213,6 +215,12 @@ def _run_rank(
     if rank.rank:
         logging.getLogger("worker").setLevel(logging.WARNING)
     progress = Progress(live=live and rank.leads)
+    # The order matters:
+    # 1. The saver and the loaders fork their processes, before CUDA is initialized or a thread is
+    #    started.
+    # 2. The process group initializes CUDA and starts threads.
+    # 3. The exporters start threads and sockets that no forked process may inherit.
+    # On the way out, everything is closed in reverse order.
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
         saver = None

@@ -27,6 +27,7 @@ class Pairs:
 
     def add(self, labels: Tensor, predicted: Tensor) -> None:
         """Count a batch; both arguments are class indices, int64 [N], on one device."""
+        # One int64 per image stands for the pair; `_count` splits it again with divmod.
         self._waiting.append(labels * self._classes + predicted)
         self._size += len(labels)
         if self._size > _MAX_WAITING:
@@ -39,6 +40,7 @@ class Pairs:
 
     def _count(self) -> None:
         if self._waiting:
+            # The copy to the host is the only synchronization with the device.
             keys, counts = torch.cat(self._waiting).cpu().unique(return_counts=True)
             fresh = np.stack([*np.divmod(keys.numpy(), self._classes), counts.numpy()], axis=1)
             self._counts = merge_rows([self._counts, fresh])
@@ -50,6 +52,8 @@ def merge_rows(parts: list[Rows]) -> Rows:
     rows = np.concatenate(parts)
     pairs, inverse = np.unique(rows[:, :2], axis=0, return_inverse=True)
     counts = np.zeros(len(pairs), np.int64)
+    # `counts[inverse] += …` would add only once per repeated index. NumPy 2.0 returns `inverse` as
+    # [n, 1], other versions as [n].
     np.add.at(counts, inverse.reshape(-1), rows[:, 2])
     return np.concatenate([pairs, counts[:, None]], axis=1)
 
@@ -69,6 +73,7 @@ def gather_rows(own: Rows) -> Rows:
     All ranks must call it together.
     """
     if dist.get_rank():
+        # The count comes first, as the receiver must allocate a tensor of the right size.
         dist.send(torch.tensor([len(own)]), 0, tag=_TAG)
         if len(own):
             dist.send(torch.from_numpy(np.ascontiguousarray(own)), 0, tag=_TAG)

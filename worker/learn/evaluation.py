@@ -69,6 +69,8 @@ def evaluate(
     before: Mark | None = None
     logits = _Logits(model)
     with torch.inference_mode(), autocast(learner, device):
+        # No collective runs in this loop: ranks may have different numbers of batches, and may
+        # leave it at different ones when stopped.
         for batch in batches:
             if stopped():
                 break
@@ -77,6 +79,7 @@ def evaluate(
             best = outputs.topk(min(_TOP, classes)).indices
             losses = F.cross_entropy(outputs, labels, reduction="none")
             sums[0] += losses.sum()
+            # A label matches at most one of the columns, so this counts images.
             sums[1] += (best == labels[:, None]).sum()
             pairs.add(labels, best[:, 0])
             worst.add(losses=losses, ids=ids, logits=outputs, labels=labels, images=images)
@@ -87,6 +90,7 @@ def evaluate(
     rows = pairs.rows()
     counts = torch.from_numpy(by_class(rows, classes))
     dist.all_reduce(counts)
+    # Summed over ranks, so that all of them return None or none does.
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     if interrupted:
         return None
@@ -127,6 +131,8 @@ class _Logits:
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
+            # Outside the `except` block, since the traceback keeps the activations of the failed
+            # pass alive and nothing could be freed.
             self._size = ceil_div(size, 2)
             torch.cuda.empty_cache()
 

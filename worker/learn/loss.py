@@ -44,6 +44,8 @@ class Criterion:
 
     def _blended(self, logits: Tensor, inputs: Inputs) -> Tensor:
         losses = self._plain(logits, inputs.labels)
+        # Cross-entropy is linear in the target, so blending losses equals blending labels (Zhang et
+        # al., 2017).
         if inputs.own < 1:
             others = self._plain(logits, inputs.partners)
             losses = losses * inputs.own + others * (1 - inputs.own)
@@ -98,4 +100,5 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
         return tuple(wanted.get(name, 1.0) for name in classes)
     counts = np.bincount(labels(), minlength=len(classes))
     weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    weights[counts == 0] = 0  # with label smoothing, the weight of every class enters the loss
     return tuple(weights.tolist())

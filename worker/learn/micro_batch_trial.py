@@ -35,7 +35,8 @@ def largest_that_fits(
     """
     while True:
         try:
-            # Try two parts, as the gradients of the first are in memory during the second.
+            # Try two parts, as the gradients of the first are in memory during the second. They are
+            # the largest ones, since `tensor_split` puts larger parts first.
             for part in itertools.islice(inputs.split(ceil_div(len(inputs.labels), size)), 2):
                 attempt(part)
             reset()
@@ -46,6 +47,8 @@ def largest_that_fits(
                     "data.image_size: not even one image fits into the GPU's memory; "
                     "use a smaller size or backbone"
                 ) from None
+        # Outside the `except` block, since the traceback keeps the activations of the failed pass
+        # alive and `empty_cache` could not free them.
         size = ceil_div(size, 2)
         log.warning(
             "rank %d ran out of memory; it continues with micro-batches of %d images", rank, size

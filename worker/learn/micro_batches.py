@@ -31,10 +31,14 @@ class Passes:
         if self.synchronized:
             return self._planned(self.full_batch)
         share = ceil_div(self.full_batch, self.world_size)
+        # `tensor_split` makes parts that differ by at most one image; this is the size of the
+        # smallest.
         return share // self.count(share, self.full_batch)
 
     def count(self, images: int, global_count: int) -> int:
         """Return the number of passes for the `images` that a rank has of a global batch."""
+        # SyncBatchNorm waits for all ranks in every pass, so all must make the same number of
+        # passes.
         if self.synchronized:
             images = ceil_div(global_count, self.world_size)
         return ceil_div(max(1, images), self.micro_batch or max(1, images))
@@ -61,5 +65,6 @@ class Passes:
 
     def _planned(self, global_count: int) -> int:
         """Return the images in the smallest pass of any rank."""
+        # Ranks get one of these two shares, which differ by at most one image.
         shares = {global_count // self.world_size, ceil_div(global_count, self.world_size)}
         return min(share // self.count(share, global_count) for share in shares)

@@ -55,6 +55,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     batches would explain: even at rates far too low to learn anything, the loss sometimes falls.
     """
     smoothed = smooth(losses)
+    # Longest decreasing subsequence by dynamic programming, O(n²): `lengths[i]` is the length of
+    # the longest one that ends at i, and `starts[i]` is where it starts.
     lengths = [1] * len(smoothed)
     starts = list(range(len(smoothed)))
     for end in range(1, len(smoothed)):
@@ -64,6 +66,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     end = max(range(len(smoothed)), key=lambda i: lengths[i])
     start = starts[end]
     fall = smoothed[start] - smoothed[end]
+    # The two averages share losses, so their difference varies less than the sum of their variances
+    # says. This errs on the strict side.
     noise = noise_of(losses) * math.sqrt(_averaged(start + 1) + _averaged(end + 1))
     if fall < max(_MIN_FALL * smoothed[start], _SIGMAS * noise):
         return None
@@ -76,11 +80,14 @@ def noise_of(losses: Sequence[float]) -> float:
     It is estimated from the median difference, which is robust to divergence at the end.
     """
     differences = [abs(later - earlier) for earlier, later in itertools.pairwise(losses)]
+    # A difference of two independent losses has sqrt(2) times the deviation of one.
     return statistics.median(differences) / (_NORMAL_MEDIAN * math.sqrt(2))
 
 
 def _averaged(count: int) -> float:
     """Return the variance of the moving average of `count` numbers of variance 1."""
+    # The average is a weighted sum with weights share * s**k / (1 - s**count), k < count; the
+    # variance is the sum of their squares, a geometric series.
     share = 1 - _SMOOTHING
     squares = (1 - _SMOOTHING ** (2 * count)) / (1 - _SMOOTHING**2)
     return squares * (share / (1 - _SMOOTHING**count)) ** 2
@@ -116,6 +123,7 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
     """Return a one-line chart of the loss over the rates, and the suggested base rate."""
     losses, low = clipped(sweep), min(sweep.losses)
     places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
+    # Slightly above 0, as the chart would show the lowest loss as a dot, for nothing.
     bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
     best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
     lines = [

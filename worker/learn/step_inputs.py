@@ -64,6 +64,7 @@ def prepare(
         others = upload.index(partners_of(valid))
         images = blend.apply(images[1:], images[others])
         labels, partners, valid = labels[1:], labels[others], valid[1:]
+    # `valid` is on the host, so neither the check nor `nonzero` waits for the device.
     if not valid.all():
         kept = upload.index(valid.nonzero().flatten())
         images, labels, partners = images[kept], labels[kept], partners[kept]

@@ -67,6 +67,7 @@ class Pending:
 
     def read(self) -> Numbers:
         """Wait for the results and return them."""
+        # In the order in which `__init__` concatenated them.
         loss, right, count, norm, *rest = self._readout.read()
         groups = len(self._names)
         scale = rest[groups] if len(rest) > groups else 1.0

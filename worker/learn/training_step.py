@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from worker.data.epoch_plan import keyed_hash
+from worker.data.epoch_plan import keyed_hash, split
 from worker.data.loader import Batch
 from worker.data.mixup import Blend
 from worker.data.preprocessing import Preprocessing
@@ -23,7 +23,6 @@ from worker.model.backbone import logits_of
 from worker.model.batch_norm import BatchStatistics, RunningStatistics
 from worker.model.learner import Learner
 from worker.model.optimizer import freeze_at, start_momentum
-from worker.numbers import ceil_div
 from worker.ranks.data_parallel import in_parallel, without_exchange
 from worker.ranks.device_transfer import Uploader
 from worker.ranks.process_group import total
@@ -71,7 +70,8 @@ class Engine:
         self.device = next(learner.model.parameters()).device
         self._upload = Uploader(self.device)
         self._full_batch = full_batch
-        self._share = ceil_div(full_batch, rank.world_size)
+        start, stop = split(full_batch, rank.rank, rank.world_size)
+        self._share = stop - start
         self._passes = Passes(
             full_batch=full_batch,
             world_size=rank.world_size,
@@ -135,6 +135,8 @@ class Engine:
         self.enter(step)
         inputs = prepare(batch, blend, self._preprocessing, self._upload)
         if self._probes and self._tries_memory:
+            # Only a full share counts as a probe: a smaller one does not show the peak of memory
+            # use.
             self._probes -= len(inputs.labels) >= self._share
             self._fit_into_memory(inputs)
         # Keyed by step, so that dropout needs no state in a checkpoint.
@@ -153,6 +155,8 @@ class Engine:
         """Apply the gradients of the launched step if they are finite; all ranks have the same."""
         step, learner = self._launched, self.learner
         began = time.monotonic()
+        # The same on all ranks: gradients are already reduced, and inf or NaN of any rank is in the
+        # sum.
         usable = step.norm.isfinite()
         if self._clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, step.norm)
@@ -180,10 +184,14 @@ class Engine:
         numbers = step.read()
         waited = time.monotonic()
         usable = math.isfinite(numbers.norm)
+        # `settle` runs before the next update is queued, so the parameters are still those of this
+        # step.
         if usable and self.learner.average:
             self.learner.average.update(self._parameters, self._statistics.sound)
         step.spend("forward_backward", waited - began)
         step.spend("optimizer", time.monotonic() - waited)
+        # The operands are the same on all ranks, so either all or none of them enter the collective
+        # below.
         overflow = not usable and self.learner.scaler.is_enabled() and numbers.scale > 1
         overflow = overflow and math.isfinite(total(numbers.loss)[0])
         return step.outcome(numbers, finite=usable or overflow)
@@ -255,6 +263,7 @@ class Engine:
             if gradients:
                 parts = torch._foreach_norm(gradients)
                 norms[group["name"]] = torch.linalg.vector_norm(torch.stack(parts))
+        # The norm of the norms is the norm of all gradients together.
         return torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms
 
     def _apply(self, usable: Tensor) -> None:

@@ -62,6 +62,8 @@ class Worst:
             images: The images as the model saw them, uint8 [n, 3, S, S].
         """
         chances, predicted = logits.float().softmax(1).max(1)
+        # Correct predictions sort last and are filtered out in `found`, so that batches keep their
+        # shape and the host need not know how many are correct.
         scores = losses.float().masked_fill(predicted == labels, -math.inf)
         batch = _first((scores, ids, labels, predicted, chances, images))
         if self._kept:
@@ -104,6 +106,8 @@ def gather_worst(
     All ranks must call it together; the others get an empty list. Only ranks with one of the worst
     mistakes send images. `name_of` returns a readable name for a sample id.
     """
+    # Of fixed size, as all_gather requires; rows of -inf fill it up. float64 holds float32 losses
+    # and ids below 2**53 exactly, so that a rank finds its own mistakes in `chosen`.
     own = torch.full((MAX_KEPT, 2), -math.inf, dtype=torch.float64)
     for place, mistake in enumerate(mistakes):
         own[place] = torch.tensor(_order(mistake), dtype=torch.float64)
@@ -113,6 +117,7 @@ def gather_worst(
     nothing = (-math.inf, -math.inf)
     chosen = set(heapq.nlargest(MAX_KEPT, set().union(*orders) - {nothing}))
     rows = [_row(mistake, name_of) for mistake in mistakes if _order(mistake) in chosen]
+    # Every rank must arrive at the same owners, or rank 0 would wait for rows that nobody sends.
     owners = [rank for rank, part in enumerate(orders) if rank and part & chosen]
     if dist.get_rank() in owners:
         _send(rows)
@@ -138,7 +143,8 @@ def _receive(rank: int) -> list[dict[str, Any]]:
 
 
 def _order(mistake: Mistake) -> tuple[float, int]:
-    return mistake.loss, -mistake.id
+    # A loss that is not a number counts as the worst: all ranks must agree on the order.
+    return math.inf if math.isnan(mistake.loss) else mistake.loss, -mistake.id
 
 
 def _row(mistake: Mistake, name_of: Callable[[int], str]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ Patterns = Annotated[
 class Section(BaseModel):
     """Base class of all manifest sections."""
 
+    # `extra` turns misspelled keys into errors, `strict` keeps "1" or true from passing as 1, and
+    # attribute docstrings become the descriptions in the reference.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,

@@ -36,4 +36,5 @@ def _walk(section: type[BaseModel], path: str) -> Iterator[tuple[str, Any]]:
         if inner and (default is not None or field.is_required()):
             yield from _walk(inner, f"{path}{name}.")
         elif default is not PydanticUndefined:
+            # JSON data has no tuples.
             yield f"{path}{name}", list(default) if isinstance(default, tuple) else default

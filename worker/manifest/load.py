@@ -86,6 +86,7 @@ def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
+        # Bounded, as `_relevant` compares every error with every other.
         details = error.errors(include_url=False)[: 10 * _MAX_COMPLAINTS]
         plain = json.loads(text)
         lines = list(dict.fromkeys(_complaint(detail) for detail in _relevant(details, plain)))
@@ -107,10 +108,13 @@ def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
         if detail["type"] == "too_short" and any(p[: len(here)] == here != p for p in places):
             continue
         path = _path_in(data, detail)
+        # The data has another of the alternative types: such errors only say that this one was not
+        # used. For a mapping, that is the error about the literal.
         other = detail["type"] in ("model_type", "dict_type") or (
             detail["type"] == "literal_error" and isinstance(detail["input"], dict)
         )
         if path == detail["loc"] or not other:
+            # A wrong word is reported once, for the literal, together with the other alternative.
             word = path != detail["loc"] and detail["type"] == "literal_error"
             message = f"{detail['msg']} or a mapping" if word else detail["msg"]
             yield {**detail, "loc": path, "msg": message}
@@ -122,6 +126,7 @@ def _path_in(data: Any, detail: ErrorDetails) -> tuple[int | str, ...]:
     pydantic's path also names the alternatives of a type: `literal['always']`, `Freeze`, `dict[…]`.
     """
     path: list[int | str] = []
+    # The last part of such a path names a key that need not be in the data.
     added = detail["type"] in ("missing", "extra_forbidden")
     for index, part in enumerate(detail["loc"]):
         inside = isinstance(data, dict) and part in data
@@ -176,6 +181,7 @@ def _remedy(key: str, section: list[Any]) -> str:
 def _nearest(key: str, known: Iterable[str]) -> str | None:
     key = key.lower()
     close = difflib.get_close_matches(key, known := list(known), n=1, cutoff=_ALIKE)
+    # Abbreviations (`aug` for `augment`), and keys with a suffix (`lr_base` for `lr`).
     begun = [name for name in known if name.startswith(key) or key.startswith(f"{name}_")]
     return next(iter([*close, *begun]), None) if key else None
 

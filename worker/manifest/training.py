@@ -40,6 +40,7 @@ class Span(Section):
 
     def in_steps(self, steps_per_epoch: int) -> int:
         """Return the length in steps, at least 1."""
+        # `_one_unit` guarantees that one of the two is set.
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
 

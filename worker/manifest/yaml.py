@@ -42,6 +42,11 @@ def parse_yaml(text: str) -> Any:
 
 def _require_bounds(text: str) -> None:
     """Raise `ValueError` if nesting is too deep or, with aliases expanded, values are too many."""
+    # Counts values in the event stream, before any are built: nested aliases can stand for billions
+    # of values in a few lines ("billion laughs").
+    # `anchors` holds the expanded size of each finished node; `open_nodes` is a stack of unfinished
+    # ones with their sizes so far, below a root for the document. An anchor counts only once its
+    # node is finished, so an alias to an enclosing node is refused.
     anchors: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in YAML(typ="safe", pure=True).parse(text):

@@ -74,6 +74,7 @@ def exported(
             outcome.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
 
     def send_regularly() -> None:
+        # Files and groups of earlier attempts would otherwise be collected next to the new ones.
         if local_rank == 0:
             ways.try_out("textfile", lambda: textfile.remove(owner))
         if rank == 0:
@@ -94,6 +95,7 @@ def exported(
         tell()
         stop.set()
         thread.join(_bounded(patience))
+        # After the thread has ended, which would write the file again.
         ways.try_out("textfile", lambda: textfile.remove(owner, rank))
         if port:
             port.close()
@@ -144,6 +146,7 @@ def _await_scrapes(
     wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
     # Use at most half of the time left: a process killed at the end has the wrong exit code.
+    # `patience()` falls as the time waited rises, so the two meet halfway.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
     ):

@@ -46,6 +46,7 @@ class Gateway:
             parts = urlsplit(text if "://" in text else f"http://{text}")
         except ValueError:  # malformed IPv6 addresses
             parts = urlsplit("")
+        # At the last `@`, as a password may hold one, too.
         login, _, host = parts.netloc.rpartition("@")
         if parts.scheme not in ("http", "https") or not host or parts.query:
             raise ConfigurationError(
@@ -73,6 +74,8 @@ class Gateway:
     def _send(
         self, send: Callable[..., None], owner: Owner, more: Mapping[str, str], **what: Any
     ) -> None:
+        # prometheus_client passes these by name, so the names cannot be changed. The result is a
+        # function that sends the request.
         def handle(url: str, method: str, timeout: float, headers: Any, data: bytes) -> Any:
             request = (url, method, timeout, headers, data)
             if not self.user:
@@ -90,6 +93,8 @@ class Gateway:
 
     def ask(self) -> None:
         """Check that the gateway is ready; raise `OSError` if it is not."""
+        # The Pushgateway's readiness endpoint
+        # (https://github.com/prometheus/pushgateway#management-api).
         request = urllib.request.Request(f"{self.address}/-/ready")  # noqa: S310
         if self.user:
             login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()

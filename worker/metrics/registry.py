@@ -16,6 +16,8 @@ from prometheus_client import (
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 _JOB, _RANK = ("job", "run"), ("job", "run", "rank")
+# Upper bounds in seconds. Every bucket is a time series of its own, per rank and label, so there
+# are only about a dozen.
 _STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PHASE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 _SAVE_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -68,14 +70,22 @@ class Family(Generic[M]):
 
 
 class Metrics:
-    """Every metric of one rank; `run` is the address of the job's output.
+    """Every metric of one rank.
 
     Metrics of the job as a whole have no `rank` label and are exported by rank 0 alone.
+
+    Args:
+        job: The name of the job.
+        run: The address of the job's output.
+        rank: The number of this rank.
     """
 
     def __init__(self, job: str, run: str, rank: int) -> None:
+        # Otherwise, every counter and histogram would export an extra `_created` series.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        # Never exported: ranks other than 0 set the metrics of the job here, so that callers need
+        # not check the rank.
         self._hidden = CollectorRegistry()
         self._job = (job, run)
         self._rank = rank
@@ -84,6 +94,8 @@ class Metrics:
         self._declare_speed()
         self._declare_data()
         self._declare_durability()
+        # Set from the start, so that an alert on the age of the last step also covers a stall
+        # before the first.
         for begun in (self.start, self.last_step):
             begun().set(time.time())
 
@@ -263,6 +275,7 @@ class Metrics:
 
     def entries(self) -> Iterator[MetricEntry]:
         """Yield the documentation entries of all metrics, in display order."""
+        # Attributes keep the order in which the `_declare_…` methods set them.
         for family in vars(self).values():
             if isinstance(family, Family):
                 yield entry_of(family.metric)

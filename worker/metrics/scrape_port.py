@@ -12,9 +12,9 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-_MAX_CLIENTS = 8
-_MAX_CONNECTIONS = 8
-_REQUEST_SECONDS = 5.0
+_MAX_CLIENTS = 8  # whose scrapes are recorded; all of them must fit into `SharedOutcome`
+_MAX_CONNECTIONS = 8  # each takes a thread and a file descriptor
+_REQUEST_SECONDS = 5.0  # socket timeout of a connection
 _POLL_SECONDS = 0.05  # upper bound on the time to close
 
 Scrapes = dict[str, list[float]]
@@ -43,10 +43,13 @@ class _Server(ThreadingWSGIServer):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        # A dict serves as an ordered set: the first key is the oldest connection.
         self._open: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        # A connection's own thread removes it from `_open`, under the lock, before closing it, so
+        # the oldest one is still open here and its descriptor has not been reused.
         with self._lock:
             oldest = next(iter(self._open)) if len(self._open) >= _MAX_CONNECTIONS else None
             if oldest:
@@ -96,6 +99,7 @@ def expected(scrapes: Scrapes, now: float) -> dict[str, float]:
     A pure function.
     """
     gaps = {client: at[-1] - at[0] for client, at in scrapes.items() if len(at) > 1}
+    # Half an interval and a second allow for jitter; a client silent for three intervals is gone.
     return {
         client: 1.5 * gap + 1
         for client, gap in gaps.items()

@@ -14,10 +14,13 @@ class SharedOutcome:
     """
 
     def __init__(self) -> None:
+        # Anonymous, and shared by default: unlike a file, it needs no cleanup, and unlike a pipe,
+        # no reader.
         self._memory = mmap.mmap(-1, _BYTES)
 
     def write(self, **values: Any) -> None:
         """Replace all values."""
+        # Always the full length: it overwrites a longer text from before, and mmap takes no other.
         self._memory[:] = json.dumps(values).encode().ljust(_BYTES, b"\0")
 
     def read(self) -> dict[str, Any]:

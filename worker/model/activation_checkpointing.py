@@ -24,6 +24,8 @@ def checkpoint_activations(model: nn.Module) -> None:
     Applies in training only; weights, gradients and BatchNorm statistics are unaffected.
     """
     for block in _blocks(model):
+        # Replacing `forward` on the instance, rather than wrapping the block in a module, leaves
+        # parameter names as they are.
         block.forward = functools.partial(_recomputed, block, block.forward)
 
 
@@ -68,9 +70,12 @@ def _same_statistics(block: nn.Module) -> Iterator[None]:
     """Undo the effect of a second forward pass on BatchNorm's running statistics."""
     live = running_statistics(block)
     kept = [buffer.clone() for buffer in live]
+    # torch ends the recomputation early, by an exception, once it has all tensors that the backward
+    # pass needs; the statistics must be restored then, too.
     try:
         yield
     finally:
+        # One call per dtype, as lists of mixed dtypes would be copied tensor by tensor.
         for dtype in dict.fromkeys(buffer.dtype for buffer in live):
             ours, theirs = (
                 [buffer for buffer in buffers if buffer.dtype == dtype] for buffers in (live, kept)

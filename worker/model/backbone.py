@@ -82,6 +82,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
     """
     require_known(name)
     require_size(name, image_size, preprocessing_of(name).crop_size)
+    # Look for them in the skeleton, as heads are recognized by ImageNet's number of classes.
     heads = find_heads(skeleton(name, image_size))
     torch.manual_seed(seed)
     model = construct(name, image_size, max(classes, IMAGENET_CLASSES))
@@ -126,6 +127,7 @@ def _layout(model: nn.Module, heads: tuple[str, ...]) -> Layout:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def within(paths: tuple[str, ...]) -> frozenset[str]:
+        # With the dot, or else `features.1` would also include `features.10`.
         prefixes = tuple(f"{path}." for path in paths)
         return frozenset(name for name in shapes if name.startswith(prefixes))
 
@@ -134,6 +136,7 @@ def _layout(model: nn.Module, heads: tuple[str, ...]) -> Layout:
         Block("+".join(p for p in paths if not is_auxiliary(p)), within(paths) - head)
         for paths in find_blocks(model, heads)
     ]
+    # Parameters outside all modules, such as ViT's class token, join the first block.
     loose = frozenset(shapes).difference(head, *(block.parameters for block in blocks))
     blocks[0] = Block(blocks[0].name, blocks[0].parameters | loose)
     return Layout(
@@ -142,6 +145,7 @@ def _layout(model: nn.Module, heads: tuple[str, ...]) -> Layout:
         undecayed=frozenset(
             name
             for name, shape in shapes.items()
+            # Norms and biases are those with one dimension.
             if len(shape) < 2 or name.rpartition(".")[2] in _UNDECAYED
         ),
     )

@@ -33,6 +33,7 @@ class RunningStatistics:
         for dtype in dict.fromkeys(buffer.dtype for buffer in live):
             same = [buffer for buffer in live if buffer.dtype == dtype]
             flat = torch.cat(same)
+            # These are views of `flat`: one write to `flat` updates all of them.
             parts = list(flat.split([len(buffer) for buffer in same]))
             self._by_dtype.append((same, flat, parts))
             self.sound += parts
@@ -44,6 +45,8 @@ class RunningStatistics:
             usable: Whether the step is applied, bool [], on the device.
         """
         for live, flat, sound in self._by_dtype:
+            # `where` selects elements, so NaN in the live values does not spread, as it would if
+            # they were multiplied by 0.
             torch.where(usable, torch.cat(live), flat, out=flat)
             torch._foreach_copy_(live, sound)
 
@@ -83,6 +86,8 @@ class BatchStatistics:
         elif len(images) == 1:
             found = self._with_single_values(images)
         changed = [module for module in found if module.training]
+        # Only once the context ends may they change back: activation checkpointing repeats the
+        # forward pass within the backward pass, and must take the same branch.
         for module in changed:
             module.training = False
         try:
@@ -93,10 +98,13 @@ class BatchStatistics:
 
     def _with_single_values(self, image: Tensor) -> list[nn.Module]:
         """Find, by a trial run, the layers that see one value per channel for a single image."""
+        # Found once, as all images of a job have the same size.
         if self._single is None:
             single: list[nn.Module] = []
 
             def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                # As many values as channels: torch refuses to compute a variance from one value
+                # each.
                 if math.prod(inputs[0].shape) == inputs[0].shape[1]:
                     single.append(module)
 
@@ -106,6 +114,8 @@ class BatchStatistics:
             norms = [module for module in modules if module.training]
             for module in norms:
                 module.training = False
+            # The fork keeps dropout in the trial run from advancing the random numbers of the
+            # training.
             with torch.no_grad(), torch.random.fork_rng(_devices_of(image)):
                 self._model(image)
             for module in norms:

@@ -61,6 +61,7 @@ def load_classifier(address: str) -> Classifier:
             "copy the folder again"
         )
     size = card.preprocessing.crop_size
+    # Any seed will do, as all weights are replaced.
     backbone = build_backbone(card.backbone, len(card.classes), 0, size)
     load_tensors(backbone.model, safetensors.torch.load(weights))
     return Classifier(card, backbone.model)

@@ -12,7 +12,9 @@ from worker.errors import ConfigurationError
 from worker.manifest import Final
 from worker.model.backbone import logits_of
 
-_BATCH = 2  # of the traced example; the exported model accepts any number of images
+# Of the traced example; the exported model accepts any number of images. torch.export treats sizes
+# 0 and 1 as constants, so an example of one image would fix the batch size.
+_BATCH = 2
 _ONNX_NEEDS = ("onnx", "onnxscript")
 
 
@@ -53,6 +55,7 @@ def exports(model: nn.Module, image_size: int, wanted: Final) -> Iterator[tuple[
         return
     module = _Predictions(model.cpu()).eval()
     example = (torch.zeros(_BATCH, 3, image_size, image_size),)
+    # The key is the name of `forward`'s parameter.
     shapes = {"images": {0: torch.export.Dim("images", min=1)}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

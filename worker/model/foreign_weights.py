@@ -34,6 +34,7 @@ CONVERT = (
 """Python code that converts a file readable only by pickle into a plain state dict."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "net.")
 """Prefixes added by DistributedDataParallel, torch.compile, LightningModules and others."""
+# The function that unpickles NumPy scalars. Its module has moved, so files hold one of two names.
 _SCALAR = np.float64(0).__reduce__()[0]
 _PLAIN: list[Any] = [
     argparse.Namespace,
@@ -85,6 +86,7 @@ def unwrapped(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, 
     beside: dict[str, Tensor] = {}
     for name, tensor in state.items():
         bare = name
+        # Wrappers nest, as in `_orig_mod.module.`; a name of the model's own is never shortened.
         while bare not in known and bare.startswith(_WRAPPERS):
             bare = bare.partition(".")[2]
         kept = beside if bare == name and name not in known else found

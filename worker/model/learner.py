@@ -49,6 +49,7 @@ def build_learner(
     Returns:
         The model with its optimizer, moving average, precision and loss scaler.
     """
+    # Convolutions in half precision are fastest in this layout, NHWC.
     model = model.to(device).to(memory_format=torch.channels_last)
     if manifest.train.sync_batch_norm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -14,7 +14,7 @@ from worker.layout import CARD_NAME, WEIGHTS_NAME
 from worker.store import ObjectMissing, Store, open_store
 from worker.store.json_records import StoredRecord, complaint
 
-_MAX_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26  # 64 MiB, enough for hundreds of thousands of class names
 _Side = Annotated[int, Field(ge=8, le=4096)]
 _Triple = tuple[
     Annotated[float, Field(ge=-10, le=10)],

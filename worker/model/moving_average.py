@@ -30,6 +30,7 @@ class MovingAverage(AveragedModel):
         with torch.no_grad():
             if moved:
                 ours, theirs = map(list, zip(*moved, strict=True))
+                # average += (1 - decay) * (model - average)
                 torch._foreach_lerp_(ours, theirs, 1 - self._decay)
             for dtype in dict.fromkeys(ours.dtype for ours, _ in copied):
                 same = [pair for pair in copied if pair[0].dtype == dtype]

@@ -31,11 +31,12 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
             parameters[name].requires_grad_(group.trains_at(step))
             if not group.batch_norm:
                 still.add(parameters[name])
+    # Start from training mode everywhere: layers frozen so far may be released at this step.
     model.train()
     for module in model.modules():
         own = list(module.parameters())
         frozen = own and not any(parameter.requires_grad for parameter in own)
-        if frozen or (isinstance(module, _BatchNorm) and still.issuperset(own)):
+        if frozen or (isinstance(module, _BatchNorm) and own and still.issuperset(own)):
             module.eval()
         if isinstance(module, nn.Sequential):
             _rest_before_frozen(module)
@@ -43,6 +44,7 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
 
 def _rest_before_frozen(sequence: nn.Sequential) -> None:
     """Put layers without parameters (dropout) before a frozen layer in evaluation mode."""
+    # From back to front, as whether a layer without parameters rests depends on what follows it.
     leads_to_frozen = False
     for module in reversed(sequence):
         own = list(module.parameters())
@@ -105,6 +107,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: Factor) -> None:
     """Set every group's learning rate, and its momentum if the schedule sets one."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor.rate
+        # As in OneCycleLR, Adam's first beta takes the place of momentum.
         if factor.momentum is not None and "betas" in group:
             group["betas"] = (factor.momentum, group["betas"][1])
         elif factor.momentum is not None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SHOWN = 3
 # Parameter names in torchvision's own files that its models have since changed.
 _RENAMED = (
+    # DenseNet: `norm.1` became `norm1`. ViT: the MLP became a Sequential, with dropout in between.
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)"), r"\1"),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
@@ -139,8 +140,11 @@ def _resize_positions(given: dict[str, Tensor], backbone: Backbone) -> None:
     if own is None or _POSITIONS not in given or given[_POSITIONS].shape == own.shape:
         return
     patch = backbone.model.patch_size
+    # One position for the class token, then a square grid of patches. Other shapes are left as they
+    # are, and reported as misfits.
     batch, length, width = given[_POSITIONS].shape if given[_POSITIONS].ndim == 3 else (0, 0, 0)
-    if batch == 1 and width == own.shape[2] and math.isqrt(length - 1) ** 2 == length - 1:
+    side = math.isqrt(max(0, length - 1))
+    if batch == 1 and width == own.shape[2] and side and side**2 == length - 1:
         resized = interpolate_embeddings(backbone.image_size, patch, OrderedDict(given))
         given[_POSITIONS] = resized[_POSITIONS]
 

@@ -89,6 +89,9 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
             have taken; if some parameters match no pattern; or if nothing is trained at the first
             step.
     """
+    # 1. Each group of the manifest takes the parameters that it matches from those that are left.
+    # 2. Its parameters are split into pieces with equal settings, by block and by weight decay.
+    # 3. Pieces with equal settings are merged, whichever group they are from.
     left = list(layout.sizes)
     pieces: list[RateGroup] = []
     for number, group in enumerate(optimizer.groups):
@@ -133,6 +136,7 @@ def matches(pattern: str, name: str, head: Collection[str]) -> bool:
     if pattern in ("head", "backbone"):
         return (name in head) == (pattern == "head")
     parts, components = pattern.split("."), name.split(".")
+    # `map` stops at the shorter sequence, so only the leading components are compared.
     return len(parts) <= len(components) and all(map(fnmatchcase, components, parts))
 
 
@@ -169,6 +173,7 @@ def _by_depth(
         if group.geometric:
             # From `to` at the head down to `from`, by equal factors.
             low, high = group.geometric.from_, group.geometric.to
+            # A group of one block gets `to`; `max` only avoids a division by zero.
             changes["lr"] = high * (low / high) ** (number / max(1, len(own) - 1))
         if until and by_block:
             changes["release"] = until.release(number, steps_per_epoch)
@@ -198,6 +203,8 @@ def _merged(pieces: Sequence[RateGroup], order: Sequence[str]) -> Iterator[RateG
         key = (piece.lr, piece.weight_decay, piece.release, piece.batch_norm)
         if piece.parameters:
             alike.setdefault(key, []).append(piece)
+    # Parameters come from sets, whose order differs from one process to the next; all ranks, and
+    # later attempts, must have the same order.
     places = {name: place for place, name in enumerate(order)}
     names: dict[str, int] = {}
     for group in alike.values():

@@ -67,6 +67,7 @@ def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ..
         Global steps, from 0.
     """
     if schedule.name == "one_cycle":
+        # The peak may lie between two steps; either may have the higher rate.
         top = _RISE * total - 1
         return max(0, math.floor(top)), max(0, math.ceil(top))
     return (schedule.warmup.in_steps(steps_per_epoch) if schedule.warmup else 0,)
@@ -74,6 +75,8 @@ def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ..
 
 def _one_cycle(step: int, total: int) -> Factor:
     """One-cycle policy of Smith and Topin, 2018, with the cosine phases of `OneCycleLR`."""
+    # `top` need not be a whole step, as in torch, and is negative for fewer than four steps, which
+    # then have no rising phase.
     top, last = _RISE * total - 1, total - 1
     if step <= top:
         done = step / top if top else 1.0

@@ -12,7 +12,7 @@ from torchvision import models
 
 from worker.errors import ConfigurationError, first_line
 
-_MAX_NEAR = 20
+_MAX_NEAR = 20  # names considered, before they are sorted by similarity
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
 """Names of auxiliary classifiers, which are used in training only."""
@@ -109,6 +109,7 @@ def _objection(name: str, image_size: int) -> str:
     """Return the error that images of this size cause in the model; empty if there is none."""
     try:
         model = skeleton(name, image_size).train()
+        # Two images, as BatchNorm refuses a single value per channel.
         model(torch.empty(2, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         return first_line(error).rstrip("!.") or type(error).__name__
@@ -174,6 +175,7 @@ class _WithoutMemory(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        # torch's layers allocate their weights with `torch.empty`, then initialize them in place.
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)

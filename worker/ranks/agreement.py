@@ -50,8 +50,11 @@ class Agreement:
 
     def propose(self, signals: Signals) -> None:
         """Start an exchange; all ranks must call this."""
+        # One tensor of integers, so that a single all-reduce covers the flags and the exit code.
         flags = torch.tensor([int(value) for value in astuple(signals)], dtype=torch.int32)
         if self._stream:
+            # On a stream of its own: on the default stream, the read-out would wait for all work
+            # queued there, including the step in progress.
             with torch.cuda.stream(self._stream):
                 flags = flags.pin_memory().to(self._device, non_blocking=True)
                 self._reduce(flags)

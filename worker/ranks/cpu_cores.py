@@ -38,6 +38,7 @@ def cgroup_cores(root: Path, own: Path) -> float:
         root: Mount point of the hierarchies, `/sys/fs/cgroup`.
         own: The file that lists this process's groups, `/proc/self/cgroup`.
     """
+    # Limits nest, so the strictest one applies.
     limits = [math.inf]
     for folder in _folders(root, own):
         try:
@@ -60,10 +61,13 @@ def _folders(root: Path, own: Path) -> Iterator[Path]:
     except OSError:
         return
     for line in lines:
+        # Lines are `ID:CONTROLLERS:PATH`; version 2 has a single one, `0::PATH` (man 7 cgroups).
         _, controllers, name = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         mount = root / "cpu" if controllers else root
         group = PurePosixPath(name.lstrip("/"))
+        # The path may be the host's, which does not exist inside a container; there, the last
+        # parent, `.`, is the mount point, which is the container's own group.
         for part in (group, *group.parents):
             yield mount / part

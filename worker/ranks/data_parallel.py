@@ -27,7 +27,7 @@ def in_parallel(model: nn.Module, rank: Rank) -> nn.Module:
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if on_gpu else None,
-        gradient_as_bucket_view=True,
+        gradient_as_bucket_view=True,  # gradients live in the buckets, with no second copy
         # Only rank 0's BatchNorm statistics are used: to save, to evaluate, and in short batches.
         **_NO_SYNC,
         # Otherwise, DDP rebuilds its buckets after the first step, and gloo sums in a different

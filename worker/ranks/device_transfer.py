@@ -27,6 +27,8 @@ class Readout:
     """Numbers that are being copied from a device to the host."""
 
     def __init__(self, values: Tensor) -> None:
+        # With `non_blocking`, `to` copies to page-locked memory, where the numbers must not be read
+        # before the mark has been passed.
         self._values = values.to("cpu", non_blocking=True)
         self._mark = Mark(values.device)
 
@@ -55,9 +57,12 @@ class Uploader:
             copied = tensor.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
+        # The memory belongs to the copying stream: without this, the allocator could reuse it for
+        # the next copy while the current stream still reads it.
         copied.record_stream(current)
         return copied
 
     def index(self, index: Tensor) -> Tensor:
         """Copy a small tensor in pageable memory, such as an index, to the device."""
+        # A copy from pageable memory may block the host.
         return self(index.pin_memory() if self._stream else index)

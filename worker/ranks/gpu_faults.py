@@ -7,13 +7,14 @@ import torch
 
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError, first_line
 
-_FABRIC = "802"  # cudaErrorSystemNotReady
+_FABRIC = "802"  # cudaErrorSystemNotReady, as on NVSwitch machines without the fabric manager
 _WRONG_DRIVER = (
     "driver on your system is too old",
     "no NVIDIA driver",
     "unsupported display driver",
 )
 _BROKEN = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_EXECUTION_FAILED")
+# It contains "CUDA error" too, but is raised by a program's mistake, such as a label out of range.
 _OWN_BUG = "device-side assert"
 
 
@@ -26,6 +27,7 @@ def start_cuda(device: torch.device) -> None:
     """
     try:
         torch.cuda.set_device(device)
+        # `set_device` alone may succeed on a GPU that cannot be used.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise _cannot_start(device, first_line(error)) from None

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 _FOREVER = datetime.timedelta(days=365)
-_FAREWELL = -1
+_FAREWELL = -1  # in place of the number of a lost rank
 _GRACE_SECONDS = 3.0
 _CLOSE_SECONDS = 5.0
 
@@ -37,6 +37,7 @@ class Liveness:
         self._thread: threading.Thread | None = None
         if dist.get_world_size() == 1:
             return
+        # Each rank receives from the left and sends to the right, so the messages go around a ring.
         self._left, self._right = ((dist.get_rank() + x) % dist.get_world_size() for x in (-1, 1))
         # Without this, a rank that is already gone would be waited for until the new group times
         # out.
@@ -62,6 +63,7 @@ class Liveness:
 
     def _greet(self, patience: datetime.timedelta) -> None:
         """Exchange messages with both neighbors: only an established connection can break."""
+        # Both at once: if all ranks first waited for their send, none might get to its receive.
         words = torch.zeros(2, 1, dtype=torch.int64)
         sent = dist.isend(words[0], self._right, group=self._group)
         received = dist.irecv(words[1], self._left, group=self._group)
@@ -70,6 +72,8 @@ class Liveness:
                 work.wait(patience)
 
     def _listen(self) -> None:
+        # Only the right neighbor of a lost rank has its receive fail. It sends the number on, as
+        # does every rank that receives it, up to the lost rank's left neighbor.
         message = torch.zeros(1, dtype=torch.int64)
         try:
             dist.recv(message, self._left, group=self._group)

@@ -19,13 +19,14 @@ from worker.errors import ConfigurationError, InfrastructureError, StopRequested
 from worker.ranks.gpu_faults import gpu_error, start_cuda
 from worker.ranks.network_interface import interface_to, is_loopback, own_address
 from worker.ranks.rank import Rank
+from worker.ranks.roll_call import join
 from worker.ranks.stop_signal import StopFlag
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS, _QUIET_SECONDS = 0.1, 3.0
-_LEAVE_SECONDS = 10.0
-_HEAR_SECONDS = 1.0
+_LEAVE_SECONDS = 10.0  # longest wait for the group's destruction; the exit ends it anyway
+_HEAR_SECONDS = 1.0  # the scheduler signals all ranks, but not at the same instant
 _CONNECT_SECONDS = 3
 _STOPPED_EARLY = "stopped on request before the ranks met; start again"
 _LOOPBACK = ("localhost", "127.0.0.1")
@@ -34,6 +35,7 @@ _CONNECTED = 512
 lost before others have communicated with it is noticed only by its neighbors.
 """
 _CPU = torch.device("cpu")
+# Such as `[/gloo/transport/tcp/pair.cc:561] ` and ` in: /c10d/NCCLUtils.cpp:94, `.
 _SOURCE_PLACE = re.compile(r"( in:)? ?\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+[\],]* ?")
 
 
@@ -72,6 +74,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         store = _open_rendezvous(rank, listener, stop)
         _choose_interface(rank, store)
         dist.init_process_group(
+            # GPU jobs need gloo as well, for what the hosts exchange in CPU tensors.
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,
             rank=rank.rank,
@@ -112,6 +115,7 @@ def meaningful_errors() -> Iterator[None]:
             raise ConfigurationError(
                 f"NCCL refuses these ranks, as it does if two share one GPU: {first_line(error)}"
             ) from None
+        # gloo raises plain RuntimeErrors, recognizable only by their text.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise InfrastructureError(
                 f"lost another rank ({_gloo_reason(error)}); its own log says why it ended"
@@ -141,6 +145,9 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
     torchrun's agent serves the store if there is one, otherwise rank 0 does.
     torch would ignore signals while it waits for the others, so this function polls instead.
     """
+    # 1. Connect to the store, or serve it.
+    # 2. Count this rank in `met`, and poll until all ranks are counted.
+    # 3. Only then return: `init_process_group`, which follows, blocks and ignores signals.
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = rank.leads and not agent
     looks = _looks(rank, stop)
@@ -150,21 +157,13 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
             store = _connect(rank, listener, serves=serves)
         if not store:
             next(looks)
+    # The short timeout that a client connects with is too short for reads that wait for other
+    # ranks.
     store.set_timeout(datetime.timedelta(seconds=Settings.from_env().rendezvous_seconds))
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     shared = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-    met = shared.add("met", 1)
-    while met < rank.world_size:
-        try:
-            next(looks)
-        except StopRequested:
-            # Once all have joined, they expect this rank and would wait for it, ignoring signals.
-            if shared.add("met", -1) < rank.world_size - 1:
-                raise
-            shared.add("met", 1)
-            return shared
-        met = shared.add("met", 0)
+    join(shared, rank.world_size, looks)
     return shared
 
 
@@ -185,7 +184,9 @@ def _connect(rank: Rank, listener: socket.socket | None, *, serves: bool) -> Any
             rank.world_size,
             is_master=serves,
             timeout=datetime.timedelta(seconds=seconds),
+            # Waiting here would block signals until all ranks have connected.
             wait_for_workers=False,
+            # The store closes the descriptor, so Python's socket must no longer own it.
             master_listen_fd=listener.detach() if listener else None,
         )
     except (dist.DistError, RuntimeError):
@@ -205,8 +206,11 @@ def _choose_interface(rank: Rank, store: Any) -> None:
     address = own_address(rank.master_addr, rank.master_port) or ""
     outside = bool(address) and not is_loopback(address)
     store.set(f"address {rank.rank}", address if outside else "")
+    # Only now, after publishing this rank's address: others may be waiting for it in `get`.
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return
+    # A generator, so that ranks with an outside address read nothing; else every rank would read
+    # all addresses.
     others = (store.get(f"address {other}").decode() for other in range(rank.world_size))
     target = address if outside else next(filter(None, others), "")
     interface = interface_to(target) if target else None
@@ -257,6 +261,7 @@ def total(*values: float, device: torch.device = _CPU) -> list[float]:
     On the CPU, a lost rank is noticed at once. With a GPU as `device`, the sum uses the links
     between GPUs, which scales to thousands of ranks, and runs after all work queued on the GPU.
     """
+    # float64 holds counts exactly up to 2**53; float32 only up to 2**24.
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     summed: list[float] = tensor.tolist()

@@ -31,6 +31,7 @@ class StopFlag:
         """Whether there may be anything to commit; if not, a signal ends the process immediately.
         """
         self.listener: Callable[[int], None] | None = None
+        # In Unix time rather than on the monotonic clock, as Slurm gives the end of the job in it.
         self._deadline: float | None = None
         self._process = 0
 

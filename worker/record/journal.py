@@ -31,11 +31,17 @@ PROGRESS_SECONDS = 30.0
 _FIRST_SECONDS = 3.0  # a user who has just started a job wants to see progress
 _FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # keeps a history to hundreds of pieces
 _LAST_WORD_SECONDS = 5.0
-_PIECE_CHARACTERS = 1 << 18
+_PIECE_CHARACTERS = 1 << 18  # larger ones would be uploaded again in full at every flush
 
 
 class Journal:
-    """The journal of an attempt; does nothing on ranks other than the leading one."""
+    """The journal of an attempt; does nothing on ranks other than the leading one.
+
+    Args:
+        store: The output of the job.
+        attempt: The number of the attempt.
+        leads: Whether this is rank 0, which writes.
+    """
 
     def __init__(self, store: Store, attempt: int, *, leads: bool) -> None:
         self._store = store
@@ -45,6 +51,8 @@ class Journal:
         self._progress = ProgressRecord()
         self._piece = 1
         self._text = ""  # contents of the last piece
+        # Taken in this order: `_writing` for a whole flush, as commits and the writer thread both
+        # flush; `_lock` briefly, for the queue and the progress.
         self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -86,8 +94,11 @@ class Journal:
                 return
             text = self._text + "".join(map(_line_of, events))
             name = history_name(self._attempt, self._piece)
+            # Writing the piece again after an error is harmless: it contains all of its earlier
+            # text.
             self._store.put(name, text.encode())
             with self._lock:
+                # Events noted during the write follow those written.
                 del self._events[: len(events)]
             self._text = text
             if len(text) > _PIECE_CHARACTERS:
@@ -114,6 +125,7 @@ class Journal:
             since, elapsed = time.monotonic() - self._flushed, time.monotonic() - self._began
             try:
                 self._put_progress()
+                # The first flush is immediate, so that the start is on record.
                 # Longer runs flush less often, so that the number of pieces stays bounded.
                 interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
                 if last or (self._piece == 1 and not self._text) or since > interval:

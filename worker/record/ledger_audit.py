@@ -142,6 +142,8 @@ def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
     discarded.
     """
     kept = []
+    # From the newest attempt to the oldest: `limit` is the lowest step at which any newer attempt
+    # began.
     limit = np.iinfo(np.int64).max
     by_attempt: dict[int, list[LedgerPart]] = {}
     for piece in pieces:
@@ -166,12 +168,14 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
         The audit of each epoch; in an unfinished one, only repeated samples are faults.
     """
     steps = steps_per_epoch(samples, batch_size)
-    done = max(done, int(rows[:, 0].max()) + 1)
+    done = max(done, int(rows[:, 0].max(initial=-1)) + 1)
     audits = []
     for epoch in range(ceil_div(done, steps)):
+        # An id that was left out is stored as -1 - id, so that 0 has a negative form as well.
         planned = rows[rows[:, 0] // steps == epoch, 1]
         left_out = -1 - planned[planned < 0]
         ids = planned[planned >= 0]
+        # Samples left out count as well: they are not lost, and training on one is a repetition.
         counts = np.bincount(np.concatenate([ids, left_out]), minlength=samples)
         complete = done >= (epoch + 1) * steps
         lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)

@@ -23,7 +23,7 @@ from worker.ranks.rank import Rank
 from worker.store import Store
 from worker.store.json_records import put_json
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20  # 64 Ki rows
 _RANKS_PER_PIECE = 8
 _NOTHING = -1  # in place of a step: marks an empty row
 _NO_ROWS = np.empty((0, 2), np.int64)
@@ -61,6 +61,8 @@ class Recorder:
         self._share = share
         self._samples = samples
         self._rows: list[Ids] = []
+        # The first step and the rows of the last object written, which is still to grow. Only
+        # `write` changes it, and only one save is under way at a time.
         self._piece: tuple[int, Ids] | None = None
         self._evaluations: list[int] = []
 
@@ -110,6 +112,9 @@ class Recorder:
         self._first, self._rows = step, []
         if not self._samples or step <= first:
             return lambda: None
+        # Transfers begin here, in the calling thread, so that they match on all ranks; only the
+        # waiting is left to the returned function. The size is fixed, as every rank knows `room`
+        # without asking the others.
         leader = self._rank.rank // _RANKS_PER_PIECE * _RANKS_PER_PIECE
         room = (step - first) * self._share
         if self._rank.rank != leader:
@@ -118,6 +123,7 @@ class Recorder:
         receive = _receive(range(leader + 1, stop), room)
 
         def write() -> None:
+            # The name contains the first step, so a growing piece replaces its earlier version.
             begun, kept = self._piece or (first, _NO_ROWS)
             found = np.concatenate([kept, *rows, *receive()])
             if len(found) > len(kept):

@@ -11,7 +11,7 @@ from worker.record.events import CommitEvent, StepEvent
 from worker.record.journal import Journal
 from worker.record.progress import Progress, StepProgress
 
-_MAX_IN_HISTORY = 2000
+_MAX_IN_HISTORY = 2000  # step events, more than enough for a chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class StepReport:
 def merge_reports(reports: Sequence[StepReport]) -> StepProgress:
     """Return consecutive reports merged into one."""
     sound = [report for report in reports if report.counted]
+    # Dividing by NaN makes the means NaN if nothing counted.
     counted = sum(report.counted for report in sound) or math.nan
     seconds = sum(report.seconds for report in reports)
     return replace(
@@ -44,7 +45,14 @@ def merge_reports(reports: Sequence[StepReport]) -> StepProgress:
 
 
 class Telemetry:
-    """The telemetry of one rank; the history is thinned out so that it stays small."""
+    """The telemetry of one rank; the history is thinned out so that it stays small.
+
+    Args:
+        metrics: The metrics of the rank.
+        journal: The journal of the attempt.
+        progress: The progress display.
+        total_steps: The total number of steps of the job.
+    """
 
     def __init__(
         self, metrics: Metrics, journal: Journal, progress: Progress, total_steps: int
@@ -84,6 +92,7 @@ class Telemetry:
         step, metrics = report.step, self._metrics
         for name, rate in step.rates.items():
             metrics.rate(name).set(rate)
+        # The rate of a group is 0 until its release.
         trained = {name for name, rate in step.rates.items() if rate}
         if trained != self._trained:
             self._trained = trained

@@ -12,7 +12,7 @@ from worker.report.read_run import Run
 
 _NAMES = ("job", "output")
 _NOTHING = "-"
-_WIDEST = 32
+_WIDEST = 32  # characters of a setting
 _FEW_IMAGES = 10
 _MARK = "★"
 _BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
@@ -71,7 +71,7 @@ def _results(name: str, values: Sequence[Any]) -> list[str]:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"
+    return text if len(text) <= _WIDEST else f"…{text[-_WIDEST:]}"  # addresses differ at the end
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -84,6 +84,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
         field
         for field in fields
         if field not in _NAMES
+        # As text, since lists are not hashable.
         and len({str(run.settings.get(field)) for run in runs}) > 1
         and not all(is_default(field, run.settings[field]) for run in runs if field in run.settings)
     ]

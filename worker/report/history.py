@@ -79,8 +79,11 @@ def read_history(store: Store) -> History:
         found = list(pool.map(lambda piece: read_history_lines(store, piece[1]), pieces))
     told: dict[int, list[Event]] = {}
     for (attempt, _), lines in zip(pieces, found, strict=True):
+        # Pieces are listed in key order, which is the order of their numbers: these are
+        # zero-padded.
         told.setdefault(attempt, []).extend(lines)
     parts = (AttemptHistory(number, tuple(events)) for number, events in sorted(told.items()))
+    # `start` requires the event, which is missing if the first piece is damaged.
     return History(tuple(p for p in parts if any(isinstance(e, StartEvent) for e in p.events)))
 
 
@@ -89,6 +92,8 @@ def stitched(parts: Sequence[AttemptHistory]) -> list[Event]:
     kept: list[Event] = []
     for part in parts:
         begun = part.start.step
+        # What an attempt did beyond the step that the next one resumes from was discarded. Ends
+        # have no step, and count as 0 so that all are kept.
         kept = [event for event in kept if _step_of(event) <= begun]
         kept += part.events
     return kept

@@ -83,6 +83,7 @@ def _render(template: str, **values: Any) -> str:
         loader=jinja2.PackageLoader("worker.report"),
         autoescape=jinja2.select_autoescape(),
         trim_blocks=True,
+        # A misspelled name raises an error instead of rendering as nothing.
         undefined=jinja2.StrictUndefined,
     )
     environment.tests["numeric"] = _is_numeric
@@ -140,6 +141,7 @@ def _attempt_rows(run: Run) -> list[tuple[str, ...]]:
     """Return a row per attempt, including those killed before they recorded anything."""
     told = {part.attempt: _attempt_row(part) for part in run.history.parts}
     silent = {
+        # Five dashes for the columns between the start and the end, as in `_attempt_row`.
         number: (str(number), (at or _NOTHING)[:19].replace("T", " "), *"-----", _SILENT)
         for number, at in run.started.items()
     }
@@ -170,7 +172,9 @@ def _classes(rows: Rows | None, names: Sequence[str]) -> dict[str, Any]:
     totals, right = by_class(rows, len(names))
     wrong = rows[rows[:, 0] != rows[:, 1]]
     wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")]
+    # Reversed, as the last entry for a label wins: its most frequent mistake.
     most = {label: (names[other], str(number)) for label, other, number in wrong[::-1].tolist()}
+    # Classes without images get 1, which keeps them from being listed as the worst.
     shares = np.divide(right, totals, out=np.ones(len(names)), where=totals > 0)
     worst = np.argsort(shares, kind="stable")[:_MAX_ROWS].tolist()
     small = len(names) <= _MAX_IN_MATRIX
@@ -255,6 +259,7 @@ def _environment(run: Run) -> list[tuple[str, str]]:
     for facts in run.environments.values():
         for name, value in facts.items():
             shown_value = shown_setting(value) if value != {} else _NOTHING
+            # Only changes between successive attempts are listed.
             if rows.setdefault(name, [])[-1:] != [shown_value]:
                 rows[name].append(shown_value)
     absent = [[shown_setting(None)], [_NOTHING]]

@@ -15,7 +15,7 @@ from worker.store.json_records import complaint, get_json
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30  # keeps a damaged or foreign object from filling the memory
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -97,6 +97,7 @@ def read_run(store: Store) -> Run:
         mistakes=[
             mistake
             for mistake in (mistakes.root if mistakes else ())
+            # The plan may be missing, and the page shows mistakes by class name.
             if max(mistake.label, mistake.predicted) < class_count
         ],
         bad_samples=_bad_samples(store, names),
@@ -117,6 +118,7 @@ def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[
 
 def _bad_samples(store: Store, names: list[str]) -> list[ListedBadSample]:
     """Return the bad samples of each data set, from the last attempt that listed any."""
+    # Names are sorted by attempt, and the last one of each split wins.
     last = {match[2]: name for name in names if (match := BAD_SAMPLES.fullmatch(name))}
     return [
         ListedBadSample(split, sample)

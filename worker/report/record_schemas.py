@@ -49,6 +49,7 @@ class MistakeRecord(StoredRecord):
     label: Annotated[int, Field(ge=0)]
     predicted: Annotated[int, Field(ge=0)]
     confidence: Share
+    # Only base64, as the page embeds it in a `data:` URL.
     jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=1 << 20)]
 
 

@@ -44,6 +44,8 @@ def rates(run: Run) -> list[str]:
     }
     for title, values in series.items():
         lines = [
+            # The axis is logarithmic: a value of 0, such as the rate of a frozen group, becomes a
+            # gap.
             _line(name, steps, [by_group.get(name) or None for by_group in values], number)
             for number, name in enumerate(names)
         ]
@@ -98,11 +100,13 @@ def timeline(run: Run) -> list[str]:
     began = parts[0].events[0].time
     total = parts[-1].events[-1].time - began
     units = {"hours": _HOUR, "minutes": _MINUTE, "seconds": 1.0}
+    # The largest unit such that the run lasted more than three of it.
     unit, seconds = next((item for item in units.items() if total > 3 * item[1]), ("seconds", 1.0))
     lines = []
     for part in parts:
         step, xs, ys = part.start.step, [], []
         for event in part.events:
+            # An end has no step of its own: the line extends to it at the last known step.
             if isinstance(event, StartEvent | StepEvent):
                 step = event.step
             elif not isinstance(event, EndEvent):

@@ -17,7 +17,7 @@ from worker.record.progress_record import End, ProgressRecord
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import get_json
 
-_SILENT_SECONDS = 3 * PROGRESS_SECONDS
+_SILENT_SECONDS = 3 * PROGRESS_SECONDS  # one lost report does not make a run silent
 _SILENCE = "no heartbeat: the run was killed, or is cut off from its storage"
 _STATES: dict[int, str] = {ExitCode.STOPPED: "stopped", ExitCode.SUPERSEDED: "superseded"}
 
@@ -76,6 +76,7 @@ def read_status(store: Store) -> Status:
         raise ConfigurationError(
             f"{store.uri}: holds no run; pass the output of a job that has been started"
         )
+    # Lazy, so usually only the newest record is read; older ones are needed if that is damaged.
     claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
     attempt, claim = next((c for c in claims if c[1]), (numbers[-1], None))
     said, age = _read_progress(store, attempt)
@@ -128,6 +129,7 @@ def _read_progress(store: Store, attempt: int) -> tuple[ProgressRecord, float]:
         said = get_json(store, name, ProgressRecord)
     if said is None:
         name = attempt_name(attempt)
+    # By the store's clock, as the clock of the node that wrote it may be wrong.
     written = max((info.modified for info in store.list(name)), default=time.time())
     return said or ProgressRecord(), max(0.0, time.time() - written)
 

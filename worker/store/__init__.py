@@ -35,15 +35,16 @@ def open_store(uri: str) -> Store:
             f"{uri}: is not an address; give s3://BUCKET/PREFIX, file:///PATH or a path"
         ) from None
     if parts.scheme == "s3":
-        if uri.startswith("s3:/") and not uri.startswith("s3://"):
+        if uri[3:4] == "/" and uri[3:5] != "//":
             raise ConfigurationError(f"{uri}: is missing a slash; give s3://BUCKET/PREFIX")
         if not parts.netloc or "@" in parts.netloc:
             raise ConfigurationError(
                 "an s3:// address has the form s3://BUCKET/PREFIX, without credentials"
             )
-        return S3Store(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}"))
+        # Not `parts.path`: a key may contain `?` and `#`, which end the path of a URL.
+        return S3Store(parts.netloc, uri[len(f"s3://{parts.netloc}") :])
     if parts.scheme == "file":
-        path = uri.removeprefix("file://").removeprefix("localhost")
+        path = uri[len("file://") :].removeprefix("localhost")
         if not path.startswith("/"):
             raise ConfigurationError(
                 f"{uri}: a file address has the form file:///PATH, with three slashes"

@@ -38,6 +38,8 @@ def check_settings(env: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{name}: {env[name][:60]!r} is not a region name")
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
         raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
+    # Files that will not be used may be missing: a CA bundle without TLS, a credentials file if the
+    # keys are in the environment.
     tls = not endpoint_in(env).startswith("http://")
     used = [*(_CERTIFICATES if tls else ()), *(() if env.get(_PAIR[0]) else _IDENTITIES)]
     for name in used:
@@ -52,6 +54,7 @@ def endpoint_in(env: Mapping[str, str]) -> str:
     """Return the address of the endpoint without a login; empty if no endpoint is set."""
     url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
     scheme, _, rest = url.partition("://")
+    # The login is removed first, as a password may contain a slash.
     return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}" if url else ""
 
 
@@ -66,6 +69,7 @@ def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
 
 def _require_plain(name: str, value: str) -> None:
     """Raise `ConfigurationError` for a value that no HTTP header can hold, without showing it."""
+    # Header values are printable ASCII without spaces at either end (RFC 9110, section 5.5).
     if value == value.strip() and value.isascii() and value.isprintable():
         return
     what = "contains a character that is not allowed"

@@ -40,11 +40,13 @@ def _create(s3: Any, name: str) -> bool:
             f"s3://{name}/: {name} is not a valid bucket name; use 3 to 63 lowercase letters, "
             "digits, dots and dashes"
         )
+    # S3 refuses us-east-1 as a location constraint: it is the default, written as none.
     region = s3.meta.region_name
     where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None
     try:
         s3.create_bucket(Bucket=name, **({"CreateBucketConfiguration": where} if where else {}))
     except boto_errors.ClientError as error:
+        # Another process may have created it since the check.
         if code_of(error) not in _OWN:
             raise
     return True

@@ -17,6 +17,7 @@ from worker.store.error_kinds import refuse_redirect
 from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
 
 _lock = threading.Lock()
+# botocore has no setting for the connection class, so it is replaced for the whole process.
 AWSHTTPConnectionPool.ConnectionCls = WatchedHTTPConnection
 AWSHTTPSConnectionPool.ConnectionCls = WatchedHTTPSConnection
 
@@ -49,6 +50,7 @@ def _client(pid: int) -> Any:
                 # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
+                # `worker.store.retries` has its own policy, with a deadline.
                 retries={"total_max_attempts": 1},
                 max_pool_connections=64,
                 connect_timeout=10,

@@ -12,7 +12,7 @@ import urllib3.exceptions
 from worker.errors import ConfigurationError
 from worker.store.aws_settings import endpoint_in
 
-LOST_RACE = {409, 412}
+LOST_RACE = {409, 412}  # the answers to a conditional write that another writer has preceded
 _CONNECTION_ERRORS = (
     boto_errors.HTTPClientError,
     boto_errors.ConnectionError,
@@ -41,6 +41,7 @@ _TLS = {
     "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
     "match": "has a certificate for a different host name; use the certificate's host name in "
     "AWS_ENDPOINT_URL",
+    # Last, as the text of the certificate errors above contains this, too.
     "CERTIFICATE_VERIFY_FAILED": (
         "has a certificate signed by an unknown authority; set AWS_CA_BUNDLE to a file with "
         "that authority's certificate"
@@ -68,6 +69,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _CONNECTION_ERRORS):
         return True
     status = status_of(error)
+    # 501 is permanent: the server does not implement the request, such as a conditional write.
     passing = status in _PASSING or (status >= 500 and status != _NOT_IMPLEMENTED)
     return passing or code_of(error) in _RENEWED | _HICCUPS
 

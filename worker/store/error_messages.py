@@ -54,6 +54,7 @@ def endpoint() -> str:
 
 def translate(error: Exception, uri: str) -> Exception:
     """Return an error with a clear one-line message, without request or response headers."""
+    # From the specific to the general: `TooSlow`, for one, counts as transient, too.
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ConfigurationError(f"{uri}: {_missing_credentials()}")
     if isinstance(error, boto_errors.ClientError):
@@ -64,6 +65,7 @@ def translate(error: Exception, uri: str) -> Exception:
         return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error)}")
     if is_transient(error):
         return InfrastructureError(f"{uri}: {_lost_connection(error)}")
+    # Only bare ones get here, for requests that could not be sent at all; see `is_transient`.
     if isinstance(error, boto_errors.HTTPClientError):
         return ConfigurationError(
             f"{uri}: the credentials or the region contain characters that cannot be sent "
@@ -95,6 +97,8 @@ def _lost_connection(error: Exception) -> str:
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     """Return an error with the reason for the store's refusal, in one line."""
     code, status = code_of(error), status_of(error)
+    # The order matters: expired credentials count as transient, too, and the next two are a 403 and
+    # a 400, like refusals that have other remedies.
     if needs_renewal(error):
         return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
     if code == "RequestTimeTooSkewed":
@@ -110,6 +114,7 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     if is_transient(error):
         name = "" if code == str(status) else f" {code}"  # a gateway's response has no code
         return InfrastructureError(f"{uri}: the store answers {status}{name}")
+    # With any code: the response to a HEAD has no body that could hold one.
     if status == 404 and code != "NoSuchBucket":
         return ObjectMissing(f"{uri}: no such object")
     return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
@@ -147,6 +152,7 @@ def _skew(error: boto_errors.ClientError) -> str:
     try:
         there = email.utils.parsedate_to_datetime(headers["date"])
         seconds = (datetime.datetime.now(datetime.UTC) - there).total_seconds()
+    # A zone of "-0000" yields a naive time, whose subtraction is a `TypeError`.
     except (KeyError, TypeError, ValueError):
         return f"{text}; set it (NTP)"
     side = "ahead" if seconds > 0 else "behind"
@@ -162,6 +168,7 @@ def _wrong_region(error: boto_errors.ClientError) -> str:
 
 def _reason(error: Exception) -> str:
     """Return why a host could not be reached, in the network's own words if they are known."""
+    # botocore keeps the error of urllib3, which names the cause, among its own arguments.
     inner: object = error
     if isinstance(error, boto_errors.BotoCoreError):
         inner = getattr(error, "kwargs", {}).get("error", error)
@@ -172,6 +179,7 @@ def _reason(error: Exception) -> str:
         if known in text:
             return known.lower()
     if "Tunnel connection failed" in text:
+        # Written by http.client, and quoted in the repr of an error inside that of urllib3.
         return first_line(ValueError(text.partition("Tunnel connection failed: ")[2].rstrip("')")))
     if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError) or "timed out" in text:
         return "no answer in time"

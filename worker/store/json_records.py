@@ -32,6 +32,7 @@ def get_json(store: Store, key: str, schema: type[R]) -> R | None:
     Raises:
         ObjectMissing: If there is no such object.
     """
+    # One byte more than allowed, so that an object that is too large does not look truncated.
     data = store.get(key, 0, _MAX_BYTES + 1)
     try:
         if len(data) > _MAX_BYTES:

@@ -35,7 +35,7 @@ class LocalStore:
         try:
             with measured("get") as moved, _opened(self._path(key)) as file:
                 file.seek(start)
-                data = file.read(-1 if stop is None else stop - start)
+                data = file.read(-1 if stop is None else max(0, stop - start))
                 moved.size = len(data)
                 return data
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -50,7 +50,13 @@ class LocalStore:
         path = self._path(key)
         try:
             with measured("put") as moved:
-                os.replace(self._write_temporary(path, pieces), path)
+                # Atomic, and the data is on disk before the name is: after a power failure, the
+                # name stands for the old object or for the whole new one.
+                temporary = self._write_temporary(path, pieces)
+                try:
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
                 moved.size = size
         except OSError as error:
             raise self._translate(key, error) from error
@@ -83,6 +89,8 @@ class LocalStore:
                 temporary = self._write_temporary(path, (data,))
                 try:
                     check()
+                    # Unlike a rename, a link fails if the name is taken, so one of many writers
+                    # creates the object, with all of its contents.
                     os.link(temporary, path)
                     moved.size = len(data)
                 except FileExistsError:
@@ -95,6 +103,7 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
+        # Collected before the first yield: what the caller does between objects is not measured.
         found = []
         with measured("list"):
             for path in folder.rglob("*"):
@@ -110,6 +119,7 @@ class LocalStore:
                                 version=_version(status),
                             )
                         )
+        # By code point, which is the order of the keys' UTF-8 bytes, as in S3.
         yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -152,6 +162,8 @@ class LocalStore:
 
 
 def _version(status: os.stat_result) -> str:
+    # Every write makes a new file, and so a new inode; the times tell files apart if the file
+    # system has reused the number of a deleted one.
     return f"{status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
@@ -163,6 +175,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """
     with (folder / _LOCK).open("ab") as file:
         with contextlib.suppress(OSError):
+            # POSIX locks, which NFS passes on to the server. They exclude other processes, not the
+            # threads of this one; closing the file releases them.
             fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 

@@ -22,6 +22,7 @@ def cut(pieces: Iterable[Piece], size: int) -> Iterator[bytearray]:
             source, filled = source[len(taken) :], filled + len(taken)
             if filled == size:
                 yield part
+                # Not reused: the caller may still be uploading what it was given.
                 part, filled = bytearray(size), 0
     if filled:
         yield part[:filled]

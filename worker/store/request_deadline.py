@@ -28,12 +28,15 @@ class _Request:
     def __init__(self, seconds: float) -> None:
         self.late_at = time.monotonic() + seconds
         self.sockets: list[socket.socket] = []
+        self.copies: list[socket.socket] = []
         self.is_late = False
 
     def shut_down(self) -> None:
         """Mark the request as late and shut down its sockets."""
+        # Set before the shutdown, which wakes the thread that then looks at it.
         self.is_late = True
-        for each in self.sockets:
+        for each in (*self.sockets, *self.copies):
+            # Raised by the plain socket below a TLS one, which is detached once TLS takes over.
             with contextlib.suppress(OSError):
                 # Not `SSLSocket.shutdown`, which would drop the TLS state while a reader uses it.
                 socket.socket.shutdown(each, socket.SHUT_RDWR)
@@ -64,11 +67,16 @@ class _Monitor:
     def _watch(self) -> None:
         while True:
             with self._lock:
+                # Under the same lock as in `add`: a new request either keeps this thread alive or
+                # finds it gone, and starts another.
                 if not self._requests:
                     self._thread = None
                     return
                 now = time.monotonic()
                 late = [each for each in self._requests if each.late_at < now]
+            # Every time until the request ends, as it may have opened another connection meanwhile.
+            # One that has just ended may have left its connection to another request; that one
+            # fails and is retried.
             for request in late:
                 request.shut_down()
             time.sleep(_POLL_SECONDS)
@@ -96,6 +104,7 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
         sent: The number of bytes that it sends.
     """
     request = _Request(seconds + sent / _MIN_BYTES_PER_SECOND)
+    # Requests nest: the check of `put_if_absent` makes some, each with a deadline of its own.
     around = getattr(_local, "request", None)
     _local.request = request
     _monitor.add(request)
@@ -108,12 +117,15 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
     finally:
         _local.request = around
         _monitor.remove(request)
+        for copy in request.copies:
+            copy.close()
 
 
 def allow(received: int) -> None:
     """Extend the deadline of this thread's request by the time that `received` bytes may take."""
     request = getattr(_local, "request", None)
     if request:
+        # No lock: only the thread that makes the request writes this.
         request.late_at += received / _MIN_BYTES_PER_SECOND
 
 
@@ -130,10 +142,14 @@ class _Watched:
 
     def _new_conn(self) -> socket.socket:
         made: socket.socket = super()._new_conn()  # type: ignore[misc]
-        _note(made)
+        # A copy, as TLS detaches the socket before its handshake; both stand for one connection.
+        request = getattr(_local, "request", None)
+        if request:
+            request.copies.append(made.dup())
         return made
 
     def request(self, *arguments: Any, **named: Any) -> Any:
+        # Before, for a connection that comes from the pool; after, for one opened by the call.
         _note(self.sock)
         result = super().request(*arguments, **named)  # type: ignore[misc]
         _note(self.sock)

@@ -22,7 +22,7 @@ from worker.store.traffic_counts import listener, measured
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_MIN_SECONDS = 1.0
+_MIN_SECONDS = 1.0  # for the last try, which may begin just before the deadline
 
 
 def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: int = 0) -> T:
@@ -52,7 +52,11 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
+        # Full jitter: uniform draws from 0 to 1, 2, 4, 8, 10, 10, … s, so that thousands of ranks
+        # that failed together do not return together (Brooker, "Exponential Backoff and Jitter",
+        # 2015).
         wait=tenacity.wait_random_exponential(multiplier=1, max=10),
+        # Gives up at once if the next pause would outlast the deadline.
         stop=tenacity.stop_before_delay(seconds),
         before_sleep=functools.partial(_warn, operation, uri),
         reraise=True,

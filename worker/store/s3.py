@@ -31,10 +31,13 @@ Condition = dict[str, str]
 """The `IfMatch` or `IfNoneMatch` condition of a write; empty if it is unconditional."""
 log = logging.getLogger(__name__)
 
+# Limits of multipart uploads: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html.
+# Parts grow with an object that would need more than `_MAX_PARTS` of them.
 _PART = 16 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
 _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
+# Codes of 404 for a conditional write: the object to replace, or the upload, was removed.
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
 _MAX_OBJECT = 5 << 30  # cap on the bytes of a response that extend its deadline
 
@@ -64,11 +67,14 @@ class S3Store:
                 raise NotS3
             # Passing the length makes reading a body a third cheaper; a proxy may omit it.
             length = response.get("ContentLength")
+            # A proxy may ignore the range and send the whole object, with 200.
             whole = response["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL
             if length is not None and stop is not None and not whole and length > stop - start:
                 raise NotS3
             allow(min(length or 0, _MAX_OBJECT))
             data: bytes = response["Body"].read(length)
+            # botocore compares the length only in a read that is not given one, or that returns
+            # nothing.
             if length is not None and len(data) < length:
                 raise urllib3.exceptions.IncompleteRead(len(data), length - len(data))
             return data[start:stop] if ranged and whole else data
@@ -93,6 +99,7 @@ class S3Store:
         part = max(_PART, ceil_div(size, _MAX_PARTS))
         name = self._name(key)
         if size <= part:
+            # Joined here, as every try sends all of it, but `pieces` can be iterated only once.
             body = b"".join(pieces)
 
             def put(condition: Condition) -> None:
@@ -133,6 +140,8 @@ class S3Store:
 
         sent: list[dict[str, Any]] = []
         under_way: deque[Future[dict[str, Any]]] = deque()
+        # Even on an error, the pool is left only once its requests have ended, so that the abort in
+        # `_write` comes last: S3 may keep a part that arrives during the abort, and charge for it.
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
             for number, body in enumerate(bodies, start=1):
                 if len(under_way) == _SIDE_BY_SIDE:
@@ -180,6 +189,9 @@ class S3Store:
             if status_of(error) == _NOT_IMPLEMENTED:
                 self._warn_unfenced()
                 write({})
+            # 412: the object has changed. 409: a conflicting request was under way at the same
+            # time. See
+            # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html.
             elif status_of(error) in LOST_RACE or code_of(error) in _NOTHING_THERE:
                 return False
             else:
@@ -214,8 +226,14 @@ class S3Store:
         # Queried by the object's full name: MinIO lists no uploads for a shorter prefix.
         name = self._name(key)
         query = {"Bucket": self.bucket, "Prefix": name["Key"]}
-        page = self._call("list", key, lambda: self._s3.list_multipart_uploads(**query))
-        left = [u["UploadId"] for u in page.get("Uploads", []) if u["Key"] == name["Key"]]
+        left = []
+        while True:
+            page = self._call("list", key, lambda: self._s3.list_multipart_uploads(**query))
+            left += [u["UploadId"] for u in page.get("Uploads", []) if u["Key"] == name["Key"]]
+            if not page.get("IsTruncated") or page.get("NextKeyMarker", "") > name["Key"]:
+                break
+            query["KeyMarker"] = page["NextKeyMarker"]
+            query["UploadIdMarker"] = page.get("NextUploadIdMarker", "")
         for upload in left:
             with contextlib.suppress(ObjectMissing):
                 self._call(
@@ -237,6 +255,7 @@ class S3Store:
                     return self._put_unfenced(key, data)
                 if status_of(error) not in LOST_RACE:
                     raise
+                # It may be what an earlier try wrote before its response was lost.
                 return self._holds(key, data)
             return True
 
@@ -311,4 +330,5 @@ class S3Store:
 
 
 def _range(start: int, stop: int | None) -> str:
+    # HTTP ranges include their last byte (RFC 9110, section 14.1.2).
     return f"bytes={start}-{'' if stop is None else stop - 1}"

@@ -57,6 +57,8 @@ class Attempt:
         self, *, bad: bool = False, due: bool = False, report: bool = False, late: bool = False
     ) -> Signals:
         """Return this rank's flags: the given ones, plus those for a stop, a save and an error."""
+        # Read in this order, with the error last: records or an upload that fail in between must
+        # not appear as both finished and free of errors.
         durable = self.durable
         return Signals(
             stop=self.stop.requested,
@@ -76,9 +78,13 @@ class Attempt:
         `InfrastructureError` if the store has failed for good.
         """
         if agreed.fault:
+            # The agreed `fault` is the highest code of any rank. A rank with another error, or
+            # none, raises a general one of that code.
             error = self.durable.error
             self.metrics.checkpoint_failures().inc()
             raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
+        # Saves begin between exchanges, on all ranks at the same one. So every rank had begun this
+        # save when it proposed its flags, and none has records left to write.
         if not agreed.flushing:
             self.durable.allow_commit()
 
@@ -89,12 +95,14 @@ class Attempt:
 
     def begin_save(self) -> None:
         """Begin a save; no other may be under way."""
+        # Not in the background: this begins to send rows between ranks, and the order must match.
         write_samples = self.recorder.take(self.state.step)
 
         def write() -> None:
             write_samples()
             self.journal.flush()
 
+        # `is_saved` is read first, as the save sets it. If it is True, only records are written.
         began, is_saved = time.monotonic(), self.durable.is_saved
         self.durable.save(write)
         if not is_saved:
@@ -107,10 +115,13 @@ class Attempt:
 
     def _drains(self) -> bool:
         """Wait for any save under way; return False if the time left for a stop runs out first."""
+        # All ranks leave the loop in the same round, as it ends only on what they have agreed on.
         stopping = False
         while True:
             self.watchdog.beat()  # an upload may take long, but each of its requests has a deadline
             self.durable.wait_for_save(_POLL_SECONDS)
+            # Only once a stop is agreed on: without a signal, the first `remaining` starts the
+            # clock.
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
             if not (agreed.flushing or agreed.saving):
@@ -132,6 +143,7 @@ class Attempt:
         """
         durable, stop = self.durable, self.stop
         if self._drains() and not durable.is_saved:
+            # Only rank 0 knows how long saves take. The last one is the estimate for this one.
             late = self.leads and durable.seconds > stop.remaining()
             if not agree(self.signals(late=late)).late:
                 self.begin_save()

@@ -20,7 +20,13 @@ _WARNINGS = 20  # the record lists them all
 
 
 class Quarantine:
-    """The bad samples of one data set; `field` names it in the manifest, for messages."""
+    """The bad samples of one data set.
+
+    Args:
+        field: The manifest field of the data set, such as `data.train`, for messages.
+        dataset: The data set.
+        budget: The share of its samples that may be bad, from 0 to 1.
+    """
 
     def __init__(self, field: str, dataset: Dataset, budget: float) -> None:
         self._field = field
@@ -45,7 +51,10 @@ class Quarantine:
         """
         gathered: list[list[Bad]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, fresh)
+        # In the same order on every rank, so that all have the same list and the same first sample.
         for bad in sorted((b for part in gathered for b in part), key=lambda bad: bad.id):
+            # Two ranks may report the same sample: with MixUp or CutMix, a rank also reads the last
+            # one of the preceding rank's part.
             if bad.id in self._listed:
                 continue
             self._listed[bad.id] = bad
@@ -64,6 +73,8 @@ class Quarantine:
         count = len(self._listed)
         if count <= self._allowed:
             return
+        # Once the shards are repaired, the next attempt resumes here. A list of training samples is
+        # part of the checkpoint, and they are reread first.
         attempt.commit()
         first = next(iter(self._listed.values()))
         raise DataError(

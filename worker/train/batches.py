@@ -22,6 +22,11 @@ class BatchFeed:
     """Batches as pure functions of the job and the rank, the same in all processes of the rank.
 
     If batches are blended, each has one more sample at its head (`led`): the one before its first.
+
+    Args:
+        job: The job.
+        rank: This rank.
+        on_gpu: Whether the rank has a GPU, which evaluates larger batches.
     """
 
     def __init__(self, job: Job, rank: Rank, *, on_gpu: bool) -> None:
@@ -32,6 +37,7 @@ class BatchFeed:
         self._augmentation = Augmentation(job.preprocessing, settings, seed)
         self._evaluation_batch = _EVALUATION_BATCH
         if on_gpu:
+            # Three bytes per pixel: images are uint8 until they are on the device.
             fitting = max(1, _EVALUATION_BYTES // (3 * job.preprocessing.crop_size**2))
             self._evaluation_batch = min(_EVALUATION_BATCH_ON_GPU, fitting)
         self.led = int(bool(settings.mixup or settings.cutmix))
@@ -75,6 +81,9 @@ class BatchFeed:
         for step in range(start, plan.steps):
             ids = plan.batch(step, rank, world_size)
             if self.led and len(ids):
+                # The sample before this part is its first partner; see `worker.data.mixup`. For
+                # rank 0, index -1 is the last sample of the batch, as the pairs form a ring. A rank
+                # without samples needs none. The list as an index keeps the result an array, [1].
                 whole = plan.batch(step)
                 before = whole[[split(len(whole), rank, world_size)[0] - 1]]
                 ids = np.concatenate([before, ids])

@@ -33,6 +33,7 @@ def wait_for_rank_0(beat: Callable[[], None]) -> None:
         beat()
         time.sleep(_POLL_SECONDS)
     if work:
+        # It also completes if a rank is lost; only `wait` raises the error.
         work.wait()
 
 
@@ -57,6 +58,7 @@ def share_learner(learner: Learner) -> None:
         for tensor in learner.average.state_dict().values():
             dist.broadcast(tensor, src=0)
     scaler = shared(learner.scaler.state_dict())
+    # Empty unless scaling is enabled, that is, in fp16.
     if scaler:
         learner.scaler.load_state_dict(scaler)
     _share_optimizer(learner)
@@ -73,6 +75,8 @@ def _share_optimizer(learner: Learner) -> None:
     ]
     entries: list[_TensorEntry] = shared(own)
     leads = dist.get_rank() == 0
+    # Only rank 0 knows which parameters have state: it is created in their first step, so those
+    # that have been frozen until now have none.
     if not leads:
         state.clear()
     for entry in entries:
@@ -85,5 +89,6 @@ def _share_optimizer(learner: Learner) -> None:
 def _like(parameter: Tensor, entry: _TensorEntry) -> Tensor:
     """Allocate a tensor in the memory format of its parameter, as `restore_snapshot` does."""
     if entry.shape == tuple(parameter.shape):
+        # A broadcast copies memory as it lies, so the strides must be those of rank 0's tensor.
         return torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)
     return torch.empty(entry.shape, dtype=entry.dtype, device=parameter.device)

@@ -59,6 +59,7 @@ class DurableState:
         """The step of the newest checkpoint; known only to rank 0."""
         self.seconds = 0.0
         """How long the last save took from its start to its commit; known only to rank 0."""
+        # A copy, as the state changes in place.
         self._saved = dataclasses.replace(resumed.state)
         self._trusted = [resumed.commit] if resumed.commit else []
         self._background = Background()
@@ -98,15 +99,18 @@ class DurableState:
     def save(self, write_records: Callable[[], None]) -> None:
         """Begin to save the current state, after `write_records`; no save may be under way."""
         self._flushed.clear()
+        # On the same thread as the upload, and before it.
         self._flush = self._background.submit(write_records)
         if self.is_saved:
             return
         began = self._taken = time.monotonic()
         saver = self._saver
         if saver:
+            # The copy must not begin while `_prepare` is zeroing or page-locking the memory.
             self._ready.result()
             state = {**self.state.as_dict(), IDENTITY: dict(self._job.identity)}
             snapshot = take_snapshot(self._learner, saver.host, state)
+            # Read now, as training changes the state during the upload.
             name, best = CommitName(self.state.step, self.attempt), self.state.best_step
             self._upload = self._background.submit(
                 lambda: self._commit(saver, name, snapshot=snapshot, best_step=best, began=began)
@@ -121,6 +125,8 @@ class DurableState:
         """Wait for work that is under way on this rank, for at most `seconds`."""
         own = [f for f in (self._flush, self._upload) if f and not f.done()]
         if own:
+            # The flush first: rank 0's upload ends only after `allow_commit`, and the caller cannot
+            # learn that all ranks have flushed while it waits here.
             wait(own[:1], seconds)
 
     def ensure_newest(self) -> None:
@@ -150,10 +156,12 @@ class DurableState:
     ) -> None:
         """Upload and commit a snapshot, in the background on rank 0."""
         output = self._job.output
+        # Spares the upload. What fences commits off is the check that `publish_commit` makes.
         ensure_newest(output, self.attempt)
         written = saver.write(name, snapshot)
         self._flushed.wait()
         publish_commit(output, name, written)
+        # Before the cleanup, which keeps only trusted commits.
         self._trusted.append(name)
         self.committed = name.step
         size = sum(part.bytes for part in written)

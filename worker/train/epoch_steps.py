@@ -50,7 +50,15 @@ class _Queued:
 
 
 class Steps:
-    """Training on this rank's part of every batch; all ranks call the methods together."""
+    """Training on this rank's part of every batch; all ranks call the methods together.
+
+    Args:
+        attempt: The attempt, whose state the steps advance.
+        engine: Runs the steps on the device.
+        feed: Resolves requests into batches, and blends them.
+        bad: The bad samples of the training set.
+        telemetry: Receives the metrics and reports.
+    """
 
     def __init__(
         self,
@@ -86,6 +94,7 @@ class Steps:
         Raises `StopRequested` after a stop request, with as much committed as the time allows.
         """
         attempt, state = self._attempt, self._attempt.state
+        # New in every epoch, so that the evaluation in between does not count as a step.
         self._watch = Stopwatch()
         self._due = False  # the end of the last epoch has been saved
         begun = state.step % attempt.job.steps_per_epoch
@@ -93,6 +102,9 @@ class Steps:
             fresh, agreed = self._step(step, plan.size(at), batches)
             left = at + 1 < plan.steps
             reports = (agreed.report and (step + 1) % self._report_every == 0) or not left
+            # `_is_due` comes first, as it remembers: a checkpoint that falls due while another is
+            # under way follows it. The end of the epoch is saved by the caller, with its
+            # evaluation.
             saves = self._is_due(agreed, step + 1) and left and not agreed.saving
             if agreed.bad or reports or agreed.stop or saves:
                 self._finish()
@@ -120,6 +132,11 @@ class Steps:
         ranks have agreed on.
         """
         attempt = self._attempt
+        # 1. Get the batch, and propose this rank's flags, which travel during the next stage.
+        # 2. Queue this step's forward and backward passes.
+        # 3. Receive the flags of all ranks, and advance a save.
+        # 4. Wait for the outcome of the previous step, and record it.
+        # 5. Queue the update of this step.
         began = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - began
@@ -132,18 +149,24 @@ class Steps:
                 report=time.monotonic() - self._reported >= self._report_seconds,
             )
         )
+        # From the list, which is the same on all ranks, and not from this batch.
         self._engine.expects_holes = bool(self._bad.ids)
         self._engine.launch(step, batch, size, self._feed.blend(step))
         # Before anything else: on a CPU, this is what detects a lost rank.
         agreed = self._agreement.result()
         attempt.advance(agreed)
+        # Before the update: the weights are still those after the previous step, which `_skip` may
+        # commit, and which the moving average takes up.
         self._finish()
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
         self._engine.update()
+        # Without the extra sample at the head, which belongs to the preceding rank's part.
         trained = slice(self._feed.led, None)
         self._queued = _Queued(
             size=size,
             ids=batch.ids[trained],
+            # Copied, so that the record does not depend on when the loader reuses the batch's
+            # memory.
             valid=batch.valid[trained].numpy().copy(),
             waited=waited,
         )
@@ -155,6 +178,7 @@ class Steps:
         if not outcome:
             return
         attempt, state, queued = self._attempt, self._attempt.state, self._queued
+        # All zeros if the step is not finite, so that the means stay finite.
         self._sums += outcome.sums
         self._norms = outcome.norms
         if not outcome.finite:
@@ -187,6 +211,7 @@ class Steps:
         """
         attempt, state = self._attempt, self._attempt.state
         wanted = attempt.job.manifest.train.non_finite == "skip"
+        # Plus this step, which `_finish` counts only afterward.
         if not wanted or state.skipped_in_a_row + 1 >= _MAX_SKIPPED:
             self._engine.abandon()
             attempt.commit()
@@ -214,6 +239,7 @@ class Steps:
         self._sums.zero_()
         images, self._images = self._images, 0
         seconds, waited = self._watch.split()
+        # The rank that waits most sets the pace of all.
         (wait_ratio,) = highest(waited / seconds, device=device)
         checkpoint = job.manifest.checkpoint
         steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)

@@ -25,6 +25,7 @@ def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, 
         model: The model.
         result: The results of the training, as JSON data.
     """
+    # First, as the model card holds their digest.
     weights = stage_part(job.output, attempt, FINAL + WEIGHTS_NAME, stream_model(model))
     parts = [weights]
     for name, stream in _beside(job, model, weights.sha256, result):

@@ -10,7 +10,7 @@ import torch
 
 from worker.data.batch_requests import Request
 from worker.data.loader import Batch
-from worker.errors import StopRequested
+from worker.errors import ConfigurationError, StopRequested
 from worker.job.job import Job
 from worker.learn.rate_sweep import Sweep, make_sweep, smooth
 from worker.learn.training_step import Engine
@@ -25,7 +25,7 @@ from worker.ranks.stop_signal import StopFlag
 from worker.train.batches import TRAIN
 from worker.train.loaders import Loaders
 
-_DIVERGED = 4.0
+_DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai's `lr_find`
 
 
 def sweep_rates(
@@ -83,11 +83,18 @@ def sweep_rates(
         for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
             if stop.requested:
                 raise StopRequested("stopped on request; the results of the sweep are discarded")
+            # Evenly spaced on a logarithmic scale, with both ends included.
             rates.append(low * (high / low) ** (step / max(1, steps - 1)))
             set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
             outcome = engine.step(step, batch, size, loaders.feed.blend(step))
             loss, _, counted = outcome.sums.tolist()
+            # Infinity ends the sweep; `make_sweep` leaves it out.
             losses.append(loss / counted if outcome.finite and counted else math.inf)
+            if step == 0 and counted and math.isinf(losses[0]):
+                raise ConfigurationError(
+                    "the loss is not finite even before the first update; check model.weights, "
+                    "train.precision and the images"
+                )
             advance(1)
             smoothed = smooth(losses)
             if smoothed[-1] > _DIVERGED * min(smoothed):

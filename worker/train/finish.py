@@ -27,7 +27,7 @@ def finish(attempt: Attempt) -> None:
     total(0)  # waits until the records of every rank are written
     if attempt.leads:
         _write(attempt)
-    total(0)
+    total(0)  # the other ranks end with rank 0, and fail if it does
 
 
 def _write(attempt: Attempt) -> None:
@@ -41,6 +41,7 @@ def _write(attempt: Attempt) -> None:
     result["manifest"] = manifest_digest(job.manifest)
     result[IDENTITY] = dict(job.identity)
     durable = attempt.durable
+    # Spares the exports; what fences off the result is the check that `publish` makes.
     durable.ensure_newest()
     parts = stage_result(job, durable.attempt, attempt.learner.result, result)
     beat = attempt.watchdog.beat

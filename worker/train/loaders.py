@@ -28,7 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Loaders:
-    """Source of one rank's batches; create it before the process starts CUDA or any thread."""
+    """Source of one rank's batches; create it before the process starts CUDA or any thread.
+
+    Args:
+        job: The job.
+        rank: This rank.
+        device: The device that the batches are for.
+    """
 
     def __init__(self, job: Job, rank: Rank, device: torch.device) -> None:
         self._job = job
@@ -40,6 +46,7 @@ class Loaders:
         self.feed = BatchFeed(job, rank, on_gpu=device.type == "cuda")
         self._size = job.preprocessing.crop_size
         self._batches: Batches | None = None
+        # Now, not in `start`: a fork must precede CUDA and all threads.
         if self._decoding.threads and job.manifest.data.decoder == "cpu":
             self._batches = self._fork()
 
@@ -97,6 +104,7 @@ class Loaders:
         scratch = self._scratch(processes)
         sets = {TRAIN: (self._job.train, ceil_div(self._lanes, processes))}
         if self._job.val:
+            # One lane: evaluation reads the samples in the order of the shards.
             sets[VAL] = (self._job.val, 1)
         return {
             name: SampleReader(
@@ -127,6 +135,9 @@ class Loaders:
                 reader,
                 threads,
                 self._job.image_spec,
+                # Page-locking takes CUDA, which a decoding process must not use; `start` locks the
+                # memory that it shares. With threads in this process, a GPU decodes, and `Loader`
+                # pins nothing.
                 pin_memory=pin and not threads,
                 decoder=decoder,
                 decoded=decoded,

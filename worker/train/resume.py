@@ -74,10 +74,12 @@ def begin_attempt(
     found = _ResumePoint(state=State(), commit=None, lost=0, done=False)
     if rank.leads:
         found = _restore(job, learner, metrics, beat)
+    # A read may take longer than a stall is allowed to, and `shared` alone would not beat.
     wait_for_rank_0(beat)
     found = shared(found)
     if found.done:
         return Resumed(attempt=attempt, state=State(), commit=None, done=True)
+    # Otherwise, all ranks have drawn the same weights from the seed.
     if found.commit or job.manifest.model.pretrained:
         share_learner(learner)
     metrics.step().set(found.state.step)
@@ -120,6 +122,7 @@ def _restore(
                 "checkpoint %s cannot be read (%s); trying an older one", name, complaint(error)
             )
         parts = None  # freed before those of the next checkpoint are in memory
+        # The learner is unchanged: `restore_snapshot` raises before it changes anything.
         metrics.invalid_checkpoints().inc()
     require_no_result(job, read_done(job.output))
     if job.commits and job.manifest.model.pretrained:
@@ -161,6 +164,7 @@ def _claim(job: Job, rank: Rank, facts: Mapping[str, Any]) -> int:
         plan = outline_job(job, rank.world_size).as_dict()
         for name, kept in ((environment_name(number), facts), (plan_name(number), plan)):
             put_json(job.output, name, kept)
+    # A broadcast of a number from rank 0: all other ranks add 0.
     return int(total(number)[0])
 
 

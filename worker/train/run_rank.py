@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def run_rank(context: RankContext) -> None:
-    """Train to the end, or raise `StopRequested` with everything committed.
+    """Train to the end, or raise `StopRequested` with as much committed as the time allows.
 
     Called by all ranks together, within their process group.
     """
@@ -38,6 +38,8 @@ def run_rank(context: RankContext) -> None:
     torch.set_num_threads(cores_per_rank(rank))
     torch.get_num_threads()  # fixes the count for this thread, whatever other threads set
     last_words = _LastWords(context.report_exit)
+    # The contexts end in reverse order: errors are translated before the journal records them, and
+    # the watchdog stops last.
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(Settings.from_env().stall_seconds, rank.rank, last_words.report)
         stack.callback(watchdog.close)
@@ -64,6 +66,8 @@ def run_rank(context: RankContext) -> None:
         stack.callback(attempt.durable.close)
         watchdog.beat()
         Trainer(attempt, context.loaders, context.progress).train()
+        # From here on, ranks may wait long for rank 0's exports, without a beat. They wait in a
+        # collective of the CPUs, which fails by itself if a rank is lost.
         liveness.close()
         watchdog.close()
         finish(attempt)
@@ -117,6 +121,7 @@ class _LastWords:
     def report(self, error: InfrastructureError) -> None:
         """Record the error as the end of the attempt, and announce its exit code."""
         if self.journal:
+            # Not for long: the journal has a limit of its own.
             self.journal.close(error, math.inf)
         self._report_exit(error.code)
 

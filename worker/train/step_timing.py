@@ -24,6 +24,7 @@ class Stopwatch:
         """Return the seconds since the last call, and update the mean with them."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
+        # Exponential, over about the last three laps.
         self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
         return seconds
 

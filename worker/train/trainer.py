@@ -29,7 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Training within an attempt, to its end; all ranks call every method together."""
+    """Training within an attempt, to its end; all ranks call every method together.
+
+    Args:
+        attempt: The attempt.
+        loaders: The source of batches, not yet started.
+        progress: The display of progress.
+    """
 
     def __init__(self, attempt: Attempt, loaders: Loaders, progress: Progress) -> None:
         job, manifest = attempt.job, attempt.job.manifest
@@ -59,11 +65,13 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train, or raise `StopRequested` with everything committed."""
+        """Train, or raise `StopRequested` with as much committed as the time allows."""
         attempt, state, job = self._attempt, self._attempt.state, self._attempt.job
         self._recheck_bad_samples()
         attempt.metrics.steps().set(job.total_steps)
         while True:
+            # Also right after a resume: an attempt may stop after the last step of an epoch and
+            # before its evaluation.
             if state.step % job.steps_per_epoch == 0 and state.step:
                 self._end_epoch()
             if state.step >= job.total_steps or self._stops_early():
@@ -82,6 +90,7 @@ class Trainer:
         bad: list[Bad] = []
         for batch in self._loaders.batches(Request(dataset=TRAIN, samples=ids[start:stop])):
             bad += batch.bad
+        # The list starts out empty, so samples that have been repaired are no longer left out.
         self._steps.leave_out(bad)
 
     def _end_epoch(self) -> None:
@@ -103,6 +112,7 @@ class Trainer:
 
     def _end_without_evaluation(self, error: WorkerError | None) -> NoReturn:
         """Commit an epoch that could not be evaluated, and raise the error or `StopRequested`."""
+        # Tells the two causes apart on all ranks: an error on one of them, or a stop.
         fault = agree(Signals(fault=int(error.code) if error else 0)).fault
         if not fault:
             self._attempt.end_on_request(" before the epoch was evaluated")
@@ -115,10 +125,12 @@ class Trainer:
         result = validation.run(attempt.learner, attempt.stop)
         if result is None:
             return None
+        # `take` is a collective, so all ranks call it or none does.
         if total(len(validation.fresh))[0]:
             validation.bad.take(validation.fresh, attempt)
             validation.bad.require_budget(attempt)
         evaluation, rows, mistakes = result
+        # Called before `note_evaluation`, so this is the best of the steps before.
         attempt.recorder.evaluated(state.step, rows, mistakes, state.best_step)
         return evaluation
 

@@ -22,7 +22,15 @@ from worker.train.loaders import Loaders
 
 
 class Validation:
-    """A rank's share of the validation set; `bad` lists the samples that could not be used."""
+    """A rank's share of the validation set; `bad` lists the samples that could not be used.
+
+    Args:
+        job: The job.
+        val: Its validation set.
+        rank: This rank.
+        loaders: The source of batches.
+        beat: Called for each batch, to show that the evaluation makes progress.
+    """
 
     def __init__(
         self, job: Job, val: Dataset, *, rank: Rank, loaders: Loaders, beat: Callable[[], None]
@@ -71,4 +79,6 @@ class Validation:
                 self._beat()
                 yield batch
         except WorkerError as error:
+            # Not raised here: the other ranks would wait for this one in the all-reduce at the end
+            # of `evaluate`, which now reports a stop to all.
             self.error = error
