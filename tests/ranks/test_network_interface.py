@@ -4,14 +4,18 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.processes import Write
+from tests.support.stores import keys
 from worker.ranks import network_interface as interface
 from worker.ranks.network_interface import interface_to, is_loopback, own_address
+from worker.store import open_store
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -98,22 +102,15 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[list[str]]:
             (Path("/etc/netns") / name).rmdir()
 
 
-@pytest.mark.e2e
-def test_nodes_whose_names_are_loopback_to_them_meet(
-    nodes: list[str],
-    job: dict[str, Any],
-    write: Callable[[dict[str, Any]], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    job["train"]["epochs"] = 1
-    manifest = write(job)
+def start_on(nodes: list[str], manifest: str) -> list[subprocess.Popen[str]]:
+    """Start a job on two nodes."""
     environment = os.environ | {
         "WORKER_NODES": "2",
         "MASTER_ADDR": "first-node",
         "MASTER_PORT": "29500",
         "WORKER_RENDEZVOUS_SECONDS": "60",
     }
-    started = [
+    return [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-m", "worker", "train", manifest],
             env=environment | {"JOB_COMPLETION_INDEX": str(index)},
@@ -122,6 +119,34 @@ def test_nodes_whose_names_are_loopback_to_them_meet(
         )
         for index, name in enumerate(nodes)
     ]
-    for process in started:
+
+
+@pytest.mark.e2e
+def test_nodes_whose_names_are_loopback_to_them_meet(
+    nodes: list[str], job: dict[str, Any], write: Write
+) -> None:
+    job["train"]["epochs"] = 1
+    for process in start_on(nodes, write(job)):
         _, log = process.communicate(timeout=120)
         assert process.returncode == 0, log
+
+
+@pytest.mark.e2e
+def test_a_node_without_network_is_noticed_in_seconds(
+    nodes: list[str], job: dict[str, Any], write: Write
+) -> None:
+    """No process has died, and nothing closes a connection."""
+    job["train"]["epochs"] = 5000
+    started = start_on(nodes, write(job))
+    store = open_store(job["output"])
+    deadline = time.monotonic() + 120
+    while not any(key.startswith("commits/") for key in keys(store)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    subprocess.run(["ip", "-n", nodes[1], "link", "set", "wt-b", "down"], check=True)
+    cut = time.monotonic()
+    for process in started:
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 69, log
+        assert "lost" in log
+    assert time.monotonic() - cut < 25  # of it 9 s of silence, then the farewells

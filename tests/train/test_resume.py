@@ -2,11 +2,17 @@
 
 import functools
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.processes import Run, Start, Write
+import pytest
+
+from tests.support.processes import Job, Run, Start, Write
 from tests.support.sabotage import slow_steps
+from tests.support.stores import unfinish
+from worker.store import open_store
 
 
 def note_reads(folder: str) -> None:
@@ -36,3 +42,31 @@ def test_one_rank_reads_for_all(
     ended = run("train", "--nproc", "3", write(job), sabotage=noting)
     assert ended.code == 0, ended.err
     assert [path.name for path in tmp_path.glob("read by *")] == ["read by 0"]
+
+
+def slow_reads(seconds: float) -> None:
+    """Reading a checkpoint takes long, but makes progress."""
+    from worker.train import resume
+
+    real = getattr(resume, "read_commit")
+
+    def read(store: Any, name: Any, beat: Callable[[], None]) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            beat()
+        return real(store, name, beat)
+
+    setattr(resume, "read_commit", read)
+
+
+def test_a_read_may_take_longer_than_a_stall_and_a_collective(
+    run: Run, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("train", write(job)).code == 0
+    unfinish(open_store(job["output"]))
+    monkeypatch.setenv("WORKER_STALL_SECONDS", "3")
+    monkeypatch.setenv("WORKER_COLLECTIVE_SECONDS", "4")
+    plan = functools.partial(slow_reads, 9)
+    ended = run("train", "--nproc", "2", write(job), sabotage=plan)
+    assert ended.code == 0, ended.err

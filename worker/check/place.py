@@ -18,7 +18,7 @@ from worker.launch.topology import Spawn
 from worker.logs import count
 from worker.metrics.pushgateway import Gateway
 from worker.ranks.cpu_cores import cores_of_node
-from worker.ranks.gpu_faults import start_cuda
+from worker.ranks.gpu_faults import count_gpus, start_cuda
 from worker.ranks.network_interface import interface_to, is_loopback
 from worker.ranks.rank import Rank
 
@@ -28,7 +28,7 @@ _NCCL_BYTES = 1 << 30  # containers get only 64 MiB of shared memory by default
 
 def probe_devices() -> str:
     """Return the devices that ranks started here would run on."""
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     if not gpus:
         return "no GPU here; ranks run on the CPU"
     start_cuda(torch.device("cuda", 0))

@@ -75,7 +75,7 @@ class HostCopy:
     def at(self, place: Place) -> Tensor:
         """Return the tensor at a place, without copying it."""
         # `view` to a wider type needs a length that is a multiple of its size. Offsets are
-        # multiples of `_ALIGNMENT`, and so is a total that is made up of `room_for`.
+        # multiples of `_ALIGNMENT`, and so is the total if it is a sum of `room_for` results.
         flat = self._memory[place.offset :].view(place.dtype)
         return flat.as_strided(place.shape, place.stride)
 
@@ -84,7 +84,8 @@ class HostCopy:
         known = self._places.get(key)
         if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
             # `empty_like` keeps the strides of a dense tensor, in any order of dimensions, and
-            # gives any other one dense strides, so the copy never spans more than `room_for`. On
+            # makes those of any other tensor dense, so the copy
+            # never spans more than `room_for`. On
             # "meta", it allocates nothing.
             layout = torch.empty_like(tensor, device="meta").stride()
             known = Place(

@@ -97,7 +97,7 @@ class Preprocessing:
             )
         image = self.resized(image, (0, 0, height, width), h, w)
         # A preset's crop may be larger than its resize; the missing border then stays black.
-        # As torchvision's `center_crop`, which rounds where it cuts and truncates where it pads.
+        # As in torchvision's `center_crop`, which rounds where it cuts and truncates where it pads.
         top, left = (
             round((side - self.crop_size) / 2)
             if side >= self.crop_size

@@ -123,8 +123,8 @@ def _wait(children: list[ForkProcess]) -> int:
     codes: list[int] = []
     deadline: float | None = None
     while running:
-        # Poll, as a signal that another thread gets while this one blocks it does not interrupt
-        # the wait.
+        # Poll, as the wait is not interrupted by a signal that is blocked in this thread and
+        # delivered to another one.
         timeout = _POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         ended = wait([child.sentinel for child in running], timeout)
         for child in [child for child in running if child.sentinel in ended]:

@@ -31,6 +31,7 @@ from worker.metrics.registry import Metrics
 from worker.metrics.run_labels import Owner
 from worker.metrics.shared_outcome import SharedOutcome
 from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.gpu_faults import count_gpus
 from worker.ranks.process_group import device_of, process_group
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
@@ -183,7 +184,7 @@ def run_sweep(
 def _settle() -> int:
     """Prepare this process for running ranks, and return the number of GPUs."""
     # Not torch.cuda.is_available(), which initializes CUDA and would break it in forked ranks.
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     configure_memory(keep_freed=not gpus)
     # gloo may connect every rank to every other, which can take more than the default 1,024 files.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)

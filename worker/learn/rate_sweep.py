@@ -123,7 +123,7 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
     """Return a one-line chart of the loss over the rates, and the suggested base rate."""
     losses, low = clipped(sweep), min(sweep.losses)
     places = [round(i * (len(losses) - 1) / (_COLUMNS - 1)) for i in range(_COLUMNS)]
-    # Slightly above 0, as the chart would show the lowest loss as a dot, for nothing.
+    # Slightly above 0, as the chart shows 0 as a dot, which would look like no value at all.
     bars = sparkline([losses[i] - low + 1e-9 for i in places], (max(losses) - low) or 1.0)
     best = min(zip(sweep.losses, sweep.rates, strict=True))[1]
     lines = [

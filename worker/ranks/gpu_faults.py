@@ -1,7 +1,10 @@
-"""Starting CUDA, and telling a broken GPU from a broken program."""
+"""Starting CUDA, and telling a broken GPU from a broken program or from no GPU."""
 
 import functools
+import os
 import socket
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -13,9 +16,68 @@ _WRONG_DRIVER = (
     "no NVIDIA driver",
     "unsupported display driver",
 )
-_BROKEN = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_EXECUTION_FAILED")
+_BROKEN = (
+    "CUDA error",
+    "CUDA driver error",
+    "Triton Error [CUDA]",
+    "cuDNN error",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+)
 # It contains "CUDA error" too, but is raised by a program's mistake, such as a label out of range.
 _OWN_BUG = "device-side assert"
+
+
+_HIDDEN = ("", "-1", "NoDevFiles")
+"""Values of `CUDA_VISIBLE_DEVICES` by which a user or Slurm hides the GPUs on purpose."""
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that this process can use, without initializing CUDA.
+
+    Raises the error of `start_cuda` if there are none although this process was given some: a node
+    with a broken driver must not train on its CPU unnoticed.
+    """
+    gpus = torch.cuda.device_count()
+    sign = "" if gpus else sign_of_gpu(os.environ, Path("/dev"))
+    if sign:
+        reason = "CUDA finds no GPU"
+        try:
+            torch.zeros(1, device="cuda")
+        except (RuntimeError, AssertionError) as error:
+            reason = first_line(error)
+        raise _cannot_start(
+            torch.device("cuda", 0), f"{reason} ({sign}; CUDA_VISIBLE_DEVICES= trains on the CPU)"
+        )
+    return gpus
+
+
+def sign_of_gpu(environ: Mapping[str, str], devices: Path) -> str:
+    """Return the sign that this process was given a GPU, or an empty string.
+
+    A driver in /proc or `NVIDIA_VISIBLE_DEVICES=all` is none: a node's driver shows in all of its
+    containers, and images set the variable themselves.
+
+    Args:
+        environ: The environment variables.
+        devices: The folder of the device nodes.
+    """
+    if environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in _HIDDEN:
+        return ""
+    given = environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    if given.startswith(("GPU-", "MIG-")):  # as Kubernetes' device plugin sets it
+        return "NVIDIA_VISIBLE_DEVICES names a GPU"
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if environ.get(name):
+            return f"{name} names a GPU"
+    for path in sorted(devices.glob("nvidia[0-9]*")):
+        # Slurm leaves the nodes of other jobs' GPUs in place, but the cgroup forbids opening them.
+        try:
+            os.close(os.open(path, os.O_RDWR))
+        except OSError:
+            continue
+        return f"{path} is there"
+    return ""
 
 
 def start_cuda(device: torch.device) -> None:

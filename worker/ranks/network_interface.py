@@ -47,8 +47,8 @@ def interface_to(address: str) -> str | None:
     best: tuple[int, int, str] | None = None
     for network, metric, interface in routes:
         if target in network:
-            # As in the kernel: the longest prefix wins, then the lowest metric; the first of
-            # equals.
+            # As in the kernel: the longest prefix wins, then the lowest metric, then the route
+            # listed first.
             found = network.prefixlen, -metric, interface
             best = found if best is None or found[:2] > best[:2] else best
     return best[2] if best else None

@@ -3,6 +3,7 @@
 A collective between GPUs, and the host with it, waits for a lost rank until it times out after 20
 minutes. gloo connections break when a process dies, so each rank keeps a receive from its neighbor
 pending in a thread, on a separate process group. A rank whose connection breaks notifies the next.
+Those of a machine without power or network break by TCP keepalive.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from worker.ranks.keepalive import keep_alive
 
 _FOREVER = datetime.timedelta(days=365)
 _FAREWELL = -1  # in place of the number of a lost rank
@@ -47,6 +50,7 @@ class Liveness:
         # there are none.
         self._group: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
         self._greet(datetime.timedelta(seconds=patience))
+        keep_alive()  # connections to the neighbors exist only now
         self._thread = threading.Thread(target=self._listen, name="liveness", daemon=True)
         self._thread.start()
 

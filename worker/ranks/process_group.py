@@ -207,7 +207,9 @@ def _choose_interface(rank: Rank, store: Any) -> None:
     outside = bool(address) and not is_loopback(address)
     store.set(f"address {rank.rank}", address if outside else "")
     # Only now, after publishing this rank's address: others may be waiting for it in `get`.
-    if "GLOO_SOCKET_IFNAME" in os.environ:
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    if chosen:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={chosen}")
         return
     # A generator, so that ranks with an outside address read nothing; else every rank would read
     # all addresses.
@@ -216,7 +218,14 @@ def _choose_interface(rank: Rank, store: Any) -> None:
     interface = interface_to(target) if target else None
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        # "=" for this very name: NCCL would take any interface whose name begins with it.
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+    else:
+        log.warning(
+            "no interface leads to the other nodes (%s); set GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME if the ranks do not connect",
+            target or "no rank has an address outside of its node",
+        )
 
 
 def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:

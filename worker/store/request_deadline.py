@@ -15,7 +15,7 @@ from typing import Any
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 
 _POLL_SECONDS = 0.25
-_MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate; deadlines allow for transfers at it
+_MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate, which deadlines allow for
 
 
 class TooSlow(TimeoutError):
@@ -74,9 +74,9 @@ class _Monitor:
                     return
                 now = time.monotonic()
                 late = [each for each in self._requests if each.late_at < now]
-            # Every time until the request ends, as it may have opened another connection meanwhile.
-            # One that has just ended may have left its connection to another request; that one
-            # fails and is retried.
+            # Repeated at each poll until the request ends, as it may have opened another connection
+            # in the meantime. A request that has just ended may have left its connection to another
+            # request, which then fails and is retried.
             for request in late:
                 request.shut_down()
             time.sleep(_POLL_SECONDS)

@@ -1,7 +1,5 @@
 """Broadcast, to all ranks, of the state that rank 0 has read from the store."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worker.model.learner import Learner
-
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +18,6 @@ class _TensorEntry:
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-
-def wait_for_rank_0(beat: Callable[[], None]) -> None:
-    """Wait until rank 0 gets here, too, calling `beat` to show that this rank is alive."""
-    if dist.get_world_size() == 1:
-        return
-    work = dist.broadcast(torch.zeros(1), src=0, async_op=True)
-    while work and not work.is_completed():
-        beat()
-        time.sleep(_POLL_SECONDS)
-    if work:
-        # It also completes if a rank is lost; only `wait` raises the error.
-        work.wait()
 
 
 def shared(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The final model of a job, with its exports, model card and manifest."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,13 @@ from worker.model.export import exports
 from worker.model.model_card import Card
 
 
-def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, Any]) -> list[Part]:
+def stage_result(
+    job: Job,
+    attempt: int,
+    model: nn.Module,
+    result: Mapping[str, Any],
+    beat: Callable[[], None],
+) -> list[Part]:
     """Stage a model, with everything needed to use it, under its attempt's name.
 
     Args:
@@ -24,11 +30,13 @@ def stage_result(job: Job, attempt: int, model: nn.Module, result: Mapping[str, 
         attempt: The number of the attempt that trained it.
         model: The model.
         result: The results of the training, as JSON data.
+        beat: Called after each part, to show that this rank is alive.
     """
     # First, as the model card holds their digest.
     weights = stage_part(job.output, attempt, FINAL + WEIGHTS_NAME, stream_model(model))
     parts = [weights]
     for name, stream in _beside(job, model, weights.sha256, result):
+        beat()
         parts.append(stage_part(job.output, attempt, name, stream))
     return parts
 

@@ -11,6 +11,7 @@ from worker.checkpoint.publish import publish, settle
 from worker.checkpoint.snapshot import restore_result
 from worker.errors import Superseded
 from worker.job.job import manifest_digest
+from worker.ranks.leader import by_leader
 from worker.ranks.process_group import total
 from worker.train.attempt import Attempt
 from worker.train.final_model import stage_result
@@ -25,9 +26,9 @@ def finish(attempt: Attempt) -> None:
     attempt.recorder.take(state.step)()
     attempt.journal.flush()
     total(0)  # waits until the records of every rank are written
-    if attempt.leads:
-        _write(attempt)
-    total(0)  # the other ranks end with rank 0, and fail if it does
+    with by_leader("finished", attempt.watchdog.beat) as leads:
+        if leads:
+            _write(attempt)
 
 
 def _write(attempt: Attempt) -> None:
@@ -43,8 +44,8 @@ def _write(attempt: Attempt) -> None:
     durable = attempt.durable
     # Spares the exports; what fences off the result is the check that `publish` makes.
     durable.ensure_newest()
-    parts = stage_result(job, durable.attempt, attempt.learner.result, result)
     beat = attempt.watchdog.beat
+    parts = stage_result(job, durable.attempt, attempt.learner.result, result, beat)
     if not publish(
         job.output, durable.attempt, parts, result=result, check=durable.ensure_newest, beat=beat
     ):

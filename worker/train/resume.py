@@ -26,11 +26,12 @@ from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.leader import by_leader
 from worker.ranks.process_group import total
 from worker.ranks.rank import Rank
 from worker.record.environment_record import environment_facts, show_environment
 from worker.store.json_records import complaint, put_json
-from worker.train.broadcast_state import share_learner, shared, wait_for_rank_0
+from worker.train.broadcast_state import share_learner, shared
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,9 @@ def begin_attempt(
     bind(attempt=attempt)
     metrics.attempt().set(attempt)
     found = _ResumePoint(state=State(), commit=None, lost=0, done=False)
-    if rank.leads:
-        found = _restore(job, learner, metrics, beat)
-    # A read may take longer than a stall is allowed to, and `shared` alone would not beat.
-    wait_for_rank_0(beat)
+    with by_leader("restored", beat) as leads:
+        if leads:
+            found = _restore(job, learner, metrics, beat)
     found = shared(found)
     if found.done:
         return Resumed(attempt=attempt, state=State(), commit=None, done=True)
@@ -128,6 +128,7 @@ def _restore(
     if job.commits and job.manifest.model.pretrained:
         # If there are no commits at all, the pretrained weights were loaded along with the job.
         load_pretrained(job.backbone, job.manifest.model.pretrained)
+        beat()
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
     return _ResumePoint(state=State(), commit=None, lost=newest, done=False)

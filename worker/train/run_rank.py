@@ -66,11 +66,8 @@ def run_rank(context: RankContext) -> None:
         stack.callback(attempt.durable.close)
         watchdog.beat()
         Trainer(attempt, context.loaders, context.progress).train()
-        # From here on, ranks may wait long for rank 0's exports, without a beat. They wait in a
-        # collective of the CPUs, which fails by itself if a rank is lost.
-        liveness.close()
-        watchdog.close()
         finish(attempt)
+        liveness.close()
 
 
 def _open_attempt(
