@@ -168,7 +168,7 @@ def test_a_store_without_conditional_put_trains_and_says_that_nothing_fences(
         assert ended.code == 0
         assert rows(ended.out)["output: put if absent"] == (
             "warn",
-            "the store has no conditional PUT (501): fencing is off; never start a job while it runs",
+            "the store has no conditional PUT (501): fencing is off; never start a job that is already running",
         )
         trained = run("train", write(remote))
         assert trained.code == 0, trained.err

@@ -103,3 +103,19 @@ def test_it_gives_what_the_cpu_gives(
     assert [bad.id for bad in found.bad] == ids[4:]
     difference = found.images.int() - expected.images.int()
     assert difference.abs().float().mean() < 0.5
+
+
+def test_a_broken_image_on_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others of its batch are still being written, into memory that is about to be reused."""
+    waited: list[torch.device] = []
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("nvJPEG failed")
+
+    monkeypatch.setattr(gpu, "decode_jpeg", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    device = torch.device("cuda", 0)
+    decoder = gpu.GpuDecoder(device, ImageSpec(10**6))
+    assert decoder._decode([memoryview(encoded("JPEG"))]) == []
+    assert waited == [device]

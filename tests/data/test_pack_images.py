@@ -82,7 +82,7 @@ def test_every_image_is_decoded_and_all_bad_ones_are_listed(run: Run, tmp_path: 
     assert ended.code == 65
     assert not (tmp_path / "set").exists()
     (event,) = ended.events
-    assert "4 files cannot be decoded; repair or remove them, or give --bad skip:" in ended.err
+    assert "4 files cannot be decoded; repair or remove them, or pass --bad skip:" in ended.err
     for name in ("train/red/cut.jpg", "train/blue/page.png", "val/red/cut.jpg"):
         assert name in event["message"]
     assert "page.png: is not a JPEG, PNG or WebP image" in event["message"]

@@ -332,6 +332,15 @@ def test_a_compiled_model_takes_the_same_step(alone: None) -> None:
         assert torch.allclose(tensor, weights[1][name], atol=1e-5), name
 
 
+def test_the_average_is_evaluated_compiled_like_the_model(alone: None) -> None:
+    settings = manifest_of([{"match": "*"}], {"compile": True, "ema": 0.9})
+    learner = learner_for(Small(most=99), settings)
+    engine_for(learner, ALONE, settings)
+    assert learner.average
+    for module in (learner.model, learner.average.module):
+        assert module._compiled_call_impl is not None
+
+
 def test_a_loss_that_is_not_finite_is_no_overflow_of_fp16(alone: None) -> None:
     settings = manifest_of([{"match": "*"}], {"precision": "fp16"})
     model = Small(most=99)

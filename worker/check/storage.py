@@ -88,7 +88,7 @@ def _put_if_absent(store: Store, key: str) -> str:
         return "the second of two writers is refused"
     how = f"ignores {'If-None-Match' if taken else 'If-Match'}"
     how = how if store.fences else "has no conditional PUT (501)"
-    raise Caution(f"the store {how}: fencing is off; never start a job while it runs")
+    raise Caution(f"the store {how}: fencing is off; never start a job that is already running")
 
 
 def _abort(store: Store, key: str) -> str:

@@ -227,8 +227,8 @@ def _read_part(store: Store, name: CommitName, part: Part, beat: Callable[[], No
 
     for _ in range(2):
         digest, data, filled = hashlib.sha256(), bytearray(part.bytes), 0
-        # The + 1 also makes an empty part, or one whose size is a multiple of `_READ`, end with a
-        # read that would return an excess byte. The digest then differs.
+        # With the + 1, there is a final read that would return an excess byte even if the part is
+        # empty or its size is a multiple of `_READ`. An excess byte makes the digest differ.
         for piece in _side_by_side(read, range(0, part.bytes + 1, _READ)):
             beat()
             digest.update(piece)

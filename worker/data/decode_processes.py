@@ -31,7 +31,7 @@ class DecodeProcesses:
     """A rank's decoding processes, forked on creation.
 
     Args:
-        parts: One function per process, called in it to open its share of the decoding.
+        parts: One function per process, which that process calls to set up its decoding.
         resolve: Expands a request into its batches, in this process and in the children.
         slots: Shared memory that the batches are written to.
     """

@@ -1,4 +1,4 @@
-"""16-bit PNGs, which often use fewer bits, such as 12 if from X-ray devices and microscopes."""
+"""16-bit PNGs, which often use fewer bits: X-ray devices and microscopes write 12, for example."""
 
 import io
 import zlib
@@ -83,7 +83,7 @@ def _well_formed(data: memoryview) -> bytes:
     with 16-bit output do not write, are rejected.
     """
     parts = dict.fromkeys((b"IHDR", b"IDAT"), b"")
-    # A chunk is its length (of the data alone), type, data and CRC, 12 bytes besides the data. CRCs
+    # A chunk has a length (of the data alone), type, data and CRC: 12 bytes plus the data. CRCs
     # are not compared: the chunks are written anew below, with their own.
     at = _CHUNKS_AT
     while at + 12 <= len(data):

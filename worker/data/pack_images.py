@@ -74,7 +74,7 @@ def without_bad(
         for split, found in zip(splits, bad, strict=True)
     )
     if excess:
-        remedy = "repair or remove them, or give --bad skip"
+        remedy = "repair or remove them, or pass --bad skip"
         if error_budget is not None:
             remedy = f"more than --error-budget {error_budget:g} allows; repair or remove them"
         head = f"{count(len(lines), 'file')} cannot be decoded; {remedy}:"

@@ -103,8 +103,8 @@ class _Sample:
         self.twice: str | None = None
         self.heads: dict[str, bytes] = {}
         # `_ahead` covers all bytes read so far, `digest` those up to the end of the last member of
-        # the sample. They differ while members of no sample follow, which count only if another
-        # member of the sample comes after them.
+        # the sample. They differ while members that belong to no sample follow, which count only
+        # if another member of the sample comes after them.
         self.digest = xxhash.xxh3_64()
         self._ahead = xxhash.xxh3_64()
 
@@ -148,7 +148,7 @@ class _Sample:
             # Headers precede the data, possibly for more than one chunk; `at` is the offset of the
             # chunk.
             piece = chunk[max(0, member.data_offset - at) :]
-            # A 16-bit PNG can be told from its first bytes, but its highest value only from all
+            # The first bytes show whether a PNG has 16 bits; finding its highest value takes all
             # pixels.
             if wanted == _HEAD_BYTES and is_deep(kept + piece[:_HEAD_BYTES]):
                 wanted = _MAX_DEEP_BYTES
@@ -251,7 +251,7 @@ def _passed_over(member: Member, parts: tuple[str, str] | None) -> str:
 def _row(sample: _Sample, label_field: str) -> SampleRow:
     members = sample.members
     if sample.twice:
-        raise Unsound(f"has two members .{printable(sample.twice)}")
+        raise Unsound(f"has two .{printable(sample.twice)} members")
     for member in members.values():
         if member.sparse:
             raise Unsound(f"has {member.name!r}, a sparse file; archive it without --sparse")

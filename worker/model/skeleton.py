@@ -45,7 +45,7 @@ def require_known(name: str) -> None:
     known = known_models()
     if name not in known:
         near = nearest_models(name)[:3]
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`worker models` lists them"
+        remedy = f"did you mean {' or '.join(near)}?" if near else "`worker models` lists all"
         raise ConfigurationError(f"model.backbone: no model {name!r}; {remedy}")
 
 

@@ -34,8 +34,9 @@ class Signals:
 class Agreement:
     """Exchanges of signals, one at a time, that overlap with work between `propose` and `result`.
 
-    GPUs exchange signals over NCCL, right after the gradients of the previous step: between hosts,
-    a ring of thousands of ranks would take longer than a step (0.1 ms per rank). The host waits for
+    GPUs exchange signals over NCCL, right after the gradients of the previous step. If the
+    hosts exchanged them instead, a ring of thousands of ranks would take longer than a step (0.1 ms
+    per rank). The host waits for
     the signals no longer than for those gradients.
 
     Args:

@@ -1,8 +1,8 @@
 """TCP keepalive for the connections between ranks.
 
-A process that dies closes its connections. A machine that loses power or its network does not, and
-by default a peer waits for it for a quarter of an hour. With keepalive, the kernel asks; since the
-peer's kernel answers, a process that is merely suspended or busy is not taken for lost.
+A process that dies closes its connections. A machine that loses its power or network does not, and
+by default a peer waits for it for a quarter of an hour. With keepalive, the kernel probes
+the peer's, which answers: a process that is merely suspended or busy is not taken for lost.
 """
 
 import os
@@ -46,7 +46,7 @@ def _keep_alive(connection: socket.socket) -> bool:
             (socket.TCP_KEEPIDLE, _IDLE_SECONDS),
             (socket.TCP_KEEPINTVL, _INTERVAL_SECONDS),
             (socket.TCP_KEEPCNT, _MAX_PROBES),
-            # Keepalive asks only on an idle connection; this bounds the wait for sent bytes.
+            # Keepalive probes only idle connections; this bounds the wait for acknowledgments.
             (socket.TCP_USER_TIMEOUT, 1000 * _TIMEOUT_SECONDS),
         ):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -92,8 +92,8 @@ def stitched(parts: Sequence[AttemptHistory]) -> list[Event]:
     kept: list[Event] = []
     for part in parts:
         begun = part.start.step
-        # What an attempt did beyond the step that the next one resumes from was discarded. Ends
-        # have no step, and count as 0 so that all are kept.
+        # What an attempt did beyond the step that the next one resumes from was discarded. End
+        # events have no step, and count as 0 so that all are kept.
         kept = [event for event in kept if _step_of(event) <= begun]
         kept += part.events
     return kept

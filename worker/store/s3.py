@@ -39,7 +39,7 @@ _SIDE_BY_SIDE = 4
 _NOT_IMPLEMENTED, _PARTIAL = 501, 206
 # Codes of 404 for a conditional write: the object to replace, or the upload, was removed.
 _NOTHING_THERE = {"NoSuchKey", "NoSuchUpload"}
-_MAX_OBJECT = 5 << 30  # cap on the bytes of a response that extend its deadline
+_MAX_OBJECT = 5 << 30  # a response's deadline grows with its size, up to this many bytes
 
 
 class S3Store:
@@ -255,7 +255,7 @@ class S3Store:
                     return self._put_unfenced(key, data)
                 if status_of(error) not in LOST_RACE:
                     raise
-                # It may be what an earlier try wrote before its response was lost.
+                # The object may have been written by an earlier try whose response was lost.
                 return self._holds(key, data)
             return True
 

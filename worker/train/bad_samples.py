@@ -73,8 +73,8 @@ class Quarantine:
         count = len(self._listed)
         if count <= self._allowed:
             return
-        # Once the shards are repaired, the next attempt resumes here. A list of training samples is
-        # part of the checkpoint, and they are reread first.
+        # Once the shards are repaired, the next attempt resumes here. If these are
+        # training samples, the list is part of the checkpoint, and they are reread first.
         attempt.commit()
         first = next(iter(self._listed.values()))
         raise DataError(

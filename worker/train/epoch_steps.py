@@ -90,7 +90,8 @@ class Steps:
         """Train from the current state to the end of the epoch.
 
         The host looks at a step's outcome only once the next step is queued, so that the device
-        never waits for the host; if something must be done between the two steps, it looks at once.
+        never waits for the host; if something must be done between the two steps, it looks at
+        the outcome immediately.
         Raises `StopRequested` after a stop request, with as much committed as the time allows.
         """
         attempt, state = self._attempt, self._attempt.state
@@ -102,9 +103,9 @@ class Steps:
             fresh, agreed = self._step(step, plan.size(at), batches)
             left = at + 1 < plan.steps
             reports = (agreed.report and (step + 1) % self._report_every == 0) or not left
-            # `_is_due` comes first, as it remembers: a checkpoint that falls due while another is
-            # under way follows it. The end of the epoch is saved by the caller, with its
-            # evaluation.
+            # `_is_due` comes first, so that it is always called: it remembers a checkpoint that
+            # falls due while another is under way, and lets it follow. The end of the
+            # epoch is saved by the caller, with its evaluation.
             saves = self._is_due(agreed, step + 1) and left and not agreed.saving
             if agreed.bad or reports or agreed.stop or saves:
                 self._finish()
@@ -156,7 +157,7 @@ class Steps:
         agreed = self._agreement.result()
         attempt.advance(agreed)
         # Before the update: the weights are still those after the previous step, which `_skip` may
-        # commit, and which the moving average takes up.
+        # commit, and with which the moving average is updated.
         self._finish()
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
         self._engine.update()
