@@ -16,12 +16,11 @@ from ruamel.yaml import YAML
 import tests.support.examples  # noqa: F401 -- the profile of `make quick`
 from bench.servers import REAL
 from tests.support.docker import Docker, start_docker
+from tests.support.packs import pack_folder
 from tests.support.paths import SHARED
 from tests.support.pictures import write_pictures
 from tests.support.processes import Run, Running, Sabotage, Start
 from tests.support.stores import contents
-from worker.data.image_folder import find_splits
-from worker.data.pack_images import write_split
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
@@ -125,9 +124,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures as shards of about ten, in train/ and val/."""
     folder = tmp_path_factory.mktemp("dataset")
-    for split in find_splits(pictures):
-        store = open_store(str(folder / split.name))
-        write_split(split, store, shard_bytes=12_000, seed=0, threads=2, advance=lambda: None)
+    pack_folder(pictures, str(folder))
     return folder
 
 

@@ -7,7 +7,7 @@ _NOTHING = "·"
 
 
 def sparkline(values: Sequence[float], top: float) -> str:
-    """Return one bar character per value, at full height from `top` up; a dot for zero or less."""
+    """Return one character per value: a bar, full at `top` and above, or a dot for zero or less."""
     return "".join(
         _BARS[min(len(_BARS) - 1, int(value / top * len(_BARS)))] if value > 0 else _NOTHING
         for value in values

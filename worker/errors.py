@@ -9,7 +9,7 @@ from signal import SIGABRT, SIGKILL, SIGTERM
 
 
 class ExitCode(IntEnum):
-    """Exit codes that a scheduler can act on; each has its meaning, and what to do about it."""
+    """Exit codes that a scheduler can act on; each comes with its meaning and advice."""
 
     meaning: str
     advice: str
@@ -19,20 +19,20 @@ class ExitCode(IntEnum):
     DATA = (
         65,
         "more samples are missing, altered or undecodable than `data.error_budget` allows",
-        "fail, no retry",
+        "fail without a retry",
     )
-    INFRASTRUCTURE = 69, "storage, the rendezvous or another rank failed", "retry, counted"
-    BUG = 70, "unexpected error, a bug", "retry, counted"
+    INFRASTRUCTURE = 69, "storage, the rendezvous or another rank failed", "retry and count it"
+    BUG = 70, "unexpected error, a bug", "retry and count it"
     STOPPED = (
         75,
         "stopped on request; everything is committed, or the log says what is not",
-        "run again, not counted",
+        "run again without counting it",
     )
     SUPERSEDED = 76, "a newer attempt of the same job has started", "do nothing"
     CONFIGURATION = (
         78,
         "the manifest, the credentials or the environment are invalid",
-        "fail, no retry",
+        "fail without a retry",
     )
 
     def __new__(cls, code: int, meaning: str = "", advice: str = "") -> "ExitCode":
@@ -91,7 +91,7 @@ def first_line(error: BaseException) -> str:
 
 
 def error_of(code: int) -> WorkerError:
-    """Return an error without a message for an exit code: another rank reports the cause."""
+    """Return the error for an exit code, without a message: another rank reports the cause."""
     kinds = WorkerError.__subclasses__()
     return next((kind for kind in kinds if kind.code == code), WorkerError)("")
 

@@ -57,8 +57,8 @@ class Child:
             target=_run, args=(os.getpid(), serve, theirs), name=name
         )
         self._process.start()
-        # The child must hold the only copy, so that `receive` sees the end of the connection if it
-        # dies.
+        # Only the child may hold a copy of its end, so that `receive` sees the connection close if
+        # the child dies.
         theirs.close()
 
     def send(self, message: object) -> None:
@@ -86,7 +86,7 @@ class Child:
         self.connection.close()
 
     def end(self, deadline: float) -> None:
-        """Wait for the process to exit; kill it at the deadline, which is on `time.monotonic`."""
+        """Wait for the process to exit; kill it at the deadline (by `time.monotonic`)."""
         self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
@@ -95,7 +95,9 @@ class Child:
     def _cause(self) -> Exception:
         # The connection closes a little before the process can be reaped and has an exit status.
         self._process.join(_CAUSE_SECONDS)
-        status = self._process.exitcode or 0
+        status = self._process.exitcode
+        if status is None:
+            return InfrastructureError(f"{self._description} closed its connection")
         how = f"was killed by {cause_of(-status)}" if status < 0 else f"exited with {status}"
         outside = exit_code_of(status) == ExitCode.INFRASTRUCTURE
         return (InfrastructureError if outside else RuntimeError)(f"{self._description} {how}")
@@ -103,8 +105,8 @@ class Child:
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process, which `parent` just forked, when its parent exits."""
-    # The signal is sent when the thread that forked exits, not only the entire parent (prctl(2)),
-    # so that thread must live as long as the child is needed.
+    # The signal is sent when the thread that forked exits, not only when the entire parent does
+    # (prctl(2)), so that thread must live as long as the child is needed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have exited before the call above, in which case no signal will come.
     if os.getppid() != parent:

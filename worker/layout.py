@@ -102,7 +102,7 @@ def confusion_name(attempt: int, step: int) -> str:
 
 
 def mistakes_name(attempt: int, step: int) -> str:
-    """Return the name of the list of images that an evaluation got most wrong."""
+    """Return the name of the list of an evaluation's worst mistakes."""
     return record_name(attempt, f"mistakes/{step:08d}.json")
 
 

@@ -21,7 +21,7 @@ def configure_memory(*, keep_freed: bool) -> None:
     if mallopt:
         mallopt(_M_ARENA_MAX, 1)
         if keep_freed:
-            # Large blocks come from the heap, too, and the top of the heap is never given back. The
+            # Take large blocks from the heap, too, and never give back the top of the heap. The
             # parameter is a C int, so this is the highest threshold.
             mallopt(_M_MMAP_MAX, 0)
             mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -208,7 +208,7 @@ def _scale(axes: Axes, chart: Chart) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif chart.whole:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=True))
-    elif not chart.log_y:
+    else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
     if chart.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")

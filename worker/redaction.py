@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 _HIDDEN = "[hidden]"
-_SHORTEST = 6  # of a secret: replacing shorter ones would garble ordinary words
-_SHORTEST_ID = 16  # the minimum for an AWS access key ID
+_SHORTEST = 6  # characters; replacing shorter secrets would garble ordinary words
+_SHORTEST_ID = 16  # characters, the minimum for an AWS access key ID
 # Short words such as KEY count only as whole parts between underscores: neither MONKEY nor
 # KEYRING_HOME matches.
 _SECRET_NAME = re.compile(
@@ -19,7 +19,8 @@ _SECRET_NAME = re.compile(
     r"(^|_)(PASS|PWD|KEY|AUTH|AUTHORIZATION|PRIVATE|DSN|PAT)($|_)|[a-z](PWD|PASS)$",
     re.IGNORECASE,
 )
-# These name the place of a secret. A webhook's URL, however, is a secret as a whole.
+# Variables with such names hold the location of a secret. A webhook's URL, however, is itself a
+# secret.
 _PLACE_NAME = re.compile(
     r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
 )
@@ -35,7 +36,7 @@ _TELLS_SECRET = re.compile(r"signature|credential|token|secret|passw|sig|auth|ke
 
 
 def is_signed(address: str) -> bool:
-    """Return whether an address looks like a presigned URL, which is a secret as a whole."""
+    """Return whether an address looks like a presigned URL, which is itself a secret."""
     return any(_signed_from(token) is not None for token in _TOKEN.findall(address))
 
 
@@ -129,7 +130,7 @@ def _secrets() -> list[str]:
     """Return the passwords in URLs, and the values of secret variables that are not paths."""
     found = set()
     for name, value in os.environ.items():
-        # A short access key ID may be a plain user name; it is not a secret by itself.
+        # A short access key ID may be a plain user name, which is not a secret.
         word = name.upper().endswith("ACCESS_KEY_ID") and len(value) < _SHORTEST_ID
         if _is_secret(name) and not _is_path(value) and not word:
             found.add(value)

@@ -63,7 +63,7 @@ def test_each_fault_has_its_row_and_the_rest_is_looked_at(
     assert table["data.val"][0] == "FAIL"
     assert "no such bucket; correct the name" in table["data.val"][1]
     assert table["data.train"][0] == "ok"
-    assert table["model"] == ("-", "not checked: the data cannot be read")
+    assert table["model"] == ("-", "not checked: the data cannot be used")
     assert table["scratch"][0] == "warn"
     assert table["metrics"][0] == "warn"
     assert table["output: delete"][0] == "ok"
@@ -186,7 +186,7 @@ def test_a_store_that_does_not_answer_is_no_mistake_of_the_user(
     assert ended.code == 69
     table = rows(ended.out)
     assert "cannot be reached" in table["output: list"][1]
-    assert table["model"] == ("-", "not checked: the output cannot be read")
+    assert table["model"] == ("-", "not checked: the output cannot be used")
     assert table["output: delete"] == ("-", "not checked: storage cannot be used, see above")
 
 
@@ -217,7 +217,7 @@ def test_an_output_without_a_bucket_is_one_failure(
     ended = run("check", write(remote))
     assert ended.code == 78
     table = rows(ended.out)
-    assert "create it (--create-bucket of worker pack or put)" in table["output: list"][1]
+    assert "create the bucket (--create-bucket of `worker pack` or " in table["output: list"][1]
     assert table["output: delete"] == ("-", "not checked: no such bucket")
 
 

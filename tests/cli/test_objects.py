@@ -10,7 +10,7 @@ def test_put_uploads_a_file_and_makes_the_bucket(run: Run, aws: None, tmp_path: 
     (tmp_path / "job.yaml").write_text("version: 1\n")
     refused = run("put", f"{tmp_path}/job.yaml", "s3://put-bucket/jobs/")
     assert refused.code == 78
-    assert "no such bucket; correct the name, or create it" in refused.err
+    assert "no such bucket; correct the name, or create the bucket" in refused.err
     for _ in range(2):
         ended = run("put", f"{tmp_path}/job.yaml", "s3://put-bucket/jobs/", "--create-bucket")
         assert ended.code == 0, ended.err

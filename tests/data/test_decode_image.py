@@ -99,7 +99,7 @@ def test_a_picture_of_twenty_megapixels() -> None:
 def test_a_bomb_is_refused_before_it_is_unpacked(kind: str) -> None:
     data = encoded(gradient(300, 400), kind)
     assert decode(data, ImageSpec(120_000)).shape == (3, 300, 400)
-    with pytest.raises(BadSample, match="400 x 300 pixels are more than data.max_pixels") as raised:
+    with pytest.raises(BadSample, match="has 400 x 300 pixels; data.max_pixels allows") as raised:
         decode(data, ImageSpec(119_999))
     assert raised.value.reason == "too_large"
 
@@ -257,7 +257,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_takes_its_time() -> None:
     start = data.rindex(b"\xff\xda")
     scan = data[start:-2]
     bomb = memoryview(data[:-2] + scan * 200 + b"\xff\xd9")
-    with pytest.raises(BadSample, match="scans of 160000 pixels take too long") as raised:
+    with pytest.raises(BadSample, match="scans of 160000 pixels, too slow to decode") as raised:
         decode(bomb, LIMIT)
     assert raised.value.reason == "too_large"
     assert decode(memoryview(data), LIMIT).shape == (3, 400, 400)

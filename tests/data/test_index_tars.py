@@ -210,7 +210,7 @@ def test_classes_without_images_are_named(run: Run, tmp_path: Path) -> None:
     put(str(tmp_path), a=tar(labeled(6, label=lambda n: str(n * 2))))
     ended = run("index", str(tmp_path))
     assert ended.code == 0
-    assert "classes without any image: 1, 3\n" in ended.err
+    assert "classes without any images: 1, 3\n" in ended.err
 
 
 def test_an_endless_pattern_is_refused(run: Run, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_wids_indexes_are_taken_for_what_they_hold(run: Run, tmp_path: Path) -> 
     ended = run("index", str(listing), "--overwrite")
     assert ended.code == 65
     assert "b.tar: byte" in ended.err
-    assert "holds 3 samples, but the older index says 4" in ended.err
+    assert "holds 3 samples, but the wids index says 4" in ended.err
     entries[0]["filesize"] += 1
     listing.write_text(json.dumps({"wids_version": 1, "shardlist": entries}))
     assert run("index", str(listing), "--overwrite").code == 65

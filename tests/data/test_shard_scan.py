@@ -30,7 +30,7 @@ from worker.data import tar_members as tar_module
         (tar([("k.cls", b"1"), ("k.jpg", b"<html>")]), 0, "'k.jpg', which is not a JPEG", 0),
         (tar([("k.json", b"{"), ("k.jpg", image())]), 0, "a .json that is not JSON", 0),
         (tar([("k.json", b"[]"), ("k.jpg", image())]), 0, "a .json without a string or", 0),
-        (tar([("k.cls", b"1"), ("k.cls", b"1"), ("k.jpg", image())]), 0, "two members .cls", 0),
+        (tar([("k.cls", b"1"), ("k.cls", b"1"), ("k.jpg", image())]), 0, "two .cls members", 0),
     ],
 )
 def test_malformed_shards_are_described(
@@ -205,9 +205,9 @@ def test_members_of_no_sample_are_counted() -> None:
         *labeled(1),
     ]
     assert scan(tar(members)).passed_over == {
-        "metadata file (__name__)": 2,
+        "metadata file": 2,
         "hidden file": 1,
-        "file without a suffix": 1,
+        "suffixless file": 1,
     }
 
 

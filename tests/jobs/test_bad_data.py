@@ -15,8 +15,7 @@ from bench.servers import free_port
 from tests.support.pictures import write_pictures
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents, keys, open_index
-from worker.data.image_folder import find_splits
-from worker.data.pack_images import write_split
+from tests.support.tars import put, tar
 from worker.data.sidecar import decode_sidecar
 from worker.learn.confusion import by_class
 from worker.record.ledger_audit import read_ledger, surviving_rows
@@ -151,9 +150,18 @@ def test_what_decodes_to_nothing_whole_is_counted(
     write_pictures(folder, 26)
     half = folder / "red" / "007.jpg"
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
-    (split,) = find_splits(folder)
     store = open_store(f"{tmp_path}/half")
-    write_split(split, store, 12_000, seed=0, threads=1, advance=lambda: None)
+    paths = sorted(folder.rglob("*.jpg"))
+    members = [
+        member
+        for path in paths
+        for member in (
+            (f"{path.parent.name}/{path.stem}.cls", path.parent.name.encode()),
+            (f"{path.parent.name}/{path.stem}.jpg", path.read_bytes()),
+        )
+    ]
+    put(store.uri, one=tar(members))
+    assert run("index", store.uri).code == 0
     job["data"] |= {"train": store.uri, "error_budget": 0.02}
     ended = run("train", "--nproc", "2", write(job))
     assert ended.code == 0, ended.err
@@ -168,7 +176,7 @@ def test_bombs_are_refused_by_the_manifests_limit(
     job["data"] |= {"max_pixels": 1600}  # the smallest are 40 x 40
     ended = run("train", write(job))
     assert ended.code == 65
-    assert "pixels are more than data.max_pixels, 1600, allows" in ended.err
+    assert "pixels; data.max_pixels allows no more than 1600" in ended.err
 
 
 def test_bad_validation_samples_count_for_themselves(

@@ -146,7 +146,7 @@ def test_a_grace_that_is_too_short_keeps_the_last_commit(
     assert ended.code == 75, ended.err
     assert time.monotonic() - asked < 3.5
     newest = list_commits(open_store(job["output"]))[0].step
-    assert f"so that of step {newest} is kept and " in ended.err
+    assert f"so the one of step {newest} is kept and " in ended.err
     assert " steps are lost; start again" in ended.err
 
 
@@ -197,7 +197,7 @@ def test_a_stop_at_the_end_of_an_epoch_keeps_to_its_budget(
     ended = running.wait()
     assert ended.code == 75, ended.err
     assert time.monotonic() - asked < 4
-    assert "so that of step 0 is kept and 5 steps are lost" in ended.err
+    assert "so the one of step 0 is kept and 5 steps are lost" in ended.err
 
 
 @pytest.mark.e2e

@@ -21,12 +21,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.support.packs import pack_folder
 from tests.support.processes import Ended, Job, Run, Start, Write
 from tests.support.sabotage import two_ranks_per_piece
 from tests.support.stores import keys, open_index, open_reader, unfinish
 from worker.data.decode_image import ImageSpec, decode
-from worker.data.image_folder import find_splits
-from worker.data.pack_images import write_split
 from worker.learn.confusion import by_class
 from worker.metrics.run_labels import Owner
 from worker.metrics.textfile import textfile
@@ -70,15 +69,7 @@ def train(run: Run, write: Write, job: Job, *options: str) -> Store:
 def test_a_job_from_start_to_end_through_s3(
     run: Run, write: Write, job: Job, pictures: Path, bucket: str
 ) -> None:
-    for split in find_splits(pictures):
-        write_split(
-            split,
-            open_store(f"{bucket}/data/{split.name}"),
-            12_000,
-            seed=0,
-            threads=2,
-            advance=lambda: None,
-        )
+    pack_folder(pictures, f"{bucket}/data")
     job["output"] = f"{bucket}/runs/one/"
     job["model"]["backbone"] = "resnet18"
     job["data"]["train"], job["data"]["val"] = f"{bucket}/data/train/", f"{bucket}/data/val/"

@@ -69,7 +69,7 @@ def test_json_and_short_floats_are_taken() -> None:
         ("seed: 0", "speed: 0", "train.speed: unknown key; did you mean seed?"),
         ("batch_size: 64", "batch_size: 64.5", "train.batch_size: should be a valid integer"),
         ("batch_size: 64", 'batch_size: "64"', "train.batch_size: should be a valid integer"),
-        ("job: ants", "job: Ants_", "job: must be 1 to 63 lower-case letters"),
+        ("job: ants", "job: Ants_", "job: must be 1 to 63 lowercase letters"),
         ("version: 1", "version: 2", "version: should be 1, not 2"),
         ("scale: 0.05", "scale: 0.05, lr: 1", "optimizer.groups[0]: set at most one of scale"),
         (

@@ -126,7 +126,7 @@ def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
         ),
         (
             {"state_dict": {}, "cfg": fractions.Fraction(1, 2)},
-            "holds fractions.Fraction beside the tensors, .* if you trust the file, convert it",
+            "holds fractions.Fraction besides the tensors, .* if you trust the file, convert it",
         ),
     ],
 )
@@ -171,7 +171,7 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     for name, data in (("w.pt", buffer.getvalue()), ("x.pt", b"nonsense"), ("y.safetensors", b"")):
         store.put(name, data)
         with pytest.raises(
-            ConfigurationError, match="neither safetensors nor a|beside the tensors"
+            ConfigurationError, match="neither safetensors nor a|besides the tensors"
         ):
             load_pretrained(build(), f"{tmp_path}/{name}")
     assert not Path("/tmp/evil-was-here").exists()

@@ -55,7 +55,7 @@ def test_a_gpu_that_cannot_start_is_named(
     ("environ", "nodes", "sign"),
     [
         ({}, [], ""),
-        ({}, ["nvidia0"], "nvidia0 is there"),
+        ({}, ["nvidia0"], "nvidia0 can be opened"),
         ({}, ["nvidiactl", "nvidia-uvm"], ""),
         ({"CUDA_VISIBLE_DEVICES": ""}, ["nvidia0"], ""),
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ["nvidia0"], ""),

@@ -18,7 +18,7 @@ FLOORS = (  # from the top; a room imports from lower floors alone
     ("job", "record"),
     ("learn",),
     ("checkpoint", "ranks"),
-    ("model",),
+    ("ingest", "model"),
     ("data",),
     ("manifest", "metrics"),
     ("store",),

@@ -26,7 +26,7 @@ def test_every_fault_of_a_server_may_pass(status: str, faulty: tuple[Proxy, Stor
     server.plan = lambda request: status if request.number == 1 else None
     assert store.get("object") == b"0123456789"
     server.plan = lambda request: status
-    with pytest.raises(InfrastructureError, match=f"the store answers {status}"):
+    with pytest.raises(InfrastructureError, match=f"the store responds with {status}"):
         store.get("object")
 
 

@@ -127,7 +127,7 @@ def test_addresses() -> None:
 
 @pytest.mark.parametrize("uri", ["a\0b", "s3://b/\x07", "s3://bucket/caf\udce9", "file:///\n"])
 def test_addresses_hold_no_control_characters(uri: str) -> None:
-    with pytest.raises(ConfigurationError, match="holds characters that no address may hold"):
+    with pytest.raises(ConfigurationError, match="contains characters that an address must not"):
         open_store(uri)
     with pytest.raises(ConfigurationError):
         read_uri(f"{uri}/x")

@@ -1,4 +1,4 @@
-"""The first rows of a preflight, filled in before any slow import, as they catch most mistakes."""
+"""The first rows of a preflight, filled in before any slow import: they catch most mistakes."""
 
 import os
 from urllib.parse import urlsplit

@@ -36,7 +36,7 @@ def probe_devices() -> str:
 
 
 def probe_processors(place: Rank | Spawn | None, lanes: int) -> str:
-    """Describe the cores that ranks here may use, by affinity and cgroup, and what will decode."""
+    """Describe the cores that affinity and cgroup leave to ranks here, and what will decode."""
     cores = cores_of_node()
     if place is None:
         return f"{count(cores, 'core')} here"

@@ -33,11 +33,11 @@ def look_at_place(
 ) -> None:
     """Add rows for everything that a start of the job needs besides its manifest.
 
-    Writes objects only below `check/` in the output, and removes them afterwards.
+    Write objects only below `check/` in the output, and remove them afterwards.
 
     Args:
         table: The table to which the rows are added.
-        manifest: The job's manifest; None if storage cannot be used to read it.
+        manifest: The job's manifest; None if it cannot be read because storage is unusable.
         ranks: The number of ranks if they will start elsewhere, as when the check runs in a batch
             script or in a pod without GPUs; None if they start here.
         nproc: The number of ranks requested for this node; None for the default.
@@ -109,7 +109,7 @@ def _look_at_storage(table: Table, manifest: Manifest) -> None:
     if whole and output and not table.storage_fails:
         table.look("model", lambda: _probe_model(manifest))
     else:
-        table.skip("model", f"the {'output' if whole else 'data'} cannot be read")
+        table.skip("model", f"the {'output' if whole else 'data'} cannot be used")
 
 
 def _probe_data(field: str, uri: str) -> str:

@@ -1,4 +1,4 @@
-"""Background work during training: one thread that runs calls one after the other."""
+"""Background work during training: one thread that runs calls one after another."""
 
 import contextlib
 import os

@@ -1,8 +1,8 @@
 """Attempts: one numbered object per start of a job; the number is the fencing token.
 
 The first attempt gives the output its identity. A new attempt compares its identity with the
-output's before each try to claim a number, and claims it with a conditional PUT, so a refused
-attempt leaves nothing behind.
+output's before each try at claiming a number, and claims the number with a conditional PUT, so a
+refused attempt leaves nothing behind.
 """
 
 import datetime
@@ -100,7 +100,7 @@ def claim_attempt(
         # Without conditional PUT, another job may have claimed the output in the meantime.
         require_own()
     except ConfigurationError:
-        # Only our own record: without conditional PUT, the other job may have replaced it.
+        # Delete only our own record: without conditional PUT, the other job may have replaced it.
         if store.get(attempt_name(number)) == data:
             store.delete(attempt_name(number))
         raise

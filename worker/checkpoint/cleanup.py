@@ -46,10 +46,10 @@ def clean(
         found = CommitName.parse(info.key.removeprefix(CHECKPOINTS).split("/")[0])
         if found:
             written[found] = max(written.get(found, 0.0), info.modified)
-    # The store's own clock: this machine's may be wrong. If the commit is not listed, time 0 makes
-    # every checkpoint too recent to be abandoned.
+    # Use the store's own clock, as this machine's may be wrong. If the commit is not listed, time 0
+    # makes every checkpoint too recent to be abandoned.
     now = max((info.modified for info in store.list(f"{COMMITS}{own}")), default=0.0)
-    # Commits are listed after the parts, so the parts of one made in between are kept.
+    # Commits are listed after the parts, so the parts of a commit made in between are kept.
     dead = abandoned(written, list_commits(store), own.attempt, now)
     for name in dead:
         for part in PART_NAMES:

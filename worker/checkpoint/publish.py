@@ -5,8 +5,8 @@ parts and their digests, then makes that result the job's. Only then are the par
 users look for them, by whichever process gets there first, and `done.json` is written last.
 
 A result with more epochs replaces one with fewer; among results with the same number of epochs, the
-first counts. A process that copies looks at the target object first, then at the publications, and
-then writes on the condition that the object is unchanged. So an attempt that was paused cannot
+first counts. To copy a part, a process looks at the target object first, then at the publications,
+and then writes on the condition that the object is unchanged. So an attempt that was paused cannot
 overwrite the result of a newer one when it wakes up.
 """
 
@@ -104,7 +104,7 @@ class _Copier:
 
     def settle(self, epochs: int) -> Done | None:
         """See the function `settle`."""
-        # Ends, because each round either returns or excludes one more publication.
+        # The loop ends, because each round either returns or excludes one more publication.
         while True:
             number, publication = self._foremost()
             done = read_done(self._store)
@@ -130,7 +130,7 @@ class _Copier:
     def _complete(self, number: int, publication: Publication) -> Done | None:
         """Copy the parts to their places, then write `done.json`.
 
-        Returns None if a part is lost, or if another publication has taken precedence in the
+        Return None if a part is lost, or if another publication has taken precedence in the
         meantime.
         """
 
@@ -153,7 +153,8 @@ class _Copier:
         done = Part(DONE_NAME, len(data), sha256(data).hexdigest())
         if not self._write(done, lambda: (data,), counts):
             return None
-        # Only after `done.json`: until then, a restart needs the staged parts to complete the copy.
+        # Remove them only after `done.json` is written: until then, a restart needs the staged
+        # parts to complete the copy.
         _remove_staged(self._store, publication)
         return publication.result
 
@@ -229,7 +230,7 @@ class _Copier:
 
 
 def _remove_staged(store: Store, publication: Publication) -> None:
-    """Remove what attempts up to the published one have staged, and unfinished uploads.
+    """Remove unfinished uploads, and the staged parts of attempts up to the published one.
 
     Later attempts may be about to publish. Leftovers only cost space, so errors here never stop a
     job.

@@ -124,8 +124,9 @@ def stream_model(model: nn.Module) -> TensorStream:
 def restore_snapshot(parts: Mapping[str, bytearray], learner: Learner) -> None:
     """Restore the whole training state from the parts of a checkpoint.
 
-    A parameter without optimizer state (frozen until now) starts without any. A moving average that
-    was enabled after the checkpoint was saved starts from the model's weights.
+    A parameter for which the checkpoint has no optimizer state (frozen until now) starts without
+    any. A moving average that was enabled after the checkpoint was saved starts from the model's
+    weights.
 
     Raises `ValueError` before anything is changed if a part does not fit this learner.
     """
@@ -167,7 +168,7 @@ def restore_result(parts: Mapping[str, bytearray], learner: Learner) -> None:
 
 def _require_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
     """Raise `ValueError` unless the tensors have the names, shapes and types that are wanted."""
-    # Names on one side only, in either direction.
+    # Names that only one side has, whichever side that is.
     strange = sorted(found.keys() ^ wanted.keys())
     strange += [
         name
@@ -219,7 +220,7 @@ def _restore_optimizer(learner: Learner, kept: dict[str, dict[str, Tensor]]) -> 
     if _kinds_of(optimizer) is _SGD:
         _fill_momentum(optimizer, names, kept)
     # As in `Optimizer.state_dict`, parameters are numbered across all groups, in order. The
-    # settings of the groups stay those of the manifest.
+    # groups keep their settings from the manifest.
     state = {i: kept[names[p]] for i, p in enumerate(order) if names[p] in kept}
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -231,10 +232,11 @@ def _fill_momentum(
     names: Mapping[nn.Parameter, str],
     kept: dict[str, dict[str, Tensor]],
 ) -> None:
-    """Add a zero buffer to each parameter without one in a group where others have one.
+    """Give parameters that have no buffer a zero one if others in their group have buffers.
 
-    This is the case after a change of groups. The fused kernel needs buffers for all parameters of
-    a group or for none; a first step from a zero buffer has the same effect as one without it.
+    Such a mixture arises when the groups change. The fused kernel needs buffers for all parameters
+    of a group or for none; a first step from a zero buffer has the same effect as a first step
+    without a buffer.
     """
     for group in optimizer.param_groups:
         own = [(names[parameter], parameter) for parameter in group["params"]]
@@ -244,7 +246,7 @@ def _fill_momentum(
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return a copy as the optimizer would create it: like the parameter if the shapes match."""
+    """Return a copy in the layout of the optimizer: that of the parameter if the shapes match."""
     # Always a copy: `tensor` is a view, which would keep the bytes of the whole file in memory.
     # Only Adam's `step` has a shape of its own.
     if tensor.shape != parameter.shape:

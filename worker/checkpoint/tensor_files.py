@@ -1,8 +1,8 @@
 """Reading and writing of tensors in safetensors files, without a second copy in memory.
 
-The format (https://huggingface.co/docs/safetensors) is eight bytes of header length, a JSON header
-and the data. The safetensors library can write only tensors that are all in memory at once, and
-copies everything it reads.
+The format (https://huggingface.co/docs/safetensors) is the header's length in eight bytes, a JSON
+header and the data. The safetensors library can write only tensors that are all in memory at once,
+and copies everything it reads.
 """
 
 import json
@@ -59,8 +59,8 @@ def stream_tensors(tensors: Mapping[str, Tensor]) -> TensorStream:
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    # The format lets the header be padded with spaces; after eight bytes of length, that aligns the
-    # data to eight bytes.
+    # The format lets the header be padded with spaces; as its length takes up eight bytes, padding
+    # it to a multiple of eight aligns the data.
     text += b" " * (-len(text) % 8)
     head = _LENGTH.pack(len(text)) + text
 

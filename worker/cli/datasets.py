@@ -1,137 +1,10 @@
-"""Commands that make data sets."""
-
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""The command that indexes existing tars."""
 
 import click
 
 from worker.cli.group import main, progress_bar
 from worker.errors import DataError
 from worker.logs import count
-
-if TYPE_CHECKING:  # they take seconds to import
-    from worker.data.image_folder import Split
-    from worker.data.index import Index
-
-_MIB = 1 << 20
-_BUDGET = 0.01
-
-
-@main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("dest")
-@click.option(
-    "--shard-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=64,
-    show_default=True,
-    help="Approximate size of a shard, in MiB of images.",
-)
-@click.option("--seed", default=0, show_default=True, help="Decides the order of the images.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=None, help="Default: the number of cores."
-)
-@click.option(
-    "--bad",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="What to do about files that cannot be decoded.",
-)
-@click.option(
-    "--error-budget",
-    type=click.FloatRange(min=0, max=1, max_open=True),
-    default=None,
-    help="Share of a split's files that --bad skip may leave out (at least one file, unless it is "
-    "0). Default: 0.01.",
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=100_000_000,
-    show_default=True,
-    help="Images with more pixels count as bad; see data.max_pixels.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an existing data set at DEST.")
-@click.option(
-    "--create-bucket", is_flag=True, help="Create the bucket of DEST if it does not exist."
-)
-def pack(
-    *,
-    folder: Path,
-    dest: str,
-    shard_size: float,
-    seed: int,
-    threads: int | None,
-    bad: str,
-    error_budget: float | None,
-    max_pixels: int,
-    overwrite: bool,
-    create_bucket: bool,
-) -> None:
-    """Pack the image FOLDER into WebDataset shards and an index at DEST.
-
-    FOLDER holds one folder of images per class, or such trees in train/, val/ and test/ (or other
-    usual names of these splits, in upper or lower case), which become DEST/train/, DEST/val/ and
-    DEST/test/.
-    Links are followed; whatever is not packed is counted by kind. Every image is decoded first, and
-    all those that cannot be decoded are listed with the reason. The same files and seed always give
-    the same shards.
-    """
-    from worker.data.image_folder import find_splits
-    from worker.data.index import require_no_index
-    from worker.data.pack_images import find_bad, without_bad, write_split
-    from worker.store import open_store
-    from worker.store.buckets import create_bucket as create
-
-    if error_budget is not None and bad == "fail":
-        raise click.UsageError("--error-budget says how much --bad skip may leave out; give both")
-    splits = find_splits(folder)
-    if create_bucket:
-        create(dest)
-    stores = [open_store(f"{dest.rstrip('/')}/{split.name}") for split in splits]
-    if not overwrite:
-        for store in stores:
-            require_no_index(store, "choose another place")
-    threads = threads or len(os.sched_getaffinity(0))
-    with progress_bar(sum(len(split.files) for split in splits), "decoding") as bar:
-        found = [find_bad(split, threads, max_pixels, lambda: bar.update(1)) for split in splits]
-    budget = _BUDGET if error_budget is None else error_budget
-    splits = without_bad(splits, found, budget if bad == "skip" else None)
-    for file, reason in ((f, reason) for part in found for f, reason in part.items()):
-        click.echo(f"left out: {file.path}: {reason}", err=True)
-    # The training split comes first, and its depth then applies to the other splits as well.
-    depth = None
-    for split, store in zip(splits, stores, strict=True):
-        with progress_bar(len(split.files), f"packing {split.name or 'images'}") as bar:
-            index = write_split(
-                split,
-                store,
-                int(shard_size * _MIB),
-                seed=seed,
-                threads=threads,
-                advance=lambda: bar.update(1),
-                depth=depth,
-            )
-        depth = depth or index.depth
-        _tell(split, index, store.uri)
-
-
-def _tell(split: "Split", index: "Index", uri: str) -> None:
-    """Say what was packed, and what was not."""
-    if index.depth:
-        click.echo(f"16-bit images are assumed to use only {index.depth} bits", err=True)
-    click.echo(
-        f"{uri}: {count(index.samples, 'image')} of {len(index.classes)} classes "
-        f"in {count(len(index.shards), 'shard')}"
-    )
-    for kind, number in sorted(split.passed_over.items()):
-        click.echo(f"left out: {count(number, kind)}", err=True)
-    if any(kind.startswith(".") and kind.endswith(" image") for kind in split.passed_over):
-        click.echo("convert those images to JPEG, PNG or WebP to have them packed", err=True)
-    if split.nested:
-        click.echo(f"in subfolders of a class folder: {count(split.nested, 'image')}")
 
 
 @main.command()
@@ -230,4 +103,4 @@ def index(
     if made.index.depth:
         click.echo(f"16-bit images are assumed to use only {made.index.depth} bits", err=True)
     if made.empty:
-        click.echo(f"classes without any image: {', '.join(made.empty[:20])}", err=True)
+        click.echo(f"classes without any images: {', '.join(made.empty[:20])}", err=True)

@@ -82,8 +82,8 @@ def run_demo(keep: Path | None) -> None:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         s3 = stack.enter_context(_embedded_s3())
         _tell(
-            "Handwritten digits: 0-4 are the source task, and 24 pictures each of 5-9 are "
-            "the target"
+            "Handwritten digits: 0-4 are the source task, and 5-9, with 24 training pictures "
+            "each, the target task"
         )
         _write_digits(folder)
         s3.create_bucket(Bucket=_BUCKET)
@@ -165,8 +165,8 @@ def _write_digits(folder: Path) -> None:
     for picture, digit in zip(digits.images, digits.target.tolist(), strict=True):
         number = seen[digit] = seen.get(digit, -1) + 1
         task = "source" if digit < 5 else "target"
-        # The first quarter of each digit is for validation; the target task then trains on the next
-        # `_TARGET_PER_CLASS`.
+        # The first quarter of each digit's pictures is for validation; the target task then trains
+        # on the next `_TARGET_PER_CLASS`.
         validation = number < totals[digit] * _VALIDATION_SHARE
         last = totals[digit] * _VALIDATION_SHARE + _TARGET_PER_CLASS
         if task == "target" and number >= last:

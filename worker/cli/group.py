@@ -55,17 +55,18 @@ def main(ctx: click.Context, log_format: str) -> None:
     """Fine-tune image classifiers, with data and results in S3-compatible storage.
 
     \b
-    worker pack photos/ s3://datasets/photos/     image folder to shards
-    worker index s3://datasets/tars/              index for existing shards
+    worker pack photos/ s3://datasets/photos/     any labeled source to shards
+    worker inspect s3://datasets/photos/          data set: facts, classes, contact sheet
+    worker index s3://datasets/tars/              index existing shards
     worker put job.yaml s3://bucket/              upload a manifest, or weights
-    worker models                                 backbones, and blocks that groups can match
-    worker plan s3://bucket/job.yaml              preview of a job and its learning rates
-    worker check s3://bucket/job.yaml             check of all that the job needs here
-    worker find-rates s3://bucket/job.yaml        suggestion of a base learning rate
+    worker models                                 list backbones, and blocks that groups can match
+    worker plan s3://bucket/job.yaml              preview a job and its learning rates
+    worker check s3://bucket/job.yaml             check everything that the job needs here
+    worker find-rates s3://bucket/job.yaml        suggest a base learning rate
     worker train s3://bucket/job.yaml             train, or resume where it stopped
-    worker status s3://runs/a/                    state of a run; --watch keeps updating it
+    worker status s3://runs/a/                    show a run's state; --watch keeps updating it
     worker report s3://runs/a/                    report on a run, as an HTML page
-    worker compare s3://runs/a/ s3://runs/b/      settings that differ, and results
+    worker compare s3://runs/a/ s3://runs/b/      compare results, and settings that differ
     worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from

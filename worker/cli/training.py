@@ -32,7 +32,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 
     stop = StopFlag()
     stop.install()
-    # Before torch, which takes seconds to import, as the manifest may have mistakes.
+    # Any mistake in the manifest is reported before torch is imported, which takes seconds.
     loaded = load_manifest(manifest)
     _settle_torch()
     from worker.launch.start import run_job
@@ -79,7 +79,7 @@ def plan(*, manifest: str, ranks: int, resume: bool, as_json: bool) -> None:
     else:
         click.echo(describe_outline(outline))
         click.echo(f"\n{describe_resume_preview(preview)}" if preview else "", nl=bool(preview))
-    # With --resume, only after the preview, which shows what has changed.
+    # With --resume, check this only after the preview, which shows what has changed.
     require_same_experiment(job)
 
 
@@ -127,7 +127,7 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
 @click.option("--low", type=click.FloatRange(min=0, min_open=True), help="First base rate.")
 @click.option("--high", type=click.FloatRange(min=0, min_open=True), help="Last base rate.")
 @click.option(
-    "--out", help="Address of a folder for the chart and its data; default: in the output."
+    "--out", help="Address of a folder for the chart and data; default: find-rates/ in the output."
 )
 def find_rates(
     manifest: str, steps: int, low: float | None, high: float | None, out: str | None

@@ -144,7 +144,7 @@ def random_box(
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
             # Draws are below 1, so every offset at which the box fits is equally likely, and no
-            # other.
+            # other offset occurs.
             return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
     return None
 

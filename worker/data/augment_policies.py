@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment, driven by given random numbers, not by a global generator.
 
-Operations and strengths are those of torchvision's RandAugment (Cubuk et al., 2019) and
-TrivialAugment (Müller and Hutter, 2021), computed by its functional kernels.
+Operations and strengths are those of RandAugment (Cubuk et al., 2019) and TrivialAugment (Müller
+and Hutter, 2021) in torchvision, whose functional kernels do the work.
 """
 
 import math
@@ -99,8 +99,8 @@ class Policy:
             # The number of bits that are kept.
             return round(8 - share * self.posterize)
         if name == "Solarize":
-            # A threshold, as a share of 255: the stronger, the lower, and the more pixels are
-            # inverted.
+            # A threshold, as a share of 255. A stronger operation has a lower one and inverts more
+            # pixels.
             return 1 - share
         translate = self.translate * side if self.translate < 1 else self.translate
         # By the first five letters, which the X and Y variants share. `color` is the default;
@@ -114,7 +114,7 @@ def rand_augment(operations: int, magnitude: int) -> Policy:
     """Return RandAugment: N operations at a single strength M, from 0 to 30."""
     return Policy(
         shear=0.3,
-        # As in torchvision: 150 pixels, as in AutoAugment, at a side of 331.
+        # As in torchvision: AutoAugment's 150 pixels, as a share of its image side of 331.
         translate=150 / 331,
         rotate=30.0,
         color=0.9,

@@ -46,7 +46,7 @@ class Work:
 
         Training takes a few samples from every lane in turn, so each process gets its own lanes.
         Samples read in order are divided up by the run that they are fetched in. Either way, no two
-        processes fetch the same data, except for lanes or runs at the boundaries.
+        processes fetch the same data, except for lanes at the boundaries.
 
         Args:
             ids: Sample ids of the batch.

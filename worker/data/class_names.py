@@ -12,7 +12,7 @@ _MAX_CLASSES = 1 << 16  # larger numbers are taken for names, not class numbers
 
 
 def read_classes(uri: str) -> tuple[str, ...]:
-    """The class names in a text file, one per line, in label order."""
+    """Return the class names in a text file, which lists one per line, in label order."""
     try:
         lines = [read_name(line) for line in read_text(read_uri(uri)).split("\n")]
     except ValueError as error:

@@ -52,7 +52,7 @@ class ImageSpec:
     max_pixels: int
     """Largest number of pixels; images with more are bad samples."""
     depth: int = 16
-    """Bits in use per sample of 16-bit images, unless the image itself states them."""
+    """Bits in use per channel of a 16-bit image, unless the image itself states the number."""
 
 
 def decode(data: memoryview, spec: ImageSpec) -> Tensor:
@@ -84,7 +84,7 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadSample(
             "too_large",
-            f"{width} x {height} pixels are more than data.max_pixels, {max_pixels}, allows",
+            f"has {width} x {height} pixels; data.max_pixels allows no more than {max_pixels}",
         )
 
 
@@ -108,7 +108,7 @@ def _require_few_scans(data: memoryview, pixels: int, max_pixels: int) -> None:
     """Refuse a JPEG with too many scans: a small file can hold thousands and take minutes."""
     scans = count_scans(data)
     if scans > _MAX_SCANS or (scans > 15 and scans * pixels > _MAX_WORK * max_pixels):
-        raise BadSample("too_large", f"{scans} scans of {pixels} pixels take too long to decode")
+        raise BadSample("too_large", f"has {scans} scans of {pixels} pixels, too slow to decode")
 
 
 def _buffer(size: int) -> bytearray:

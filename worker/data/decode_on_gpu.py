@@ -56,7 +56,7 @@ class GpuDecoder:
                 batch.leave_out(place, problem, reader.name(number))
         with torch.cuda.stream(self._stream):
             # Allocated here, so that the allocator knows which stream writes and which one reads.
-            # Zeros, as `leave_out` has so far blanked bad samples only in the tensor it replaces.
+            # Zeros, as `leave_out` has so far blanked bad samples only in the tensor replaced here.
             out = torch.zeros_like(batch.images, device=self.device)
             out.record_stream(torch.cuda.default_stream(self.device))
             batch.images = out
@@ -89,7 +89,7 @@ class GpuDecoder:
         return colors in FAST_COLORS and orientation(image) == 1
 
     def _decode(self, images: list[memoryview]) -> list[Tensor]:
-        """Return the images as uint8 [3, H, W]; none if one is broken: the CPU finds out which."""
+        """Return the images, uint8 [3, H, W], or none if any is broken: the CPU then finds it."""
         if not images:
             return []
         data = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
@@ -99,6 +99,6 @@ class GpuDecoder:
             raise
         except Exception:  # whatever is wrong, the CPU decoder will report it
             if self.device.type == "cuda":
-                # Images already begun are still being written, on nvJPEG's own stream.
+                # Images whose decoding has begun are still being written, on nvJPEG's own stream.
                 torch.cuda.synchronize(self.device)
             return []

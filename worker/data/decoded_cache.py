@@ -76,8 +76,8 @@ class DecodedImages:
         """
         buffer: bytearray = getattr(_local, "buffer", bytearray())
         name = self._name(sample_id)
-        # The first read mostly suffices, as the buffer has grown to the largest image so far. The
-        # bound keeps a foreign file from claiming any amount of memory.
+        # The first read usually suffices, as the buffer has grown to the largest image so far. The
+        # bound keeps a foreign file from claiming an arbitrary amount of memory.
         size = self._scratch.read_spare(name, buffer)
         if len(buffer) < size <= self._largest:
             buffer = _local.buffer = bytearray(size)

@@ -7,7 +7,7 @@ from worker.data.loader import Batch, Loader
 
 
 class InProcess:
-    """An in-process loader per data set.
+    """In-process loaders, one per data set.
 
     Args:
         loaders: Loaders by data set.

@@ -124,7 +124,7 @@ class Address:
     """The location of a data set."""
 
     store: Store
-    """The root, with the index."""
+    """The root of the data set, which holds the index."""
     names: tuple[str, ...] | None
     """Names of the shards; None for all shards of the index."""
 
@@ -152,7 +152,7 @@ def parse_address(uri: str) -> Address:
 
 
 def _count_names(pattern: str) -> int:
-    """Return how many names a pattern stands for at most, without expanding it.
+    """Return an upper bound on the number of names in a pattern, without expanding it.
 
     Raises `ConfigurationError` for braces within braces, which nobody needs for shards.
     """
@@ -179,7 +179,7 @@ def read_index(address: Address) -> Index:
     """Read the index at a data set's root, limited to the shards that the address names.
 
     Raises `ConfigurationError` if it is missing or malformed, lists no samples, or does not list
-    all of these shards.
+    all of those shards.
     """
     uri = f"{address.store.uri}{INDEX_NAME}"
     try:

@@ -34,7 +34,7 @@ class Indexed:
     index: Index
     """The index."""
     empty: list[str]
-    """Classes without an image."""
+    """Classes without any images."""
     left_out: list[str]
     """A line per problem."""
     passed_over: Counter[str]
@@ -51,7 +51,7 @@ def index_tars(
     max_pixels: int | None,
     advance: Callable[[int], None],
 ) -> Indexed:
-    """Read the shards not staged by an earlier run; write sidecars and index and read them back.
+    """Scan the shards; write the sidecars and the index, and read them back.
 
     Args:
         source: The shards.
@@ -64,15 +64,15 @@ def index_tars(
         advance: Called with the number of bytes processed, by one thread at a time.
 
     Raises:
-        DataError: There are more problems than allowed; the message lists the first. No index is
-            written, but staged scans are kept.
+        DataError: There are more problems than allowed (the message lists the first few), or
+            there are no usable samples. No index is written, but staged scans are kept.
     """
 
     def scan(tar: Tar) -> Scan:
         return _scan(source.store, tar, label_field=label_field, max_pixels=max_pixels, note=note)
 
     def finish(tar: Tar) -> _Finished:
-        """Finish a shard; rereads its scan, as all scans together may not fit in memory."""
+        """Finish a shard, rereading its scan, as all scans together may not fit in memory."""
         return _finish(source.store, tar, scan(tar), numbers)
 
     lock = threading.Lock()
@@ -86,7 +86,7 @@ def index_tars(
             if not classes:
                 labels = pool.map(lambda tar: _labels(scan(tar)), source.tars)
                 classes = find_classes(labels, _names_there(source.store))
-                # `note` looks `advance` up at each call: the second pass reports nothing.
+                # `note` looks `advance` up at each call, so the second pass reports nothing.
                 advance = _ignore
             numbers = {name: number for number, name in enumerate(classes)}
             finished = list(pool.map(finish, source.tars))
@@ -147,7 +147,7 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Fin
         else:
             sound.append((row, number))
     if tar.samples is not None and tar.samples != len(scan.rows) + len(scan.problems):
-        text = f"holds {len(scan.rows)} samples, but the older index says {tar.samples}"
+        text = f"holds {len(scan.rows)} samples, but the wids index says {tar.samples}"
         problems.append(Problem(scan.bytes, text))
     lines = [f"{store.uri}{tar.name}: byte {p.offset}: {p.text}" for p in problems]
     shard = write_sidecar(store, tar.name, scan, sound)

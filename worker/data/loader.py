@@ -1,4 +1,4 @@
-"""Batches decoded by threads, in the order requested, a few batches ahead.
+"""Batches that threads decode in the order requested, a few batches ahead of the caller.
 
 Decoding releases the interpreter lock, though not all of the time: on an H100 machine with 16
 cores, one process decoded 1,600 images a second with 4 threads and 2,400 with 16. So a rank has
@@ -23,7 +23,7 @@ from worker.data.reader import BadSample, SampleReader
 
 DECODE_AHEAD = 2
 """Number of batches decoded ahead of the one being waited for."""
-_FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024  # batches at least, and samples at most, fetched ahead
+_FETCH_AHEAD, _FETCH_SAMPLES = 2, 1024  # minimum batches, maximum samples fetched ahead
 _TASKS_PER_THREAD = 4
 
 Prepare = Callable[[int, Tensor, Tensor], None]
@@ -109,7 +109,7 @@ class Decoder(Protocol):
 
 
 class Loader:
-    """A decoder of batches of sample ids, with `threads` threads.
+    """A decoder that turns batches of sample ids into batches of images, with `threads` threads.
 
     Args:
         reader: The reader of the samples.
@@ -117,7 +117,7 @@ class Loader:
         spec: Decoding settings.
         pin_memory: Whether to page-lock new batches, for copies to a GPU; ignored with `decoder`.
         decoder: Fills whole batches on another device; None to decode on the CPU.
-        decoded: Cache of decoded images; None for none.
+        decoded: Cache of decoded images; None for no cache.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Loader:
         self._pin = pin_memory and decoder is None
         self._decoder = decoder
         self._running: list[Future[None]] = []
-        # A decoder of its own device is fed by one thread, on a stream of its own.
+        # A decoder on another device is fed by one thread, which has its own stream.
         workers = 1 if decoder else threads
         self._pool = ThreadPoolExecutor(max(1, workers), "decode", _use_one_torch_thread)
 
@@ -158,10 +158,10 @@ class Loader:
             size: Side of the images in pixels.
             allocate: Makes the batch to write into; by default, in newly allocated memory. If the
                 iteration is abandoned, memory may be reused only after `drain`.
-            places_of: Which places of a batch to fill; by default all.
+            places_of: Returns which places of a batch to fill; by default, all of them.
 
         Raises:
-            WorkerError: An error of the store, raised at the batch that it affects.
+            WorkerError: An error from the store, raised at the batch that it affects.
         """
         allocate = allocate or (lambda ids: Batch.of_size(ids, size, pin_memory=self._pin))
         places_of = places_of or (lambda ids: np.arange(len(ids)))
@@ -216,7 +216,7 @@ class Loader:
         if not self._threads:
             self._fill(batch, prepare, places, 0)
             return []
-        # Several small tasks per thread even out images that take longer than others.
+        # Several small tasks per thread balance the load, as some images take longer than others.
         step = max(1, len(places) // (self._threads * _TASKS_PER_THREAD))
         return [
             self._pool.submit(self._fill, batch, prepare, places[at : at + step], at)

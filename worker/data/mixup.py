@@ -19,8 +19,8 @@ from worker.data.epoch_plan import keyed_hash
 def partners_of(valid: Tensor) -> Tensor:
     """Return the index of each image's partner among N samples, int64 [N - 1].
 
-    The N samples are one extra sample and then the N - 1 images of the batch; `valid`, bool [N],
-    marks the usable ones. An image whose partner was left out is blended with itself.
+    The N samples are one extra sample, followed by the N - 1 images of the batch; `valid`,
+    bool [N], marks the usable samples. An image whose partner was left out is blended with itself.
     """
     # Image i of the batch is sample i + 1, so its partner, the sample before it, is sample i.
     places = torch.arange(1, len(valid))
@@ -50,7 +50,7 @@ class Blend:
 def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) -> Blend:
     """Draw how a global batch is blended.
 
-    MixUp (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899); if both
+    If both MixUp (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899)
     are enabled, each batch uses one of them, with equal probability.
 
     Args:
@@ -70,7 +70,7 @@ def draw_blend(*, mixup: float, cutmix: float, side: int, seed: int, step: int) 
     own = float(random.beta(cutmix, cutmix) if use_cutmix else random.beta(mixup, mixup))
     if not use_cutmix:
         return Blend(own, None)
-    # A square around a uniformly drawn center, with the share 1 - own of the area before clipping.
+    # A square around a uniformly drawn center that covers 1 - own of the image before clipping.
     half = math.sqrt(1 - own) / 2 * side
     x, y = (int(random.randint(side)) for _ in range(2))
     top, bottom = max(0, int(y - half)), min(side, int(y + half))

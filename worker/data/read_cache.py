@@ -28,7 +28,7 @@ class Cache:
         self.limit = limit
         self._lock = threading.Lock()
         self._items: OrderedDict[Hashable, Future[Sized]] = OrderedDict()
-        self._sizes: dict[Hashable, int] = {}  # of those that are loaded
+        self._sizes: dict[Hashable, int] = {}  # only of values already loaded
         self._bytes = 0
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
 
@@ -46,7 +46,7 @@ class Cache:
             instead_of: A value to replace, unless another thread has already done so.
 
         Returns:
-            A future of the value, or of the error of `load`.
+            A future of the value, or of the error that `load` raised.
         """
         with self._lock:
             future = self._items.get(key)
@@ -64,7 +64,7 @@ class Cache:
         """Return the value of a key, loading it in the calling thread.
 
         For use inside a load that needs another cached value: waiting there for another thread of
-        the pool could deadlock it.
+        the pool could deadlock the pool.
         """
         with self._lock:
             future = self._items.get(key)
@@ -72,8 +72,8 @@ class Cache:
                 self._items.move_to_end(key)
             else:
                 own = self._items[key] = Future()
-        # No deadlock, as long as such keys are never passed to `get`: the load to wait for is then
-        # running in another thread, not queued behind this one.
+        # This cannot deadlock as long as such keys are never passed to `get`: the load to wait for
+        # is then running in another thread, not queued behind this one.
         if future is not None:
             return future.result()
         try:
@@ -96,7 +96,7 @@ class Cache:
     def _settle(self, key: Hashable, future: Future[Sized]) -> None:
         """Account for a loaded value, and evict the least recently used ones to make room."""
         with self._lock:
-            # It was replaced or discarded while it was loading, so its bytes were never counted.
+            # If the value was replaced or discarded while loading, its bytes were never counted.
             if self._items.get(key) is not future:
                 return
             if future.cancelled() or future.exception():

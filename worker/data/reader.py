@@ -1,8 +1,9 @@
 """Verified bytes of samples, from ranged reads of plain tars.
 
-A shard is read in runs of adjacent samples of about `_RUN_BYTES`; the plan takes the samples of a
-lane in nearly that order, so a run is fetched once and serves several batches. Nothing waits for an
-entire shard, and memory is bounded by the cache, regardless of the number of shards.
+A shard is read in runs: adjacent samples, about `_RUN_BYTES` in total. The plan takes the samples
+of a lane in nearly the order of the shard, so a run is fetched once and serves several batches.
+Nothing waits for an entire shard, and memory is bounded by the cache, regardless of the number of
+shards.
 """
 
 import functools
@@ -61,7 +62,7 @@ class _Fetched:
 
     @property
     def nbytes(self) -> int:
-        return len(self.data) + 1024  # for the objects around the bytes, even if there are none
+        return len(self.data) + 1024  # for the objects around the bytes, even without bytes
 
 
 class SampleReader:
@@ -71,7 +72,7 @@ class SampleReader:
         store: The root of the data set.
         index: The index of the data set.
         cache: Cache of runs and sidecars, which several readers may share.
-        scratch: Cache of runs on a local disk; None for none.
+        scratch: Cache of runs on a local disk; None for no such cache.
         lanes: Number of places in the data set that are read concurrently.
     """
 
@@ -92,8 +93,8 @@ class SampleReader:
         sizes = np.array([shard.bytes for shard in index.shards], dtype=np.int64)
         # The runs of all lanes must fit in memory together, or each is read repeatedly.
         self.run_bytes = min(_RUN_BYTES, cache.limit // (4 * lanes))
-        # Samples per run, by shard, from the mean size of its samples; at least one, and no
-        # division by zero for an empty shard.
+        # Samples per run, for each shard, based on the mean size of its samples; at least one. The
+        # inner `maximum` avoids a division by zero for an empty shard.
         self._per_run = np.maximum(1, self.run_bytes * counts // np.maximum(1, sizes))
         self._mean_bytes = max(1, int(sizes.sum()) // index.samples)
 
@@ -103,7 +104,7 @@ class SampleReader:
         return self._cache.limit // 2 // self._mean_bytes
 
     def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return a number for each sample's run; consecutive runs of a shard differ by one."""
+        """Return a number for each sample's run, consecutive for consecutive runs of a shard."""
         shards, numbers = self._index.locate_all(sample_ids)
         # Runs of different shards may share a number; it only serves to deal runs out to processes.
         found: npt.NDArray[np.int64] = shards + numbers // self._per_run[shards]
@@ -120,8 +121,8 @@ class SampleReader:
     def read(self, sample_id: int) -> Sample:
         """Return the sample with this id.
 
-        Raises `BadSample` if its bytes differ from those indexed even after a second read, and
-        whatever the store raises.
+        Raises `BadSample` if, even after a second read, its bytes are missing or differ from those
+        indexed, and whatever the store raises.
         """
         shard, number, run = self._place(sample_id)
         place = number % int(self._per_run[shard])

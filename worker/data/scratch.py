@@ -39,8 +39,8 @@ class Scratch:
         self._folder = folder / "worker-cache"  # other files in `folder` are not ours to remove
         self._limit = limit
         self._reserve = reserve
-        # Between scans, the sharers together stay below `limit`; but a step must hold at least one
-        # read: up to 4 MiB, which is 1/256 of the smallest limit, 1 GiB.
+        # Between scans, the sharers together stay below `limit`, but `_step` must have room for at
+        # least one read: up to 4 MiB, which is 1/256 of the smallest allowed limit, 1 GiB.
         self._step = max(int(limit * _FREED / sharers), limit // 256)
         self._began = time.time()
         self._lock = threading.Lock()
@@ -73,8 +73,8 @@ class Scratch:
 
     def may_take(self, size: int) -> bool:
         """Return whether a spare file of `size` bytes might fit, without scanning the folder."""
-        # Without the lock: a stale answer only costs a decoded image that `put_spare` then rejects,
-        # or one that is not cached this time.
+        # Without the lock: at worst, a stale answer means that `put_spare` rejects an image, or
+        # that an image is not cached this time.
         return size <= self._room[True] or time.monotonic() > self._next_look[True]
 
     def read_spare(self, name: str, buffer: bytearray) -> int:

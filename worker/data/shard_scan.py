@@ -92,7 +92,7 @@ class Unsound(Exception):
 class _Sample:
     """Adjacent members that share a key, and as much of their contents as is needed.
 
-    If `whole` is set, that includes the entire image.
+    If `whole` is set, that includes all members in full.
     """
 
     def __init__(self, key: str, offset: int, *, whole: bool = False) -> None:
@@ -138,7 +138,7 @@ class _Sample:
 
     def _read(self, member: Member, stream: ShardStream, suffix: str | None) -> None:
         kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
-        if wanted and self._whole:
+        if suffix and self._whole:
             wanted = _MAX_DEEP_BYTES
         if suffix in _LABELS:
             wanted = _MAX_LABEL_BYTES
@@ -204,6 +204,34 @@ def scan_shard(
     return scan
 
 
+class TarSample:
+    """A sample as `worker pack` reads it: its key, and all of its members by suffix."""
+
+    def __init__(self, sample: _Sample) -> None:
+        self._sample = sample
+        self.key = sample.key
+        self.offset = sample.offset
+        self.members: dict[str, bytes] = sample.heads
+
+    def labeled_image(self, label_field: str) -> tuple[str, bytes]:
+        """Return the label and the image; raises `Unsound` if the sample cannot be used."""
+        label = _row(self._sample, label_field).label
+        return label, self._sample.image()
+
+
+def read_samples(fetch: Fetch, size: int, scan: Scan) -> Iterator[TarSample]:
+    """Yield the samples of a shard with all of their members, one at a time.
+
+    Args:
+        fetch: Reads a range of bytes from the shard.
+        size: Size of the shard, in bytes.
+        scan: Gets the defects of the archive, and the number of members that are passed over.
+    """
+    stream = ShardStream(fetch, size)
+    for sample in _samples(stream, scan, whole=True):
+        yield TarSample(sample)
+
+
 def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sample]:
     """Yield the samples (adjacent members with one key); record where the archive is malformed."""
     sample: _Sample | None = None
@@ -239,12 +267,12 @@ def _passed_over(member: Member, parts: tuple[str, str] | None) -> str:
     if member.folder:
         return "folder"
     if not member.regular:
-        return "link or device"
+        return "link"
     if _METADATA.match(member.name):
-        return "metadata file (__name__)"
+        return "metadata file"
     if parts is None:
         hidden = member.name.rpartition("/")[2].startswith(".")
-        return "hidden file" if hidden else "file without a suffix"
+        return "hidden file" if hidden else "suffixless file"
     return ""
 
 

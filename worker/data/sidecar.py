@@ -69,7 +69,7 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
     Args:
         data: The bytes of the sidecar.
         shard: The shard's entry in the index.
-        classes: Number of classes; every label must be below it. None to allow any label.
+        classes: Number of classes; every label must be below it. None for no upper bound.
 
     Raises:
         ValueError: The bytes are not the sidecar that was indexed, or they do not match the index:
@@ -102,4 +102,5 @@ def _require_sound_rows(sidecar: Sidecar, shard: Shard, classes: int | None) -> 
         raise ValueError("an image extends beyond its sample")
     labels = sidecar["label"]
     if (labels < 0).any() or (classes is not None and (labels >= classes).any()):
-        raise ValueError(f"it has labels outside the {classes} classes")
+        known = "any classes" if classes is None else f"the {classes} classes"
+        raise ValueError(f"it has labels outside {known}")

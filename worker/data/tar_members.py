@@ -55,7 +55,7 @@ class Malformed(Exception):
 
 
 class ShardStream(io.RawIOBase):
-    """A shard as a file object that fetches chunks in order and keeps them until forgotten."""
+    """A shard as a file object; chunks are fetched in order and kept until `forget` is called."""
 
     def __init__(self, fetch: Fetch, size: int) -> None:
         self._fetch = fetch
@@ -84,7 +84,7 @@ class ShardStream(io.RawIOBase):
     def span(self, start: int, stop: int) -> bytes:
         """Return bytes [start, stop), or fewer at the shard's end.
 
-        None of them may have been forgotten.
+        The bytes must not have been forgotten.
         """
         while self.size < stop and self._fill():
             pass
@@ -112,7 +112,7 @@ class ShardStream(io.RawIOBase):
 
     def sha256(self) -> str:
         """Return the digest of the entire shard, after reading the rest of it."""
-        # Nothing is wanted any more, so each chunk is dropped once it is hashed.
+        # Nothing is wanted anymore, so each chunk is dropped once it is hashed.
         self.forget(self._size + 1)
         while self._fill():
             pass
@@ -136,7 +136,7 @@ class ShardStream(io.RawIOBase):
 
 
 def read_members(stream: ShardStream) -> Iterator[Member]:
-    """Yield the members in order; the caller may forget the bytes before a member's end.
+    """Yield the members in order; the caller may then call `forget` up to a member's end.
 
     Raises `Malformed` for a compressed or damaged archive, or one without a proper end.
     """
@@ -154,8 +154,8 @@ def read_members(stream: ShardStream) -> Iterator[Member]:
                 # not move the offset forward would be read forever.
                 if info.size < 0 or tar.offset <= info.offset:
                     raise Malformed(end, "no tar header: negative size")
-                # From the end of the previous member: tarfile leaves a global pax header in between
-                # out of `info`, and no byte of a sample may escape its digest.
+                # Start at the end of the previous member: `info` leaves out any global pax header
+                # in between, but the digest of a sample must cover all of its bytes.
                 start, end = end, tar.offset
                 yield Member(
                     info.name,

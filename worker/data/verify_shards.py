@@ -58,8 +58,8 @@ def _verify(store: Store, shard: Shard, classes: int, advance: Callable[[int], N
     stream = ShardStream(fetch, shard.bytes + 1)
     bad = []
     try:
-        # `decode_sidecar` has checked that the samples are in order and do not overlap, so what
-        # precedes the end of one can be forgotten.
+        # `decode_sidecar` has checked that the samples are in order and do not overlap, so
+        # everything before the end of a sample can be forgotten once it has been checked.
         for row in sidecar:
             start, stop = int(row["offset"]), int(row["offset"]) + int(row["length"])
             if xxhash.xxh3_64_intdigest(stream.span(start, stop)) != row["digest"]:

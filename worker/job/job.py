@@ -15,6 +15,7 @@ from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.job.manifest_changes import Change, changes_between, flat
 from worker.learn.loss import Criterion
+from worker.logs import count
 from worker.manifest import Manifest
 from worker.model.backbone import Backbone
 from worker.model.rate_groups import RateGroup
@@ -206,9 +207,9 @@ def require_no_result(job: Job, result: Done | None) -> None:
     """Raise `ConfigurationError` if training would start over although there is a result."""
     if result:
         raise ConfigurationError(
-            f"train.epochs: {result.epochs} epochs are done, but no intact checkpoint is left to "
-            f"resume from; use a new output with model.weights: {job.output.uri}final/"
-            "model.safetensors"
+            f"train.epochs: the job is done with {count(result.epochs, 'epoch')}, but no intact "
+            f"checkpoint is left to resume from; use a new output with "
+            f"model.weights: {job.output.uri}final/model.safetensors"
         )
 
 

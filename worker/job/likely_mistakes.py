@@ -1,6 +1,7 @@
 """Warnings about valid but probably unintended settings."""
 
 from worker.job.job import Job
+from worker.logs import count
 from worker.model.rate_groups import Layout, RateGroup
 from worker.numbers import ceil_div
 
@@ -26,13 +27,14 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
     if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
         found.append(
             f"train.ema: after {job.total_steps} steps, {train.ema**job.total_steps:.0%} of the "
-            "average is still the weights of the first step; use a smaller decay"
+            "average still comes from the weights of the first step; use a smaller decay"
         )
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
         found.append("the warm-up takes up the entire run, so the full rates are never reached")
     share = ceil_div(job.full_batch, ranks)
-    if min(share, train.micro_batch or share) < _MIN_IMAGES:
+    alone = not train.sync_batch_norm or ranks == 1
+    if alone and min(share, train.micro_batch or share) < _MIN_IMAGES:
         found.append(
             "BatchNorm will see 1 image at a time on each rank; use fewer ranks or a larger "
             "train.batch_size or train.micro_batch"
@@ -51,7 +53,7 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
     )
     if decayed:
         found.append(
-            f"weight decay applies to {decayed} norms and biases; "
+            f"weight decay applies to {count(decayed, 'parameter')} of norms and biases; "
             "optimizer.decay_norms_and_biases: false excludes them"
         )
     return found
@@ -89,7 +91,7 @@ def _tiny(groups: tuple[RateGroup, ...], layout: Layout) -> list[str]:
         sizes[group.match] = sizes.get(group.match, 0) + size
     heads = {group.match for group in groups if layout.head & set(group.parameters)}
     return [
-        f"{'+'.join(match)} matches only {size:,} parameters, {size / everything:.3%} of all"
+        f"{'+'.join(match)} matches only {size:,} parameters, {size / everything:.3%} of the total"
         for match, size in sizes.items()
         if match not in heads and size <= _TINY_SHARE * everything
     ]

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def open_job(manifest: Manifest) -> Job:
     """Open the data sets, build the backbone with random weights and assign the rates.
 
-    Raises `ConfigurationError`, which names the invalid field, and any errors of the store.
+    Raises `ConfigurationError`, which names the invalid field, and any error from the store.
     """
     train = open_dataset("data.train", manifest.data.train)
     val = open_dataset("data.val", manifest.data.val) if manifest.data.val else None
@@ -114,7 +114,7 @@ def _read_earlier(output: Store) -> EarlierAttempts | None:
 
 
 def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:
-    """Return the commits, newest first, from the newest one that has a valid record."""
+    """Return the commits, newest first, starting with the newest that has a valid record."""
     commits = list_commits(output)
     while commits and not read_commit_record(output, commits[0]):
         del commits[0]

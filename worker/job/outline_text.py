@@ -96,7 +96,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
         epoch = group.release_step / plan.steps_per_epoch
         frozen = f"until step {group.release_step} (epoch {epoch:.3g})"
     if group.batch_norm == "frozen" and group.release_step is not None:
-        frozen += ", BatchNorm statistics always"
+        frozen += ", but BatchNorm statistics always"
     return (
         group.name,
         " ".join(group.match),
@@ -113,7 +113,7 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
 def _chart(plan: Outline) -> list[str]:
     """Return a chart line per group, relative to the group's peak; dots mean a rate of 0."""
     width = max(len(group.name) for group in plan.groups)
-    lines = [f"{'rates':<{width}}  step 0 to {plan.total_steps}, each relative to its peak"]
+    lines = [f"{'rates':<{width}}  step 0 to {plan.total_steps - 1}, each relative to its peak"]
     for group in plan.groups:
         peak = group.rate_peak or 1.0
         lines.append(f"{group.name:<{width}}  {sparkline(group.rates, peak)}")

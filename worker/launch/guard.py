@@ -24,7 +24,7 @@ def report(error: Exception) -> int:
             log.log(level, "%s", error, extra={"fields": fields})
         return error.code
     fields = {"event": "end", "code": int(ExitCode.BUG)}
-    log.error("unexpected error, please report it", exc_info=error, extra={"fields": fields})
+    log.error("unexpected error; please report it", exc_info=error, extra={"fields": fields})
     return ExitCode.BUG
 
 
@@ -39,8 +39,8 @@ def exit_code(run: Callable[[], int | None]) -> int:
 def leave(code: int) -> NoReturn:
     """Exit this process immediately.
 
-    A normal exit would wait for threads that are still uploading, and would crash any in native
-    code.
+    A normal exit would wait for threads that are still uploading, and would crash those
+    in native code.
     """
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         logging.shutdown()

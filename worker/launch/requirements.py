@@ -57,7 +57,7 @@ def _require_compiler(gpus: int) -> None:
 
 
 def _build_folders(gpus: int) -> dict[str, Path]:
-    """Map variables to their folders for compiled code, or to the nearest existing parents."""
+    """Map environment variables to folders for compiled code, or their nearest existing parents."""
     build = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     folders = {"TORCHINDUCTOR_CACHE_DIR" if build else "TMPDIR": build or tempfile.gettempdir()}
     if gpus and "TRITON_CACHE_DIR" in os.environ:  # by default, it is below the first folder

@@ -106,7 +106,8 @@ def _train(
     require_same_experiment(job)
     if job.done:
         if place.leads:
-            # The copying of a result with more epochs over this one may have been interrupted.
+            # An attempt may have been interrupted while copying a result with more epochs over
+            # this one.
             settle(job.output, job.done.epochs)
         log.info("%s", describe_done(job, job.done))
         if job.changes:
@@ -186,7 +187,7 @@ def _settle() -> int:
     # Not torch.cuda.is_available(), which initializes CUDA and would break it in forked ranks.
     gpus = count_gpus()
     configure_memory(keep_freed=not gpus)
-    # gloo may connect every rank to every other, which can take more than the default 1,024 files.
+    # gloo may connect every rank to every other, which can exceed the usual 1,024 open files.
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     # Forked ranks can use OpenMP only if their parent has not used it.

@@ -69,8 +69,8 @@ def evaluate(
     before: Mark | None = None
     logits = _Logits(model)
     with torch.inference_mode(), autocast(learner, device):
-        # No collective runs in this loop: ranks may have different numbers of batches, and may
-        # leave it at different ones when stopped.
+        # No collective runs in this loop: ranks may have different numbers of batches, and when
+        # stopped, they may leave it after different batches.
         for batch in batches:
             if stopped():
                 break
@@ -90,7 +90,7 @@ def evaluate(
     rows = pairs.rows()
     counts = torch.from_numpy(by_class(rows, classes))
     dist.all_reduce(counts)
-    # Summed over ranks, so that all of them return None or none does.
+    # Summed over ranks, so that all of them return None if any has stopped.
     interrupted, loss, top5 = total(float(stopped()), *sums.tolist())
     if interrupted:
         return None
@@ -131,8 +131,8 @@ class _Logits:
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-            # Outside the `except` block, since the traceback keeps the activations of the failed
-            # pass alive and nothing could be freed.
+            # Outside the `except` block: inside it, the traceback keeps the failed pass's
+            # activations alive, so nothing could be freed.
             self._size = ceil_div(size, 2)
             torch.cuda.empty_cache()
 

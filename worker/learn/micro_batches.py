@@ -36,7 +36,7 @@ class Passes:
         return share // self.count(share, self.full_batch)
 
     def count(self, images: int, global_count: int) -> int:
-        """Return the number of passes for the `images` that a rank has of a global batch."""
+        """Return the number of passes over the `images` in a rank's share of a global batch."""
         # SyncBatchNorm waits for all ranks in every pass, so all must make the same number of
         # passes.
         if self.synchronized:
@@ -64,7 +64,7 @@ class Passes:
         return 2 * least <= self.usual or least == 1
 
     def _planned(self, global_count: int) -> int:
-        """Return the images in the smallest pass of any rank."""
+        """Return the number of images in the smallest pass of any rank."""
         # Ranks get one of these two shares, which differ by at most one image.
         shares = {global_count // self.world_size, ceil_div(global_count, self.world_size)}
         return min(share // self.count(share, global_count) for share in shares)

@@ -152,11 +152,11 @@ class Engine:
         self._launched.spend("forward_backward", time.monotonic() - moved)
 
     def update(self) -> None:
-        """Apply the gradients of the launched step if they are finite; all ranks have the same."""
+        """Apply the gradients of the launched step, the same on all ranks, if they are finite."""
         step, learner = self._launched, self.learner
         began = time.monotonic()
-        # The same on all ranks: gradients are already reduced, and inf or NaN of any rank is in the
-        # sum.
+        # The same on all ranks: gradients are already reduced, and an inf or NaN from any rank is
+        # in the sum.
         usable = step.norm.isfinite()
         if self._clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, step.norm)
@@ -169,7 +169,7 @@ class Engine:
         self._updated = step
 
     def settle(self) -> StepResult | None:
-        """Return the result of the last step updated; None if it has already been returned."""
+        """Return the result of the last step that `update` handled; None if already returned."""
         return self._finish(self._updated) if self._updated else None
 
     def _finish(self, step: Pending) -> StepResult:
@@ -215,7 +215,7 @@ class Engine:
             start_momentum(self.learner.optimizer)
         if self._compiled:
             torch._dynamo.reset()  # otherwise every phase counts toward its recompilation limit
-        # Rebuilt, as it awaits gradients of the parameters that were trainable when it was built.
+        # Rebuilt, as the wrapper awaits gradients of the parameters trainable when it was built.
         self._parallel = in_parallel(self.learner.model, self._rank)
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:

@@ -103,11 +103,11 @@ def gather_worst(
 ) -> list[dict[str, Any]]:
     """Return the worst mistakes of all ranks as JSON data with JPEGs, on rank 0 only.
 
-    All ranks must call it together; the others get an empty list. Only ranks with one of the worst
-    mistakes send images. `name_of` returns a readable name for a sample id.
+    All ranks must call it together; all but rank 0 get an empty list. Only ranks with one of the
+    worst mistakes send images. `name_of` returns a readable name for a sample id.
     """
-    # Of fixed size, as all_gather requires; rows of -inf fill it up. float64 holds float32 losses
-    # and ids below 2**53 exactly, so that a rank finds its own mistakes in `chosen`.
+    # Of a fixed size, as all_gather requires: padded with rows of -inf. float64 holds float32
+    # losses and ids below 2**53 exactly, so that a rank finds its own mistakes in `chosen`.
     own = torch.full((MAX_KEPT, 2), -math.inf, dtype=torch.float64)
     for place, mistake in enumerate(mistakes):
         own[place] = torch.tensor(_order(mistake), dtype=torch.float64)
@@ -124,7 +124,7 @@ def gather_worst(
     if dist.get_rank():
         return []
     rows += [row for rank in owners for row in _receive(rank)]
-    return sorted(rows, key=lambda row: -float(row["loss"]))
+    return sorted(rows, key=lambda row: -_sortable(float(row["loss"])))
 
 
 def _send(rows: list[dict[str, Any]]) -> None:
@@ -144,7 +144,11 @@ def _receive(rank: int) -> list[dict[str, Any]]:
 
 def _order(mistake: Mistake) -> tuple[float, int]:
     # A loss that is not a number counts as the worst: all ranks must agree on the order.
-    return math.inf if math.isnan(mistake.loss) else mistake.loss, -mistake.id
+    return _sortable(mistake.loss), -mistake.id
+
+
+def _sortable(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss
 
 
 def _row(mistake: Mistake, name_of: Callable[[int], str]) -> dict[str, Any]:

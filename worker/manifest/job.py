@@ -10,15 +10,20 @@ from worker.manifest.training import Model, Optimizer, Train
 
 
 class Checkpoint(Section):
-    """Retention of checkpoints, and their schedule besides epoch ends and requested stops.
+    """Retention of checkpoints, and their schedule in addition to epoch ends and requested stops.
 
-    A checkpoint that is due while another is in progress is taken at the first step after it.
+    A checkpoint that is due while another is in progress is taken at the first step after that
+    one has finished.
     """
 
     every_steps: Count | None = None
-    """Steps between commits, in addition to those at every epoch's end and requested stop."""
+    """Steps between commits; there is also a commit at the end of every epoch and at every
+    requested stop.
+    """
     every_minutes: Positive | None = None
-    """Minutes between commits, in addition to those at every epoch's end and requested stop."""
+    """Minutes between commits; there is also a commit at the end of every epoch and at every
+    requested stop.
+    """
     keep: Count = 2
     """Number of newest checkpoints to keep; the one with the best validation accuracy is kept as
     well.

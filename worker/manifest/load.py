@@ -40,9 +40,7 @@ _ELSEWHERE = {
     "device": "",
 }
 """Other tools' names for settings; an empty path means that there is no such setting here."""
-_NO_SETTING = (
-    "remove it, as it is read from the data or set by the environment (docs/environment.md)"
-)
+_NO_SETTING = "remove it; its value comes from the data or the environment (docs/environment.md)"
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -98,9 +96,9 @@ def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
 
 
 def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
-    """Yield the causes: if a field has alternative types, only errors of the one that was used.
+    """Yield the causes: if a field has alternative types, only the errors of the type used.
 
-    If items of a list are invalid, an error that the list is too short is dropped.
+    If items of a list are invalid, an error saying that the list is too short is dropped.
     """
     places = [detail["loc"] for detail in details]
     for detail in details:
@@ -108,13 +106,13 @@ def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
         if detail["type"] == "too_short" and any(p[: len(here)] == here != p for p in places):
             continue
         path = _path_in(data, detail)
-        # The data has another of the alternative types: such errors only say that this one was not
-        # used. For a mapping, that is the error about the literal.
+        # Errors that only say that the data has another of the alternative types. If the data is a
+        # mapping, the error about the literal is one of them.
         other = detail["type"] in ("model_type", "dict_type") or (
             detail["type"] == "literal_error" and isinstance(detail["input"], dict)
         )
         if path == detail["loc"] or not other:
-            # A wrong word is reported once, for the literal, together with the other alternative.
+            # A wrong word is reported once, for the literal; its message also mentions the mapping.
             word = path != detail["loc"] and detail["type"] == "literal_error"
             message = f"{detail['msg']} or a mapping" if word else detail["msg"]
             yield {**detail, "loc": path, "msg": message}
@@ -152,7 +150,10 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1])}"
     if detail["type"] == "string_pattern_mismatch":
-        return f"{path}: must be 1 to 63 lower-case letters, digits and dashes, no dash at the ends"
+        return (
+            f"{path}: must be 1 to 63 lowercase letters, digits and dashes, with no dash at "
+            "either end"
+        )
     if detail["type"] == "model_type":
         return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
@@ -215,11 +216,11 @@ def _known_keys(location: list[Any]) -> list[str]:
     for part in location:
         if part in section.model_fields:
             section = section_in(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
+    return [info.alias or name for name, info in section.model_fields.items()]
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section in a field's type, which may be inside `X | None` or a tuple."""
+    """Return the section that a field's type is or contains, as in `X | None` or a tuple."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(section_in, get_args(annotation))), None)

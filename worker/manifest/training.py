@@ -25,10 +25,10 @@ class Model(Section):
 
 
 class Span(Section):
-    """A stretch of training, in epochs (2, or 0.5) or in steps."""
+    """A stretch of training, in epochs (such as 2 or 0.5) or in steps."""
 
     epochs: Positive | None = None
-    """Length in epochs (2, or 0.5); cannot be combined with `steps`."""
+    """Length in epochs, such as 2 or 0.5; cannot be combined with `steps`."""
     steps: Count | None = None
     """Length in steps."""
 
@@ -92,7 +92,8 @@ class Group(Section):
     in evaluation mode.
     """
     batch_norm: Literal["train", "frozen"] = "train"
-    """`frozen`: BatchNorm keeps its running statistics even if its weights are trained."""
+    """`frozen`: BatchNorm leaves its running statistics unchanged even if its weights are trained.
+    """
 
     @model_validator(mode="after")
     def _one_rate(self) -> "Group":
@@ -110,12 +111,12 @@ class Schedule(Section):
     """Multiplier of all groups' learning rates over the course of training."""
 
     name: Literal["constant", "cosine", "linear", "step", "one_cycle"] = "constant"
-    """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith, 2018; with the phases and
-    the momentum of torch's `OneCycleLR`)."""
+    """`constant`, `cosine`, `linear`, `step` or `one_cycle` (Smith and Topin, 2018; with the
+    phases and the momentum of torch's `OneCycleLR`)."""
     warmup: Span | None = None
     """Linear rise to the full rate before the rest of the schedule."""
     final: Fraction | None = None
-    """`cosine` and `linear` only: the last rate as a share of the full rate. Default: 0."""
+    """`cosine` and `linear` only: the final rate as a share of the full rate. Default: 0."""
     every: Span | None = None
     """`step` only: interval at which the rates are multiplied by `factor`."""
     factor: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -172,7 +173,7 @@ class EarlyStop(Section):
     """End before the last epoch when validation accuracy no longer improves."""
 
     patience: Count
-    """Epochs without a better validation accuracy after which training ends."""
+    """Number of epochs without a better validation accuracy after which training ends."""
     min_delta: Fraction = 0.0
     """Smallest improvement that counts, as a share: 0.01 is one percentage point."""
 
@@ -196,7 +197,9 @@ class Train(Section):
     """`fp32` (TF32 on GPUs, in convolutions and matrix products alike), `bf16`, `fp16`, or `auto`:
     bf16 on GPUs that support it, fp16 on others, fp32 on CPUs."""
     activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less GPU memory, about a third slower."""
+    """Recompute activations in the backward pass: this takes less GPU memory, but training is
+    about a third slower.
+    """
     compile: bool = False
     """Use `torch.compile`; needs a compiler, Python's headers and, on GPUs, Triton, as in an image
     that was built with `COMPILE=1`.
@@ -214,8 +217,8 @@ class Train(Section):
     early_stop: EarlyStop | None = None
     """End before the last epoch if validation accuracy no longer improves."""
     non_finite: Literal["fail", "skip"] = "fail"
-    """`fail`: a loss that is NaN or infinite ends the job with exit code 78; `skip`: that step is
-    left out."""
+    """`fail`: a loss that is NaN or infinite ends the job with exit code 78; `skip`: the step with
+    such a loss is left out."""
 
     @model_validator(mode="after")
     def _compatible(self) -> "Train":

@@ -24,8 +24,8 @@ _DUPLICATE = re.compile(r'found duplicate key "(.*?)" with value .*')
 def parse_yaml(text: str) -> Any:
     """Parse YAML or JSON text into plain data.
 
-    Raises `ValueError` with one line that names the position, if the text is not valid YAML or if
-    aliases or nesting make it too large.
+    Raises `ValueError` with one line that names the position, if the text is not valid YAML, is
+    nested too deeply or has too many values once aliases are expanded.
     """
     try:
         _require_bounds(text)

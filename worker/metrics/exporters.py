@@ -1,9 +1,8 @@
 """Exporters for metrics: a scrape port, a Pushgateway, and textfiles for node exporters.
 
-All are specific to the site, so they are set in the environment: `WORKER_METRICS_PORT` (for local
-rank 0; each further rank uses the next port), `WORKER_PUSHGATEWAY`, `WORKER_METRICS_TEXTFILE` (a
-directory). Nothing here makes training fail or delays its end beyond the
-allowed time.
+They depend on the site, so they are set in the environment: `WORKER_METRICS_PORT` (for local
+rank 0; each further rank uses the next port), `WORKER_PUSHGATEWAY` and `WORKER_METRICS_TEXTFILE`
+(a directory). Nothing here makes training fail or delays its end beyond the allowed time.
 """
 
 import logging
@@ -55,13 +54,14 @@ def exported(
 ) -> Iterator[None]:
     """Export the metrics of a rank inside the context.
 
-    If a port serves them, they are not pushed as well: Prometheus would have each series twice.
+    If a port serves them, they are not pushed as well; otherwise, Prometheus would have each
+    series twice.
 
     Args:
         metrics: The metrics.
         owner: The run that they belong to.
         rank: The rank.
-        local_rank: Its index on this node, which is added to the port.
+        local_rank: The rank's index on this node, which is added to the port number.
         outcome: The outcome shared by all ranks of the node.
         patience: Returns the seconds left for a last scrape or push.
     """
@@ -74,7 +74,7 @@ def exported(
             outcome.write(scrapes=dict(port.scrapes) if port else {}, kept=metrics.values(KEPT))
 
     def send_regularly() -> None:
-        # Files and groups of earlier attempts would otherwise be collected next to the new ones.
+        # Earlier attempts' files and gateway groups would otherwise be collected with the new ones.
         if local_rank == 0:
             ways.try_out("textfile", lambda: textfile.remove(owner))
         if rank == 0:
@@ -95,7 +95,7 @@ def exported(
         tell()
         stop.set()
         thread.join(_bounded(patience))
-        # After the thread has ended, which would write the file again.
+        # Only once the thread has ended: it would write the file again.
         ways.try_out("textfile", lambda: textfile.remove(owner, rank))
         if port:
             port.close()
@@ -145,7 +145,7 @@ def _await_scrapes(
         return
     wanted, began = min(max(clients.values()), _MAX_PATIENCE_SECONDS), time.monotonic()
     log.info("waiting up to %.0f s for the last scrape", min(wanted, patience() / 2))
-    # Use at most half of the time left: a process killed at the end has the wrong exit code.
+    # Use at most half of the time left: a process that is killed has the wrong exit code.
     # `patience()` falls as the time waited rises, so the two meet halfway.
     while not clients.keys() <= port.scrapes.keys() and time.monotonic() - began < min(
         wanted, patience()
@@ -178,7 +178,7 @@ class _Ways:
     def try_out(self, way: str, action: Callable[[], T]) -> T | None:
         try:
             return action()
-        except Exception as error:  # whatever a gateway responds, training continues
+        except Exception as error:  # whatever fails here, training continues
             if self._metrics:
                 self._metrics.export_failures(way).inc()
             if way not in self._warned:

@@ -51,7 +51,7 @@ def entry_of(metric: Any) -> MetricEntry:
 
 
 class Family(Generic[M]):
-    """A metric that exports each of its series only from its first use on.
+    """A metric that exports each of its series only once that series has been used.
 
     A gauge that has no value yet is thus absent rather than 0, which would be mistaken for a value.
     """
@@ -266,7 +266,7 @@ class Metrics:
         self.store_failures(operation).inc()
 
     def values(self, names: Collection[str]) -> dict[str, float]:
-        """Return the values of these gauges, which must have only the labels of the job."""
+        """Return the values of the named gauges, which must have only the labels of the job."""
         return {
             metric.name.removeprefix("worker_"): metric.samples[0].value
             for metric in self.registry.collect()

@@ -42,7 +42,8 @@ class Outcome:
         self._code.labels(*self._job).set(code)
         self._end.labels(*self._job).set(time.time())
         self._reason.labels(*self._job, ExitCode(code).name.lower()).set(1)
-        # The help texts must match the live metrics: node exporter drops a metric that has two.
+        # The help texts must match those of the live metrics: node exporter drops a metric that has
+        # two different ones.
         texts = {entry.name: entry.text for entry in Metrics(*self._job, 0).entries()}
         for name, value in kept.items():
             gauge = self._gauge(name, texts[f"worker_{name}"])

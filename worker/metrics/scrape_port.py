@@ -12,7 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-_MAX_CLIENTS = 8  # whose scrapes are recorded; all of them must fit into `SharedOutcome`
+_MAX_CLIENTS = 8  # with recorded scrapes; the records must fit into `SharedOutcome`
 _MAX_CONNECTIONS = 8  # each takes a thread and a file descriptor
 _REQUEST_SECONDS = 5.0  # socket timeout of a connection
 _POLL_SECONDS = 0.05  # upper bound on the time to close
@@ -33,7 +33,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Server(ThreadingWSGIServer):
-    """Server for a limited number of clients; at the limit, a new one displaces the oldest.
+    """Server with a limited number of connections; at the limit, a new one displaces the oldest.
 
     This keeps idle connections from blocking other clients or using up the file descriptors that
     storage needs.

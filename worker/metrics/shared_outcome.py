@@ -20,7 +20,7 @@ class SharedOutcome:
 
     def write(self, **values: Any) -> None:
         """Replace all values."""
-        # Always the full length: it overwrites a longer text from before, and mmap takes no other.
+        # Always the full length: this overwrites all of a longer text, and mmap requires it.
         self._memory[:] = json.dumps(values).encode().ljust(_BYTES, b"\0")
 
     def read(self) -> dict[str, Any]:

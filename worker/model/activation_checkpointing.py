@@ -70,8 +70,8 @@ def _same_statistics(block: nn.Module) -> Iterator[None]:
     """Undo the effect of a second forward pass on BatchNorm's running statistics."""
     live = running_statistics(block)
     kept = [buffer.clone() for buffer in live]
-    # torch ends the recomputation early, by an exception, once it has all tensors that the backward
-    # pass needs; the statistics must be restored then, too.
+    # torch ends the recomputation early, with an exception, once it has all tensors that the
+    # backward pass needs; the statistics must be restored then, too.
     try:
         yield
     finally:

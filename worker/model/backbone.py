@@ -66,7 +66,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
 
     A new head consists of the first rows of the one that torchvision's constructor creates for
     ImageNet, so it is initialized as usual for the model family. (With few classes, the constructor
-    would scale up the heads of some families: EfficientNet's weights 22-fold at 2 classes.)
+    would scale up the head weights of some families, EfficientNet's 22-fold for 2 classes.)
 
     Args:
         name: The name in torchvision.
@@ -82,7 +82,7 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
     """
     require_known(name)
     require_size(name, image_size, preprocessing_of(name).crop_size)
-    # Look for them in the skeleton, as heads are recognized by ImageNet's number of classes.
+    # Look for heads in the skeleton, as they are recognized by ImageNet's number of classes.
     heads = find_heads(skeleton(name, image_size))
     torch.manual_seed(seed)
     model = construct(name, image_size, max(classes, IMAGENET_CLASSES))

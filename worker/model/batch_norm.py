@@ -20,7 +20,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 class RunningStatistics:
     """The running statistics of a model, and a copy of them as of the last applied step.
 
-    Everything is decided on the device: if the host waited to learn whether a step is finite, the
+    Everything is decided on the device: if the host waited to learn whether a step is usable, the
     device would be idle meanwhile. Tensors of one dtype are copied together, in three kernels per
     step.
     """
@@ -103,8 +103,8 @@ class BatchStatistics:
             single: list[nn.Module] = []
 
             def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                # As many values as channels: torch refuses to compute a variance from one value
-                # each.
+                # As many values as channels: torch refuses to compute a variance from a single
+                # value per channel.
                 if math.prod(inputs[0].shape) == inputs[0].shape[1]:
                     single.append(module)
 
@@ -114,8 +114,8 @@ class BatchStatistics:
             norms = [module for module in modules if module.training]
             for module in norms:
                 module.training = False
-            # The fork keeps dropout in the trial run from advancing the random numbers of the
-            # training.
+            # The fork keeps dropout in the trial run from advancing the random number generators
+            # that training uses.
             with torch.no_grad(), torch.random.fork_rng(_devices_of(image)):
                 self._model(image)
             for module in norms:

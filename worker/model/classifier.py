@@ -37,7 +37,7 @@ class Classifier:
 
 
 def load_classifier(address: str) -> Classifier:
-    """Return the model in a `final/` folder, given the folder's address or the job output's.
+    """Return the model in a `final/` folder, given the address of the folder or the job's output.
 
     Raises `ConfigurationError` if there is none, or if it is corrupt.
     """

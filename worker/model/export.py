@@ -12,8 +12,8 @@ from worker.errors import ConfigurationError
 from worker.manifest import Final
 from worker.model.backbone import logits_of
 
-# Of the traced example; the exported model accepts any number of images. torch.export treats sizes
-# 0 and 1 as constants, so an example of one image would fix the batch size.
+# Batch size of the traced example; the exported model accepts any number of images. torch.export
+# treats sizes 0 and 1 as constants, so an example of one image would fix the batch size.
 _BATCH = 2
 _ONNX_NEEDS = ("onnx", "onnxscript")
 

@@ -108,12 +108,12 @@ def _decoded(data: bytes, uri: str) -> Any:
         foreign = _GLOBAL.search(str(error))
         if foreign:
             raise ConfigurationError(
-                f"model.weights: {uri}: holds {foreign[1]} beside the tensors, but only tensors "
+                f"model.weights: {uri}: holds {foreign[1]} besides the tensors, but only tensors "
                 "and plain data are read; if you trust the file, convert it: python -c "
                 f'"{CONVERT}"'
             ) from None
         raise ConfigurationError(
-            f"model.weights: {uri}: is neither safetensors nor a state dict, or is cut short "
+            f"model.weights: {uri}: is neither safetensors nor a state dict, or it is cut short "
             f"({type(error).__name__}); copy the file again"
         ) from None
 

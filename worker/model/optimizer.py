@@ -43,8 +43,8 @@ def freeze_at(model: nn.Module, groups: Sequence[RateGroup], step: int) -> None:
 
 
 def _rest_before_frozen(sequence: nn.Sequential) -> None:
-    """Put layers without parameters (dropout) before a frozen layer in evaluation mode."""
-    # From back to front, as whether a layer without parameters rests depends on what follows it.
+    """Put parameterless layers, such as dropout, that precede a frozen one in evaluation mode."""
+    # From back to front: the mode of a parameterless layer depends on the layer that follows.
     leads_to_frozen = False
     for module in reversed(sequence):
         own = list(module.parameters())

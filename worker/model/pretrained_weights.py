@@ -24,7 +24,7 @@ from worker.store import ObjectMissing, open_store, read_uri
 log = logging.getLogger(__name__)
 
 _SHOWN = 3
-# Parameter names in torchvision's own files that its models have since changed.
+# Parameter names in torchvision's own files that have since changed in its models.
 _RENAMED = (
     # DenseNet: `norm.1` became `norm1`. ViT: the MLP became a Sequential, with dropout in between.
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)"), r"\1"),
@@ -38,7 +38,7 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     """Load `weights` into everything but the head; return the number of tensors loaded.
 
     `weights` is the address of a file (see `foreign_weights`) or the name of torchvision weights. A
-    head in the file is left out, as are prefixes of wrappers such as `module.`, and a ViT's
+    head in the file is left out, as are wrapper prefixes such as `module.`, and a ViT's
     position embeddings are resized to fit the job's images. Auxiliary classifiers that the file
     lacks are randomly initialized. Raises `ConfigurationError` if names or shapes do not fit,
     naming them.

@@ -75,8 +75,8 @@ def peaks(schedule: Schedule, total: int, steps_per_epoch: int) -> tuple[int, ..
 
 def _one_cycle(step: int, total: int) -> Factor:
     """One-cycle policy of Smith and Topin, 2018, with the cosine phases of `OneCycleLR`."""
-    # `top` need not be a whole step, as in torch, and is negative for fewer than four steps, which
-    # then have no rising phase.
+    # `top` need not be a whole step, as in torch, and is negative for fewer than four steps, in
+    # which case there is no rising phase.
     top, last = _RISE * total - 1, total - 1
     if step <= top:
         done = step / top if top else 1.0

@@ -28,7 +28,7 @@ def in_parallel(model: nn.Module, rank: Rank) -> nn.Module:
         model,
         device_ids=[device.index] if on_gpu else None,
         gradient_as_bucket_view=True,  # gradients live in the buckets, with no second copy
-        # Only rank 0's BatchNorm statistics are used: to save, to evaluate, and in short batches.
+        # Only rank 0's BatchNorm statistics are used: for saving, evaluation and short batches.
         **_NO_SYNC,
         # Otherwise, DDP rebuilds its buckets after the first step, and gloo sums in a different
         # order from then on: with three or more ranks, a resumed run would differ in the last bit.

@@ -1,4 +1,4 @@
-"""Starting CUDA, and telling a broken GPU from a broken program or from no GPU."""
+"""Starting CUDA, and telling a broken GPU from a broken program or a missing GPU."""
 
 import functools
 import os
@@ -24,7 +24,8 @@ _BROKEN = (
     "CUBLAS_STATUS_EXECUTION_FAILED",
     "CUBLAS_STATUS_INTERNAL_ERROR",
 )
-# It contains "CUDA error" too, but is raised by a program's mistake, such as a label out of range.
+# Such an error also contains "CUDA error", but is due to a mistake in the program, such as a label
+# out of range.
 _OWN_BUG = "device-side assert"
 
 
@@ -47,7 +48,8 @@ def count_gpus() -> int:
         except (RuntimeError, AssertionError) as error:
             reason = first_line(error)
         raise _cannot_start(
-            torch.device("cuda", 0), f"{reason} ({sign}; CUDA_VISIBLE_DEVICES= trains on the CPU)"
+            torch.device("cuda", 0),
+            f"{reason} ({sign}; set CUDA_VISIBLE_DEVICES= to train on the CPU)",
         )
     return gpus
 
@@ -55,8 +57,8 @@ def count_gpus() -> int:
 def sign_of_gpu(environ: Mapping[str, str], devices: Path) -> str:
     """Return the sign that this process was given a GPU, or an empty string.
 
-    A driver in /proc or `NVIDIA_VISIBLE_DEVICES=all` is none: a node's driver shows in all of its
-    containers, and images set the variable themselves.
+    A driver in /proc or `NVIDIA_VISIBLE_DEVICES=all` is no such sign: a node's driver is visible in
+    all of its containers, and images set the variable themselves.
 
     Args:
         environ: The environment variables.
@@ -71,12 +73,13 @@ def sign_of_gpu(environ: Mapping[str, str], devices: Path) -> str:
         if environ.get(name):
             return f"{name} names a GPU"
     for path in sorted(devices.glob("nvidia[0-9]*")):
-        # Slurm leaves the nodes of other jobs' GPUs in place, but the cgroup forbids opening them.
+        # Slurm leaves the device files of other jobs' GPUs in place, but the cgroup forbids opening
+        # them.
         try:
             os.close(os.open(path, os.O_RDWR))
         except OSError:
             continue
-        return f"{path} is there"
+        return f"{path} can be opened"
     return ""
 
 

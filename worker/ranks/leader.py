@@ -1,7 +1,7 @@
 """Waiting for work that rank 0 does alone, however long it takes.
 
-A collective would end after `WORKER_COLLECTIVE_SECONDS`, even while rank 0 makes progress. So the
-others look into the store of the rendezvous; a lost rank is what `Liveness` notices.
+A collective would time out after `WORKER_COLLECTIVE_SECONDS`, even while rank 0 makes progress, so
+the others poll the rendezvous store instead. `Liveness` notices lost ranks.
 """
 
 import time
@@ -18,8 +18,8 @@ _POLL_SECONDS = 0.2
 def by_leader(name: str, beat: Callable[[], None]) -> Iterator[bool]:
     """Yield whether this rank leads; if not, wait until rank 0 has left the same context.
 
-    All ranks enter it together. If rank 0 leaves it with an error, the others wait until they are
-    ended: by `Liveness`, or by their parent.
+    All ranks enter it together. If rank 0 leaves it with an error, the others wait until
+    `Liveness` or their parent ends them.
 
     Args:
         name: What rank 0 does, unique within the life of the process group.

@@ -1,9 +1,9 @@
 """Detection of lost ranks while this rank waits for its device.
 
-A collective between GPUs, and the host with it, waits for a lost rank until it times out after 20
-minutes. gloo connections break when a process dies, so each rank keeps a receive from its neighbor
-pending in a thread, on a separate process group. A rank whose connection breaks notifies the next.
-Those of a machine without power or network break by TCP keepalive.
+A collective between GPUs, and the host with it, waits for a lost rank until the collective times
+out after 20 minutes. gloo connections break when a process dies, so each rank keeps a receive from
+its neighbor pending in a thread, on a separate process group. A rank whose connection breaks
+notifies the next. TCP keepalive breaks connections to a machine that has lost power or network.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Liveness:
     collective, and exits in an orderly way. All ranks must create and close it together.
 
     Args:
-        lost: Called in a thread of this object.
+        lost: Called in this object's thread.
         patience: Seconds that the ranks wait for each other in the constructor.
     """
 
@@ -76,8 +76,8 @@ class Liveness:
                 work.wait(patience)
 
     def _listen(self) -> None:
-        # Only the right neighbor of a lost rank has its receive fail. It sends the number on, as
-        # does every rank that receives it, up to the lost rank's left neighbor.
+        # Only the right neighbor of a lost rank sees its receive fail. It sends the lost rank's
+        # number on, as does every rank that receives it, up to the lost rank's left neighbor.
         message = torch.zeros(1, dtype=torch.int64)
         try:
             dist.recv(message, self._left, group=self._group)

@@ -35,7 +35,8 @@ _CONNECTED = 512
 lost before others have communicated with it is noticed only by its neighbors.
 """
 _CPU = torch.device("cpu")
-# Such as `[/gloo/transport/tcp/pair.cc:561] ` and ` in: /c10d/NCCLUtils.cpp:94, `.
+# Source locations in messages, such as
+# `[/gloo/transport/tcp/pair.cc:561] ` and ` in: /c10d/NCCLUtils.cpp:94, `.
 _SOURCE_PLACE = re.compile(r"( in:)? ?\[?[^\s\]]*\.(cc|cpp|h|hpp|cu):\d+[\],]* ?")
 
 
@@ -142,7 +143,7 @@ def _gloo_reason(error: Exception) -> str:
 def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag) -> Any:
     """Return the store once all ranks have joined it.
 
-    torchrun's agent serves the store if there is one, otherwise rank 0 does.
+    torchrun's agent, if there is one, serves the store; otherwise, rank 0 does.
     torch would ignore signals while it waits for the others, so this function polls instead.
     """
     # 1. Connect to the store, or serve it.
@@ -157,8 +158,7 @@ def _open_rendezvous(rank: Rank, listener: socket.socket | None, stop: StopFlag)
             store = _connect(rank, listener, serves=serves)
         if not store:
             next(looks)
-    # The short timeout that a client connects with is too short for reads that wait for other
-    # ranks.
+    # The timeout that a client connects with is too short for reads that wait for other ranks.
     store.set_timeout(datetime.timedelta(seconds=Settings.from_env().rendezvous_seconds))
     # torchrun keeps its store when it restarts the ranks, and with it the keys of the dead ones.
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -218,7 +218,7 @@ def _choose_interface(rank: Rank, store: Any) -> None:
     interface = interface_to(target) if target else None
     if interface:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-        # "=" for this very name: NCCL would take any interface whose name begins with it.
+        # "=" asks for exactly this name; NCCL would otherwise take any that begins with it.
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     else:
         log.warning(
@@ -256,7 +256,7 @@ def _is_stopping(stop: StopFlag) -> bool:
 
 
 def _is_served(rank: Rank) -> bool:
-    """Return whether rank 0 can be reached yet; the cluster's DNS can lag behind its pod."""
+    """Return whether rank 0 can be reached yet; its pod may start before DNS knows it."""
     try:
         with socket.create_connection((rank.master_addr, rank.master_port), timeout=2):
             return True

@@ -1,7 +1,7 @@
 """Roll call of the ranks before they form a process group: a rank may leave until all have joined.
 
 Without it, a rank that is asked to stop while it waits for the others could not end in time: torch
-ignores signals while it waits.
+ignores signals while waiting.
 """
 
 import time
@@ -25,7 +25,7 @@ def join(store: Any, world_size: int, looks: Iterator[None]) -> None:
 
     Raises:
         StopRequested: If this rank left before all had joined. Once all have, they count on each
-            other and would wait for this rank, ignoring signals; so then it joins regardless.
+            other and would wait for this rank, ignoring signals, so it then joins regardless.
     """
     store.add(_JOINED, 1)
     while not _is_complete(store, world_size):

@@ -31,7 +31,7 @@ class StopFlag:
         """Whether there may be anything to commit; if not, a signal ends the process immediately.
         """
         self.listener: Callable[[int], None] | None = None
-        # In Unix time rather than on the monotonic clock, as Slurm gives the end of the job in it.
+        # In Unix time, not on the monotonic clock, as Slurm states the job's end in Unix time.
         self._deadline: float | None = None
         self._process = 0
 
@@ -39,12 +39,12 @@ class StopFlag:
         """Install the signal handler; call this first, before any slow import."""
         self._process = os.getpid()
         for number in STOP_SIGNALS:
-            # Keep SIGHUP ignored, as `nohup` sets it.
+            # Leave SIGHUP ignored if it already is, as under `nohup`.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
     def remaining(self) -> float:
-        """Return the seconds left to stop, from the signal or, without one, from the first call."""
+        """Return the seconds left to stop, counted from the signal or else from the first call."""
         if self._deadline is None:
             self._deadline = time.time() + budget(signal.SIGTERM, time.time(), os.environ)
         return self._deadline - time.time()
@@ -69,7 +69,8 @@ class StopFlag:
         elif not self.has_begun:
             # Exit without an exception: one raised in the middle of an import could crash it.
             log.info("stopped on request before anything started; run the command again")
-            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            # The terminal may be gone, or the signal may have interrupted a write to it.
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
                 sys.stderr.flush()
             os._exit(ExitCode.STOPPED)
 

@@ -48,7 +48,7 @@ class Watchdog:
 
     def close(self) -> None:
         """Stop watching."""
-        with self._arming:  # or the timer could be armed again once it has been canceled
+        with self._arming:  # or the timer could be armed again after being canceled
             self._closed.set()
             faulthandler.cancel_dump_traceback_later()
 

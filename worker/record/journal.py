@@ -1,8 +1,8 @@
 """Event history and progress of an attempt, written by rank 0 for others to read.
 
-Events go to `records/<attempt>/history/` at every commit, at the end and in between. They are split
-into pieces, and only the last piece grows. `progress.json`, next to that folder, is replaced every
-30 seconds, and more often at first.
+Events go to `records/<attempt>/history/` at every commit, at the end and at intervals. They are
+split into pieces, and only the last piece grows. `progress.json`, next to that folder, is replaced
+every 30 seconds, and more often at first.
 """
 
 import json
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 30.0
 _FIRST_SECONDS = 3.0  # a user who has just started a job wants to see progress
-_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # keeps a history to hundreds of pieces
+_FLUSH_SECONDS, _FLUSH_SHARE = 60.0, 0.02  # limits an attempt to hundreds of timed writes
 _LAST_WORD_SECONDS = 5.0
-_PIECE_CHARACTERS = 1 << 18  # larger ones would be uploaded again in full at every flush
+_PIECE_CHARACTERS = 1 << 18  # the last piece is uploaded again in full at every flush
 
 
 class Journal:
@@ -126,7 +126,7 @@ class Journal:
             try:
                 self._put_progress()
                 # The first flush is immediate, so that the start is on record.
-                # Longer runs flush less often, so that the number of pieces stays bounded.
+                # Longer runs flush less often, so that the number of writes stays small.
                 interval = max(_FLUSH_SECONDS, _FLUSH_SHARE * elapsed)
                 if last or (self._piece == 1 and not self._text) or since > interval:
                     self.flush()

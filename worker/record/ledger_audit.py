@@ -44,7 +44,7 @@ class EpochAudit:
     lost: tuple[int, ...]
     """Ids of the samples that were neither trained on nor left out as bad."""
     repeated: tuple[int, ...]
-    """Ids of the samples that were trained on more than once."""
+    """Ids of the samples that appear more than once, whether trained on or left out."""
     complete: bool
     """Whether the epoch was finished."""
     left_out: tuple[int, ...] = ()
@@ -114,7 +114,8 @@ def require_same_data(store: Store, index: Index, kept: str | None) -> None:
     """
     if kept != index.identity:
         raise ConfigurationError(
-            f"data.train: is now {index.identity}, but was {kept} when {store.uri} was trained"
+            f"data.train: is now {index.identity}, but the run {store.uri} "
+            f"{f'used {kept}' if kept else 'recorded none'}; audit it with the data that it used"
         )
 
 
@@ -175,7 +176,7 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
         planned = rows[rows[:, 0] // steps == epoch, 1]
         left_out = -1 - planned[planned < 0]
         ids = planned[planned >= 0]
-        # Samples left out count as well: they are not lost, and training on one is a repetition.
+        # Samples left out count as well: they are not lost, and one that appears again is repeated.
         counts = np.bincount(np.concatenate([ids, left_out]), minlength=samples)
         complete = done >= (epoch + 1) * steps
         lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)

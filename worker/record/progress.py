@@ -67,7 +67,7 @@ class Progress:
 
 def describe(step: StepProgress) -> str:
     """Return one line, most important facts first, since a narrow terminal cuts off the end."""
-    # By text, so that rates that look equal are not shown as a range.
+    # Keyed by text, so that rates that look equal are not shown as a range.
     rates = sorted({f"{rate:.2g}": rate for rate in step.rates.values()}.items(), key=_rate)
     ends = [rates[0][0], rates[-1][0]] if len(rates) > 1 else [text for text, _ in rates]
     return (

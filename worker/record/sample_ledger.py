@@ -1,7 +1,7 @@
 """The ledger of the samples that each step trained on, and the records of evaluations.
 
 The ledger is written before each commit, by one in every eight ranks. The last piece grows until it
-is large, since one object per commit would add up to too many.
+is large, since writing a new object at every commit would leave too many of them.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ class Recorder:
         self._share = share
         self._samples = samples
         self._rows: list[Ids] = []
-        # The first step and the rows of the last object written, which is still to grow. Only
-        # `write` changes it, and only one save is under way at a time.
+        # The first step and the rows of the last object written, if that object may still grow.
+        # Only `write` changes this field, and only one save is under way at a time.
         self._piece: tuple[int, Ids] | None = None
         self._evaluations: list[int] = []
 
@@ -113,8 +113,8 @@ class Recorder:
         if not self._samples or step <= first:
             return lambda: None
         # Transfers begin here, in the calling thread, so that they match on all ranks; only the
-        # waiting is left to the returned function. The size is fixed, as every rank knows `room`
-        # without asking the others.
+        # waiting is left to the returned function. All transfers of a save have the same size,
+        # `room` rows, which each rank can compute without asking the others.
         leader = self._rank.rank // _RANKS_PER_PIECE * _RANKS_PER_PIECE
         room = (step - first) * self._share
         if self._rank.rank != leader:
@@ -134,7 +134,7 @@ class Recorder:
 
 
 def ranks_that_write(world_size: int) -> range:
-    """Return the ranks that write the ledger, each for itself and the ranks before the next."""
+    """Return the ranks that write the ledger, each for itself and those up to the next writer."""
     return range(0, world_size, _RANKS_PER_PIECE)
 
 

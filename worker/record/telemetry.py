@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from worker.metrics.gpu_usage import show_gpu
 from worker.metrics.registry import Metrics
+from worker.numbers import ceil_div
 from worker.record.events import CommitEvent, StepEvent
 from worker.record.journal import Journal
 from worker.record.progress import Progress, StepProgress
@@ -60,7 +61,7 @@ class Telemetry:
         self._metrics = metrics
         self._journal = journal
         self._progress = progress
-        self._every = max(1, total_steps // _MAX_IN_HISTORY)
+        self._every = ceil_div(total_steps, _MAX_IN_HISTORY)
         self._noted = 0
         self._trained: set[str] = set()
         self._reports: list[StepReport] = []

@@ -21,7 +21,7 @@ _BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "last loss": min,
     "images/s": max,
 }
-"""Functions that pick the best value, by result."""
+"""Functions that pick the best value, by name of result."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def results_of(run: Run) -> dict[str, Any]:
 
 
 def titles_of(runs: Sequence[Run]) -> list[str]:
-    """Return the job names or, if those are not distinct, the last part of each output."""
+    """Return the job names; if they are not distinct, the last part of each output's address."""
     names = [run.status.job for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -132,7 +132,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def shown_setting(value: Any) -> str:
-    """Format a setting the way the manifest writes it."""
+    """Format a setting much as the manifest writes it."""
     if value is None:
         return "none"
     if isinstance(value, list | tuple):

@@ -1,15 +1,12 @@
 """HTML pages: a single file each, without external resources."""
 
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-import worker
 from worker.charts import duration
 from worker.learn.confusion import Rows, by_class
 from worker.logs import count
@@ -19,6 +16,7 @@ from worker.report.compare import compare_runs, results_of, shown, shown_setting
 from worker.report.history import AttemptHistory
 from worker.report.read_run import Run
 from worker.report.record_schemas import GroupRecord, MistakeRecord
+from worker.report.render_page import render
 from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
 from worker.report.run_facts import describe_cost, facts_of
 
@@ -28,13 +26,12 @@ _MAX_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
 _SILENT = "no end recorded: killed, or still running"
-_NUMERIC = re.compile(r"-|[\d.,:e+-]+( [\d:]+)?%?")
 
 
 def run_page(run: Run) -> str:
     """Return the HTML page of a run."""
     status, results = run.status, results_of(run)
-    return _render(
+    return render(
         "run.html",
         title=status.job,
         address=status.run,
@@ -67,7 +64,7 @@ def run_page(run: Run) -> str:
 def compare_page(runs: Sequence[Run]) -> str:
     """Return the HTML page that compares several runs."""
     comparison = compare_runs(runs)
-    return _render(
+    return render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         names=comparison.titles,
@@ -76,24 +73,6 @@ def compare_page(runs: Sequence[Run]) -> str:
         curves=_drawn(compared(runs, comparison.titles)),
         runs=[(title, run.status.run) for title, run in zip(comparison.titles, runs, strict=True)],
     )
-
-
-def _render(template: str, **values: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("worker.report"),
-        autoescape=jinja2.select_autoescape(),
-        trim_blocks=True,
-        # A misspelled name raises an error instead of rendering as nothing.
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.tests["numeric"] = _is_numeric
-    now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    generated = f"worker {worker.__version__}, {now}"
-    return environment.get_template(template).render(**values, generated=generated)
-
-
-def _is_numeric(column: Sequence[str]) -> bool:
-    return all(_NUMERIC.fullmatch(text) for text in column)
 
 
 def _drawn(charts: Sequence[str]) -> list[Markup]:

@@ -44,7 +44,7 @@ class Run:
     started: dict[int, str | None]
     """The start time of each attempt, by its own clock, even if it recorded nothing else."""
     plan: PlanRecord
-    """The plan, as `worker plan` showed it at the start of the newest attempt."""
+    """The plan that the newest attempt recorded at its start, in the form of `worker plan`."""
     environments: dict[int, dict[str, Any]]
     """The environment that each attempt ran in."""
     evaluated: int | None

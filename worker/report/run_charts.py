@@ -100,7 +100,7 @@ def timeline(run: Run) -> list[str]:
     began = parts[0].events[0].time
     total = parts[-1].events[-1].time - began
     units = {"hours": _HOUR, "minutes": _MINUTE, "seconds": 1.0}
-    # The largest unit such that the run lasted more than three of it.
+    # The largest unit that fits more than three times into the run's duration.
     unit, seconds = next((item for item in units.items() if total > 3 * item[1]), ("seconds", 1.0))
     lines = []
     for part in parts:

@@ -29,7 +29,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
 
 
 def describe_cost(run: Run) -> str:
-    """Return the total time of all ranks, in GPU or CPU-rank hours or minutes."""
+    """Return the total time of all ranks, in GPU-hours or CPU rank-hours (or minutes)."""
     hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
     if not hours:
         return ""

@@ -76,7 +76,7 @@ def read_status(store: Store) -> Status:
         raise ConfigurationError(
             f"{store.uri}: holds no run; pass the output of a job that has been started"
         )
-    # Lazy, so usually only the newest record is read; older ones are needed if that is damaged.
+    # Lazy, so usually only the newest record is read; older ones are needed if it is damaged.
     claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
     attempt, claim = next((c for c in claims if c[1]), (numbers[-1], None))
     said, age = _read_progress(store, attempt)

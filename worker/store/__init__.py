@@ -28,6 +28,8 @@ def open_store(uri: str) -> Store:
     Opening it sends no request. Raises `ConfigurationError` for any other scheme.
     """
     require_no_query(uri)
+    if "://" in uri:
+        uri = uri.strip()  # a path may begin or end with a blank
     try:
         parts = urlsplit(uri)
     except ValueError:  # from a malformed IPv6 address
@@ -79,10 +81,10 @@ def _open_parent(uri: str) -> tuple[Store, str]:
 def require_no_query(uri: str) -> None:
     """Raise `ConfigurationError` for a presigned URL: it is a secret, and addresses are logged.
 
-    The same goes for control characters and for bytes that are not UTF-8.
+    Control characters and bytes that are not UTF-8 are refused, too.
     """
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in uri):
-        raise ConfigurationError(f"{uri!a}: holds characters that no address may hold")
+        raise ConfigurationError(f"{uri!a}: contains characters that an address must not contain")
     remote = "://" in uri and "=" in uri.partition("?")[2]
     if remote or is_signed(uri):
         raise ConfigurationError(

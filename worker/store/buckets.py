@@ -31,8 +31,8 @@ def _create(s3: Any, name: str) -> bool:
         s3.head_bucket(Bucket=name)
         return False
     except boto_errors.ClientError as error:
-        if status_of(error) != 404:  # without permission to look, assume that it exists
-            if status_of(error) == 403:
+        if status_of(error) != 404:
+            if status_of(error) == 403:  # without permission to look, assume that it exists
                 return False
             raise
     if not _NAME.fullmatch(name):
@@ -40,7 +40,7 @@ def _create(s3: Any, name: str) -> bool:
             f"s3://{name}/: {name} is not a valid bucket name; use 3 to 63 lowercase letters, "
             "digits, dots and dashes"
         )
-    # S3 refuses us-east-1 as a location constraint: it is the default, written as none.
+    # S3 refuses us-east-1 as a location constraint: it is the default, and must be left out.
     region = s3.meta.region_name
     where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None
     try:

@@ -12,7 +12,7 @@ import urllib3.exceptions
 from worker.errors import ConfigurationError
 from worker.store.aws_settings import endpoint_in
 
-LOST_RACE = {409, 412}  # the answers to a conditional write that another writer has preceded
+LOST_RACE = {409, 412}  # status of a conditional write that came after another writer's
 _CONNECTION_ERRORS = (
     boto_errors.HTTPClientError,
     boto_errors.ConnectionError,
@@ -107,8 +107,13 @@ def refuse_redirect(response: Any = None, **_: Any) -> None:
     if "x-amz-bucket-region" in headers:
         return
     target = urlsplit(str(headers.get("location", "")))
-    where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "nowhere"
+    endpoint = endpoint_in(os.environ) or "of S3"
+    if not target.netloc:
+        raise ConfigurationError(
+            f"the endpoint {endpoint} redirects to {target.path or 'nowhere'} on the same server, "
+            "so it is not the S3 API; correct AWS_ENDPOINT_URL"
+        )
+    where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}"
     raise ConfigurationError(
-        f"the endpoint {endpoint_in(os.environ) or 'of S3'} redirects to {where}; set "
-        f"AWS_ENDPOINT_URL to that address"
+        f"the endpoint {endpoint} redirects to {where}; set AWS_ENDPOINT_URL to that address"
     )

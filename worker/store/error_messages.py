@@ -35,7 +35,8 @@ NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
 _REFUSALS = {
     "NoSuchBucket": (
-        f"{NO_BUCKET}; correct the name, or create it (--create-bucket of worker pack or put)"
+        f"{NO_BUCKET}; correct the name, or create the bucket (--create-bucket of `worker pack` or "
+        "`worker put`)"
     ),
     "InvalidAccessKeyId": (
         "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
@@ -65,7 +66,8 @@ def translate(error: Exception, uri: str) -> Exception:
         return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error)}")
     if is_transient(error):
         return InfrastructureError(f"{uri}: {_lost_connection(error)}")
-    # Only bare ones get here, for requests that could not be sent at all; see `is_transient`.
+    # Only a bare HTTPClientError gets here, for a request that could not be sent at all; see
+    # `is_transient`.
     if isinstance(error, boto_errors.HTTPClientError):
         return ConfigurationError(
             f"{uri}: the credentials or the region contain characters that cannot be sent "
@@ -97,8 +99,8 @@ def _lost_connection(error: Exception) -> str:
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     """Return an error with the reason for the store's refusal, in one line."""
     code, status = code_of(error), status_of(error)
-    # The order matters: expired credentials count as transient, too, and the next two are a 403 and
-    # a 400, like refusals that have other remedies.
+    # The order matters: expired credentials count as transient, too, and the codes of the next
+    # two errors come with a 403 and a 400, like refusals that have other remedies.
     if needs_renewal(error):
         return ConfigurationError(f"{uri}: the credentials have expired ({code}); renew them")
     if code == "RequestTimeTooSkewed":
@@ -113,8 +115,8 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
         )
     if is_transient(error):
         name = "" if code == str(status) else f" {code}"  # a gateway's response has no code
-        return InfrastructureError(f"{uri}: the store answers {status}{name}")
-    # With any code: the response to a HEAD has no body that could hold one.
+        return InfrastructureError(f"{uri}: the store responds with {status}{name}")
+    # Whatever the code: the response to a HEAD request has no body to hold the real one.
     if status == 404 and code != "NoSuchBucket":
         return ObjectMissing(f"{uri}: no such object")
     return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
@@ -129,10 +131,7 @@ def _words(error: boto_errors.ClientError) -> str:
 def _refusal(code: str, status: int, words: str) -> str:
     """Return the message for a refusal that retrying cannot change."""
     if _CONSOLE in words:
-        return (
-            f"{endpoint()} is the port of a web console, not that of S3; check the port in "
-            "AWS_ENDPOINT_URL"
-        )
+        return f"{endpoint()} leads to a web console, not to S3; check the port in AWS_ENDPOINT_URL"
     if code in _REFUSALS:
         return _REFUSALS[code]
     if status in {401, 403} or code == "InvalidToken":
@@ -152,7 +151,7 @@ def _skew(error: boto_errors.ClientError) -> str:
     try:
         there = email.utils.parsedate_to_datetime(headers["date"])
         seconds = (datetime.datetime.now(datetime.UTC) - there).total_seconds()
-    # A zone of "-0000" yields a naive time, whose subtraction is a `TypeError`.
+    # A zone of "-0000" yields a naive time, whose subtraction raises a `TypeError`.
     except (KeyError, TypeError, ValueError):
         return f"{text}; set it (NTP)"
     side = "ahead" if seconds > 0 else "behind"
@@ -167,7 +166,7 @@ def _wrong_region(error: boto_errors.ClientError) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a host could not be reached, in the network's own words if they are known."""
+    """Return why a host could not be reached, in the system's own words if those are familiar."""
     # botocore keeps the error of urllib3, which names the cause, among its own arguments.
     inner: object = error
     if isinstance(error, boto_errors.BotoCoreError):
@@ -179,7 +178,7 @@ def _reason(error: Exception) -> str:
         if known in text:
             return known.lower()
     if "Tunnel connection failed" in text:
-        # Written by http.client, and quoted in the repr of an error inside that of urllib3.
+        # http.client writes this text; urllib3's error quotes it in the repr of an inner error.
         return first_line(ValueError(text.partition("Tunnel connection failed: ")[2].rstrip("')")))
     if isinstance(inner, TimeoutError | urllib3.exceptions.TimeoutError) or "timed out" in text:
         return "no answer in time"
@@ -190,7 +189,7 @@ def _reason(error: Exception) -> str:
 
 def _missing_credentials() -> str:
     file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    if file and not Path(file).exists():
+    if file and not Path(file).expanduser().exists():
         return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
     if os.environ.get("AWS_SECRET_ACCESS_KEY"):
         return "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACCESS_KEY is"

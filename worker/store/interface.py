@@ -38,7 +38,7 @@ class Store(Protocol):
     uri: str
     """The root, ending in a slash; free of secrets, so that it can be logged."""
     fences: bool
-    """False once a plain write has replaced a conditional one that was not implemented."""
+    """False once a write had to be plain, as the store does not implement conditional writes."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes of an object.
@@ -56,7 +56,7 @@ class Store(Protocol):
         """
 
     def put(self, key: str, data: bytes) -> None:
-        """Write or replace an object atomically; readers see all of it or nothing."""
+        """Write or replace an object atomically; readers never see only a part of it."""
 
     def put_stream(self, key: str, size: int, pieces: Iterable[Piece]) -> None:
         """Write or replace an object; a large one is never in memory as a whole.

@@ -17,7 +17,7 @@ from worker.store.traffic_counts import measured
 
 _TEMPORARY = ".tmp-"
 _LOCK = f"{_TEMPORARY}lock"  # like all temporary files, never listed
-_MAX_NAME = 200  # characters of an object's name that its temporary file's name keeps
+_MAX_NAME = 200  # bytes of an object's name that its temporary file's name keeps
 # Errors of the disk, or of the network behind it, that may have passed by the next try.
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
 
@@ -103,7 +103,7 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]
-        # Collected before the first yield: what the caller does between objects is not measured.
+        # Collected before the first yield, so that the caller's work in between is not measured.
         found = []
         with measured("list"):
             for path in folder.rglob("*"):
@@ -131,19 +131,19 @@ class LocalStore:
 
     def abort_uploads(self, key: str) -> int:
         path = self._path(key)
-        left = list(path.parent.glob(f"{_TEMPORARY}{glob.escape(path.name[:_MAX_NAME])}-*"))
+        left = list(path.parent.glob(f"{_TEMPORARY}{glob.escape(_short(path.name))}-*"))
         for path in left:
             path.unlink(missing_ok=True)
         return len(left)
 
     def _path(self, key: str) -> Path:
         if ".." in key.split("/") or key.startswith("/"):
-            raise ConfigurationError(f"{key!r}: an object name may not leave {self.uri}")
+            raise ConfigurationError(f"{key!r}: an object name must not lead outside {self.uri}")
         return self.root / key
 
     def _write_temporary(self, path: Path, pieces: Iterable[Piece]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_TEMPORARY}{path.name[:_MAX_NAME]}-{uuid.uuid4().hex[:8]}"
+        temporary = path.parent / f"{_TEMPORARY}{_short(path.name)}-{uuid.uuid4().hex[:8]}"
         try:
             with temporary.open("xb") as file:  # with the permissions that the umask leaves
                 file.writelines(pieces)
@@ -161,6 +161,11 @@ class LocalStore:
         return ConfigurationError(f"{line}; check the path and its permissions")
 
 
+def _short(name: str) -> str:
+    """Return as much of a name as leaves room for a prefix and a suffix, of 255 bytes in all."""
+    return os.fsencode(name)[:_MAX_NAME].decode(errors="ignore")
+
+
 def _version(status: os.stat_result) -> str:
     # Every write makes a new file, and so a new inode; the times tell files apart if the file
     # system has reused the number of a deleted one.
@@ -169,7 +174,7 @@ def _version(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock that every `replace` in a folder takes, across nodes if it is shared (NFS).
+    """Hold a folder's lock, which every `replace` takes; on a shared folder (NFS), across nodes.
 
     If the file system does not support locks, none is held.
     """

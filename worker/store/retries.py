@@ -16,6 +16,7 @@ from worker.environment import Settings
 from worker.store.client import renew_client
 from worker.store.error_kinds import is_transient, needs_renewal
 from worker.store.error_messages import translate
+from worker.store.interface import ObjectMissing
 from worker.store.request_deadline import limited
 from worker.store.traffic_counts import listener, measured
 
@@ -53,7 +54,7 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         # Full jitter: uniform draws from 0 to 1, 2, 4, 8, 10, 10, … s, so that thousands of ranks
-        # that failed together do not return together (Brooker, "Exponential Backoff and Jitter",
+        # that failed together do not retry together (Brooker, "Exponential Backoff and Jitter",
         # 2015).
         wait=tenacity.wait_random_exponential(multiplier=1, max=10),
         # Gives up at once if the next pause would outlast the deadline.
@@ -71,9 +72,10 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
         http.client.HTTPException,
         OSError,
     ) as error:
-        if is_transient(error):
+        translated = translate(error, uri)
+        if not isinstance(translated, ObjectMissing):  # which callers ask for, and expect
             listener().failure(operation)
-        raise translate(error, uri) from error
+        raise translated from error
 
 
 def _warn(operation: str, uri: str, state: tenacity.RetryCallState) -> None:

@@ -18,7 +18,7 @@ class Listener(Protocol):
 
         Args:
             operation: The S3 operation.
-            seconds: How long it took.
+            seconds: How long the try took.
             size: Bytes moved.
         """
 
@@ -26,7 +26,7 @@ class Listener(Protocol):
         """Record a failed try that is followed by another."""
 
     def failure(self, operation: str) -> None:
-        """Record a request that failed for good."""
+        """Record a request whose retries have all failed."""
 
 
 class _Nobody:

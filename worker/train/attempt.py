@@ -7,6 +7,7 @@ from typing import NoReturn
 from worker.checkpoint.training_state import State
 from worker.errors import ExitCode, StopRequested, WorkerError, error_of
 from worker.job.job import Job
+from worker.logs import count
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
 from worker.ranks.agreement import Signals, agree
@@ -33,7 +34,7 @@ class Attempt:
     metrics: Metrics
     """The rank's metrics."""
     learner: Learner
-    """The model, and the training state that is checkpointed with it."""
+    """The model, with its optimizer, moving average and loss scaler."""
     durable: DurableState
     """The training state and its checkpoints."""
     recorder: Recorder
@@ -83,8 +84,8 @@ class Attempt:
             error = self.durable.error
             self.metrics.checkpoint_failures().inc()
             raise error if error and _code_of(error) == agreed.fault else error_of(agreed.fault)
-        # Saves begin between exchanges, on all ranks at the same one. So every rank had begun this
-        # save when it proposed its flags, and none has records left to write.
+        # Saves begin between exchanges of flags, at the same point on all ranks. So every rank had
+        # begun this save when it proposed its flags, and none has records left to write.
         if not agreed.flushing:
             self.durable.allow_commit()
 
@@ -95,7 +96,7 @@ class Attempt:
 
     def begin_save(self) -> None:
         """Begin a save; no other may be under way."""
-        # Not in the background: this begins to send rows between ranks, and the order must match.
+        # Not in the background: this starts transfers between ranks, whose order must match.
         write_samples = self.recorder.take(self.state.step)
 
         def write() -> None:
@@ -118,10 +119,10 @@ class Attempt:
         # All ranks leave the loop in the same round, as it ends only on what they have agreed on.
         stopping = False
         while True:
-            self.watchdog.beat()  # an upload may take long, but each of its requests has a deadline
+            self.watchdog.beat()  # an upload may be slow, but each of its requests has a deadline
             self.durable.wait_for_save(_POLL_SECONDS)
-            # Only once a stop is agreed on: without a signal, the first `remaining` starts the
-            # clock.
+            # Only once a stop is agreed on: without a signal, the first call of `remaining`
+            # starts the clock.
             agreed = agree(self.signals(late=stopping and self.stop.remaining() <= 0))
             self.advance(agreed)
             if not (agreed.flushing or agreed.saving):
@@ -154,8 +155,8 @@ class Attempt:
         if lost:
             raise StopRequested(
                 f"stopped on request after step {self.state.step}; the time left was too short for "
-                f"a checkpoint, so that of step {durable.committed} is kept and {lost} steps are "
-                "lost; start again to resume"
+                f"a checkpoint, so the one of step {durable.committed} is kept and "
+                f"{count(lost, 'step')} {'is' if lost == 1 else 'are'} lost; start again to resume"
             )
         raise StopRequested(
             f"stopped on request after step {self.state.step}, "

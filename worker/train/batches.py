@@ -83,7 +83,7 @@ class BatchFeed:
             if self.led and len(ids):
                 # The sample before this part is its first partner; see `worker.data.mixup`. For
                 # rank 0, index -1 is the last sample of the batch, as the pairs form a ring. A rank
-                # without samples needs none. The list as an index keeps the result an array, [1].
+                # without samples needs none. Indexing with a list makes the result an array, [1].
                 whole = plan.batch(step)
                 before = whole[[split(len(whole), rank, world_size)[0] - 1]]
                 ids = np.concatenate([before, ids])

@@ -72,6 +72,6 @@ def _share_optimizer(learner: Learner) -> None:
 def _like(parameter: Tensor, entry: _TensorEntry) -> Tensor:
     """Allocate a tensor in the memory format of its parameter, as `restore_snapshot` does."""
     if entry.shape == tuple(parameter.shape):
-        # A broadcast copies memory as it lies, so the strides must be those of rank 0's tensor.
+        # A broadcast copies memory as it is laid out, so the strides must match rank 0's tensor.
         return torch.empty_like(parameter, dtype=entry.dtype, requires_grad=False)
     return torch.empty(entry.shape, dtype=entry.dtype, device=parameter.device)

@@ -156,7 +156,8 @@ class DurableState:
     ) -> None:
         """Upload and commit a snapshot, in the background on rank 0."""
         output = self._job.output
-        # Spares the upload. What fences commits off is the check that `publish_commit` makes.
+        # Only saves a superseded attempt the upload. The check that matters, which fences commits
+        # off, is the one in `publish_commit`.
         ensure_newest(output, self.attempt)
         written = saver.write(name, snapshot)
         self._flushed.wait()

@@ -30,9 +30,12 @@ def stage_result(
         attempt: The number of the attempt that trained it.
         model: The model.
         result: The results of the training, as JSON data.
-        beat: Called after each part, to show that this rank is alive.
+        beat: Called between parts, to show that this rank is alive.
+
+    Returns:
+        The staged parts.
     """
-    # First, as the model card holds their digest.
+    # The weights come first, as the model card contains their digest.
     weights = stage_part(job.output, attempt, FINAL + WEIGHTS_NAME, stream_model(model))
     parts = [weights]
     for name, stream in _beside(job, model, weights.sha256, result):

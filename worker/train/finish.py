@@ -1,4 +1,4 @@
-"""The end of a job: commit everything, then write the model and `done.json`."""
+"""The end of a job: wait for the last commit, then write the model and `done.json`."""
 
 import contextlib
 import logging
@@ -42,7 +42,8 @@ def _write(attempt: Attempt) -> None:
     result["manifest"] = manifest_digest(job.manifest)
     result[IDENTITY] = dict(job.identity)
     durable = attempt.durable
-    # Spares the exports; what fences off the result is the check that `publish` makes.
+    # Only saves a superseded attempt the exports. The check that matters, which fences the result
+    # off, is the one that `publish` makes.
     durable.ensure_newest()
     beat = attempt.watchdog.beat
     parts = stage_result(job, durable.attempt, attempt.learner.result, result, beat)

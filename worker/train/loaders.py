@@ -99,7 +99,7 @@ class Loaders:
         )
 
     def _readers(self, processes: int) -> dict[str, SampleReader]:
-        """Build this process's readers, with its share of the limits on memory and scratch."""
+        """Build this process's readers, with its share of memory and scratch space."""
         cache = Cache(self._settings.memory // processes, fetches_for(processes))
         scratch = self._scratch(processes)
         sets = {TRAIN: (self._job.train, ceil_div(self._lanes, processes))}
@@ -135,9 +135,9 @@ class Loaders:
                 reader,
                 threads,
                 self._job.image_spec,
-                # Page-locking takes CUDA, which a decoding process must not use; `start` locks the
-                # memory that it shares. With threads in this process, a GPU decodes, and `Loader`
-                # pins nothing.
+                # Page-locking requires CUDA, which a decoding process must not use; `start` locks
+                # the memory that it shares. If this process has the threads, the GPU decodes, and
+                # there is nothing to pin.
                 pin_memory=pin and not threads,
                 decoder=decoder,
                 decoded=decoded,

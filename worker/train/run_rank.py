@@ -118,7 +118,7 @@ class _LastWords:
     def report(self, error: InfrastructureError) -> None:
         """Record the error as the end of the attempt, and announce its exit code."""
         if self.journal:
-            # Not for long: the journal has a limit of its own.
+            # This cannot block for long: the journal has a time limit of its own.
             self.journal.close(error, math.inf)
         self._report_exit(error.code)
 

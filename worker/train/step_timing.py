@@ -4,7 +4,7 @@ import time
 
 
 class Stopwatch:
-    """Mean step duration, for estimating the remaining time, and total waiting time."""
+    """Mean step duration, for estimating the remaining time, and the time spent waiting."""
 
     def __init__(self) -> None:
         self._mean = 0.0
@@ -24,7 +24,7 @@ class Stopwatch:
         """Return the seconds since the last call, and update the mean with them."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
-        # Exponential, over about the last three laps.
+        # An exponential average over about the last three laps.
         self._mean = seconds if not self._mean else 0.7 * self._mean + 0.3 * seconds
         return seconds
 

@@ -90,11 +90,11 @@ class Trainer:
         bad: list[Bad] = []
         for batch in self._loaders.batches(Request(dataset=TRAIN, samples=ids[start:stop])):
             bad += batch.bad
-        # The list starts out empty, so samples that have been repaired are no longer left out.
+        # This attempt's list starts empty, so samples since repaired are no longer left out.
         self._steps.leave_out(bad)
 
     def _end_epoch(self) -> None:
-        """Evaluate and save the state after an epoch, unless an earlier attempt already has."""
+        """Evaluate and save the model after an epoch, unless an earlier attempt already has."""
         attempt, state = self._attempt, self._attempt.state
         if state.evaluated == state.step:
             return
@@ -130,7 +130,7 @@ class Trainer:
             validation.bad.take(validation.fresh, attempt)
             validation.bad.require_budget(attempt)
         evaluation, rows, mistakes = result
-        # Called before `note_evaluation`, so this is the best of the steps before.
+        # Called before `note_evaluation`, so `best_step` is still that of an earlier evaluation.
         attempt.recorder.evaluated(state.step, rows, mistakes, state.best_step)
         return evaluation
 

@@ -6,12 +6,12 @@ Nothing is skipped without being counted, and an ambiguous layout is rejected.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 
 from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, is_image_name
 from worker.errors import ConfigurationError
+from worker.ingest.file_tree import Entry, FileTree
 from worker.logs import count
 from worker.text import read_name
 
@@ -27,7 +27,7 @@ _METADATA = re.compile(r"__[^/]*__/")  # webdataset skips the contents of such f
 class ImageFile:
     """An image to pack."""
 
-    path: Path
+    path: PurePath
     """Path of the file."""
     key: str
     """Key of its sample in the tar."""
@@ -35,6 +35,8 @@ class ImageFile:
     """Index of its class."""
     bytes: int
     """Size of the file in bytes."""
+    version: str = ""
+    """Changes whenever the file does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,11 @@ class Split:
 class _Listing:
     """The images below a folder, and a count of everything else by kind."""
 
-    images: list[Path] = field(default_factory=list)
+    images: list[PurePath] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
-def find_splits(folder: Path) -> list[Split]:
+def find_splits(tree: FileTree) -> list[Split]:
     """Return the data sets of an image folder: its splits, or a single tree of class folders.
 
     Splits are recognized by their usual names, in upper or lower case. Links are followed. Labels
@@ -71,17 +73,16 @@ def find_splits(folder: Path) -> list[Split]:
         ConfigurationError: There are no images, a class is missing from the training split, or the
             folders are ambiguous.
     """
-    if not folder.is_dir():
-        raise ConfigurationError(f"{folder}: no such folder")
-    found = _Listing()
-    children = _folders(folder, found)
-    splits = _named_splits(folder, children)
+    folder, found = tree.root, _Listing()
+    children = _folders(tree, folder, found)
+    splits = _named_splits(tree, folder, children)
     if not splits:
-        _require_folders_apart(folder, children)
-        return [require_every_class(folder, _scan("", children, _class_names(children), found))]
-    _require_nothing_beside(folder, children, splits, found)
+        _require_folders_apart(tree, folder, children)
+        split = _scan(tree, "", children, _class_names(children), found)
+        return [require_every_class(folder, split)]
+    _require_nothing_beside(tree, children, splits, found)
     parts = {name: _Listing() for name in splits}
-    classes = {name: _folders(path, parts[name]) for name, path in splits.items()}
+    classes = {name: _folders(tree, path, parts[name]) for name, path in splits.items()}
     names = _class_names(classes["train"])
     for name, folders in classes.items():
         unknown = set(_class_names(folders)) - set(names)
@@ -90,20 +91,22 @@ def find_splits(folder: Path) -> list[Split]:
                 f"{splits[name]}: class {min(unknown)!r} is not in {splits['train']}; "
                 f"add or remove it"
             )
-    # Entries beside the splits belong to none of them; the first one reports them.
+    # Entries beside the splits belong to none of them; the training split reports them.
     parts["train"].passed_over += found.passed_over
-    scanned = [_scan(name, classes[name], names, parts[name]) for name in splits]
+    scanned = [_scan(tree, name, classes[name], names, parts[name]) for name in splits]
     require_every_class(splits["train"], scanned[0])
     return scanned
 
 
-def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
+def _named_splits(
+    tree: FileTree, folder: PurePath, children: list[PurePath]
+) -> dict[str, PurePath]:
     """Return the folders that are named like splits and hold class folders, `train` first."""
-    splits: dict[str, Path] = {}
+    splits: dict[str, PurePath] = {}
     for child in children:
         name = _SPLITS.get(child.name.strip().lower())
         # A folder named "test" that holds images but no folders may be a class of that name.
-        if not name or not _folders(child, _Listing(), must=False):
+        if not name or not _folders(tree, child, _Listing(), must=False):
             continue
         if name in splits:
             raise ConfigurationError(
@@ -118,15 +121,18 @@ def _named_splits(folder: Path, children: list[Path]) -> dict[str, Path]:
 
 
 def _require_nothing_beside(
-    folder: Path, children: list[Path], splits: dict[str, Path], found: _Listing
+    tree: FileTree,
+    children: list[PurePath],
+    splits: dict[str, PurePath],
+    found: _Listing,
 ) -> None:
-    """Raise `ConfigurationError` if a folder other than the splits holds images."""
+    """Raise `ConfigurationError` if a folder not named like a split holds images."""
     for child in children:
         if child in splits.values():
             continue
-        inside = _walk(child)
+        inside = _walk(tree, child)
         if inside.images and child.name.strip().lower() in _SPLITS:
-            found.passed_over["image in no class folder"] += len(inside.images)
+            found.passed_over["unlabeled image"] += len(inside.images)
         elif inside.images:
             raise ConfigurationError(
                 f"{child}: holds {count(len(inside.images), 'image')} but is not a split "
@@ -136,20 +142,20 @@ def _require_nothing_beside(
         found.passed_over += inside.passed_over
 
 
-def _require_folders_apart(folder: Path, children: list[Path]) -> None:
-    """Raise `ConfigurationError` if the only folder holds class folders, so is not a class."""
+def _require_folders_apart(tree: FileTree, folder: PurePath, children: list[PurePath]) -> None:
+    """Raise `ConfigurationError` if the only folder holds several folders and so is no class."""
     if len(children) != 1:
         return
-    inner = _folders(children[0], _Listing(), must=False)
+    inner = _folders(tree, children[0], _Listing(), must=False)
     if len(inner) > 1:
         raise ConfigurationError(
             f"{folder}: holds only the folder {children[0].name!r}, which contains "
-            f"{', '.join(path.name for path in inner[:4])}; pass {children[0]}"
+            f"{', '.join(path.name for path in inner[:4])}; pass {children[0]} instead"
         )
 
 
-def require_every_class(folder: Path, split: Split) -> Split:
-    """Raise `ConfigurationError` for a class without images: its output would go untrained."""
+def require_every_class(folder: PurePath, split: Split) -> Split:
+    """Raise `ConfigurationError` for a class without images, which the model could not learn."""
     present = {file.label for file in split.files}
     for label, name in enumerate(split.classes):
         if label not in present:
@@ -165,9 +171,9 @@ def require_every_class(folder: Path, split: Split) -> Split:
     return split
 
 
-def _class_names(folders: list[Path]) -> tuple[str, ...]:
+def _class_names(folders: list[PurePath]) -> tuple[str, ...]:
     """Return the sorted class names; raise `ConfigurationError` if two folders share one."""
-    names: dict[str, Path] = {}
+    names: dict[str, PurePath] = {}
     for folder in folders:
         name = _class_name(folder)
         if name in names:
@@ -179,7 +185,7 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _class_name(folder: Path) -> str:
+def _class_name(folder: PurePath) -> str:
     try:
         name = read_name(folder.name)
     except ValueError as error:
@@ -192,25 +198,32 @@ def _class_name(folder: Path) -> str:
     return name
 
 
-def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _Listing) -> Split:
+def _scan(
+    tree: FileTree,
+    name: str,
+    folders: list[PurePath],
+    classes: tuple[str, ...],
+    found: _Listing,
+) -> Split:
     """Collect the images of a split; `found` already holds its loose files."""
     by_name = {_class_name(folder): folder for folder in folders}
     files: list[ImageFile] = []
     keys: set[str] = set()
     passed_over, nested = found.passed_over, 0
-    passed_over["image in no class folder"] += len(found.images)
+    passed_over["unlabeled image"] += len(found.images)
     for label, class_name in enumerate(classes):
         folder = by_name.get(class_name)
         if folder is None:
             continue
-        inside = _walk(folder)
+        inside = _walk(tree, folder)
         passed_over += inside.passed_over
         for path in inside.images:
             relative = path.relative_to(folder.parent)
             nested += len(relative.parts) > 2
             key = _key(relative, keys)
             keys.add(key)
-            files.append(ImageFile(path=path, key=key, label=label, bytes=path.stat().st_size))
+            size, version = tree.stat(path)
+            files.append(ImageFile(path=path, key=key, label=label, bytes=size, version=version))
     if not files:
         where = folders[0].parent if folders else name
         raise ConfigurationError(f"{where}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -220,12 +233,12 @@ def _scan(name: str, folders: list[Path], classes: tuple[str, ...], found: _List
     )
 
 
-def _key(relative: Path, taken: set[str]) -> str:
+def _key(relative: PurePath, taken: set[str]) -> str:
     """Return an image's key in its tar: its path without dots, at which readers would split it."""
     # Bytes of a file name that are not UTF-8 become escapes, so that every key is valid text.
     text = os.fsencode(relative.with_suffix("")).decode(errors="backslashreplace")
     key = text.replace(".", "_")
-    # Prefixed, since readers would skip it.
+    # Prefixed, since readers would otherwise skip the image.
     if _METADATA.match(key):
         key = f"class{key}"
     if key in taken:  # a.jpg beside a.png
@@ -235,12 +248,14 @@ def _key(relative: Path, taken: set[str]) -> str:
     return key
 
 
-def _folders(folder: Path, found: _Listing, *, must: bool = True) -> list[Path]:
+def _folders(
+    tree: FileTree, folder: PurePath, found: _Listing, *, must: bool = True
+) -> list[PurePath]:
     """Return the visible folders directly below a folder; record other entries in `found`."""
     folders = []
-    for entry in _entries(folder):
-        if _is_folder(entry) and not entry.name.startswith("."):
-            folders.append(Path(entry.path))
+    for entry in tree.entries(folder):
+        if entry.is_folder and not entry.name.startswith("."):
+            folders.append(entry.path)
         else:
             _take(entry, found)
     if must and not folders:
@@ -248,60 +263,37 @@ def _folders(folder: Path, found: _Listing, *, must: bool = True) -> list[Path]:
     return folders
 
 
-def _walk(folder: Path) -> _Listing:
+def _walk(tree: FileTree, folder: PurePath) -> _Listing:
     """Return all images below a folder, in order; links are followed, except in a cycle."""
     found = _Listing()
-    pending: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    pending: list[tuple[PurePath, frozenset[object]]] = [(folder, frozenset())]
     while pending:
         folder, above = pending.pop()
-        status = folder.stat()
-        here = (status.st_dev, status.st_ino)
+        here = tree.identity(folder)
         # Compared only with the folders above it: two links to one folder are both packed, and only
         # a cycle is cut.
         if here in above:
-            found.passed_over["link to a folder above it"] += 1
+            found.passed_over["cyclic link"] += 1
             continue
-        for entry in _entries(folder):
-            if _is_folder(entry) and not entry.name.startswith("."):
-                pending.append((Path(entry.path), above | {here}))
+        for entry in tree.entries(folder):
+            if entry.is_folder and not entry.name.startswith("."):
+                pending.append((entry.path, above | {here}))
             else:
                 _take(entry, found)
     found.images.sort()
     return found
 
 
-def _take(entry: os.DirEntry[str], found: _Listing) -> None:
+def _take(entry: Entry, found: _Listing) -> None:
     """Record an entry in `found`: an image in its list, anything else in its counts."""
-    path = Path(entry.path)
+    path = entry.path
     if entry.name.startswith("."):
-        found.passed_over["hidden folder" if _is_folder(entry) else "hidden file"] += 1
-    elif not _is_file(entry):
-        found.passed_over["broken link" if entry.is_symlink() else "special file"] += 1
+        found.passed_over["hidden folder" if entry.is_folder else "hidden file"] += 1
+    elif not entry.is_file:
+        found.passed_over["broken link" if entry.is_link else "special file"] += 1
     elif not is_image_name(entry.name):
         suffix = path.suffix.lower()
         kind = "image" if suffix.removeprefix(".") in OTHER_IMAGES else "file"
         found.passed_over[f"{suffix or 'suffixless'} {kind}"] += 1
     else:
         found.images.append(path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that points to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return iter(sorted(entries, key=lambda entry: entry.name))
-    except OSError as error:
-        raise ConfigurationError(f"{folder}: {error.strerror}; make it readable") from None

@@ -7,8 +7,9 @@ import pytest
 
 from tests.support.folders import tree
 from tests.support.pictures import write_pictures
-from worker.data.image_folder import find_splits
 from worker.errors import ConfigurationError
+from worker.ingest.file_tree import open_tree
+from worker.ingest.image_folder import find_splits
 
 
 def make_empty_class(folder: Path) -> None:
@@ -37,7 +38,7 @@ def test_folders_that_cannot_be_packed(
 ) -> None:
     make(tmp_path / "photos")
     with pytest.raises(ConfigurationError, match=complaint):
-        find_splits(tmp_path / "photos")
+        find_splits(open_tree(str(tmp_path / "photos")))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_splits_are_known_by_their_usual_names(
     names: tuple[str, ...], splits: list[str], tmp_path: Path
 ) -> None:
     tree(tmp_path, *(f"{name}/{animal}/0.png" for name in names for animal in ("cat", "dog")))
-    found = find_splits(tmp_path)
+    found = find_splits(open_tree(str(tmp_path)))
     assert [split.name for split in found] == splits
     assert all(split.classes == ("cat", "dog") for split in found)
 
@@ -76,7 +77,7 @@ def test_what_could_be_meant_in_two_ways_is_refused(
 ) -> None:
     tree(tmp_path, *paths)
     with pytest.raises(ConfigurationError, match=complaint):
-        find_splits(tmp_path)
+        find_splits(open_tree(str(tmp_path)))
 
 
 def test_nothing_is_left_out_without_being_counted(tmp_path: Path) -> None:
@@ -92,17 +93,17 @@ def test_nothing_is_left_out_without_being_counted(tmp_path: Path) -> None:
     (photos / "train/cat/gone.jpg").symlink_to("/nowhere/gone.jpg")
     (photos / "train/cat/notes.txt").write_text("of the cat")
     (photos / "README").write_text("of all")
-    (split,) = find_splits(photos)
+    (split,) = find_splits(open_tree(str(photos)))
     assert sorted(file.key for file in split.files) == [
         *("cat/0", "cat/more/4", "cat/more/deeper/5", "dog/0", "dog/deep/1"),
     ]
     assert split.passed_over == {
         "broken link": 1,
-        "link to a folder above it": 1,
+        "cyclic link": 1,
         "hidden folder": 2,
         "hidden file": 1,
         ".txt file": 1,
         "suffixless file": 1,
-        "image in no class folder": 2,
+        "unlabeled image": 2,
     }
     assert split.nested == 3

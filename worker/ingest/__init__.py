@@ -1,0 +1,1 @@
+"""The way in, from any labeled source to an indexed data set."""

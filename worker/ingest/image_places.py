@@ -1,0 +1,108 @@
+"""Places of the images that a table names: relative paths, or addresses of stores and servers."""
+
+import functools
+from pathlib import PurePath, PurePosixPath
+from urllib.parse import urlsplit
+
+from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
+from worker.data.reader import BadSample
+from worker.errors import ConfigurationError
+from worker.ingest.file_tree import FileTree, open_tree
+from worker.ingest.web import read_web
+from worker.store import ObjectMissing, read_uri
+
+_USUAL_FOLDERS = ("", "images", "image", "imgs", "img", "train", "train_images", "data")
+_ELSEWHERE = ("gs", "azureml", "abfss", "wasbs", "gcs")
+"""Stores that cannot be read here: their paths are looked for below `--root`."""
+
+
+class ImagePlaces:
+    """Finder of the images that a table names.
+
+    Args:
+        root: Address of the folder that relative paths start from, or the prefix of a web server.
+        stem: The name of the table without its suffix, after which Kaggle names folders.
+    """
+
+    def __init__(self, root: str, stem: str) -> None:
+        self._root = root.rstrip("/")
+        self._on_web = urlsplit(root).scheme in ("http", "https")
+        self._folders = (*_USUAL_FOLDERS, stem)
+        self._base = ""
+
+    def settle(self, names: list[str]) -> str:
+        """Choose the folder below the root that the first names are in; return it."""
+        relative = [name for name in names if self._is_relative(name)]
+        if relative and not self._on_web:
+            for folder in self._folders:
+                if all(self._find(name, folder) for name in relative[:5]):
+                    self._base = folder
+                    break
+        return self._base
+
+    def version(self, name: str) -> str:
+        """Return a text that changes whenever the image does, as far as can be told cheaply."""
+        path = self._find(name, self._base) if self._is_relative(name) else None
+        return f"{name} {self._tree.stat(path)[1]}" if path else name
+
+    def read(self, name: str) -> bytes:
+        """Return an image.
+
+        Raises:
+            BadSample: If there is no such file.
+            WorkerError: If it cannot be read.
+        """
+        if not self._is_relative(name):
+            if urlsplit(name).scheme in ("http", "https"):
+                return read_web(name)
+            try:
+                return read_uri(name)
+            except ObjectMissing:
+                raise BadSample("missing", "no such file") from None
+        if self._on_web:
+            return read_web(f"{self._root}/{name.lstrip('/')}")
+        path = self._find(name, self._base)
+        if path is None:
+            raise BadSample("missing", f"no such file below {self._tree.root}")
+        return self._tree.read(path)
+
+    def _is_relative(self, name: str) -> bool:
+        scheme = urlsplit(name).scheme if "://" in name else ""
+        return not (scheme and scheme not in _ELSEWHERE) and not name.startswith("/")
+
+    @functools.cached_property
+    def _tree(self) -> FileTree:
+        return open_tree(self._root or "/")
+
+    def _find(self, name: str, folder: str) -> PurePath | None:
+        """Return the path of an image, whose name may lack a suffix or begin with a bucket."""
+        if "://" in name:
+            parts = urlsplit(name)
+            whole = PurePosixPath(parts.path.lstrip("/"))
+            return next(
+                filter(None, (self._at(PurePosixPath(*whole.parts[n:])) for n in range(3))), None
+            )
+        return self._at(PurePosixPath(folder, name))
+
+    def _at(self, relative: PurePosixPath) -> PurePath | None:
+        names = self._listing(str(relative.parent))
+        if relative.name in names:
+            return names[relative.name]
+        if is_image_name(relative.name):
+            return None
+        for suffix in IMAGE_SUFFIXES:
+            for form in (suffix, suffix.upper()):
+                if f"{relative.name}.{form}" in names:
+                    return names[f"{relative.name}.{form}"]
+        return None
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 -- lives as long as the command
+    def _listing(self, folder: str) -> dict[str, PurePath]:
+        """Return the files in a folder below the root, by name."""
+        if ".." in folder.split("/"):
+            raise ConfigurationError(f"{folder}: an image may not lie outside of --root")
+        try:
+            entries = self._tree.entries(self._tree.root / folder)
+        except ConfigurationError:  # no such folder
+            return {}
+        return {entry.name: entry.path for entry in entries if entry.is_file}

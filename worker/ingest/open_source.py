@@ -1,0 +1,185 @@
+"""Recognition of a source by how it looks."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from worker.data.index import INDEX_NAME
+from worker.errors import ConfigurationError
+from worker.ingest.file_tree import Entry, FileTree, open_tree
+from worker.ingest.folder_source import FolderSource
+from worker.ingest.packed_source import PackedSource
+from worker.ingest.parquet_source import ParquetSource
+from worker.ingest.source import Item, Source
+from worker.ingest.splits import SPLITS, split_named
+from worker.ingest.table_rows import TABLES
+from worker.ingest.table_source import TableSource
+from worker.ingest.tar_source import Map, TarSource
+from worker.store import ObjectInfo, open_store, read_uri
+
+_METADATA = ("metadata.csv", "metadata.jsonl")
+_OWN = ("", "file", "s3")
+_LOOK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Statements of the user about a source."""
+
+    image: str | None = None
+    """Column of the image."""
+    label: str | None = None
+    """Column of the label, or the field of it in `.json` members."""
+    split: str | None = None
+    """Column of the split."""
+    group: str | None = None
+    """Column of the group; ignored if there is no such column."""
+    root: str | None = None
+    """Address that relative paths in a table start from."""
+    mapped: Map | None = None
+    """Function that is applied to the samples of tars."""
+    allow_pipe: bool = False
+    """Whether `pipe:` addresses are opened."""
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """Return the named columns."""
+        return {
+            "image": self.image,
+            "label": self.label,
+            "split": self.split,
+            "group": self.group,
+        }
+
+
+def open_source(address: str, options: SourceOptions) -> Source:
+    """Open the source at an address, whatever its kind.
+
+    Args:
+        address: A folder, a prefix, a table, or the address of tars.
+        options: What the user says about it.
+
+    Raises:
+        ConfigurationError: If there is nothing at the address, or it is ambiguous.
+    """
+    if "::" in address or urlsplit(address).scheme not in _OWN or _is_tars(address):
+        return _tars(address, options)
+    if address.lower().endswith(".parquet"):
+        folder, _, name = address.rpartition("/")
+        store = open_store(f"{folder}/" if "/" in address else ".")
+        files = [info for info in store.list(name) if info.key == name]
+        if not files:
+            raise ConfigurationError(f"{address}: no such file")
+        return ParquetSource(store, files, options.columns, options.root or folder or ".")
+    if address.lower().endswith(TABLES):
+        return TableSource(address, options.columns, options.root)
+    return _in_folder(address, options)
+
+
+def _is_tars(address: str) -> bool:
+    if address.endswith(".tar") or address.startswith("pipe:"):
+        return True
+    if not address.endswith(".json"):
+        return False
+    # Webdataset's own index, or a table.
+    return b'"shardlist"' in read_uri(address, _LOOK_BYTES)
+
+
+def _tars(address: str, options: SourceOptions) -> Source:
+    return TarSource(
+        address,
+        label_field=options.label or "label",
+        mapped=options.mapped,
+        allow_pipe=options.allow_pipe,
+    )
+
+
+def _in_folder(address: str, options: SourceOptions) -> Source:
+    tree = open_tree(address)
+    entries = tree.entries(tree.root)
+    base = address.rstrip("/")
+    folders = [e for e in entries if e.is_folder and split_named(e.name)]
+    files = [(entry, tree.entries(entry.path)) for entry in folders]
+    packed = _packed(base, entries, files)
+    if packed:
+        return packed
+    names = {entry.name for entry in entries if entry.is_file}
+    if any(name.endswith(".tar") for name in names) or any(
+        e.name.endswith(".tar") for _, inside in files for e in inside
+    ):
+        return _tars(address, options)
+    found = _parquet(base, entries, files, options)
+    if found:
+        return found
+    tables = [(f"{base}/{name}", "") for name in _METADATA if name in names] or [
+        (f"{base}/{folder.name}/{e.name}", split_named(folder.name) or "")
+        for folder, inside in files
+        for e in inside
+        if e.name in _METADATA
+    ]
+    if tables:
+        return _joined([TableSource(uri, options.columns, None, split) for uri, split in tables])
+    _refuse_loose_table(tree, address, names)
+    return FolderSource(tree)
+
+
+_Folders = Sequence[tuple[Entry, Sequence[Entry]]]
+"""Folders named like splits, with their entries."""
+
+
+def _packed(base: str, entries: Sequence[Entry], folders: _Folders) -> Source | None:
+    if any(entry.is_file and entry.name == INDEX_NAME for entry in entries):
+        return PackedSource({"": open_store(base)})
+    stores = {
+        split_named(folder.name) or "": open_store(f"{base}/{folder.name}")
+        for folder, inside in folders
+        if any(entry.name == INDEX_NAME for entry in inside)
+    }
+    if not stores:
+        return None
+    return PackedSource({name: stores[name] for name in SPLITS if name in stores})
+
+
+def _parquet(
+    base: str, entries: Sequence[Entry], folders: _Folders, options: SourceOptions
+) -> Source | None:
+    places = [*entries, *(entry for _, inside in folders for entry in inside)]
+    near = any(entry.is_file and entry.name.endswith(".parquet") for entry in places)
+    # Hugging Face's sets have their files in data/.
+    if not near and not any(entry.is_folder and entry.name == "data" for entry in entries):
+        return None
+    store = open_store(base)
+    files: list[ObjectInfo] = [i for i in store.list() if i.key.endswith(".parquet")]
+    return ParquetSource(store, files, options.columns, options.root or base) if files else None
+
+
+def _refuse_loose_table(tree: FileTree, address: str, names: set[str]) -> None:
+    """Point to a table beside images that are in no class folders."""
+    tables = sorted(name for name in names if name.endswith((".csv", ".tsv", ".jsonl")))
+    if tables and not any(entry.is_folder for entry in tree.entries(tree.root)):
+        raise ConfigurationError(
+            f"{address}: has a table but no class folders; pass {address.rstrip('/')}/{tables[0]}"
+        )
+
+
+class _Joined(Source):
+    """Several sources, one after the other."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self._sources = sources
+        self.description = "; ".join(source.description for source in sources)
+        self.classes = None
+        self.rereads = all(source.rereads for source in sources)
+        self.passed_over = sum((s.passed_over for s in sources), Counter[str]())
+        self.units = tuple(unit for s in sources for unit in s.units)
+        self._places = [(s, n) for s in sources for n in range(len(s.units))]
+
+    def items(self, unit: int) -> Iterator[Item]:
+        """Yield the images of a unit, in order."""
+        source, number = self._places[unit]
+        return source.items(number)
+
+
+def _joined(sources: list[Source]) -> Source:
+    return sources[0] if len(sources) == 1 else _Joined(sources)

@@ -1,0 +1,80 @@
+"""A packed set as a source: to shard, divide, scale down or thin out anew."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+
+import xxhash
+
+from worker.data.index import Address, Index, read_index
+from worker.data.reader import BadSample
+from worker.data.sample_keys import key_in
+from worker.data.sidecar import decode_sidecar
+from worker.errors import ConfigurationError, DataError
+from worker.ingest.source import Item, Source, Unit
+from worker.store import ObjectMissing, Store
+
+_READ = 16 << 20
+_HEAD_BYTES = 4096
+
+
+class PackedSource(Source):
+    """The data sets that `worker pack` or `worker index` has made, one per split.
+
+    Args:
+        stores: The data set of each split, by its name; the name is empty for a single one.
+    """
+
+    def __init__(self, stores: dict[str, Store]) -> None:
+        self._sets: list[tuple[str, Store, Index, int]] = []
+        classes: tuple[str, ...] = ()
+        for split, store in stores.items():
+            index = read_index(Address(store, None))
+            if classes and index.classes != classes:
+                raise ConfigurationError(
+                    f"{store.uri}: has other classes than {self._sets[0][1].uri}; pack it by itself"
+                )
+            classes = index.classes
+            self._sets += [(split, store, index, n) for n in range(len(index.shards))]
+        self.classes = classes
+        self.passed_over = Counter()
+        names = [name for name in stores if name]
+        self.description = f"packed set with {', '.join(names)}" if names else "packed set"
+        self.units = tuple(
+            Unit(
+                f"{store.uri}{index.shards[n].name}",
+                index.shards[n].sha256,
+                index.shards[n].samples,
+            )
+            for _, store, index, n in self._sets
+        )
+
+    def items(self, unit: int) -> Iterator[Item]:
+        """Yield the images of a shard, each verified against the digest in its sidecar."""
+        split, store, index, number = self._sets[unit]
+        shard = index.shards[number]
+        try:
+            sidecar = decode_sidecar(store.get(shard.sidecar), shard, len(index.classes))
+        except (ObjectMissing, ValueError) as error:
+            raise DataError(f"{store.uri}{shard.sidecar}: {error}; index the set again") from None
+        data, first = b"", 0
+        for row in sidecar:
+            start, stop = int(row["offset"]), int(row["offset"]) + int(row["length"])
+            if stop > first + len(data):
+                data, first = store.get(shard.name, start, max(stop, start + _READ)), start
+            sample = data[start - first : stop - first]
+            sound = xxhash.xxh3_64_intdigest(sample) == row["digest"]
+            key = key_in(sample[:_HEAD_BYTES]) or f"{shard.name}-{start}"
+            image = sample[int(row["image_offset"]) :][: int(row["image_length"])]
+            yield Item(
+                key=key,
+                label=index.classes[int(row["label"])],
+                split=split,
+                load=functools.partial(_give, image, sound),
+            )
+
+
+def _give(image: bytes, sound: bool) -> bytes:  # noqa: FBT001 -- bound by position
+    if not sound:
+        raise BadSample("altered", "its bytes differ from those that were indexed")
+    return image

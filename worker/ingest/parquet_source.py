@@ -1,0 +1,182 @@
+"""Parquet as a source, its images as bytes or paths, as Hugging Face's `datasets` writes it."""
+
+import functools
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from worker.data.reader import BadSample
+from worker.errors import ConfigurationError, DataError, first_line
+from worker.ingest.image_places import ImagePlaces
+from worker.ingest.source import Item, Source, Unit
+from worker.ingest.splits import split_named
+from worker.ingest.table_columns import Columns, find_columns
+from worker.ingest.table_rows import cell_text, flat_cells
+from worker.store import ObjectInfo, Store
+
+_EXTRA = "reading Parquet needs the package pyarrow; install it"
+
+
+class _File(io.RawIOBase):
+    """An object of a store as a file that pyarrow can seek in."""
+
+    def __init__(self, store: Store, info: ObjectInfo) -> None:
+        self._store, self._info, self._at = store, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._info.size)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._info.size if size < 0 else min(self._at + size, self._info.size)
+        data = self._store.get(self._info.key, self._at, stop) if stop > self._at else b""
+        self._at += len(data)
+        return data
+
+
+class ParquetSource(Source):
+    """Parquet files, a unit per row group.
+
+    Args:
+        store: Where they are.
+        files: The files.
+        wanted: The columns that the user names, by `image`, `label`, `split` and `group`.
+        root: Address that relative paths start from.
+
+    Raises:
+        ConfigurationError: If pyarrow is missing, or the columns cannot be told.
+        DataError: If a file is damaged.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        files: list[ObjectInfo],
+        wanted: Mapping[str, str | None],
+        root: str,
+    ) -> None:
+        self._store = store
+        self._groups: list[tuple[ObjectInfo, int, str]] = []
+        self.passed_over = Counter()
+        units: list[Unit] = []
+        self._columns: Columns | None = None
+        self.classes = None
+        splits = [_split_of(info.key) for info in files]
+        for info, split in zip(files, splits, strict=True):
+            file = self._open(info)
+            if self._columns is None:
+                first = [flat_cells(row) for row in file.read_row_group(0).slice(0, 20).to_pylist()]
+                names = list(
+                    dict.fromkeys([*file.schema_arrow.names, *(n for r in first for n in r)])
+                )
+                self._columns = find_columns(names, first, wanted)
+                self.classes = _class_names(file.schema_arrow, self._columns.label)
+            for group in range(file.num_row_groups):
+                self._groups.append((info, group, split if all(splits) else ""))
+                count = file.metadata.row_group(group).num_rows
+                units.append(Unit(f"{info.key}, row group {group}", info.version, count))
+        self.units = tuple(units)
+        self._places = ImagePlaces(root, "")
+        self._settled = False
+        self._bytes = self._holds_bytes(files[0])
+        named = sorted({split for _, _, split in self._groups if split})
+        kind = "bytes" if self._bytes else "paths"
+        with_splits = f" with {', '.join(named)}" if named else ""
+        self.description = f"Parquet{with_splits} of image {kind}, {self._columns}"
+
+    def items(self, unit: int) -> Iterator[Item]:
+        """Yield the images of a row group, in order."""
+        columns = self._columns
+        assert columns is not None  # noqa: S101 -- set by the constructor
+        info, group, split = self._groups[unit]
+        try:
+            table = self._open(info).read_row_group(group)
+        except Exception as error:  # on damaged bytes, pyarrow may raise anything
+            raise self._damaged(info, error) from None
+        for number, cells in enumerate(table.to_pylist()):
+            row = cells if columns.image in cells else flat_cells(cells)
+            image = row.get(columns.image)
+            path = (image.get("path") or "") if isinstance(image, dict) else image
+            key = f"{info.key.removesuffix('.parquet')}/{group:04d}-{number:06d}"
+            label = row.get(columns.label)
+            if label is None and "." in columns.label:
+                label = flat_cells(cells).get(columns.label)
+            own = str(row.get(columns.split or "") or "")
+            yield Item(
+                key=key,
+                label=self._label(label),
+                split=(split_named(own) or "") if own else split,
+                group=str(row.get(columns.group or "") or ""),
+                load=functools.partial(self._load, image, str(path or "")),
+            )
+
+    def _label(self, value: object) -> str | None:
+        if value is None:
+            return None
+        if self.classes and isinstance(value, int) and not isinstance(value, bool):
+            return self.classes[value] if 0 <= value < len(self.classes) else None
+        return cell_text(value)
+
+    def _load(self, image: object, path: str) -> bytes:
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if isinstance(data, bytes):
+            return data
+        if not path:
+            raise BadSample("missing", "has neither bytes nor a path")
+        if not self._settled:
+            self._places.settle([path])
+            self._settled = True
+        return self._places.read(path)
+
+    def _holds_bytes(self, info: ObjectInfo) -> bool:
+        columns = self._columns
+        rows = self._open(info).read_row_group(0).slice(0, 1).to_pylist()
+        value = rows[0].get(columns.image) if rows and columns else None
+        value = value.get("bytes") if isinstance(value, dict) else value
+        return isinstance(value, bytes)
+
+    def _open(self, info: ObjectInfo) -> Any:
+        try:
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise ConfigurationError(_EXTRA) from None
+        try:
+            return parquet.ParquetFile(arrow.PythonFile(_File(self._store, info), mode="r"))
+        except (arrow.ArrowException, OSError) as error:
+            raise self._damaged(info, error) from None
+
+    def _damaged(self, info: ObjectInfo, error: Exception) -> DataError:
+        return DataError(
+            f"{self._store.uri}{info.key}: cannot be read ({first_line(error)}); fetch it again"
+        )
+
+
+def _split_of(key: str) -> str:
+    """Return the split in the name of a file, such as `train-00000-of-00002.parquet`."""
+    parts = key.split("/")
+    words = [*parts[:-1], parts[-1].partition("-")[0].removesuffix(".parquet")]
+    return next(filter(None, map(split_named, reversed(words))), "")
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    """Return the class names that `datasets` keeps in the schema's metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None

@@ -1,0 +1,93 @@
+"""Work on many parts in forked processes, with progress counted in shared memory."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_longlong
+from typing import Any, TypeVar
+
+from worker.errors import InfrastructureError
+
+R = TypeVar("R")
+Work = Callable[[int, Callable[[int, int], None]], R]
+"""Works on the part with this number; the second argument is called with images and bytes done."""
+
+_POLL_SECONDS = 0.2
+_current: dict[str, Any] = {}
+
+
+def work_on(
+    parts: Sequence[int], work: Work[R], workers: int, advance: Callable[[int, int], None]
+) -> Iterator[R]:
+    """Yield the results of `work` on each part, in order of completion.
+
+    The processes are forked, so `work` may hold anything, and what it yields is pickled.
+
+    Args:
+        parts: The numbers of the parts.
+        work: Works on a part.
+        workers: The number of processes; with one, the work is done in this process.
+        advance: Called with the images and bytes that have been finished since the last call.
+
+    Raises:
+        InfrastructureError: If a process is killed.
+    """
+    if workers == 1 or len(parts) < 2:
+        for part in parts:
+            yield work(part, advance)
+        return
+    context = multiprocessing.get_context("fork")
+    images, size = context.Value(c_longlong, 0), context.Value(c_longlong, 0)
+    _current.update(work=work, images=images, size=size)
+    seen = (0, 0)
+    pool = ProcessPoolExecutor(min(workers, len(parts)), context, initializer=_ignore_interrupts)
+    try:
+        pending = {pool.submit(_work_on, part) for part in parts}
+        while pending:
+            done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+            now = (images.value, size.value)
+            advance(now[0] - seen[0], now[1] - seen[1])
+            seen = now
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise InfrastructureError(
+            "a process was killed, possibly as memory ran out; pass a lower --workers or --memory"
+        ) from None
+    finally:
+        # Ends at once: what is complete has been staged.
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        _current.clear()
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent, which ends its children, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    _end_with(parent)
+
+
+def _end_with(parent: int) -> None:
+    import ctypes
+
+    # PR_SET_PDEATHSIG: a parent that is killed cannot end its children itself.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _work_on(part: int) -> Any:
+    images, size = _current["images"], _current["size"]
+
+    def advance(done: int, read: int) -> None:
+        with images.get_lock():
+            images.value += done
+        with size.get_lock():
+            size.value += read
+
+    return _current["work"](part, advance)

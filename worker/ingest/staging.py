@@ -1,0 +1,101 @@
+"""Staged objects of a pack, below the destination, from which it resumes at whole units and shards.
+
+They are named after a digest of the source and of all options that affect a byte, so a pack never
+resumes from what another one has left.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from worker.data.index import Shard
+from worker.ingest.rows import UnitRows
+from worker.store import ObjectMissing, Store
+from worker.store.json_records import StoredRecord, get_json, put_json
+
+_FOLDER = ".pack"
+
+
+class Receipt(StoredRecord):
+    """A shard that was written and read back."""
+
+    shard: Shard
+    highest: int = Field(ge=0, le=0xFFFF)
+    """See `Scan.highest`."""
+
+
+def pack_id(facts: Mapping[str, Any]) -> str:
+    """Return the identity of a pack, given all that decides on its result."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Staging:
+    """The staged objects of one pack; safe for any number of processes and machines at once.
+
+    Args:
+        store: The destination.
+        identity: The result of `pack_id`.
+    """
+
+    def __init__(self, store: Store, identity: str) -> None:
+        self.store = store
+        self._root = f"{_FOLDER}/{identity}/"
+
+    def units(self) -> set[int]:
+        """Return the numbers of the units that have been read."""
+        return self._numbers("units/", ".npz")
+
+    def put_rows(self, unit: int, rows: UnitRows) -> None:
+        """Stage the rows of a unit, which marks it as read; its chunks must be there before."""
+        self.store.put(f"{self._root}units/{unit:07d}.npz", rows.encode())
+
+    def rows(self, unit: int) -> UnitRows:
+        """Return the rows of a unit that has been read."""
+        return UnitRows.decode(self.store.get(f"{self._root}units/{unit:07d}.npz"))
+
+    def put_chunk(self, unit: int, chunk: int, data: bytes) -> None:
+        """Stage a chunk of encoded images."""
+        self.store.put(self._chunk(unit, chunk), data)
+
+    def read_chunk(self, unit: int, chunk: int, start: int, stop: int) -> bytes:
+        """Return bytes [start, stop) of a chunk."""
+        return self.store.get(self._chunk(unit, chunk), start, stop)
+
+    def put_receipt(self, split: str, shard: int, receipt: Receipt) -> None:
+        """Note that a shard is complete."""
+        name = self._receipt(split, shard)
+        put_json(self.store, name, receipt.model_dump())
+
+    def receipt(self, split: str, shard: int) -> Receipt | None:
+        """Return the receipt of a shard; None if it is not complete."""
+        try:
+            return get_json(self.store, self._receipt(split, shard), Receipt)
+        except ObjectMissing:
+            return None
+
+    def receipts(self, split: str) -> set[int]:
+        """Return the numbers of the shards of a split that are complete."""
+        return self._numbers(f"shards/{split or 'all'}/", ".json")
+
+    def clear(self) -> None:
+        """Remove everything that this and earlier packs have staged."""
+        for info in list(self.store.list(f"{_FOLDER}/")):
+            self.store.delete(info.key)
+
+    def _chunk(self, unit: int, chunk: int) -> str:
+        return f"{self._root}chunks/{unit:07d}-{chunk:04d}.bin"
+
+    def _receipt(self, split: str, shard: int) -> str:
+        return f"{self._root}shards/{split or 'all'}/{shard:07d}.json"
+
+    def _numbers(self, folder: str, suffix: str) -> set[int]:
+        names = (info.key.removeprefix(self._root + folder) for info in self._listed(folder))
+        stems = (name.removesuffix(suffix) for name in names if name.endswith(suffix))
+        return {int(stem) for stem in stems if stem.isdecimal()}
+
+    def _listed(self, folder: str) -> list[Any]:
+        return list(self.store.list(self._root + folder))
