@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import itertools
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,6 @@ from worker.redaction import redacted
 
 _CHUNK = 1 << 20
 _MIN_BYTES_PER_SECOND = 100_000
-_MAX_TRIES = 4
 _PASSING = (408, 425, 429)
 
 
@@ -35,10 +35,11 @@ def stream_web(uri: str, authorization: str | None = None) -> Iterator[bytes]:
     A body that breaks off is read again from its beginning, and what was yielded is skipped.
     """
     yielded = 0
-    for number in range(1, _MAX_TRIES + 1):
+    deadline = _Deadline(Settings.from_env().store_deadline_seconds)
+    for number in itertools.count(1):
         try:
             at = 0
-            for chunk in _read_once(uri, authorization):
+            for chunk in _read_once(uri, authorization, deadline):
                 fresh = chunk[max(0, yielded - at) :]
                 at += len(chunk)
                 yielded += len(fresh)
@@ -46,25 +47,42 @@ def stream_web(uri: str, authorization: str | None = None) -> Iterator[bytes]:
                     yield fresh
             return
         except (InfrastructureError, OSError, http.client.HTTPException) as error:
-            if number == _MAX_TRIES:
+            pause = min(8.0, 0.25 * 2**number)
+            if deadline.left() < pause:
                 if isinstance(error, InfrastructureError):
                     raise
                 raise InfrastructureError(f"{redacted(uri)}: {_cause(error)}") from None
-            time.sleep(min(8.0, 0.5 * 2**number))
+            time.sleep(pause)
 
 
-def _read_once(uri: str, authorization: str | None) -> Iterator[bytes]:
-    seconds = Settings.from_env().store_deadline_seconds
-    ends = time.monotonic() + seconds
+class _Deadline:
+    """The deadline of a whole operation, extended by the time that its bytes may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._ends - time.monotonic()
+
+    def allow(self, received: int) -> None:
+        self._ends += received / _MIN_BYTES_PER_SECOND
+
+
+def _read_once(uri: str, authorization: str | None, deadline: _Deadline) -> Iterator[bytes]:
     shown = redacted(uri)
-    with _open(uri, shown, authorization, min(30.0, seconds)) as response:
+    timeout = max(1.0, min(30.0, deadline.left()))
+    with _open(uri, shown, authorization, timeout) as response:
         expected = response.headers.get("Content-Length")
         size = 0
-        while chunk := response.read(_CHUNK):
+        # As much as is there: waiting for a full chunk would outlast the deadline.
+        while chunk := response.read1(_CHUNK):
             size += len(chunk)
-            ends += len(chunk) / _MIN_BYTES_PER_SECOND
-            if time.monotonic() > ends:
-                raise InfrastructureError(f"{shown}: sent no complete response within {seconds} s")
+            deadline.allow(len(chunk))
+            if deadline.left() < 0:
+                raise InfrastructureError(
+                    f"{shown}: sent no complete response within {deadline.seconds:g} s"
+                )
             yield chunk
     if expected is not None and size < int(expected):
         raise InfrastructureError(f"{shown}: ended after {size} of {expected} bytes")

@@ -1,0 +1,139 @@
+"""A pack that is killed at any instant, or shared by many, ends with the same bytes."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.pictures import write_pictures
+from tests.support.processes import Run
+from tests.support.stores import contents
+from tests.support.tars import labeled, tar
+from worker.store import open_store
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """300 pictures in six tars."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for n in range(6):
+        (folder / f"{n:05d}.tar").write_bytes(tar(labeled(50, 50 * n)))
+    return folder
+
+
+OPTIONS = ("--val", "0.2", "--shard-size", "0.01", "--memory", "16")
+
+
+def calm(run: Run, source: Path, dest: Path, *options: str) -> dict[str, bytes]:
+    ended = run("pack", str(source), str(dest), *OPTIONS, *options)
+    assert ended.code == 0, ended.err
+    return contents(open_store(str(dest)))
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_any_number_of_processes_gives_the_same_bytes(
+    workers: str, run: Run, tars: Path, tmp_path: Path
+) -> None:
+    one = calm(run, tars, tmp_path / "one", "--workers", "1")
+    other = calm(run, tars, tmp_path / "other", "--workers", workers)
+    assert one == other
+
+
+def test_four_parts_give_the_same_as_one(run: Run, tars: Path, tmp_path: Path) -> None:
+    expected = calm(run, tars, tmp_path / "calm")
+    command = [sys.executable, "-m", "worker", "pack", str(tars), f"{tmp_path}/set", *OPTIONS]
+    parts = [
+        subprocess.Popen([*command, "--workers", "1", "--part", f"{n}/4"], stderr=subprocess.PIPE)
+        for n in range(1, 5)
+    ]
+    for part in parts:
+        _, log = part.communicate(timeout=120)
+        assert part.returncode == 0, log.decode()
+    assert contents(open_store(f"{tmp_path}/set")) == expected
+    late = run("pack", str(tars), f"{tmp_path}/set", *OPTIONS, "--part", "2/4")
+    assert late.code == 0
+    assert "there is nothing to do" in late.out
+
+
+def killed_at(number: int) -> None:
+    """The process is killed right before, or in the middle of, its n-th write."""
+    from worker.store.local import LocalStore
+
+    real = LocalStore.put
+    count = 0
+
+    def put(self: LocalStore, key: str, data: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, key, data)
+
+    LocalStore.put = put  # type: ignore[method-assign]
+
+
+def test_twenty_kills_give_the_same_as_none(run: Run, tars: Path, tmp_path: Path) -> None:
+    """Each at a random write after that at which the last one was killed."""
+    expected = calm(run, tars, tmp_path / "calm")
+    chance = random.Random(0)
+    killed = 0
+    while killed < 20:
+        plan = functools.partial(killed_at, chance.randint(1, 6))
+        ended = run("pack", str(tars), f"{tmp_path}/set", *OPTIONS, "--workers", "1", sabotage=plan)
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL
+        killed += 1
+    ended = run("pack", str(tars), f"{tmp_path}/set", *OPTIONS)
+    assert ended.code == 0, ended.err
+    assert killed >= 10
+    assert contents(open_store(f"{tmp_path}/set")) == expected
+
+
+def test_a_file_that_changes_between_the_passes_is_noticed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "photos", 4)
+    ended = run(
+        "pack", f"{tmp_path}/photos", f"{tmp_path}/set", "--workers", "1", sabotage=change_a_file
+    )
+    assert ended.code == 65, ended.err
+    assert "red/000: changed while it was packed; pack again" in ended.err
+
+
+def change_a_file() -> None:
+    from worker.ingest.pack import Pack
+
+    real = Pack.write
+
+    def write(self: Pack, *arguments: object, **more: object) -> None:
+        for unit in range(len(self.source.units)):
+            for item in self.source.items(unit):
+                if item.key == "red/000":
+                    path = item.load.args[0].path  # type: ignore[attr-defined]
+                    path.write_bytes(path.read_bytes() + b"x")
+        real(self, *arguments, **more)  # type: ignore[arg-type]
+
+    Pack.write = write  # type: ignore[method-assign]
+
+
+def test_a_part_that_is_missing_is_waited_for_and_named(
+    run: Run, tars: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "worker", "pack", str(tars), f"{tmp_path}/set", *OPTIONS]
+    process = subprocess.Popen([*command, "--part", "1/2"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    seen = ""
+    while "waiting for the other parts: 3 of 6 units are done" not in seen:
+        line = process.stderr.readline()
+        assert line, seen
+        seen += line
+    process.kill()
+    process.wait()
+    process.stderr.close()
