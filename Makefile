@@ -68,14 +68,14 @@ fuzz: .venv/ready
 bench: .venv-bench/ready
 	.venv-bench/bin/python -m bench.loader .venv-bench/data
 	.venv-bench/bin/python -m bench.loader .venv-bench/data --latency 20 100
-	for name in plan decode mixing ledger frozen activations checkpoint metrics step gil start train scale; do .venv-bench/bin/python -m bench.$$name || exit 1; done
+	for name in pack plan decode mixing ledger frozen activations checkpoint metrics step gil start train scale; do .venv-bench/bin/python -m bench.$$name || exit 1; done
 
 .venv-bench/ready: .venv/ready
 	$(PYTHON) -m venv .venv-bench
 	ls -d $(CURDIR)/.venv/lib/python3.*/site-packages > \
 	  $$(ls -d .venv-bench/lib/python3.*/site-packages)/borrowed.pth
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check \
-	  litdata mosaicml-streaming s3torchconnector webdataset
+	  datasets litdata mosaicml-streaming s3torchconnector webdataset
 	{ [ -x /usr/sbin/nginx ] && command -v curl > /dev/null; } || { SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
 	  $$SUDO apt-get update -q; $$SUDO apt-get install -qy nginx-light curl; }
 	touch $@
@@ -106,7 +106,7 @@ lint: .venv/ready
 #: make lock      pin what was installed
 lock: .venv/ready
 	$(BIN)/pip freeze --exclude-editable > constraints.txt
-	$(BIN)/uv pip compile --quiet --extra onnx --constraints constraints.txt --generate-hashes \
+	$(BIN)/uv pip compile --quiet --extra onnx --extra pack --constraints constraints.txt --generate-hashes \
 	  --universal --python-version 3.11 --no-annotate --no-header --output-file requirements.lock \
 	  pyproject.toml
 

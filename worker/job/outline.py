@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
+from worker.errors import WorkerError
+from worker.ingest.dataset_record import read_dataset_record
 from worker.job.decoding import decoding_of
 from worker.job.job import Dataset, Job
 from worker.job.likely_mistakes import likely_mistakes
+from worker.logs import count
 from worker.model.rate_groups import Layout, RateGroup
 from worker.ranks.rank import Rank
 
@@ -178,7 +181,20 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
         "images": index.samples,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
+        "source": _source_of(dataset),
     }
+
+
+def _source_of(dataset: Dataset) -> str:
+    """Describe where a data set comes from; empty if `worker pack` did not make it."""
+    try:
+        record = read_dataset_record(dataset.store)
+    except WorkerError:  # worth no failure
+        return ""
+    if record is None:
+        return ""
+    left_out = f", {count(record.bad_count, 'bad image')} left out" if record.bad_count else ""
+    return f"{record.source} ({record.kind}){left_out}, digest {record.digest[:12]}"
 
 
 def _outline_group(

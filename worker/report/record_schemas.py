@@ -25,6 +25,8 @@ class DataRecord(StoredRecord):
     """A data set, as planned."""
 
     images: Annotated[int, Field(ge=0)]
+    source: Text = ""
+    """What it was packed from; empty if that is not known."""
 
 
 class PlanRecord(StoredRecord):

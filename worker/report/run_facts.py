@@ -23,6 +23,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         "model": _model(run.settings, plan),
         "on": _devices(run),
         "data": _data(plan),
+        "packed from": plan.train.source if plan.train else "",
         "cost": describe_cost(run),
     }
     return [(name, text) for name, text in facts.items() if text]
