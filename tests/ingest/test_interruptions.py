@@ -137,3 +137,30 @@ def test_a_part_that_is_missing_is_waited_for_and_named(
     process.kill()
     process.wait()
     process.stderr.close()
+
+
+def test_another_pack_into_the_same_place_is_refused(run: Run, tars: Path, tmp_path: Path) -> None:
+    plan = functools.partial(killed_at, 15)  # in the second pass
+    one = ("pack", str(tars), f"{tmp_path}/set", *OPTIONS, "--workers", "1")
+    assert run(*one, sabotage=plan).code == -signal.SIGKILL
+    other = ("pack", str(tars), f"{tmp_path}/set", "--val", "0.5")
+    refused = run(*other)
+    assert refused.code == 78
+    assert "another pack, of another source or with other options" in refused.err
+    assert run(*other, "--overwrite").code == 0
+
+
+def test_nothing_of_an_old_set_is_taken_for_the_new_one(
+    run: Run, tars: Path, tmp_path: Path
+) -> None:
+    pack = ("pack", str(tars), f"{tmp_path}/set")
+    assert run(*pack).code == 0
+    assert run(*pack, "--val", "0.3").code == 78
+    assert run(*pack, "--val", "0.3", "--overwrite").code == 0
+    assert run(*pack, "--test", "0.3", "--overwrite").code == 0
+    left = {key for key in contents(open_store(f"{tmp_path}/set")) if "samples" not in key}
+    assert left == {
+        f"{split}/{name}"
+        for split in ("train", "test")
+        for name in ("dataset.json", "index.json", "shard-000000.tar")
+    }

@@ -136,7 +136,7 @@ class Pack:
     def write(self, plan: SetPlan, places: Sequence[Place], advance: Advance) -> None:
         """Write this part's shards, as far as they are not complete."""
         writer = ShardWriter(source=self.source, staging=self.staging, plan=plan, places=places)
-        self._take_over(plan)
+        self._take_over()
         jobs = [(split, number) for split in plan.splits for number in range(len(split.shards))]
         mine = jobs[self.options.part[0] :: self.options.part[1]]
         done = {split.name: self.staging.receipts(split.name) for split in plan.splits}
@@ -153,10 +153,14 @@ class Pack:
 
         finished += sum(1 for _ in work_on(todo, work, self.options.workers, advance))
 
-    def _take_over(self, plan: SetPlan) -> None:
-        """Remove the indexes of other packs: shards are about to be replaced."""
-        for split in plan.splits:
-            store = self._store_of(split)
+    def _take_over(self) -> None:
+        """Claim the destination, and remove the indexes of other packs: shards will be replaced.
+
+        Those of splits that this pack does not have go as well: nothing of an old set may be taken
+        for a part of the new one.
+        """
+        self.staging.claim(replace=self.options.overwrite)
+        for store in self._stores():
             record = read_dataset_record(store)
             if record is None or record.pack != self.identity:
                 store.delete(INDEX_NAME)
@@ -181,14 +185,19 @@ class Pack:
                 shards = tuple(receipt.shard for receipt in receipts[split.name])
                 index = Index(classes=plan.classes, shards=shards, depth=depth)
                 self._publish(self._store_of(split), index, record)
+            self._remove_other_splits(plan)
             self.staging.clear()
         return [read_index(parse_address(self._store_of(split).uri)) for split in plan.splits]
 
+    def _remove_other_splits(self, plan: SetPlan) -> None:
+        own = {self._store_of(split).uri for split in plan.splits}
+        for store in self._stores():
+            if store.uri not in own:
+                _remove_shards(store, set())
+
     def _publish(self, store: Store, index: Index, record: DatasetRecord) -> None:
         kept = {name for shard in index.shards for name in (shard.name, shard.sidecar)}
-        for info in list(store.list("shard-")):
-            if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
-                store.delete(info.key)
+        _remove_shards(store, kept)
         put_json(store, DATASET_NAME, record.model_dump())
         # Last, as a data set without an index does not exist. Every part would write the same.
         data = index.model_dump_json(exclude_none=True, indent=1).encode()
@@ -247,6 +256,13 @@ def passed_over(units: Sequence[UnitRows], source: Source) -> Counter[str]:
 def _shaping(options: PackOptions) -> dict[str, Any]:
     """Return the options that affect any byte of the result."""
     return {"image": asdict(options.image), "plan": asdict(options.plan)}
+
+
+def _remove_shards(store: Store, kept: set[str]) -> None:
+    """Remove shards and sidecars that a pack has written, except some."""
+    for info in list(store.list("shard-")):
+        if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
+            store.delete(info.key)
 
 
 def _has_index(store: Store) -> bool:

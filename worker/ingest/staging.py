@@ -6,17 +6,21 @@ resumes from what another one has left.
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from worker.data.index import Shard
+from worker.errors import ConfigurationError, InfrastructureError
 from worker.ingest.rows import UnitRows
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import StoredRecord, get_json, put_json
 
 _FOLDER = ".pack"
+_OWNER = f"{_FOLDER}/owner.json"
+_ABANDONED_SECONDS = 7 * 86400.0
 
 
 class Receipt(StoredRecord):
@@ -43,6 +47,7 @@ class Staging:
 
     def __init__(self, store: Store, identity: str) -> None:
         self.store = store
+        self.identity = identity
         self._root = f"{_FOLDER}/{identity}/"
 
     def units(self) -> set[int]:
@@ -55,7 +60,15 @@ class Staging:
 
     def rows(self, unit: int) -> UnitRows:
         """Return the rows of a unit that has been read."""
-        return UnitRows.decode(self.store.get(f"{self._root}units/{unit:07d}.npz"))
+        name = f"{self._root}units/{unit:07d}.npz"
+        data = self.store.get(name)
+        try:
+            return UnitRows.decode(data)
+        except Exception:  # on damaged bytes, numpy and zipfile may raise anything
+            self.store.delete(name)
+            raise InfrastructureError(
+                f"{self.store.uri}{name}: is damaged and was removed; run the same command again"
+            ) from None
 
     def put_chunk(self, unit: int, chunk: int, data: bytes) -> None:
         """Stage a chunk of encoded images."""
@@ -81,10 +94,31 @@ class Staging:
         """Return the numbers of the shards of a split that are complete."""
         return self._numbers(f"shards/{split or 'all'}/", ".json")
 
+    def claim(self, *, replace: bool) -> None:
+        """Claim the destination for this pack, until `clear`; two would overwrite each other.
+
+        Args:
+            replace: Whether to take it over from another pack.
+
+        Raises:
+            ConfigurationError: If another pack has claimed it.
+        """
+        data = json.dumps({"pack": self.identity}).encode()
+        if self.store.put_if_absent(_OWNER, data):
+            return
+        if not replace:
+            raise ConfigurationError(
+                f"{self.store.uri}: another pack, of another source or with other options, writes "
+                "here or was interrupted; let it finish, choose another place, or pass --overwrite"
+            )
+        self.store.put(_OWNER, data)
+
     def clear(self) -> None:
-        """Remove everything that this and earlier packs have staged."""
+        """Remove what this pack has staged, and what abandoned ones have left."""
+        long_ago = time.time() - _ABANDONED_SECONDS
         for info in list(self.store.list(f"{_FOLDER}/")):
-            self.store.delete(info.key)
+            if info.key == _OWNER or info.key.startswith(self._root) or info.modified < long_ago:
+                self.store.delete(info.key)
 
     def _chunk(self, unit: int, chunk: int) -> str:
         return f"{self._root}chunks/{unit:07d}-{chunk:04d}.bin"
