@@ -25,6 +25,7 @@ from torch import nn
 from bench.learners import CPU, everything, manifest_of
 from tests.fuzz.memory import MemoryStore
 from tests.fuzz.mutation import damaged, damaged_json, text_of
+from tests.fuzz.source_targets import dataset_case, run_dataset, run_table, table_case
 from tests.support.snapshots import snapshot_of
 from worker.checkpoint.claim import claim_attempt, ensure_newest
 from worker.checkpoint.commit import (
@@ -617,4 +618,6 @@ TARGETS = (
     Target("environment", 10, _environment_case, _run_environment),
     Target("redaction", 8, lambda chance: text_of(chance, _WORDS), _run_redaction),
     Target("weights", 2, _weights_case, _run_weights),
+    Target("table", 8, table_case, run_table),
+    Target("dataset", 8, dataset_case, run_dataset),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES
 from worker.errors import ConfigurationError
+from worker.text import printable
 
 # In order of preference. Those with dots or dashes are SageMaker's, Vertex AI's and Azure ML's.
 _IMAGE = (
@@ -63,17 +64,17 @@ def find_columns(
     for option, name in wanted.items():
         if name and name not in names and option != "group":
             raise ConfigurationError(
-                f"--{option}: there is no column {name!r}; there are {', '.join(names[:20])}"
+                f"--{option}: there is no column {name!r}; there are {_listed(names)}"
             )
     image = wanted.get("image") or _by_name(names, _IMAGE) or _by_content(names, rows)
     if image is None:
         raise ConfigurationError(
-            f"no column looks like images; pass --image with one of {', '.join(names[:20])}"
+            f"no column looks like images; pass --image with one of {_listed(names)}"
         )
     label = wanted.get("label") or _label_column([name for name in names if name != image])
     if label is None:
         raise ConfigurationError(
-            f"no column looks like labels; pass --label with one of {', '.join(names[:20])}"
+            f"no column looks like labels; pass --label with one of {_listed(names)}"
         )
     group = wanted.get("group")
     return Columns(
@@ -82,6 +83,10 @@ def find_columns(
         split=wanted.get("split") or _by_name(names, _SPLIT),
         group=group if group in names else None,
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(printable(name) for name in names[:20])
 
 
 def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:

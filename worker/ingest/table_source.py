@@ -12,6 +12,7 @@ from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
 from worker.ingest.table_columns import Columns, find_columns
 from worker.ingest.table_rows import cell_text, read_table
+from worker.text import printable
 
 _SHOWN = 5
 
@@ -87,7 +88,7 @@ def _distinct(
         if known is not entry:
             if known[1] != label:
                 raise ConfigurationError(
-                    f"{uri}: row {number}: {image} is labeled {label!r}, but {known[1]!r} in an "
+                    f"{uri}: row {number}: {printable(image)} is labeled {label!r}, but {known[1]!r} in an "
                     "earlier row; keep one of them (an image has one class)"
                 )
             passed_over["repeated row"] += 1
@@ -111,4 +112,5 @@ def _key(name: str) -> str:
     path = name.partition("://")[2].partition("/")[2] if "://" in name else name
     path = path.partition("?")[0].strip("/").removeprefix("./")
     stem, dot, suffix = path.rpartition(".")
-    return stem if dot and "/" not in suffix else path
+    key = stem if dot and "/" not in suffix else path
+    return key or "image"
