@@ -71,5 +71,5 @@ def hash_listing(entries: list[tuple[str, str]]) -> str:
 
     digest = hashlib.sha256()
     for name, version in entries:
-        digest.update(f"{name}\0{version}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\0{version}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()[:32]
