@@ -310,7 +310,12 @@ def test_pipes_are_opened_only_if_allowed(run: Run, tmp_path: Path) -> None:
     [
         ("t.csv", "a,b\n1,2\n", 78, "no column looks like images; pass --image with one of a, b"),
         ("t.csv", "image,b,c\nx.jpg,2,3\n", 78, "no column looks like labels; pass --label"),
-        ("t.csv", "image,label\nx.jpg,a\nx.jpg,b\n", 78, "row 2: x.jpg is labeled 'b', but in an earlier row 'a'"),
+        (
+            "t.csv",
+            "image,label\nx.jpg,a\nx.jpg,b\n",
+            78,
+            "row 2: x.jpg is labeled 'b', but 'a' in an earlier row",
+        ),
         ("t.csv", "image,label\nx.jpg\n", 65, "line 2 has 1 cells, but the first line has 2"),
         ("t.csv", "image,image\nx.jpg,1\n", 78, "two columns are named 'image'"),
         ("t.csv", "image,label,split\nx.jpg,a,hold\n", 78, "the split 'hold' is none of train"),

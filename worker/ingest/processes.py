@@ -1,5 +1,6 @@
 """Work on many parts in forked processes, with progress counted in shared memory."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -43,6 +44,8 @@ def work_on(
     images, size = context.Value(c_longlong, 0), context.Value(c_longlong, 0)
     _current.update(work=work, images=images, size=size)
     seen = (0, 0)
+    # The collector would touch, and so copy, every inherited object in every process.
+    gc.freeze()
     pool = ProcessPoolExecutor(min(workers, len(parts)), context, initializer=_ignore_interrupts)
     try:
         pending = {pool.submit(_work_on, part) for part in parts}
@@ -63,6 +66,7 @@ def work_on(
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         _current.clear()
+        gc.unfreeze()
 
 
 def _ignore_interrupts() -> None:

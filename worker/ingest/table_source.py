@@ -88,8 +88,8 @@ def _distinct(
         if known is not entry:
             if known[1] != label:
                 raise ConfigurationError(
-                    f"{uri}: row {number}: {printable(image)} is labeled {label!r}, but in an earlier "
-                    f"row {known[1]!r}; keep one of them (an image has one class)"
+                    f"{uri}: row {number}: {printable(image)} is labeled {label!r}, but "
+                    f"{known[1]!r} in an earlier row; keep one of them (an image has one class)"
                 )
             passed_over["repeated row"] += 1
     return list(found.values()), passed_over
