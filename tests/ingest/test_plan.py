@@ -1,5 +1,6 @@
 """The plan of a pack is a pure function that loses nothing and moves nobody."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_every_image_is_in_one_shard_of_one_split(
     try:
         made = plan(rows, seed=seed, val=val, test=test)
     except ConfigurationError as error:  # too few images for a class in each split
-        assert "has no images" in str(error)
+        assert re.search("has no images|no image is in", str(error))
         return
     packed = [i for split in made.splits for shard in split.shards for i in shard]
     assert sorted(packed) == list(range(len(rows)))

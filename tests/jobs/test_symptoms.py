@@ -262,7 +262,7 @@ STORE: dict[str, Fault] = {
     "a blank at the end of the region": lambda env: given(env, AWS_REGION="us-east-1 "),
     "an unknown key": lambda env: answered(env, 403, error_body("InvalidAccessKeyId")),
     "a wrong secret": lambda env: answered(env, 403, error_body("SignatureDoesNotMatch")),
-    "a right that is missing": lambda env: answered(env, 403, error_body("AccessDenied")),
+    "a missing permission": lambda env: answered(env, 403, error_body("AccessDenied")),
     "credentials that have expired": lambda env: answered(env, 400, error_body("ExpiredToken")),
     "the wrong region, on a store that has one": lambda env: answered(
         env,

@@ -474,7 +474,7 @@ def test_a_finished_job_without_its_checkpoint_says_how_to_train_on(
     job["train"]["epochs"] = 3
     store.put("checkpoints/00000005-000001/model.safetensors", b"")
     store.put("checkpoints/00000010-000001/model.safetensors", b"")
-    text = "train.epochs: 2 epochs are done, but no intact checkpoint is left to resume from"
+    text = "train.epochs: the job is done with 2 epochs, but no intact checkpoint is left"
     ended = run("train", write(job))
     assert ended.code == 78
     assert text in ended.err

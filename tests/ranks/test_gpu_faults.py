@@ -99,7 +99,9 @@ def test_a_node_whose_gpus_are_broken_does_not_train_on_its_cpu(
         )
 
     monkeypatch.setattr(torch, "zeros", zeros)
-    with pytest.raises(ConfigurationError, match=r"Error 803.*names a GPU; CUDA_VISIBLE_DEVICES= "):
+    with pytest.raises(
+        ConfigurationError, match=r"Error 803.*names a GPU; set CUDA_VISIBLE_DEVICES= "
+    ):
         cuda.count_gpus()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cuda.count_gpus() == 0

@@ -40,9 +40,9 @@ def test_answers_of_proxies_are_told_from_those_of_s3(faulty: tuple[Proxy, Store
     for fault in ("html", "blank"):
         server.plan = lambda request, fault=fault: fault  # type: ignore[misc]
         for ask in (lambda: list(store.list()), lambda: store.put("new", b"x")):
-            with pytest.raises(InfrastructureError, match="like an S3 server|answers 500"):
+            with pytest.raises(InfrastructureError, match="like an S3 server|responds with 500"):
                 ask()
-        with pytest.raises(InfrastructureError, match="like an S3 server|answers 500"):
+        with pytest.raises(InfrastructureError, match="like an S3 server|responds with 500"):
             store.put_if_absent("newer", b"x")
     server.plan = lambda request: None
     assert keys(store) == ["object"]

@@ -60,7 +60,7 @@ class Publication(StoredRecord):
     @model_validator(mode="after")
     def _agrees(self) -> "Publication":
         if self.result.attempt != self.attempt:
-            raise ValueError("done belongs to another attempt")
+            raise ValueError("`done` belongs to another attempt")
         return self
 
     @property

@@ -47,7 +47,7 @@ def _redacted(error: click.ClickException) -> click.ClickException:
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     show_default=True,
-    help="auto shows a live line on a terminal, and writes JSON lines in a Kubernetes or "
+    help="auto shows a live status line on a terminal, and writes JSON lines in a Kubernetes or "
     "Slurm job and text lines elsewhere.",
 )
 @click.pass_context

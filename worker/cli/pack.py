@@ -1,20 +1,26 @@
-"""The command that makes data sets from any labeled source."""
+"""The commands that make data sets from any labeled source and show them."""
 
+import hashlib
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
 from worker import __version__
 from worker.cli.group import main, progress_bar
+from worker.errors import ConfigurationError
 from worker.logs import count
 from worker.redaction import redacted
 
-if TYPE_CHECKING:  # they take seconds to import
+if TYPE_CHECKING:  # these modules take seconds to import
     from worker.data.index import Index
     from worker.ingest.open_source import SourceOptions
     from worker.ingest.pack import Pack, PackOptions
@@ -51,11 +57,12 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
 @click.option(
     "--group-by",
     metavar="REGEX|COLUMN",
-    help="What stays together in one split: a column of the table, or the first group of a regular "
-    "expression on the image's path.",
+    help="Keep images together in one split: by a column of the table, or by the first group of a "
+    "regular expression on the image's path.",
 )
+@click.option("--resplit", is_flag=True, help="Ignore the splits of the source.")
 @click.option("--image", help="Column of the image's path, address or bytes.")
-@click.option("--label", help="Column of the label, or field of it in .json members.")
+@click.option("--label", help="Column of the label, or its field in .json members.")
 @click.option("--split", help="Column of the split.")
 @click.option("--root", help="Address that relative paths in a table start from.")
 @click.option("--classes", help="Address of a text file of class names, in label order.")
@@ -64,7 +71,7 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
     "--share",
     type=click.FloatRange(min=0, min_open=True, max=1),
     default=1,
-    help="Share of the images to pack; more images never remove one of them.",
+    help="Share of the images to pack; adding images to the source never drops one.",
 )
 @click.option(
     "--longest-side",
@@ -76,13 +83,13 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
     type=click.IntRange(min=1, max=100),
     default=90,
     show_default=True,
-    help="JPEG quality of those.",
+    help="JPEG quality of the images that are scaled down.",
 )
 @click.option(
     "--map",
     "mapped",
     metavar="PACKAGE.MODULE:FUNCTION",
-    help="Applied to each sample of tars: takes webdataset's dictionary and returns one, or None.",
+    help="Applied to each sample of a tar; takes webdataset's dictionary, returns one or None.",
 )
 @click.option("--allow-pipe", is_flag=True, help="Open pipe: addresses, which run a command.")
 @click.option("--allow-duplicates", is_flag=True, help="Accept the same image in two splits.")
@@ -93,9 +100,9 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
     show_default=True,
     help="Approximate size of a shard, in MiB of images.",
 )
-@click.option("--seed", default=0, show_default=True, help="Decides on splits and order.")
+@click.option("--seed", default=0, show_default=True, help="Determines the splits and the order.")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes; default: the number of cores."
+    "--workers", type=click.IntRange(min=1), help="Number of processes; default: one per core."
 )
 @click.option(
     "--memory",
@@ -108,7 +115,7 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
     "--part",
     type=_Part(),
     default="1/1",
-    help="Pack the I-th of N parts, beside processes elsewhere that pack the others.",
+    help="Pack the I-th of N parts, while other processes pack the rest.",
 )
 @click.option(
     "--bad",
@@ -120,7 +127,7 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
 @click.option(
     "--error-budget",
     type=_SHARE,
-    help="Share of the images that --bad skip may leave out (at least one, unless it is 0). "
+    help="Share of the images that --bad skip may leave out (at least one image, unless it is 0). "
     "Default: 0.01.",
 )
 @click.option(
@@ -139,10 +146,10 @@ def pack(source: str, dest: str, **given: Any) -> None:
 
     SOURCE is an image folder (local or s3://), a table (.csv, .tsv, .lst, .jsonl, .json, .parquet)
     of paths, addresses or bytes, a WebDataset (a prefix of tars, or a pattern at any address that
-    webdataset opens), or a packed set. What it was taken for is printed first. Splits become
+    webdataset opens), or a packed set. How it was recognized is printed first. Splits become
     DEST/train/, DEST/val/ and DEST/test/; a source without any becomes DEST/.
 
-    Every image is decoded; all those that cannot be are listed. The same source and options give
+    Every image is decoded; those that cannot be are all listed. The same source and options give
     the same bytes on any machine. After an interruption, the same command resumes.
     """
     from worker.ingest.open_source import open_source
@@ -153,19 +160,25 @@ def pack(source: str, dest: str, **given: Any) -> None:
     if given["error_budget"] is not None and given["bad"] == "fail":
         raise click.UsageError("--error-budget says how much --bad skip may leave out; give both")
     near = importlib.util.find_spec("imagehash") is not None
+    if given["dry_run"]:
+        given["part"] = (0, 1)
+    _require_apart(source, dest)
     opened = open_source(source, _source_options(given))
-    click.echo(f"{redacted(source)}: {opened.description}", err=True)
+    click.echo(f"{_shown(source)}: {opened.description}", err=True)
     options = _pack_options(given, near=near)
     if given["create_bucket"] and not given["dry_run"]:
         create_bucket(dest)
-    packing = Pack(opened, dest, options, {"source": redacted(source), "options": _told(given)})
+    packing = Pack(opened, dest, options, {"source": _shown(source), "options": _told(given)})
     if not given["dry_run"] and _is_done(packing, dest):
         return
     units = _read(packing, dry=given["dry_run"])
     if units is None:
         click.echo(f"{dest}: another part has completed this pack")
         return
-    plan, places = plan_of(units, opened, options.plan)
+    wanted = options.plan
+    if given["dry_run"]:  # everything is shown before anything is refused
+        wanted = replace(wanted, bad_share=1.0, allow_duplicates=True)
+    plan, places = plan_of(units, opened, wanted)
     for line in [
         *describe_bad(plan.rows, plan.bad),
         *describe_passed_over(passed_over(units, opened)),
@@ -173,11 +186,29 @@ def pack(source: str, dest: str, **given: Any) -> None:
         click.echo(line, err=True)
     click.echo(describe_plan(plan, near=near))
     if given["dry_run"]:
+        plan_of(units, opened, options.plan)
+        click.echo("dry run: nothing was written")
         return
     with _progress(packing, "writing", sum(sum(s.counts) for s in plan.splits)) as advance:
         packing.write(plan, places, advance)
     record = _record(packing, plan, units, source=source, given=given, near=near)
     _tell(dest, plan, packing.complete(plan, record, _say))
+
+
+def _shown(source: str) -> str:
+    """Return an address for people; a shell command may hold any secret."""
+    return "pipe:[command]" if "pipe:" in source else redacted(source)
+
+
+def _require_apart(source: str, dest: str) -> None:
+    """Refuse to pack into the source: a second start would take the result for part of it."""
+    from worker.store import open_store
+
+    if "::" in source or urlsplit(source).scheme not in ("", "file", "s3"):
+        return
+    there, here = open_store(dest).uri, open_store(source).uri
+    if there.startswith(here) or here.startswith(f"{there}shard-"):
+        raise ConfigurationError(f"{dest}: is in {source} itself; choose a place outside it")
 
 
 def _is_done(packing: "Pack", dest: str) -> bool:
@@ -244,6 +275,7 @@ def _pack_options(given: dict[str, Any], *, near: bool) -> "PackOptions":
                 test=given["test"],
                 group_by=given["group_by"],
                 seed=given["seed"],
+                resplit=given["resplit"],
             ),
             shard_bytes=int(given["shard_size"] * _MIB),
             classes=read_classes(given["classes"]) if given["classes"] else None,
@@ -262,7 +294,11 @@ def _pack_options(given: dict[str, Any], *, near: bool) -> "PackOptions":
 def _told(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that say how the source is read."""
     names = ("image", "label", "split", "root", "mapped", "group_by", "classes")
-    return {name: redacted(given[name]) for name in names if given[name]}
+    told = {name: redacted(given[name]) for name in names if given[name]}
+    if given["mapped"]:  # another function body is another pack
+        file = getattr(sys.modules.get(given["mapped"].partition(":")[0]), "__file__", None)
+        told["map_digest"] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return told
 
 
 def _record(
@@ -289,7 +325,7 @@ def _record(
         plan,
         pack=packing.identity,
         made_by=__version__,
-        source=redacted(source),
+        source=_shown(source),
         kind=packing.source.description,
         options={k: redacted(v) if isinstance(v, str) else v for k, v in told.items()},
         passed_over=dict(passed_over(units, packing.source)),
@@ -302,7 +338,7 @@ def _say(text: str) -> None:
 
 
 class _progress:  # noqa: N801 -- a context manager
-    """A bar with images and megabytes per second; yields what advances it."""
+    """A bar with images and megabytes per second; yields the function that advances it."""
 
     def __init__(self, packing: "Pack", label: str, total: int | None = None) -> None:
         counts = [unit.images for unit in packing.source.units]
@@ -342,8 +378,8 @@ class _progress:  # noqa: N801 -- a context manager
 def inspect(address: str, html: str | None, pictures: int) -> None:
     """Show the data set at ADDRESS: facts, classes, and what was found when it was packed.
 
-    ADDRESS is a data set or a folder of splits. Look at some images of every class before you train
-    on them: --html.
+    ADDRESS is a data set or a folder of splits. Before you train, look at some
+    images of every class with --html.
     """
     from worker.ingest.read_set import read_set
     from worker.report.set_page import describe_set, set_page

@@ -45,8 +45,8 @@ class Work:
         """Return the positions in a batch that one of several processes fills.
 
         Training takes a few samples from every lane in turn, so each process gets its own lanes.
-        Samples read in order are divided up by the run that they are fetched in. Either way, no two
-        processes fetch the same data, except for lanes at the boundaries.
+        Samples read in order are divided up by run: a stretch of a shard that is fetched in one
+        piece. Either way, no two processes fetch the same data, except for lanes at the boundaries.
 
         Args:
             ids: Sample ids of the batch.

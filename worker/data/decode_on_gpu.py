@@ -56,7 +56,8 @@ class GpuDecoder:
                 batch.leave_out(place, problem, reader.name(number))
         with torch.cuda.stream(self._stream):
             # Allocated here, so that the allocator knows which stream writes and which one reads.
-            # Zeros, as `leave_out` has so far blanked bad samples only in the tensor replaced here.
+            # Zeroed, as the bad samples that `leave_out` has blanked so far are blank only in the
+            # old tensor.
             out = torch.zeros_like(batch.images, device=self.device)
             out.record_stream(torch.cuda.default_stream(self.device))
             batch.images = out

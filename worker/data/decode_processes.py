@@ -23,7 +23,7 @@ from worker.store.traffic_counts import replay
 
 _HELD = 2
 SLOTS = DECODE_AHEAD + _HELD + 1
-"""Number of slots: for the batch waited for, those decoded ahead, and those still in use."""
+"""Number of slots: one for the next batch, plus those decoded ahead and those still in use."""
 _CLOSE_SECONDS = 2.0
 
 

@@ -140,7 +140,7 @@ class _Sample:
         kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
         if suffix and self._whole:
             wanted = _MAX_DEEP_BYTES
-        if suffix in _LABELS:
+        if suffix in _LABELS and not self._whole:
             wanted = _MAX_LABEL_BYTES
         at = member.offset
         for chunk in stream.passed(member.offset, member.end):
@@ -212,6 +212,14 @@ class TarSample:
         self.key = sample.key
         self.offset = sample.offset
         self.members: dict[str, bytes] = sample.heads
+
+    def require_whole(self) -> None:
+        """Raise `Unsound` for a member that is repeated, sparse, or too large to be kept."""
+        if self._sample.twice:
+            raise Unsound(f"has two .{printable(self._sample.twice)} members")
+        for suffix, member in self._sample.members.items():
+            if member.sparse or member.size > len(self.members[suffix]):
+                raise Unsound(f"has {member.name!r}, which is sparse or larger than 256 MiB")
 
     def labeled_image(self, label_field: str) -> tuple[str, bytes]:
         """Return the label and the image; raises `Unsound` if the sample cannot be used."""

@@ -13,7 +13,7 @@ _MAX_LISTED = 1000
 
 
 class SplitRecord(StoredRecord):
-    """A split: its images by class, in label order, and their size."""
+    """A split: the number of its images, their size in bytes, and their number by class."""
 
     images: int = Field(ge=0)
     bytes: int = Field(ge=0)
@@ -43,15 +43,15 @@ class DatasetRecord(StoredRecord):
     bad_count: int = Field(ge=0)
     """The number of images that were left out."""
     passed_over: dict[str, int]
-    """Number of entries of the source that are not images, by kind."""
+    """Number of entries of the source that are not images of the set, by kind."""
     duplicates: int = Field(ge=0)
-    """The number of images whose pixels equal those of another one."""
+    """The number of images whose pixels equal those of an earlier image."""
     duplicate_keys: tuple[tuple[str, ...], ...]
-    """Keys of the exact duplicates, by image; at most a thousand images."""
+    """Keys of the exact duplicates, at most eight for each of at most a thousand images."""
     near_duplicates: int | None = Field(ge=0)
     """The number of pairs of similar images in different splits; None if not looked for."""
     near_duplicate_keys: tuple[tuple[str, str], ...]
-    """Keys of these pairs; at most a thousand."""
+    """Keys of the images in these pairs; at most a thousand pairs."""
     resized: int = Field(ge=0)
     """The number of images that were scaled down."""
     bytes_before: int = Field(ge=0)
@@ -80,7 +80,7 @@ def record_of(
         source: Address of the source, without secrets.
         kind: The kind of source.
         options: The options that were given.
-        passed_over: Number of entries that are not images, by kind.
+        passed_over: Number of entries that are not images of the set, by kind.
         near: Whether near duplicates were looked for.
     """
     rows = plan.rows

@@ -11,7 +11,7 @@ MAX_DISTANCE = 4
 """Bits in which the pHashes of near duplicates may differ, of 64."""
 _PARTS = MAX_DISTANCE + 1
 _MAX_BUCKET = 2000
-"""Larger buckets are of plain images, such as blank scans; only equal hashes are compared there."""
+"""Larger buckets hold plain images, such as blank scans; only neighbors are compared there."""
 
 
 class Copies(NamedTuple):
@@ -59,7 +59,7 @@ def near_pairs(
 
     Args:
         hashes: The 64-bit hash of each image, [images].
-        splits: The number of its split, [images].
+        splits: The number of each image's split, [images].
 
     Returns:
         Pairs of indices, int64 [pairs, 2], in order.
@@ -82,7 +82,7 @@ def _pairs_in(
     splits: npt.NDArray[np.int64],
 ) -> list[tuple[int, int]]:
     if len(bucket) > _MAX_BUCKET:
-        # Sorted by hash: neighbors with equal hashes stand for their whole run.
+        # The bucket is sorted by hash, so neighbors stand for all images that share a hash.
         left, right = bucket[:-1], bucket[1:]
     else:
         i, j = np.triu_indices(len(bucket), 1)

@@ -27,7 +27,7 @@ class Entry:
 
 
 class FileTree(Protocol):
-    """A tree of folders and files. Errors of the place are raised as `WorkerError`."""
+    """A tree of folders and files. Errors of the disk or store are raised as `WorkerError`."""
 
     root: PurePath
     """The topmost folder."""
@@ -57,6 +57,8 @@ class LocalTree:
 
     def __init__(self, folder: Path) -> None:
         self.root: PurePath = folder
+        if folder.is_file():
+            raise ConfigurationError(f"{folder}: is a file; pass its folder, or a table of images")
         if not folder.is_dir():
             raise ConfigurationError(f"{folder}: no such folder")
 
@@ -76,7 +78,10 @@ class LocalTree:
         return status.st_dev, status.st_ino
 
     def stat(self, path: PurePath) -> tuple[int, str]:
-        status = Path(path).stat()
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror}") from None
         return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
 
     def read(self, path: PurePath) -> bytes:
@@ -95,6 +100,11 @@ class StoreTree:
         self._files: dict[PurePath, tuple[int, str]] = {}
         self._entries: dict[PurePath, dict[str, Entry]] = {self.root: {}}
         for info in store.list():
+            if info.key.startswith("/") or "//" in info.key:
+                raise ConfigurationError(
+                    f"{store.uri}{info.key}: has an empty folder name in its key; copy it to "
+                    "another key"
+                )
             if not info.key.endswith("/"):  # a marker that some tools write for a folder
                 self._add(self.root / info.key, (info.size, info.version))
         if not self._files:
@@ -106,6 +116,10 @@ class StoreTree:
         while path != self.root:
             siblings = self._entries.setdefault(path.parent, {})
             if path.name in siblings:
+                if siblings[path.name].is_folder != entry.is_folder:
+                    raise ConfigurationError(
+                        f"{path}: is an object and a folder at once; rename the object"
+                    )
                 return
             siblings[path.name] = entry
             path = path.parent

@@ -4,7 +4,6 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 
-from worker.errors import ConfigurationError
 from worker.ingest.file_tree import FileTree
 from worker.ingest.image_folder import ImageFile, Split, find_splits
 from worker.ingest.source import Item, Source, Unit
@@ -43,24 +42,22 @@ class FolderSource(Source):
 
     def items(self, unit: int) -> Iterator[Item]:
         """Yield the images of a unit, in order."""
-        start = unit * FILES_PER_UNIT
-        for split, file in self._files[start : start + FILES_PER_UNIT]:
-            yield Item(
-                key=file.key,
-                label=split.classes[file.label],
-                split=split.name,
-                load=functools.partial(self._read, file),
-            )
+        count = self.units[unit].images or 0
+        return (self.item(unit, position) for position in range(count))
 
-    def _read(self, file: ImageFile) -> bytes:
-        try:
-            return self._tree.read(file.path)
-        except ConfigurationError:
-            raise ConfigurationError("check its permissions") from None
+    def item(self, unit: int, position: int) -> Item:
+        """Return an image."""
+        split, file = self._files[unit * FILES_PER_UNIT + position]
+        return Item(
+            key=file.key,
+            label=split.classes[file.label],
+            split=split.name,
+            load=functools.partial(self._tree.read, file.path),
+        )
 
 
 def _unit_of(files: list[tuple[Split, ImageFile]], start: int) -> Unit:
-    # The listing of its files stands for a unit, as far as whether to read it again goes.
+    # A unit is read again if the listing of its files has changed.
     listing = hash_listing([(str(file.path), file.version) for _, file in files])
     return Unit(name=f"files from {start}", version=listing, images=len(files))
 

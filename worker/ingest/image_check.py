@@ -10,14 +10,16 @@ import xxhash
 from PIL import Image
 
 from worker.data.decode_image import ImageSpec, decode
+from worker.data.deep_png import is_deep
 from worker.data.image_formats import SIGNATURES
 from worker.data.reader import BadSample
 
 Pixels = npt.NDArray[np.uint8]
 
 _SUFFIXES = dict(zip(SIGNATURES, ("jpg", "png", "webp"), strict=True))
+_HEAD_BYTES = 64
 _HASHED_SIDE = 64
-"""Images are reduced to about this side before they are hashed: pHash itself uses 32 x 32."""
+"""Shorter side, roughly, to which images are reduced before hashing; pHash uses 32 x 32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class ImageOptions:
     max_pixels: int
     """Larger images are bad."""
     longest_side: int | None = None
-    """Images with a longer side are scaled down to it, in pixels; None to keep all as they are."""
+    """Longest side of a stored image, in pixels; larger ones are scaled down. None for no limit."""
     quality: int = 90
     """JPEG quality of the images that are scaled down."""
     near: bool = True
@@ -40,13 +42,13 @@ class Checked(NamedTuple):
     data: bytes
     """The encoded image."""
     suffix: str
-    """Suffix of its member in the tar, by its first bytes."""
+    """Suffix of its member in the tar, recognized by the first bytes of the image."""
     resized: bool
     """Whether it was encoded anew."""
     width: int
-    """Its width as it was, in pixels."""
+    """Its original width, in pixels."""
     height: int
-    """Its height as it was, in pixels."""
+    """Its original height, in pixels."""
     digest: int
     """The xxh3-128 of its decoded pixels, so that copies are found whatever their encoding."""
     perceptual: int
@@ -71,9 +73,12 @@ def check_image(data: bytes, options: ImageOptions) -> Checked:
     )
     height, width = pixels.shape[:2]
     digest = xxhash.xxh3_128(f"{height} {width} ".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    perceptual = _perceptual_hash(pixels) if options.near else 0
-    longest = options.longest_side
+    # Of a 16-bit image, only the upper bits are in `pixels`, and these may be empty: how many bits
+    # are in use is a property of the set. So the image is compared as a file, never scaled.
+    deep = is_deep(data[:_HEAD_BYTES])
+    digest.update(data if deep else np.ascontiguousarray(pixels).data)
+    perceptual = _perceptual_hash(pixels) if options.near and not deep else 0
+    longest = None if deep else options.longest_side
     resized = longest is not None and max(height, width) > longest
     if longest is not None and resized:
         data, suffix = _scaled_down(pixels, longest, options.quality), "jpg"
@@ -89,7 +94,7 @@ def check_image(data: bytes, options: ImageOptions) -> Checked:
 
 
 def _perceptual_hash(pixels: Pixels) -> int:
-    import imagehash  # takes a second, for scipy
+    import imagehash  # takes a second, because of scipy
 
     image = Image.fromarray(pixels)
     # The first reduction averages whole blocks, which costs a fraction of a resize.

@@ -12,14 +12,14 @@ from pathlib import PurePath
 from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, is_image_name
 from worker.errors import ConfigurationError
 from worker.ingest.file_tree import Entry, FileTree
+from worker.ingest.splits import split_named
 from worker.logs import count
 from worker.text import read_name
 
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval"), "test"),
-}
+_SYSTEM = frozenset(
+    ("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information")
+)
+"""Folders that systems leave behind, in lower case."""
 _METADATA = re.compile(r"__[^/]*__/")  # webdataset skips the contents of such folders
 
 
@@ -70,8 +70,8 @@ def find_splits(tree: FileTree) -> list[Split]:
     follow the sorted class names of the training split.
 
     Raises:
-        ConfigurationError: There are no images, a class is missing from the training split, or the
-            folders are ambiguous.
+        ConfigurationError: If there are no images, a class is missing from the training split, or
+            the folders are ambiguous.
     """
     folder, found = tree.root, _Listing()
     children = _folders(tree, folder, found)
@@ -104,7 +104,7 @@ def _named_splits(
     """Return the folders that are named like splits and hold class folders, `train` first."""
     splits: dict[str, PurePath] = {}
     for child in children:
-        name = _SPLITS.get(child.name.strip().lower())
+        name = split_named(child.name)
         # A folder named "test" that holds images but no folders may be a class of that name.
         if not name or not _folders(tree, child, _Listing(), must=False):
             continue
@@ -131,7 +131,7 @@ def _require_nothing_beside(
         if child in splits.values():
             continue
         inside = _walk(tree, child)
-        if inside.images and child.name.strip().lower() in _SPLITS:
+        if inside.images and split_named(child.name):
             found.passed_over["unlabeled image"] += len(inside.images)
         elif inside.images:
             raise ConfigurationError(
@@ -143,7 +143,7 @@ def _require_nothing_beside(
 
 
 def _require_folders_apart(tree: FileTree, folder: PurePath, children: list[PurePath]) -> None:
-    """Raise `ConfigurationError` if the only folder holds several folders and so is no class."""
+    """Raise `ConfigurationError` if the only folder holds several folders: it is not a class."""
     if len(children) != 1:
         return
     inner = _folders(tree, children[0], _Listing(), must=False)
@@ -155,7 +155,7 @@ def _require_folders_apart(tree: FileTree, folder: PurePath, children: list[Pure
 
 
 def require_every_class(folder: PurePath, split: Split) -> Split:
-    """Raise `ConfigurationError` for a class without images, which the model could not learn."""
+    """Raise `ConfigurationError` if a class has no images: the model could not learn it."""
     present = {file.label for file in split.files}
     for label, name in enumerate(split.classes):
         if label not in present:
@@ -254,7 +254,7 @@ def _folders(
     """Return the visible folders directly below a folder; record other entries in `found`."""
     folders = []
     for entry in tree.entries(folder):
-        if entry.is_folder and not entry.name.startswith("."):
+        if _is_open(entry):
             folders.append(entry.path)
         else:
             _take(entry, found)
@@ -276,7 +276,7 @@ def _walk(tree: FileTree, folder: PurePath) -> _Listing:
             found.passed_over["cyclic link"] += 1
             continue
         for entry in tree.entries(folder):
-            if entry.is_folder and not entry.name.startswith("."):
+            if _is_open(entry):
                 pending.append((entry.path, above | {here}))
             else:
                 _take(entry, found)
@@ -284,10 +284,18 @@ def _walk(tree: FileTree, folder: PurePath) -> _Listing:
     return found
 
 
+def _is_open(entry: Entry) -> bool:
+    """Return whether an entry is a folder to look into."""
+    hidden = entry.name.startswith(".") or entry.name.lower() in _SYSTEM
+    return entry.is_folder and not hidden
+
+
 def _take(entry: Entry, found: _Listing) -> None:
     """Record an entry in `found`: an image in its list, anything else in its counts."""
     path = entry.path
-    if entry.name.startswith("."):
+    if entry.name.lower() in _SYSTEM:
+        found.passed_over["system folder"] += 1
+    elif entry.name.startswith("."):
         found.passed_over["hidden folder" if entry.is_folder else "hidden file"] += 1
     elif not entry.is_file:
         found.passed_over["broken link" if entry.is_link else "special file"] += 1

@@ -1,7 +1,8 @@
 """Places of the images that a table names: relative paths, or addresses of stores and servers."""
 
+import contextlib
 import functools
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
 
 from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
@@ -13,7 +14,7 @@ from worker.store import ObjectMissing, read_uri
 
 _USUAL_FOLDERS = ("", "images", "image", "imgs", "img", "train", "train_images", "data")
 _ELSEWHERE = ("gs", "azureml", "abfss", "wasbs", "gcs")
-"""Stores that cannot be read here: their paths are looked for below `--root`."""
+"""Schemes of stores that cannot be read here: their paths are looked for below `--root`."""
 
 
 class ImagePlaces:
@@ -26,24 +27,31 @@ class ImagePlaces:
 
     def __init__(self, root: str, stem: str) -> None:
         self._root = root.rstrip("/")
-        self._on_web = urlsplit(root).scheme in ("http", "https")
+        self.on_web = urlsplit(root).scheme in ("http", "https")
         self._folders = (*_USUAL_FOLDERS, stem)
         self._base = ""
 
     def settle(self, names: list[str]) -> str:
-        """Choose the folder below the root that the first names are in; return it."""
+        """Choose the folder below the root that most of these names are in; return it."""
         relative = [name for name in names if self._is_relative(name)]
-        if relative and not self._on_web:
-            for folder in self._folders:
-                if all(self._find(name, folder) for name in relative[:5]):
-                    self._base = folder
-                    break
+        if relative and not self.on_web:
+            found = {
+                folder: sum(self._find(name, folder) is not None for name in relative)
+                for folder in dict.fromkeys(self._folders)
+            }
+            self._base = max(found, key=lambda folder: found[folder])
         return self._base
 
     def version(self, name: str) -> str:
-        """Return a text that changes whenever the image does, as far as can be told cheaply."""
-        path = self._find(name, self._base) if self._is_relative(name) else None
-        return f"{name} {self._tree.stat(path)[1]}" if path else name
+        """Return a string that changes whenever the image does, if a cheap check can tell."""
+        if self._is_relative(name):
+            path = self._find(name, self._base)
+            return f"{name} {self._tree.stat(path)[1]}" if path else name
+        if name.startswith("/"):
+            with contextlib.suppress(OSError):
+                status = Path(name).stat()
+                return f"{name} {status.st_size} {status.st_mtime_ns}"
+        return name
 
     def read(self, name: str) -> bytes:
         """Return an image.
@@ -53,22 +61,25 @@ class ImagePlaces:
             WorkerError: If it cannot be read.
         """
         if not self._is_relative(name):
-            if urlsplit(name).scheme in ("http", "https"):
+            if name.lower().startswith(("http://", "https://")):
                 return read_web(name)
             try:
                 return read_uri(name)
             except ObjectMissing:
                 raise BadSample("missing", "no such file") from None
-        if self._on_web:
-            return read_web(f"{self._root}/{name.lstrip('/')}")
+        if self.on_web:
+            below = urlsplit(name).path if "://" in name else name
+            return read_web(f"{self._root}/{below.lstrip('/')}")
         path = self._find(name, self._base)
         if path is None:
             raise BadSample("missing", f"no such file below {self._tree.root}")
         return self._tree.read(path)
 
     def _is_relative(self, name: str) -> bool:
-        scheme = urlsplit(name).scheme if "://" in name else ""
-        return not (scheme and scheme not in _ELSEWHERE) and not name.startswith("/")
+        scheme = name.partition("://")[0].lower() if "://" in name else ""
+        return not (scheme and scheme not in _ELSEWHERE) and (
+            self.on_web or not name.startswith("/")
+        )
 
     @functools.cached_property
     def _tree(self) -> FileTree:
@@ -82,7 +93,10 @@ class ImagePlaces:
             return next(
                 filter(None, (self._at(PurePosixPath(*whole.parts[n:])) for n in range(3))), None
             )
-        return self._at(PurePosixPath(folder, name))
+        found = self._at(PurePosixPath(folder, name))
+        if found is None and "\\" in name:  # as Windows writes paths
+            found = self._at(PurePosixPath(folder, name.replace("\\", "/")))
+        return found
 
     def _at(self, relative: PurePosixPath) -> PurePath | None:
         names = self._listing(str(relative.parent))
@@ -100,7 +114,7 @@ class ImagePlaces:
     def _listing(self, folder: str) -> dict[str, PurePath]:
         """Return the files in a folder below the root, by name."""
         if ".." in folder.split("/"):
-            raise ConfigurationError(f"{folder}: an image may not lie outside of --root")
+            raise ConfigurationError(f"{folder}: an image must not lie outside --root")
         try:
             entries = self._tree.entries(self._tree.root / folder)
         except ConfigurationError:  # no such folder

@@ -1,10 +1,11 @@
-"""Recognition of a source by how it looks."""
+"""Recognition of the kind of a source from its address and contents."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from worker.data.image_formats import is_image_name
 from worker.data.index import INDEX_NAME
 from worker.errors import ConfigurationError
 from worker.ingest.file_tree import Entry, FileTree, open_tree
@@ -21,16 +22,23 @@ from worker.store import ObjectInfo, open_store, read_uri
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _OWN = ("", "file", "s3")
 _LOOK_BYTES = 1 << 16
+_NO_CLASSES = frozenset(
+    (
+        *("images", "image", "imgs", "photos", "pictures", "data"),
+        *("train", "training", "test", "testing", "val", "validation"),
+    )
+)
+"""Names of folders that are not classes if a table lies beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Statements of the user about a source."""
+    """The user's statements about a source."""
 
     image: str | None = None
     """Column of the image."""
     label: str | None = None
-    """Column of the label, or the field of it in `.json` members."""
+    """Column of the label, or its field in `.json` members."""
     split: str | None = None
     """Column of the split."""
     group: str | None = None
@@ -44,7 +52,7 @@ class SourceOptions:
 
     @property
     def columns(self) -> dict[str, str | None]:
-        """Return the named columns."""
+        """Return the columns that the user names, by option."""
         return {
             "image": self.image,
             "label": self.label,
@@ -58,11 +66,14 @@ def open_source(address: str, options: SourceOptions) -> Source:
 
     Args:
         address: A folder, a prefix, a table, or the address of tars.
-        options: What the user says about it.
+        options: The user's statements about it.
 
     Raises:
         ConfigurationError: If there is nothing at the address, or it is ambiguous.
     """
+    on_web = address.lower().startswith(("http://", "https://"))
+    if on_web and urlsplit(address).path.lower().endswith(TABLES) and "::" not in address:
+        return TableSource(address, options.columns, options.root)
     if "::" in address or urlsplit(address).scheme not in _OWN or _is_tars(address):
         return _tars(address, options)
     if address.lower().endswith(".parquet"):
@@ -108,6 +119,7 @@ def _in_folder(address: str, options: SourceOptions) -> Source:
     if any(name.endswith(".tar") for name in names) or any(
         e.name.endswith(".tar") for _, inside in files for e in inside
     ):
+        _refuse_images_beside(tree, address, entries)
         return _tars(address, options)
     found = _parquet(base, entries, files, options)
     if found:
@@ -120,8 +132,9 @@ def _in_folder(address: str, options: SourceOptions) -> Source:
     ]
     if tables:
         return _joined([TableSource(uri, options.columns, None, split) for uri, split in tables])
-    _refuse_loose_table(tree, address, names)
-    return FolderSource(tree)
+    source = FolderSource(tree)
+    _refuse_loose_table(source, address, names)
+    return source
 
 
 _Folders = Sequence[tuple[Entry, Sequence[Entry]]]
@@ -154,12 +167,25 @@ def _parquet(
     return ParquetSource(store, files, options.columns, options.root or base) if files else None
 
 
-def _refuse_loose_table(tree: FileTree, address: str, names: set[str]) -> None:
-    """Point to a table beside images that are in no class folders."""
-    tables = sorted(name for name in names if name.endswith((".csv", ".tsv", ".jsonl")))
-    if tables and not any(entry.is_folder for entry in tree.entries(tree.root)):
+def _refuse_images_beside(tree: FileTree, address: str, entries: Sequence[Entry]) -> None:
+    """Raise `ConfigurationError` for tars beside folders of images: either may be meant."""
+    for entry in entries:
+        if entry.is_folder and any(is_image_name(e.name) for e in tree.entries(entry.path)):
+            raise ConfigurationError(
+                f"{address}: holds tars, and images in {entry.name}; move the kind that you do "
+                "not mean elsewhere"
+            )
+
+
+def _refuse_loose_table(source: FolderSource, address: str, names: set[str]) -> None:
+    """Raise `ConfigurationError` if a table lies beside folders that do not look like classes."""
+    tables = sorted(name for name in names if name.endswith((".csv", ".tsv", ".jsonl", ".json")))
+    classes = {name.lower() for name in source.classes or ()}
+    if tables and (len(classes) == 1 or classes <= _NO_CLASSES):
         raise ConfigurationError(
-            f"{address}: has a table but no class folders; pass {address.rstrip('/')}/{tables[0]}"
+            f"{address}: has a table, {tables[0]}, beside folders that do not look like classes "
+            f"({', '.join(sorted(classes))}); pass {address.rstrip('/')}/{tables[0]}, or move it "
+            "elsewhere"
         )
 
 
@@ -179,6 +205,11 @@ class _Joined(Source):
         """Yield the images of a unit, in order."""
         source, number = self._places[unit]
         return source.items(number)
+
+    def item(self, unit: int, position: int) -> Item:
+        """Return an item of a unit again."""
+        source, number = self._places[unit]
+        return source.item(number, position)
 
 
 def _joined(sources: list[Source]) -> Source:

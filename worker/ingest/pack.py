@@ -1,10 +1,10 @@
-"""`worker pack`: from a source to indexed data sets, in two passes that any number can share.
+"""`worker pack`: from a source to indexed data sets, in two passes shared by any number of parts.
 
 1. Every unit of the source is read: images are decoded, hashed and, if need be, staged.
-2. From the rows of all units the plan follows, a pure function; its shards are written.
+2. The plan is computed from the rows of all units, by a pure function; its shards are written.
 
-With `--part I/N`, this process does every N-th unit and shard, and waits for the others in between.
-Whoever finds all shards complete writes the index.
+With `--part I/N`, this process handles every N-th unit and shard. Between the passes, it waits for
+the other parts. Any part that finds all shards complete writes the index.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from worker.ingest.read_units import read_unit
 from worker.ingest.rows import Row, UnitRows
 from worker.ingest.source import Source
 from worker.ingest.staging import Receipt, Staging, pack_id
-from worker.ingest.write_shards import Place, ShardWriter
-from worker.store import Store, open_store
+from worker.ingest.write_shards import OWN_NAME, Changed, Place, ShardWriter
+from worker.store import ObjectMissing, Store, open_store
 from worker.store.json_records import put_json
 
 _POLL_SECONDS = 2.0
 _MAX_IDLE_SECONDS = 1800.0
 _CHUNKS_IN_MEMORY = 4
-"""Copies of a chunk's bytes that a process may hold: as read, joined, on their way to the store."""
+"""Copies of a chunk that a process may hold: as read, joined, and on the way to the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Pack:
     Args:
         source: The source.
         dest: Address of the destination, below which each split has its own data set.
-        options: What is wanted.
-        facts: What else decides on the result, such as the source's address and its columns.
+        options: The settings.
+        facts: Whatever else determines the result, such as the source's address and its columns.
     """
 
     def __init__(
@@ -83,21 +83,28 @@ class Pack:
         self.staging = Staging(open_store(self._dest), self.identity)
 
     def finished(self) -> DatasetRecord | None:
-        """Return the record of this very pack, if it has been completed."""
+        """Return the record of this very pack; None if it has not been completed."""
         for store in self._stores():
             record = read_dataset_record(store)
-            if record and record.pack == self.identity and _has_index(store):
-                return record
+            if record and record.pack == self.identity:
+                stores = [open_store(f"{self._dest}/{name}") for name in record.splits]
+                return record if all(map(self._is_published, stores)) else None
         return None
+
+    def _is_published(self, store: Store) -> bool:
+        record = read_dataset_record(store)
+        return bool(record and record.pack == self.identity and _has_index(store))
 
     def require_free(self) -> None:
         """Raise `ConfigurationError` if the destination holds data sets of another pack."""
         if not self.options.overwrite:
             for store in self._stores():
-                require_no_index(store, "choose another place")
+                record = read_dataset_record(store)
+                if record is None or record.pack != self.identity:  # else this one resumes
+                    require_no_index(store, "choose another place")
 
     def read(self, advance: Advance, *, dry: bool) -> list[UnitRows]:
-        """Read this part's units, as far as they have not been read; return those of a dry run."""
+        """Read this part's units that are still unread; in a dry run, return their rows."""
         mine = range(self.options.part[0], len(self.source.units), self.options.part[1])
         done = set() if dry else self.staging.units()
         for unit in done & set(mine):
@@ -124,24 +131,30 @@ class Pack:
         return [rows for _, rows in sorted(found.items()) if rows]
 
     def wait_for_units(self, say: Say) -> list[UnitRows] | None:
-        """Wait until all units have been read, by whatever part; return their rows.
+        """Wait until all units have been read, by this part or others; return their rows.
 
         Returns None if another part has meanwhile completed the pack.
         """
         wanted = len(self.source.units)
         if not self._wait(lambda: len(self.staging.units()), wanted, "units", say):
             return None
-        return [self.staging.rows(unit) for unit in range(wanted)]
+        try:
+            return [self.staging.rows(unit) for unit in range(wanted)]
+        except ObjectMissing:
+            if self.finished():  # another part has completed the pack and cleared the staging
+                return None
+            raise
 
     def write(self, plan: SetPlan, places: Sequence[Place], advance: Advance) -> None:
-        """Write this part's shards, as far as they are not complete."""
+        """Write those of this part's shards that are not complete yet."""
+        if self.finished():
+            return
         writer = ShardWriter(source=self.source, staging=self.staging, plan=plan, places=places)
         self._take_over()
         jobs = [(split, number) for split in plan.splits for number in range(len(split.shards))]
         mine = jobs[self.options.part[0] :: self.options.part[1]]
-        done = {split.name: self.staging.receipts(split.name) for split in plan.splits}
+        done = {split.name: self._complete_shards(split) for split in plan.splits}
         todo = [n for n, (split, number) in enumerate(mine) if number not in done[split.name]]
-        finished = len(mine) - len(todo)
         for split, number in (mine[n] for n in set(range(len(mine))) - set(todo)):
             advance(len(split.shards[number]), 0)
 
@@ -151,23 +164,44 @@ class Pack:
             advance(len(split.shards[number]), size)
             return n
 
-        finished += sum(1 for _ in work_on(todo, work, self.options.workers, advance))
+        try:
+            for _ in work_on(todo, work, self._writers(), advance):
+                pass
+        except Changed as change:
+            self.staging.forget_unit(change.unit)  # to be read again by the next start
+            raise
 
     def _take_over(self) -> None:
         """Claim the destination, and remove the indexes of other packs: shards will be replaced.
 
-        Those of splits that this pack does not have go as well: nothing of an old set may be taken
-        for a part of the new one.
+        The indexes of splits that this pack does not have are removed as well, so that no remnant
+        of an old set is taken for a part of the new one.
         """
-        self.staging.claim(replace=self.options.overwrite)
+        if not self.staging.claim(replace=self.options.overwrite):
+            return  # another part, or an earlier start, has done this
         for store in self._stores():
             record = read_dataset_record(store)
             if record is None or record.pack != self.identity:
                 store.delete(INDEX_NAME)
                 store.delete(DATASET_NAME)
 
+    def _writers(self) -> int:
+        """Return how many processes may write at once: each holds its shard three times."""
+        room = self.options.memory // (3 * max(1, self.options.plan.shard_bytes))
+        return max(1, min(self.options.workers, room))
+
+    def _complete_shards(self, split: PlannedSplit) -> set[int]:
+        """Return the shards that are complete, and still there in full."""
+        sizes = {info.key: info.size for info in self._store_of(split).list("shard-")}
+        found = set()
+        for number in self.staging.receipts(split.name):
+            receipt = self.staging.receipt(split.name, number)
+            if receipt and sizes.get(receipt.shard.name) == receipt.shard.bytes:
+                found.add(number)
+        return found
+
     def complete(self, plan: SetPlan, record: DatasetRecord, say: Say) -> list[Index]:
-        """Wait for all shards, and write the indexes and records, unless another part has.
+        """Wait for all shards, and write the indexes and records unless another part has done so.
 
         Returns:
             The index of each split.
@@ -177,8 +211,10 @@ class Pack:
         def ready() -> int:
             return sum(len(self.staging.receipts(split.name)) for split in plan.splits)
 
-        if self._wait(ready, total, "shards", say):
-            receipts = {split.name: self._receipts(split) for split in plan.splits}
+        if not self.finished() and self._wait(ready, total, "shards", say):
+            receipts = self._all_receipts(plan)
+            if receipts is None:  # another part has just completed the pack
+                return self._indexes(plan)
             highest = max(receipt.highest for receipt in receipts[plan.splits[0].name])
             depth = depth_for(highest)
             for split in plan.splits:
@@ -186,20 +222,37 @@ class Pack:
                 index = Index(classes=plan.classes, shards=shards, depth=depth)
                 self._publish(self._store_of(split), index, record)
             self._remove_other_splits(plan)
-            self.staging.clear()
+        self.staging.clear()
+        return self._indexes(plan)
+
+    def _indexes(self, plan: SetPlan) -> list[Index]:
         return [read_index(parse_address(self._store_of(split).uri)) for split in plan.splits]
+
+    def _all_receipts(self, plan: SetPlan) -> dict[str, list[Receipt]] | None:
+        """Return the receipts of each split; None if the pack has been completed and cleared."""
+        try:
+            return {split.name: self._receipts(split) for split in plan.splits}
+        except InfrastructureError:
+            if self.finished():
+                return None
+            raise
 
     def _remove_other_splits(self, plan: SetPlan) -> None:
         own = {self._store_of(split).uri for split in plan.splits}
         for store in self._stores():
             if store.uri not in own:
                 _remove_shards(store, set())
+                store.delete(INDEX_NAME)
+                store.delete(DATASET_NAME)
 
     def _publish(self, store: Store, index: Index, record: DatasetRecord) -> None:
         kept = {name for shard in index.shards for name in (shard.name, shard.sidecar)}
         _remove_shards(store, kept)
+        before = read_dataset_record(store)
+        if before is None or before.pack != self.identity:
+            store.delete(INDEX_NAME)
         put_json(store, DATASET_NAME, record.model_dump())
-        # Last, as a data set without an index does not exist. Every part would write the same.
+        # Written last: without an index, there is no data set. Every part would write the same one.
         data = index.model_dump_json(exclude_none=True, indent=1).encode()
         store.put_if_absent(INDEX_NAME, data)
         if read_index(parse_address(store.uri)) != index:
@@ -212,7 +265,7 @@ class Pack:
         return [receipt for receipt in found if receipt]
 
     def _wait(self, ready: Callable[[], int], wanted: int, what: str, say: Say) -> bool:
-        """Wait until other parts have done their share; return False if all is completed."""
+        """Wait until all are done; return False if another part has completed the pack."""
         last, since = -1, time.monotonic()
         while (have := ready()) < wanted:
             if self.options.part[1] > 1 and self.finished():
@@ -222,8 +275,8 @@ class Pack:
                 last, since = have, time.monotonic()
             if time.monotonic() - since > _MAX_IDLE_SECONDS or self.options.part[1] == 1:
                 raise InfrastructureError(
-                    f"{have} of {wanted} {what} are done, and no part makes progress; start all "
-                    f"{self.options.part[1]} parts again"
+                    f"{have} of {wanted} {what} are done, and no part is making progress; start "
+                    f"all {self.options.part[1]} parts again"
                 )
             time.sleep(_POLL_SECONDS)
         return True
@@ -238,9 +291,7 @@ class Pack:
 def plan_of(
     units: Sequence[UnitRows], source: Source, options: PlanOptions
 ) -> tuple[SetPlan, list[Place]]:
-    """Return the plan, and the place of each of its rows.
-    Raises the errors of `make_plan`.
-    """
+    """Return the plan, and the place of each of its rows; raise the errors of `make_plan`."""
     places = [(u, n) for u, unit in enumerate(units) for n in range(len(unit.rows))]
     rows: list[Row] = list(itertools.chain.from_iterable(unit.rows for unit in units))
     if not rows:
@@ -259,9 +310,9 @@ def _shaping(options: PackOptions) -> dict[str, Any]:
 
 
 def _remove_shards(store: Store, kept: set[str]) -> None:
-    """Remove shards and sidecars that a pack has written, except some."""
+    """Remove the shards and sidecars that a pack has written, except those in `kept`."""
     for info in list(store.list("shard-")):
-        if info.key not in kept and info.key.endswith((".tar", ".samples.npy")):
+        if info.key not in kept and OWN_NAME.fullmatch(info.key):
             store.delete(info.key)
 
 

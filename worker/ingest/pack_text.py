@@ -1,4 +1,4 @@
-"""Text about a plan: splits, classes, and whatever a person should look at."""
+"""A plan as text: splits, classes, and whatever a person should look at."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ _MIB = 1 << 20
 
 
 def describe_plan(plan: SetPlan, *, near: bool) -> str:
-    """Return the splits, the classes with a bar each, sizes, duplicates and warnings as text.
+    """Return the splits, classes (with a bar each), sizes, duplicates and warnings as text.
 
     Args:
         plan: The plan.

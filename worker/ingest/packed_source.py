@@ -1,4 +1,4 @@
-"""A packed set as a source: to shard, divide, scale down or thin out anew."""
+"""A packed set as a source: to be sharded, divided, scaled down or thinned out anew."""
 
 import functools
 from collections import Counter
@@ -19,10 +19,10 @@ _HEAD_BYTES = 4096
 
 
 class PackedSource(Source):
-    """The data sets that `worker pack` or `worker index` has made, one per split.
+    """Data sets made by `worker pack` or `worker index`, one per split.
 
     Args:
-        stores: The data set of each split, by its name; the name is empty for a single one.
+        stores: The data set of each split, by its name, which is empty if there is only one.
     """
 
     def __init__(self, stores: dict[str, Store]) -> None:
@@ -32,7 +32,8 @@ class PackedSource(Source):
             index = read_index(Address(store, None))
             if classes and index.classes != classes:
                 raise ConfigurationError(
-                    f"{store.uri}: has other classes than {self._sets[0][1].uri}; pack it by itself"
+                    f"{store.uri}: has different classes from {self._sets[0][1].uri}; "
+                    "pack it by itself"
                 )
             classes = index.classes
             self._sets += [(split, store, index, n) for n in range(len(index.shards))]

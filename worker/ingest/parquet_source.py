@@ -1,4 +1,4 @@
-"""Parquet as a source, its images as bytes or paths, as Hugging Face's `datasets` writes it."""
+"""Parquet as a source, with images as bytes or paths, as Hugging Face's `datasets` writes it."""
 
 import functools
 import io
@@ -14,13 +14,15 @@ from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
 from worker.ingest.table_columns import Columns, find_columns
 from worker.ingest.table_rows import cell_text, flat_cells
+from worker.ingest.table_source import read_split
 from worker.store import ObjectInfo, Store
 
+_ROWS_AT_ONCE = 64
 _EXTRA = "reading Parquet needs the package pyarrow; install it"
 
 
 class _File(io.RawIOBase):
-    """An object of a store as a file that pyarrow can seek in."""
+    """An object of a store, as a file in which pyarrow can seek."""
 
     def __init__(self, store: Store, info: ObjectInfo) -> None:
         self._store, self._info, self._at = store, info, 0
@@ -49,13 +51,13 @@ class ParquetSource(Source):
     """Parquet files, a unit per row group.
 
     Args:
-        store: Where they are.
+        store: The store that holds them.
         files: The files.
         wanted: The columns that the user names, by `image`, `label`, `split` and `group`.
         root: Address that relative paths start from.
 
     Raises:
-        ConfigurationError: If pyarrow is missing, or the columns cannot be told.
+        ConfigurationError: If pyarrow is missing, or the columns cannot be determined.
         DataError: If a file is damaged.
     """
 
@@ -70,25 +72,31 @@ class ParquetSource(Source):
         self._groups: list[tuple[ObjectInfo, int, str]] = []
         self.passed_over = Counter()
         units: list[Unit] = []
+        first_paths: list[str] = []
         self._columns: Columns | None = None
+        self._names: dict[str, tuple[str, ...] | None] = {}
         self.classes = None
         splits = [_split_of(info.key) for info in files]
         for info, split in zip(files, splits, strict=True):
             file = self._open(info)
-            if self._columns is None:
+            if self._columns is None and file.num_row_groups:
                 first = [flat_cells(row) for row in file.read_row_group(0).slice(0, 20).to_pylist()]
                 names = list(
                     dict.fromkeys([*file.schema_arrow.names, *(n for r in first for n in r)])
                 )
                 self._columns = find_columns(names, first, wanted)
+                first_paths = [str(row.get(self._columns.image) or "") for row in first]
                 self.classes = _class_names(file.schema_arrow, self._columns.label)
+            self._names[info.key] = self._own_names(file, info)
             for group in range(file.num_row_groups):
                 self._groups.append((info, group, split if all(splits) else ""))
                 count = file.metadata.row_group(group).num_rows
                 units.append(Unit(f"{info.key}, row group {group}", info.version, count))
+        if self._columns is None:
+            raise ConfigurationError(f"{store.uri}: its Parquet files have no rows")
         self.units = tuple(units)
         self._places = ImagePlaces(root, "")
-        self._settled = False
+        self._places.settle(first_paths)
         self._bytes = self._holds_bytes(files[0])
         named = sorted({split for _, _, split in self._groups if split})
         kind = "bytes" if self._bytes else "paths"
@@ -100,33 +108,50 @@ class ParquetSource(Source):
         columns = self._columns
         assert columns is not None  # noqa: S101 -- set by the constructor
         info, group, split = self._groups[unit]
-        try:
-            table = self._open(info).read_row_group(group)
-        except Exception as error:  # on damaged bytes, pyarrow may raise anything
-            raise self._damaged(info, error) from None
-        for number, cells in enumerate(table.to_pylist()):
+        for number, cells in enumerate(self._cells(info, group)):
             row = cells if columns.image in cells else flat_cells(cells)
             image = row.get(columns.image)
-            path = (image.get("path") or "") if isinstance(image, dict) else image
+            path = image.get("path") if isinstance(image, dict) else image
+            path = "" if path is None or isinstance(path, bytes) else str(path)
             key = f"{info.key.removesuffix('.parquet')}/{group:04d}-{number:06d}"
             label = row.get(columns.label)
             if label is None and "." in columns.label:
                 label = flat_cells(cells).get(columns.label)
-            own = str(row.get(columns.split or "") or "")
+            own = cell_text(row.get(columns.split or ""))
             yield Item(
                 key=key,
-                label=self._label(label),
-                split=(split_named(own) or "") if own else split,
-                group=str(row.get(columns.group or "") or ""),
-                load=functools.partial(self._load, image, str(path or "")),
+                label=_label_text(label, self._names[info.key]),
+                split=read_split(f"{info.key}: row {number + 1}", own, split),
+                group=cell_text(row.get(columns.group or "")),
+                load=functools.partial(self._load, image, path),
             )
 
-    def _label(self, value: object) -> str | None:
-        if value is None:
-            return None
-        if self.classes and isinstance(value, int) and not isinstance(value, bool):
-            return self.classes[value] if 0 <= value < len(self.classes) else None
-        return cell_text(value)
+    def _cells(self, info: ObjectInfo, group: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a row group, a few in memory at a time."""
+        try:
+            file = self._open(info)
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group]):
+                yield from batch.to_pylist()
+        except DataError:
+            raise
+        except Exception as error:  # on damaged bytes, pyarrow may raise anything
+            raise self._damaged(info, error) from None
+
+    def _own_names(self, file: Any, info: ObjectInfo) -> tuple[str, ...] | None:
+        """Return the class names in a file's schema; each file may number them differently."""
+        columns = self._columns
+        names = _class_names(file.schema_arrow, columns.label) if columns else None
+        if columns and "." not in columns.image and columns.image not in file.schema_arrow.names:
+            raise ConfigurationError(
+                f"{self._store.uri}{info.key}: has no column {columns.image!r}, unlike others; "
+                "pack it by itself"
+            )
+        if set(names or ()) != set(self.classes or ()):
+            raise ConfigurationError(
+                f"{self._store.uri}{info.key}: has different class names from the first file; "
+                "pack it by itself"
+            )
+        return names
 
     def _load(self, image: object, path: str) -> bytes:
         data = image.get("bytes") if isinstance(image, dict) else image
@@ -134,9 +159,6 @@ class ParquetSource(Source):
             return data
         if not path:
             raise BadSample("missing", "has neither bytes nor a path")
-        if not self._settled:
-            self._places.settle([path])
-            self._settled = True
         return self._places.read(path)
 
     def _holds_bytes(self, info: ObjectInfo) -> bool:
@@ -163,8 +185,14 @@ class ParquetSource(Source):
         )
 
 
+def _label_text(value: object, names: tuple[str, ...] | None) -> str | None:
+    if names and isinstance(value, int) and not isinstance(value, bool):
+        return names[value] if 0 <= value < len(names) else None
+    return cell_text(value) or None
+
+
 def _split_of(key: str) -> str:
-    """Return the split in the name of a file, such as `train-00000-of-00002.parquet`."""
+    """Return the split that a file's path names, such as `train-00000-of-00002.parquet`."""
     parts = key.split("/")
     words = [*parts[:-1], parts[-1].partition("-")[0].removesuffix(".parquet")]
     return next(filter(None, map(split_named, reversed(words))), "")

@@ -1,13 +1,15 @@
-"""The plan of a data set: which images, in which split, shard and order. Pure, from rows alone."""
+"""The plan of a data set: which images, in which split, shard and order. A pure function."""
 
 import functools
+import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from worker.data.class_names import find_classes, number_of
+from worker.data.class_names import number_of
 from worker.data.epoch_plan import keyed_hash
 from worker.data.error_budget import allowed
 from worker.errors import ConfigurationError, DataError
@@ -15,7 +17,9 @@ from worker.ingest.duplicates import Copies, find_copies, near_pairs
 from worker.ingest.rows import Row
 from worker.ingest.splits import (
     SPLITS,
+    TEST,
     TRAIN,
+    VAL,
     SplitOptions,
     group_of,
     hash_text,
@@ -25,10 +29,14 @@ from worker.ingest.splits import (
 from worker.logs import count
 
 _MAX_LISTED = 20
+_MAX_DIGITS = 10
+_UNSAFE = re.compile(r"[.\x00-\x1f\x7f\ud800-\udfff]")
+_METADATA = re.compile(r"__[^/]*__(/|$)")
+_MAX_KEY_BYTES, _MAX_KEY_CHARACTERS = 200, 40
 _PLACE = 3
-"""Sets the draw of a sample's place apart from that of its split."""
+"""Makes the draw of a sample's place independent of the draw of its split."""
 _SHARE = 5
-"""Sets the draw of a subset apart from both."""
+"""Makes the draw of a subset independent of both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class PlanOptions:
     """Settings for turning the images of a source into data sets."""
 
     split: SplitOptions
-    """How they are divided."""
+    """How they are divided into splits."""
     shard_bytes: int
     """Approximate size of a shard, in bytes."""
     classes: tuple[str, ...] | None = None
@@ -74,7 +82,7 @@ class SetPlan:
     labels: dict[int, int]
     """The class number of each row that is packed."""
     keys: dict[int, str]
-    """The keys of the rows that cannot keep theirs: it has dots, or occurs twice in their split."""
+    """New keys for rows that cannot keep theirs, which has a dot or occurs earlier in the split."""
     classes: tuple[str, ...]
     """Names of the classes, in label order."""
     splits: tuple[PlannedSplit, ...]
@@ -82,15 +90,15 @@ class SetPlan:
     bad: tuple[int, ...]
     """The rows that are left out because they cannot be used."""
     copies: tuple[Copies, ...]
-    """Exact duplicates; as indices into `rows`."""
+    """Exact duplicates, as indices into `rows`."""
     near: tuple[tuple[int, int], ...]
-    """Near duplicates in different splits; as indices into `rows`."""
+    """Near duplicates in different splits, as indices into `rows`."""
     warnings: tuple[str, ...] = field(default=())
-    """What a person should look at, though it stops nothing."""
+    """Points that a person should look at; they do not stop the pack."""
 
 
 def order_of(keys: Sequence[str], seed: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
-    """Return the place of each key in its split; the staged chunks are sorted by it, too."""
+    """Return numbers that sort the keys of a split; the staged chunks are sorted by them, too."""
     hashes = np.fromiter(map(hash_text, keys), np.uint64, len(keys))
     return keyed_hash(seed, _PLACE, hashes)
 
@@ -103,7 +111,7 @@ def make_plan(
     Args:
         rows: The rows of the source, in its order.
         declared: The class names that the source itself states, in label order.
-        options: What is wanted.
+        options: The settings.
 
     Raises:
         DataError: If too many images are bad, if labels are unknown, or if copies of an image lie
@@ -114,6 +122,8 @@ def make_plan(
     bad = [index for index, row in enumerate(rows) if row.bad]
     _require_budget(rows, bad, options.bad_share)
     sound = [index for index, row in enumerate(rows) if not row.bad]
+    if options.classes:
+        rows = _named(rows, sound, options.classes)
     sound = _subset(rows, sound, options)
     if not sound:
         raise ConfigurationError("no image is left; check the source and the options")
@@ -125,8 +135,10 @@ def make_plan(
     )
     copies = [Copies(tuple(sound[n] for n in c.rows), c.across, c.labels) for c in copies]
     _require_apart(rows, copies, splits, options)
+    _require_whole_groups(rows, splits, options.split)
     classes, labels = _classes(rows, sound, declared, options)
     names = [name for name in SPLITS if name in set(splits.values())] or [""]
+    _require_splits(names, options.split)
     planned = tuple(
         _plan_split(
             name,
@@ -162,6 +174,26 @@ def _require_budget(rows: Sequence[Row], bad: list[int], share: float | None) ->
     raise DataError("\n  ".join([f"{count(len(bad), 'image')} cannot be used; {remedy}:", *lines]))
 
 
+def _named(rows: Sequence[Row], sound: list[int], classes: tuple[str, ...]) -> list[Row]:
+    """Return the rows with class names in place of numbers into the given list."""
+    named = list(rows)
+    for i in sound:
+        label = rows[i].label
+        if label not in classes and label.isdecimal() and int(label) < len(classes):
+            named[i] = rows[i]._replace(label=classes[int(label)])
+    return named
+
+
+def _require_splits(names: Sequence[str], options: SplitOptions) -> None:
+    wanted = {TRAIN: names != [""], VAL: options.val > 0, TEST: options.test > 0}
+    for name, is_wanted in wanted.items():
+        if is_wanted and name not in names:
+            raise ConfigurationError(
+                f"no image is in {name}; there are too few images or groups for these shares "
+                "(--val, --test, --group-by), or the source has no such split"
+            )
+
+
 def _subset(rows: Sequence[Row], sound: list[int], options: PlanOptions) -> list[int]:
     if options.keep_classes:
         wanted = set(options.keep_classes)
@@ -179,11 +211,11 @@ def _subset(rows: Sequence[Row], sound: list[int], options: PlanOptions) -> list
 
 
 def _divide(rows: Sequence[Row], sound: list[int], options: SplitOptions) -> dict[int, str]:
-    """Return the split of each row: its own, or else the drawn one."""
-    own = {i: rows[i].split for i in sound}
+    """Return the split of each row: the source's own or, if it is `train` or none, a drawn one."""
+    own = {i: "" if options.resplit else rows[i].split for i in sound}
     require_no_conflict(Counter(filter(None, own.values())), options)
     if not options.val and not options.test:
-        if any(own.values()):  # what is in no split is for training
+        if any(own.values()):  # rows in no split are for training
             return {i: split or TRAIN for i, split in own.items()}
         return own
     free = [i for i in sound if own[i] in ("", TRAIN)]
@@ -210,10 +242,27 @@ def _require_apart(
     ]
     more = [f"and {len(across) - _MAX_LISTED} more"] if len(across) > _MAX_LISTED else []
     head = (
-        f"{count(len(across), 'image')} in more than one split: what is trained on cannot judge "
-        "the model; remove the copies, or pass --allow-duplicates:"
+        f"{count(len(across), 'image')} in more than one split: a model cannot be judged on "
+        "what it was trained on; remove the copies, or pass --allow-duplicates:"
     )
     raise DataError("\n  ".join([head, *lines, *more]))
+
+
+def _require_whole_groups(
+    rows: Sequence[Row], splits: dict[int, str], options: SplitOptions
+) -> None:
+    """Raise `DataError` if a group is in more than one split, as the source may have put it."""
+    if options.group_by is None:
+        return
+    found: dict[str, str] = {}
+    for i, split in splits.items():
+        group = group_of(rows[i].key, rows[i].group, options)
+        if found.setdefault(group, split) != split:
+            raise DataError(
+                f"the group {group!r} is in {found[group]} and in {split}; a model cannot be "
+                "judged on what it was trained on; move the group, or divide the images anew "
+                "(--resplit)"
+            )
 
 
 def _classes(
@@ -224,7 +273,7 @@ def _classes(
     present = {rows[i].label for i in sound}
     if given and options.keep_classes:
         given = tuple(name for name in given if name in present)
-    classes = given or find_classes([present], ())
+    classes = given or _names_of(present)
     numbers = {name: number for number, name in enumerate(classes)}
     labels: dict[int, int] = {}
     for i in sound:
@@ -236,6 +285,20 @@ def _classes(
             )
         labels[i] = number
     return classes, labels
+
+
+def _names_of(labels: set[str]) -> tuple[str, ...]:
+    """Return the class names that the labels stand for: sorted, and by value if all are numbers."""
+    numbers = {label for label in labels if label.isdecimal() and len(label) < _MAX_DIGITS}
+    if numbers != labels:
+        return tuple(sorted(labels))
+    by_value = sorted(labels, key=lambda label: (int(label), label))
+    for one, other in itertools.pairwise(by_value):
+        if int(one) == int(other):
+            raise DataError(
+                f"the labels {one!r} and {other!r} are the same number; use one of them"
+            )
+    return tuple(by_value)
 
 
 def _plan_split(
@@ -271,7 +334,7 @@ def _plan_split(
 
 
 def _unique_keys(rows: Sequence[Row], planned: Sequence[PlannedSplit]) -> dict[int, str]:
-    """Return new keys for rows whose key occurs earlier in their split, or holds a dot.
+    """Return new keys for rows whose key contains a dot or occurs earlier in their split.
 
     Tar readers would split a member's name at the first dot.
     """
@@ -281,7 +344,7 @@ def _unique_keys(rows: Sequence[Row], planned: Sequence[PlannedSplit]) -> dict[i
         taken = {rows[i].key for i in members}
         seen: set[str] = set()
         for i in members:
-            key = new = rows[i].key.replace(".", "_")
+            key = new = safe_key(rows[i].key)
             number = 1
             while new in seen or (new != rows[i].key and new in taken):
                 number += 1
@@ -292,8 +355,19 @@ def _unique_keys(rows: Sequence[Row], planned: Sequence[PlannedSplit]) -> dict[i
     return renamed
 
 
+def safe_key(key: str) -> str:
+    """Return a key that no tar reader splits or skips: without dots, empty parts and the like."""
+    parts = [part for part in _UNSAFE.sub("_", key).split("/") if part]
+    text = "/".join(parts) or "image"
+    if _METADATA.match(text):  # webdataset skips such names
+        text = f"key{text}"
+    if len(text.encode(errors="surrogatepass")) > _MAX_KEY_BYTES:
+        text = f"{text[:_MAX_KEY_CHARACTERS]}-{hash_text(key):016x}"
+    return text
+
+
 def _require_every_class(planned: Sequence[PlannedSplit], classes: tuple[str, ...]) -> None:
-    """Raise `ConfigurationError` for a class without training images: it could not be learned."""
+    """Raise `ConfigurationError` if a class has no training images: it could not be learned."""
     for name, number in zip(classes, planned[0].counts, strict=True):
         if not number:
             where = planned[0].name or "the data set"
@@ -328,7 +402,8 @@ def _warnings(
             found.append(f"{split.name} has no image of {', '.join(empty[:_MAX_LISTED])}")
     torn = [group for group in copies if group.labels > 1]
     if torn:
-        first = " = ".join(f"{rows[i].key} ({rows[i].label})" for i in torn[0].rows[:2])
+        one = {rows[i].label: i for i in torn[0].rows}
+        first = " = ".join(f"{rows[i].key} ({label})" for label, i in list(one.items())[:2])
         found.append(f"{count(len(torn), 'image')} with more than one label, such as {first}")
     return found
 

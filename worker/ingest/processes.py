@@ -14,7 +14,7 @@ from worker.errors import InfrastructureError
 
 R = TypeVar("R")
 Work = Callable[[int, Callable[[int, int], None]], R]
-"""Works on the part with this number; the second argument is called with images and bytes done."""
+"""Works on the part with a given number; calls its second argument with images and bytes done."""
 
 _POLL_SECONDS = 0.2
 _current: dict[str, Any] = {}
@@ -25,7 +25,7 @@ def work_on(
 ) -> Iterator[R]:
     """Yield the results of `work` on each part, in order of completion.
 
-    The processes are forked, so `work` may hold anything, and what it yields is pickled.
+    The processes are forked, so `work` may refer to anything; only its results are pickled.
 
     Args:
         parts: The numbers of the parts.
@@ -46,7 +46,9 @@ def work_on(
     seen = (0, 0)
     # The collector would touch, and so copy, every inherited object in every process.
     gc.freeze()
-    pool = ProcessPoolExecutor(min(workers, len(parts)), context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(
+        min(workers, len(parts)), context, initializer=_leave_to, initargs=(os.getpid(),)
+    )
     try:
         pending = {pool.submit(_work_on, part) for part in parts}
         while pending:
@@ -58,10 +60,10 @@ def work_on(
                 yield future.result()
     except BrokenProcessPool:
         raise InfrastructureError(
-            "a process was killed, possibly as memory ran out; pass a lower --workers or --memory"
+            "a process was killed, possibly because memory ran out; lower --workers or --memory"
         ) from None
     finally:
-        # Ends at once: what is complete has been staged.
+        # End the processes at once: whatever is complete has been staged.
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -69,17 +71,16 @@ def work_on(
         gc.unfreeze()
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which ends its children, and end with it."""
+def _leave_to(parent: int) -> None:
+    """Leave Ctrl-C to the parent, which ends its children; end when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
     _end_with(parent)
 
 
 def _end_with(parent: int) -> None:
     import ctypes
 
-    # PR_SET_PDEATHSIG: a parent that is killed cannot end its children itself.
+    # 1 is PR_SET_PDEATHSIG: a parent that is killed cannot end its children itself.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""A data set as a person looks at it: its facts, and some images of every class."""
+"""A data set as shown to a person: its facts, and some images of every class."""
 
 import base64
 import io
@@ -25,14 +25,14 @@ _HEAD_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image of a data set, small."""
+    """A thumbnail of an image of a data set."""
 
     key: str
     """The key of its sample."""
     jpeg: str
-    """The image as base64."""
+    """The thumbnail, a JPEG in base64."""
     size: str
-    """Its original size, as text."""
+    """The size of the original, as text, or why there is no thumbnail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,10 @@ def read_set(uri: str, pictures: int) -> ShownSet:
     """
     stores = _stores(uri)
     splits = tuple(_read_split(name, store, pictures) for name, store in stores.items())
+    if len({split.index.classes for split in splits}) > 1:
+        raise ConfigurationError(
+            f"{uri}: its splits have different classes; inspect each by itself"
+        )
     record = read_dataset_record(next(iter(stores.values())))
     return ShownSet(uri=open_store(uri).uri, splits=splits, record=record)
 

@@ -16,13 +16,14 @@ from worker.text import read_name
 
 Advance = Callable[[int, int], None]
 """Called with the images and bytes just finished."""
+_MAX_LABEL_CHARACTERS = 500
 PutChunk = Callable[[int, bytes], None]
 """Stages a chunk, given its number and its contents."""
 
 
 @dataclass
 class _Chunk:
-    """Encoded images that wait to be staged together."""
+    """Encoded images that are waiting to be staged together."""
 
     number: int = 0
     size: int = 0
@@ -45,7 +46,7 @@ def read_unit(
         source: The source.
         unit: The number of the unit.
         options: How images are checked and stored.
-        seed: Seed of the order in which the images of a chunk are staged.
+        seed: Seed of the shuffled order in which the images of a chunk are staged.
         chunk_bytes: Size at which a chunk is staged; bounds the memory in use.
         put_chunk: Stages a chunk; None for a dry run, which stages nothing.
         advance: Called after every image.
@@ -78,6 +79,8 @@ def _look(item: Item, options: ImageOptions) -> tuple[Row, Checked | None, int]:
         return row._replace(bad=f"has a label that {error}"), None, 0
     if not label:
         return row._replace(bad="has no label"), None, 0
+    if len(label) > _MAX_LABEL_CHARACTERS:
+        return row._replace(label="", bad=f"has a label of {len(label)} characters"), None, 0
     row, data = row._replace(label=label), b""
     try:
         data = item.load()
@@ -103,8 +106,8 @@ def _look(item: Item, options: ImageOptions) -> tuple[Row, Checked | None, int]:
 def _flush(chunk: _Chunk, rows: list[Row], seed: int, put_chunk: PutChunk) -> None:
     """Stage the waiting images in the order of the final shards.
 
-    A shard is an interval of that order, so its images lie side by side in every chunk, and one
-    request per chunk reads them.
+    A shard is an interval of that order within its split, so its images lie close together in
+    every chunk, and one request per chunk reads them.
     """
     if not chunk.waiting:
         return

@@ -1,7 +1,7 @@
-"""Rows: what is known about each image of a unit once the unit has been read, staged as one object.
+"""Rows, which hold the facts about each image of a unit that has been read.
 
-A row holds no pixels. Encoded images that the source cannot deliver again cheaply are staged beside
-the rows, in chunks that are sorted in the order of the final shards.
+The rows of a unit are staged as one object, without pixels. Encoded images that the source cannot
+cheaply deliver again are staged beside them, in chunks sorted in the order of the final shards.
 """
 
 import io
@@ -68,7 +68,7 @@ class UnitRows:
     """Number of entries that are not images of the set, by kind."""
 
     def encode(self) -> bytes:
-        """Return the rows as an object for `decode`."""
+        """Return the rows as bytes that `decode` can read."""
         numbers = np.array(
             [
                 (
@@ -98,7 +98,7 @@ class UnitRows:
 
     @classmethod
     def decode(cls, data: bytes) -> "UnitRows":
-        """Return the rows in an object. On arbitrary bytes, it may raise anything."""
+        """Return the rows that `encode` has encoded; on other bytes, it may raise anything."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             texts, numbers = json.loads(file["texts"].tobytes()), file["numbers"].tolist()
         columns = zip(*(texts[name] for name in _TEXTS), numbers, strict=True)

@@ -1,5 +1,6 @@
 """The interface of a source, as `worker pack` sees it."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ class Item:
     """An image of a source."""
 
     key: str
-    """Key of its sample: the same whenever the source is read."""
+    """Key of its sample; the same each time the source is read."""
     label: str | None
     """Name or number of its class; None if the source has none for it."""
     load: Callable[[], bytes]
@@ -27,7 +28,7 @@ class Unit(NamedTuple):
     """A part of a source that one process reads in one go: a tar, a row group, some files."""
 
     name: str
-    """What it is called in messages."""
+    """Its name in messages."""
     version: str
     """Changes whenever its contents do, as far as the source tells."""
     images: int | None
@@ -53,9 +54,13 @@ class Source(ABC):
         """Yield the images of a unit, in order.
 
         Raises:
-            DataError: The unit as a whole is damaged, such as a tar that is cut short.
+            DataError: If the unit as a whole is damaged, such as a tar that was cut short.
         """
 
+    def item(self, unit: int, position: int) -> Item:
+        """Return an item of a unit again; only if `rereads` is set."""
+        return next(itertools.islice(self.items(unit), position, None))
+
     def left_over(self, unit: int) -> dict[str, int]:
-        """Return the entries of a unit that are not images, by kind, once it has been read."""
+        """Return the number of non-image entries, by kind, of a unit that has been read."""
         return {}

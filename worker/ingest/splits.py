@@ -1,4 +1,4 @@
-"""Assignment of samples to splits, a pure function of key or group, so that none ever moves."""
+"""Assignment of samples to splits, a pure function of key or group: no sample ever moves."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _USUAL_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
 _DRAW = 7
-"""Sets the draw of a split apart from that of a sample's place, which comes from the same key."""
+"""Makes the draw of a split independent of that of a sample's place, which uses the same key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +30,37 @@ class SplitOptions:
     test: float = 0.0
     """Share of the samples that go to `test`."""
     group_by: str | None = None
-    """Regular expression on the key, whose first group, or else whole match, must stay together.
-    """
+    """Regular expression on the key; keys with the same first group, or else the same whole match,
+    stay in one split. If it names a column of the source, the column is used instead."""
     seed: int = 0
     """Seed of the division."""
+    resplit: bool = False
+    """Whether to divide anew what the source has divided."""
 
     def __post_init__(self) -> None:
         if self.val + self.test >= 1:
             raise ConfigurationError(
                 f"--val {self.val:g} and --test {self.test:g} leave nothing to train on; "
-                "lower them to less than 1 together"
+                "lower them so that their sum is less than 1"
             )
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise ConfigurationError(
+                f"--group-by {self.group_by!r}: neither a column nor a regular expression ({error})"
+            ) from None
 
 
 def split_named(name: str) -> str | None:
-    """Return `train`, `val` or `test` for a usual name of one, in any case; else None."""
+    """Return `train`, `val` or `test` for a usual name, in upper or lower case; else None."""
     return _USUAL_NAMES.get(name.strip().lower())
 
 
 def splits_of(units: Sequence[str], options: SplitOptions) -> list[str]:
-    """Return the split of all samples that share a key or group, for each of these.
+    """Return the split of each key or group, to which all of its samples go.
 
-    It depends on nothing else, so samples that are added later do not move others. As every sample
-    is drawn by itself, each class is divided in these shares, give or take chance.
+    It depends on nothing else, so samples that are added later do not move others. Since every key
+    or group is drawn independently, each class is divided in roughly the requested proportions.
     """
     hashes = np.fromiter(map(hash_text, units), np.uint64, len(units))
     drawn = (keyed_hash(options.seed, _DRAW, hashes) >> np.uint64(11)) / 2**53
@@ -77,7 +85,7 @@ def group_of(key: str, given: str, options: SplitOptions) -> str:
             f"--group-by {options.group_by!r}: does not match {key!r}; the pattern must match "
             "every key (its first group, or else the whole match, is kept together)"
         )
-    return match[1] if match.groups() else match[0]
+    return (match[1] or "") if match.groups() else match[0]
 
 
 def hash_text(text: str) -> int:

@@ -4,10 +4,14 @@ They are named after a digest of the source and of all options that affect a byt
 resumes from what another one has left.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import time
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,7 +19,7 @@ from pydantic import Field
 from worker.data.index import Shard
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.ingest.rows import UnitRows
-from worker.store import ObjectMissing, Store
+from worker.store import LocalStore, ObjectMissing, Store
 from worker.store.json_records import StoredRecord, get_json, put_json
 
 _FOLDER = ".pack"
@@ -32,7 +36,7 @@ class Receipt(StoredRecord):
 
 
 def pack_id(facts: Mapping[str, Any]) -> str:
-    """Return the identity of a pack, given all that decides on its result."""
+    """Return the identity of a pack, given all that determines its result."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -55,7 +59,7 @@ class Staging:
         return self._numbers("units/", ".npz")
 
     def put_rows(self, unit: int, rows: UnitRows) -> None:
-        """Stage the rows of a unit, which marks it as read; its chunks must be there before."""
+        """Stage the rows of a unit, which marks it as read; its chunks must be staged first."""
         self.store.put(f"{self._root}units/{unit:07d}.npz", rows.encode())
 
     def rows(self, unit: int) -> UnitRows:
@@ -69,6 +73,10 @@ class Staging:
             raise InfrastructureError(
                 f"{self.store.uri}{name}: is damaged and was removed; run the same command again"
             ) from None
+
+    def forget_unit(self, unit: int) -> None:
+        """Have a unit read again by the next start."""
+        self.store.delete(f"{self._root}units/{unit:07d}.npz")
 
     def put_chunk(self, unit: int, chunk: int, data: bytes) -> None:
         """Stage a chunk of encoded images."""
@@ -84,7 +92,7 @@ class Staging:
         put_json(self.store, name, receipt.model_dump())
 
     def receipt(self, split: str, shard: int) -> Receipt | None:
-        """Return the receipt of a shard; None if it is not complete."""
+        """Return the receipt of a shard; None if there is none, or if it is damaged."""
         try:
             return get_json(self.store, self._receipt(split, shard), Receipt)
         except ObjectMissing:
@@ -94,8 +102,8 @@ class Staging:
         """Return the numbers of the shards of a split that are complete."""
         return self._numbers(f"shards/{split or 'all'}/", ".json")
 
-    def claim(self, *, replace: bool) -> None:
-        """Claim the destination for this pack, until `clear`; two would overwrite each other.
+    def claim(self, *, replace: bool) -> bool:
+        """Claim the destination for this pack, until `clear`; return whether this call did.
 
         Args:
             replace: Whether to take it over from another pack.
@@ -103,22 +111,32 @@ class Staging:
         Raises:
             ConfigurationError: If another pack has claimed it.
         """
-        data = json.dumps({"pack": self.identity}).encode()
+        # Unique, so that no part takes the claim of another part of this pack for its own.
+        data = json.dumps({"pack": self.identity, "by": uuid.uuid4().hex}).encode()
         if self.store.put_if_absent(_OWNER, data):
-            return
+            return True
+        with contextlib.suppress(ObjectMissing, ValueError):
+            if json.loads(self.store.get(_OWNER)).get("pack") == self.identity:
+                return False
         if not replace:
             raise ConfigurationError(
-                f"{self.store.uri}: another pack, of another source or with other options, writes "
-                "here or was interrupted; let it finish, choose another place, or pass --overwrite"
+                f"{self.store.uri}: another pack, of another source or with other options, is "
+                "writing here or was interrupted; let it finish, choose another place, or pass "
+                "--overwrite"
             )
         self.store.put(_OWNER, data)
+        return True
 
     def clear(self) -> None:
-        """Remove what this pack has staged, and what abandoned ones have left."""
+        """Remove what this pack has staged, and what abandoned packs have left."""
         long_ago = time.time() - _ABANDONED_SECONDS
         for info in list(self.store.list(f"{_FOLDER}/")):
             if info.key == _OWNER or info.key.startswith(self._root) or info.modified < long_ago:
                 self.store.delete(info.key)
+        if isinstance(self.store, LocalStore):
+            for folder, _, _ in os.walk(self.store.root / _FOLDER, topdown=False):
+                with contextlib.suppress(OSError):  # holds something of another pack
+                    Path(folder).rmdir()
 
     def _chunk(self, unit: int, chunk: int) -> str:
         return f"{self._root}chunks/{unit:07d}-{chunk:04d}.bin"

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES
 from worker.errors import ConfigurationError
+from worker.ingest.splits import split_named
 from worker.text import printable
 
 # In order of preference. Those with dots or dashes are SageMaker's, Vertex AI's and Azure ML's.
@@ -32,7 +33,7 @@ _PATH = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names of the columns that matter; None for a column that there is not."""
+    """The names of the columns that matter; None for a column that does not exist."""
 
     image: str
     label: str
@@ -59,12 +60,12 @@ def find_columns(
         wanted: The columns that the user names, by `image`, `label`, `split` and `group`.
 
     Raises:
-        ConfigurationError: If a named column does not exist, or one cannot be found.
+        ConfigurationError: If a named column does not exist, or the image or label cannot be found.
     """
     for option, name in wanted.items():
         if name and name not in names and option != "group":
             raise ConfigurationError(
-                f"--{option}: there is no column {name!r}; there are {_listed(names)}"
+                f"--{option}: there is no column {name!r}; the columns are {_listed(names)}"
             )
     image = wanted.get("image") or _by_name(names, _IMAGE) or _by_content(names, rows)
     if image is None:
@@ -80,7 +81,7 @@ def find_columns(
     return Columns(
         image=image,
         label=label,
-        split=wanted.get("split") or _by_name(names, _SPLIT),
+        split=wanted.get("split") or _split_column(names, rows),
         group=group if group in names else None,
     )
 
@@ -95,13 +96,22 @@ def _by_name(names: Sequence[str], known: Sequence[str]) -> str | None:
 
 
 def _by_content(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the only column whose first values look like paths of images."""
+    """Return the only column whose first values all look like paths or addresses of images."""
     found = [
         name
         for name in names
         if rows and all(_PATH.search(str(row.get(name) or "")) for row in rows[:20])
     ]
     return found[0] if len(found) == 1 else None
+
+
+def _split_column(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a column with a usual name whose first values are usual names of splits."""
+    name = _by_name(names, _SPLIT)
+    if name is None:
+        return None
+    cells = {str(row.get(name) or "").strip() for row in rows[:200]}
+    return name if any(map(split_named, cells)) else None
 
 
 def _label_column(names: Sequence[str]) -> str | None:

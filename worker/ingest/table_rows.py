@@ -3,17 +3,20 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from worker.errors import ConfigurationError, DataError
 from worker.ingest.table_columns import looks_like_path
+from worker.ingest.web import read_web
 from worker.store import read_uri
 from worker.text import read_text
 
 TABLES = (".csv", ".tsv", ".lst", ".jsonl", ".ndjson", ".manifest", ".json")
 _MAX_BYTES = 4 << 30
 _MAX_DEPTH = 6
+_WHOLE = re.compile(r"\d+\.0+")
 _WITHOUT_HEADER = {2: ("image", "label"), 3: ("split", "image", "label")}
 """Columns of Vertex AI's CSV files, which have no header."""
 
@@ -26,10 +29,12 @@ def read_table(uri: str) -> list[dict[str, Any]]:
         DataError: If a line is malformed; the message names it.
     """
     try:
-        text = read_text(read_uri(uri, _MAX_BYTES))
+        on_web = uri.lower().startswith(("http://", "https://"))
+        text = read_text(read_web(uri) if on_web else read_uri(uri, _MAX_BYTES))
     except ValueError as error:
         raise DataError(f"{uri}: {error}") from None
-    suffix = uri[uri.rfind(".") :].lower()
+    path = uri.partition("?")[0]
+    suffix = path[path.rfind(".") :].lower()
     if suffix in (".csv", ".tsv", ".lst"):
         rows = list(_separated(uri, text, suffix))
     elif suffix == ".json":
@@ -67,13 +72,13 @@ def _separated(uri: str, text: str, suffix: str) -> Iterator[dict[str, Any]]:
 
 
 def _header(uri: str, cells: list[str], suffix: str) -> tuple[tuple[str, ...], bool]:
-    """Return the names of the columns, and whether the first line is a row already."""
+    """Return the names of the columns, and whether the first line is already a row."""
     if suffix == ".lst":  # index, label, path (MXNet's and SageMaker's image lists)
         return ("index", "label", "image"), True
     if any(map(looks_like_path, cells)):
         if len(cells) not in _WITHOUT_HEADER:
             raise ConfigurationError(
-                f"{uri}: the first line is no header; add one that names the columns"
+                f"{uri}: the first line is not a header; add one that names the columns"
             )
         return _WITHOUT_HEADER[len(cells)], True
     if len(set(cells)) < len(cells):
@@ -108,7 +113,7 @@ def _objects(uri: str, text: str) -> Iterator[dict[str, Any]]:
 
 
 def flat_cells(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Return nested objects and lists as cells with dotted names: `a.b`, `a.0`."""
+    """Return the cells of a row, nested objects and lists under dotted names: `a.b`, `a.0.b`."""
     found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -121,9 +126,15 @@ def flat_cells(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict
 
 
 def cell_text(value: object) -> str:
-    """Return a cell as text: empty for a missing value, and 3 for 3.0, as pandas writes it."""
+    """Return a cell as text: empty if it is missing, and 3 for 3.0, as pandas writes some integers.
+
+    A list of one value counts as that value.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if value is None or value != value:  # NaN
         return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace").strip()
+    text = str(value).strip()
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text

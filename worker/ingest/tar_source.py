@@ -1,8 +1,8 @@
-"""Existing WebDatasets as a source: tars anywhere that `webdataset` can open them.
+"""Existing WebDatasets as a source: tars at any address that `webdataset` can open.
 
-Of the library, only what is sound is used: its patterns, its table of openers, and the dictionary
-that users' functions take. A tar is read to its end and closed before any of it counts, and then
-read by our own scan: the library itself takes a tar that was cut short for a shorter one.
+Only the sound parts of the library are used: its patterns, its table of openers, and the dictionary
+that users' functions take. A tar that it opens is read to its end and closed before any of it
+counts, and then read by our own scan: the library takes a truncated tar for a complete one.
 """
 
 import functools
@@ -30,11 +30,12 @@ from worker.errors import (
 from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
 from worker.ingest.web import open_hub, open_web
+from worker.logs import count
 from worker.redaction import redacted
 from worker.store import Store, open_store
 
 Map = Callable[[dict[str, Any]], dict[str, Any] | None]
-"""A user's function: takes webdataset's sample dictionary; returns one, or None to drop it."""
+"""A user's function: takes webdataset's sample dictionary; returns one, or None to omit it."""
 
 _SPOOLED_BYTES = 256 << 20
 _CHUNK = 1 << 20
@@ -57,7 +58,7 @@ class TarSource(Source):
 
     Args:
         address: A prefix, a brace pattern, or several of them joined by `::`.
-        label_field: The `.json` field that holds the label of a sample without a `.cls`.
+        label_field: The field of `.json` members that holds the label of a sample without a `.cls`.
         mapped: A function that is applied to every sample.
         allow_pipe: Whether `pipe:` addresses, which run a shell command, are opened.
 
@@ -82,8 +83,8 @@ class TarSource(Source):
         self._left_over: dict[int, dict[str, int]] = {}
         names = sorted({tar.split for tar in self._tars if tar.split})
         with_splits = f" with {', '.join(names)}" if names else ""
-        self.description = f"WebDataset of {len(self._tars)} tars{with_splits}"
-        self.units = tuple(Unit(redacted(t.name), t.version, None) for t in self._tars)
+        self.description = f"WebDataset of {count(len(self._tars), 'tar')}{with_splits}"
+        self.units = tuple(Unit(_shown(t.name), t.version, None) for t in self._tars)
 
     def items(self, unit: int) -> Iterator[Item]:
         """Yield the images of a tar; raises `DataError` if the tar is damaged."""
@@ -98,12 +99,12 @@ class TarSource(Source):
         if scan.problems:
             problem = scan.problems[0]
             raise DataError(
-                f"{redacted(tar.name)}: byte {problem.offset}: {problem.text}; fetch or write this "
+                f"{_shown(tar.name)}: byte {problem.offset}: {problem.text}; fetch or write this "
                 "tar again"
             )
 
     def left_over(self, unit: int) -> dict[str, int]:
-        """Return the members of a tar that belong to no sample, by kind, once it has been read."""
+        """Return the number of members, by kind, that belong to no sample of a tar already read."""
         return self._left_over.get(unit, {})
 
     def _item(self, sample: TarSample, tar: _Tar) -> Item | None:
@@ -112,8 +113,9 @@ class TarSource(Source):
             if self._map is None:
                 label, image = sample.labeled_image(self._label_field)
             else:
-                fields = {"__key__": key, "__url__": redacted(tar.name), **sample.members}
-                changed = self._map(fields)
+                sample.require_whole()
+                fields = {"__key__": key, "__url__": _shown(tar.name), **sample.members}
+                changed = _apply(self._map, fields)
                 if changed is None:
                     return None
                 key = str(changed.get("__key__", key))
@@ -121,6 +123,16 @@ class TarSource(Source):
         except Unsound as problem:
             return Item(key=key, label="?", split=tar.split, load=functools.partial(_bad, problem))
         return Item(key=key, label=label, split=tar.split, load=lambda: image)
+
+
+def _apply(mapped: Map, fields: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        changed = mapped(fields)
+    except Exception as error:  # the user's own code
+        raise Unsound(f"--map raised {type(error).__name__}: {first_line(error)}") from None
+    if changed is not None and not isinstance(changed, dict):
+        raise Unsound(f"--map returned a {type(changed).__name__}, not a dictionary or None")
+    return changed
 
 
 def _bad(problem: Unsound) -> bytes:
@@ -184,7 +196,7 @@ def _in_store(address: str) -> tuple[_Tar, ...]:
 
 
 def _with_splits(tars: list[_Tar]) -> tuple[_Tar, ...]:
-    """Take the split from the names of the tars, if every one has one (`x-train-0000.tar`)."""
+    """Take the splits from the names of the tars, if each has one (`x-train-0000.tar`)."""
     named = [_split_in(urlsplit(tar.name).path.rpartition("/")[2]) for tar in tars]
     if not all(named):
         return tuple(tars)
@@ -196,12 +208,17 @@ def _split_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _shown(address: str) -> str:
+    """Return an address for messages; a shell command may hold any secret."""
+    return "pipe:[command]" if _is_pipe(address) else redacted(address)
+
+
 def _is_pipe(address: str) -> bool:
     return address.startswith("pipe:")
 
 
 def _library(name: str) -> Any:
-    """Import a module of webdataset, which this command alone needs; it imports torch."""
+    """Import a module of webdataset, which no other command needs; this imports torch, too."""
     return importlib.import_module(f"webdataset.{name}")
 
 
@@ -234,7 +251,7 @@ class _opened:  # noqa: N801 -- a context manager
 
 
 def _drain(url: str, file: IO[bytes]) -> int:
-    """Copy a tar to a file, and close it: only that shows whether it has arrived whole."""
+    """Copy a tar to a file, and close the stream: only closing shows if it has arrived whole."""
     gopen = _library("gopen")
     gopen.gopen_schemes.update(http=open_web, https=open_web, hf=open_hub)
     os.environ.pop("GOPEN_VERBOSE", None)  # with it, `close` does not look at the exit status
@@ -251,11 +268,12 @@ def _drain(url: str, file: IO[bytes]) -> int:
         raise
     except ImportError as error:
         raise ConfigurationError(
-            f"{redacted(url)}: needs the package {error.name}; install it"
+            f"{_shown(url)}: needs the package {error.name}; install it"
         ) from None
     except Exception as error:  # openers may raise anything
         raise InfrastructureError(
-            f"{redacted(url)}: cannot be read ({redacted(first_line(error))})"
+            f"{_shown(url)}: cannot be read"
+            f"{'' if _is_pipe(url) else f' ({redacted(first_line(error))})'}"
         ) from None
     return size
 

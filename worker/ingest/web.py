@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from worker.environment import Settings
 from worker.errors import ConfigurationError, InfrastructureError
@@ -17,14 +17,15 @@ from worker.redaction import redacted
 _CHUNK = 1 << 20
 _MIN_BYTES_PER_SECOND = 100_000
 _PASSING = (408, 425, 429)
+_URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"
 
 
 def read_web(uri: str) -> bytes:
     """Return the body of an address, read to its end.
 
     Raises:
-        ConfigurationError: If the server refuses, such as with 404 or 403.
-        InfrastructureError: If it fails, is too slow, or cuts the body short, several times.
+        ConfigurationError: If the server refuses, for example with 404 or 403.
+        InfrastructureError: If it repeatedly fails, is too slow, or cuts the body short.
     """
     return b"".join(stream_web(uri))
 
@@ -43,6 +44,8 @@ def stream_web(uri: str, authorization: str | None = None) -> Iterator[bytes]:
                 fresh = chunk[max(0, yielded - at) :]
                 at += len(chunk)
                 yielded += len(fresh)
+                # Only for what is new: a body that always breaks off would be read forever.
+                deadline.allow(len(fresh))
                 if fresh:
                     yield fresh
             return
@@ -75,11 +78,10 @@ def _read_once(uri: str, authorization: str | None, deadline: _Deadline) -> Iter
     with _open(uri, shown, authorization, timeout) as response:
         expected = response.headers.get("Content-Length")
         size = 0
-        # As much as is there: waiting for a full chunk would outlast the deadline.
+        # Takes what has arrived: waiting for a full chunk could outlast the deadline.
         while chunk := response.read1(_CHUNK):
             size += len(chunk)
-            deadline.allow(len(chunk))
-            if deadline.left() < 0:
+            if deadline.left() + size / _MIN_BYTES_PER_SECOND < 0:
                 raise InfrastructureError(
                     f"{shown}: sent no complete response within {deadline.seconds:g} s"
                 )
@@ -89,13 +91,17 @@ def _read_once(uri: str, authorization: str | None, deadline: _Deadline) -> Iter
 
 
 def _open(uri: str, shown: str, authorization: str | None, timeout: float) -> Any:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # from a malformed IPv6 address
+        raise ConfigurationError(f"{shown}: is not a valid address") from None
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         host = parts.netloc.rpartition("@")[2]
         uri = urlunsplit(parts._replace(netloc=host))
         authorization = f"Basic {base64.b64encode(login.encode()).decode()}"
-    request = urllib.request.Request(uri)  # noqa: S310 -- only http and https reach this
+    # Escapes the spaces and non-ASCII letters that people write into tables.
+    request = urllib.request.Request(quote(uri, safe=_URL_CHARACTERS))  # noqa: S310 -- http or https
     if authorization:
         # Not sent on to another host that a redirect leads to.
         request.add_unredirected_header("Authorization", authorization)
@@ -132,7 +138,7 @@ class _Stream:
         self._rest = b""
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, all of the rest if negative; nothing at the end."""
+        """Return up to `size` bytes, or the whole rest if it is negative; nothing at the end."""
         if size < 0:
             data, self._rest = self._rest + b"".join(self._chunks), b""
             return data

@@ -1,12 +1,11 @@
-"""The second pass of a pack: shards are put together, written and read back."""
+"""The second pass of a pack: shards are assembled, written and read back."""
 
-import functools
 import io
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import xxhash
 
@@ -18,17 +17,35 @@ from worker.data.verify_shards import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.ingest.plan import PlannedSplit, SetPlan
 from worker.ingest.rows import Row
-from worker.ingest.source import Item, Source
+from worker.ingest.source import Source
 from worker.ingest.staging import Receipt, Staging
 from worker.store import Store
 
 Place = tuple[int, int]
-"""Where a row comes from: the number of its unit, and its position within."""
+"""Where a row comes from: the number of its unit, and its position within the unit."""
 
 
-def shard_name(number: int) -> str:
-    """Return the name of a shard."""
-    return f"shard-{number:06d}.tar"
+OWN_NAME = re.compile(r"shard-\d{6}-[0-9a-f]{8}(\.[0-9a-f]{16}\.samples\.npy|\.tar)")
+"""The names of shards and sidecars that a pack writes."""
+
+
+def shard_name(number: int, sha256: str) -> str:
+    """Return the name of a shard.
+
+    It includes part of its digest, so no shard ever replaces one with different contents.
+    """
+    return f"shard-{number:06d}-{sha256[:8]}.tar"
+
+
+class Changed(DataError):
+    """An image that is no longer what it was in the first pass; names the unit to read again."""
+
+    def __init__(self, text: str, unit: int = -1) -> None:
+        super().__init__(text)
+        self.unit = unit
+
+    def __reduce__(self) -> tuple[type["Changed"], tuple[str, int]]:
+        return Changed, (str(self), self.unit)  # so that it survives pickling in a child process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +55,14 @@ class ShardWriter:
     source: Source
     """The source."""
     staging: Staging
-    """The staged chunks; notes the shards that are complete."""
+    """The staged chunks; they also record which shards are complete."""
     plan: SetPlan
     """The plan."""
     places: Sequence[Place]
     """The place of each row of the plan."""
 
     def write(self, split: PlannedSplit, number: int, store: Store) -> int:
-        """Write a shard, read it back and note it; return the number of bytes of its images.
+        """Write a shard, read it back and record it as complete; return the bytes of its images.
 
         Args:
             split: The split.
@@ -65,10 +82,13 @@ class ShardWriter:
                 key = self.plan.keys.get(i, row.key)
                 _add(tar, f"{key}.cls", str(self.plan.labels[i]).encode())
                 _add(tar, f"{key}.{row.suffix}", images[i])
-        data, name = buffer.getvalue(), shard_name(number)
+        data = buffer.getvalue()
         scan = scan_shard(lambda start, stop: data[start:stop], len(data))
+        name = shard_name(number, scan.sha256)
         if scan.problems:
             raise ConfigurationError(f"{name}: {scan.problems[0].text}")
+        if len(scan.rows) != len(members):
+            raise RuntimeError(f"{name}: {len(scan.rows)} of {len(members)} samples read back")
         store.put(name, data)
         shard = write_sidecar(store, name, scan, [(row, int(row.label)) for row in scan.rows])
         index = Index(classes=self.plan.classes, shards=(shard,))
@@ -103,20 +123,14 @@ class ShardWriter:
 
     def _read_again(self, i: int, row: Row) -> bytes:
         unit, position = self.places[i]
-        changed = DataError(f"{row.key}: changed while it was packed; pack again")
+        changed = Changed(f"{row.key}: changed while it was packed; pack again", unit)
         try:
-            data = _items_of(cast(Any, self.source), unit)[position].load()
+            data = self.source.item(unit, position).load()
         except (BadSample, ConfigurationError):
             raise changed from None
         if xxhash.xxh3_64_intdigest(data) != row.content:
             raise changed
         return data
-
-
-@functools.lru_cache(maxsize=8)
-def _items_of(source: Any, unit: int) -> list[Item]:
-    """Return the items of a unit; a shard has images of many units, so some are remembered."""
-    return list(source.items(unit))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -158,7 +158,8 @@ def _row(mistake: Mistake, name_of: Callable[[int], str]) -> dict[str, Any]:
         "sample": name_of(mistake.id),
         "label": mistake.label,
         "predicted": mistake.predicted,
-        "confidence": mistake.confidence,
+        # JSON has no NaN, which a model that has diverged is confident with.
+        "confidence": mistake.confidence if math.isfinite(mistake.confidence) else 0.0,
         "loss": mistake.loss,
         "jpeg": base64.b64encode(jpeg).decode(),
     }

@@ -25,7 +25,8 @@ def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]
         key = f"{path}{field.alias or name}"
         inner = section_in(field.annotation)
         # The rows of a section's keys show its defaults.
-        default = "" if inner and not _is_optional(field) else _default(field)
+        shows_keys = inner and not _is_optional(field) and not field.is_required()
+        default = "" if shows_keys else _default(field)
         yield key, default, " ".join((field.description or "").split())
         if inner:
             yield from _rows(inner, f"{key}.")

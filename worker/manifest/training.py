@@ -125,7 +125,7 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _own_keys(self) -> "Schedule":
         if self.name == "step" and self.every is None:
-            raise ValueError("step needs every, such as {epochs: 2}; add it")
+            raise ValueError("the step schedule needs `every`, such as {epochs: 2}; add it")
         if self.name != "step" and self.every is not None:
             raise ValueError("`every` belongs to the step schedule; remove it")
         if self.factor is not None and self.name != "step":

@@ -1,8 +1,8 @@
 """TCP keepalive for the connections between ranks.
 
-A process that dies closes its connections. A machine that loses its power or network does not, and
-by default a peer waits for it for a quarter of an hour. With keepalive, the kernel probes
-the peer's, which answers: a process that is merely suspended or busy is not taken for lost.
+The connections of a process that dies are closed. Those of a machine that loses its power or
+network are not, and by default a peer waits for a quarter of an hour. With keepalive, the kernel
+probes the peer's kernel, which answers even if the process there is merely suspended or busy.
 """
 
 import os
@@ -18,8 +18,8 @@ _TIMEOUT_SECONDS = _IDLE_SECONDS + _MAX_PROBES * _INTERVAL_SECONDS
 def keep_alive() -> int:
     """Turn keepalive on for all TCP connections that this process has now; return their number.
 
-    All, as gloo does not say which are its own. It does no harm to the others: a request to storage
-    that fails is tried again.
+    All of them, because gloo does not say which are its own. The others come to no harm: a request
+    to storage that fails is tried again.
     """
     count = 0
     for entry in list(Path("/proc/self/fd").iterdir()):

@@ -21,7 +21,7 @@ def join(store: Any, world_size: int, looks: Iterator[None]) -> None:
     Args:
         store: The store of the rendezvous.
         world_size: The number of ranks.
-        looks: Waits for a moment at each step; raises `StopRequested` if this rank is to stop.
+        looks: Waits a moment at each step; raises `StopRequested` if this rank has to stop.
 
     Raises:
         StopRequested: If this rank left before all had joined. Once all have, they count on each

@@ -18,6 +18,7 @@ from worker.data.epoch_plan import Ids
 from worker.errors import WorkerError
 from worker.layout import confusion_name, ledger_name, mistakes_name
 from worker.learn.confusion import Rows
+from worker.plain import plain
 from worker.ranks.process_group import meaningful_errors
 from worker.ranks.rank import Rank
 from worker.store import Store
@@ -94,7 +95,7 @@ class Recorder:
         if self._rank.rank:
             return
         self._store.put(confusion_name(self._attempt, step), encode_array(rows))
-        put_json(self._store, mistakes_name(self._attempt, step), mistakes)
+        put_json(self._store, mistakes_name(self._attempt, step), plain(mistakes))
         kept = {step, best_step}
         gone = [old for old in self._evaluations if old not in kept]
         self._evaluations = [old for old in self._evaluations if old in kept] + [step]

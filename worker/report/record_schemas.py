@@ -1,4 +1,4 @@
-"""Schemas of a run's records, with bounds that ensure that a page can be drawn from them."""
+"""Schemas of a run's records, with bounds that ensure that a page can be rendered from them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The page and the text of a data set: facts, classes, and a contact sheet."""
+"""The page and the text about a data set: facts, classes, and contact sheets."""
 
 from worker.charts import bar, table
 from worker.ingest.read_set import ShownSet
@@ -10,7 +10,7 @@ _MAX_CLASSES = 100
 
 
 def describe_set(shown: ShownSet) -> str:
-    """Return the facts about a data set, and its classes with a bar each, as text."""
+    """Return the facts about a data set and its largest classes, with a bar each, as text."""
     width = max(len(name) for name, _ in _facts(shown))
     lines = [f"{name:<{width}}  {text}" for name, text in _facts(shown)]
     totals = [sum(counts) for counts in zip(*(s.counts for s in shown.splits), strict=True)]
@@ -28,7 +28,7 @@ def describe_set(shown: ShownSet) -> str:
 
 
 def set_page(shown: ShownSet) -> str:
-    """Return the HTML page of a data set, with a contact sheet of every class."""
+    """Return the HTML page of a data set, with a contact sheet of each of its first classes."""
     classes = shown.splits[0].index.classes
     record = shown.record
     return render(

@@ -38,7 +38,7 @@ class Store(Protocol):
     uri: str
     """The root, ending in a slash; free of secrets, so that it can be logged."""
     fences: bool
-    """False once a write had to be plain, as the store does not implement conditional writes."""
+    """False once a write had to be unconditional, as the store has no conditional writes."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return bytes of an object.

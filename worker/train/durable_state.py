@@ -156,8 +156,8 @@ class DurableState:
     ) -> None:
         """Upload and commit a snapshot, in the background on rank 0."""
         output = self._job.output
-        # Only saves a superseded attempt the upload. The check that matters, which fences commits
-        # off, is the one in `publish_commit`.
+        # This merely spares a superseded attempt the upload. The check that matters, which fences
+        # off commits, is the one in `publish_commit`.
         ensure_newest(output, self.attempt)
         written = saver.write(name, snapshot)
         self._flushed.wait()

@@ -136,8 +136,8 @@ class Loaders:
                 threads,
                 self._job.image_spec,
                 # Page-locking requires CUDA, which a decoding process must not use; `start` locks
-                # the memory that it shares. If this process has the threads, the GPU decodes, and
-                # there is nothing to pin.
+                # the memory that it shares. If decoding threads run in this process, the
+                # GPU decodes, and there is nothing to pin.
                 pin_memory=pin and not threads,
                 decoder=decoder,
                 decoded=decoded,

@@ -318,7 +318,12 @@ def test_pipes_are_opened_only_if_allowed(run: Run, tmp_path: Path) -> None:
         ),
         ("t.csv", "image,label\nx.jpg\n", 65, "line 2 has 1 cells, but the first line has 2"),
         ("t.csv", "image,image\nx.jpg,1\n", 78, "two columns are named 'image'"),
-        ("t.csv", "image,label,split\nx.jpg,a,hold\n", 78, "the split 'hold' is none of train"),
+        (
+            "t.csv",
+            "image,label,split\ny.jpg,a,train\nx.jpg,a,hold\n",
+            78,
+            "the split 'hold' is none of train",
+        ),
         ("t.jsonl", '{"image": "x.jpg"', 65, "line 1 is not JSON"),
         ("t.json", '{"a": 1}', 65, "is not a list of objects"),
         ("t.csv", "", 78, "has no rows"),
