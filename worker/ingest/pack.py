@@ -137,6 +137,7 @@ class Pack:
         """
         wanted = len(self.source.units)
         if not self._wait(lambda: len(self.staging.units()), wanted, "units", say):
+            self.staging.clear()  # of what this part has staged since
             return None
         try:
             return [self.staging.rows(unit) for unit in range(wanted)]
@@ -167,6 +168,9 @@ class Pack:
         try:
             for _ in work_on(todo, work, self._writers(), advance):
                 pass
+        except ObjectMissing:
+            if not self.finished():  # else another part has completed the pack and cleared this
+                raise
         except Changed as change:
             self.staging.forget_unit(change.unit)  # to be read again by the next start
             raise
