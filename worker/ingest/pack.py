@@ -29,7 +29,7 @@ from worker.ingest.write_shards import OWN_NAME, Changed, Place, ShardWriter
 from worker.store import ObjectMissing, Store, open_store
 from worker.store.json_records import put_json
 
-_POLL_SECONDS = 2.0
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.2, 5.0
 _MAX_IDLE_SECONDS = 1800.0
 _CHUNKS_IN_MEMORY = 4
 """Copies of a chunk that a process may hold: as read, joined, and on the way to the store."""
@@ -270,7 +270,7 @@ class Pack:
 
     def _wait(self, ready: Callable[[], int], wanted: int, what: str, say: Say) -> bool:
         """Wait until all are done; return False if another part has completed the pack."""
-        last, since = -1, time.monotonic()
+        last, since, pause = -1, time.monotonic(), _MIN_POLL_SECONDS
         while (have := ready()) < wanted:
             if self.options.part[1] > 1 and self.finished():
                 return False
@@ -282,7 +282,8 @@ class Pack:
                     f"{have} of {wanted} {what} are done, and no part is making progress; start "
                     f"all {self.options.part[1]} parts again"
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(_MAX_POLL_SECONDS, 1.3 * pause)
         return True
 
     def _stores(self) -> list[Store]:
