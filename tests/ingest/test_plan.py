@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.support.examples import examples
 from worker.errors import ConfigurationError, DataError
 from worker.ingest.duplicates import MAX_DISTANCE, near_pairs
-from worker.ingest.plan import PlanOptions, SetPlan, make_plan
+from worker.ingest.plan import make_plan
+from worker.ingest.planned import PlanOptions, SetPlan
 from worker.ingest.rows import Row, UnitRows
 from worker.ingest.splits import SplitOptions
 

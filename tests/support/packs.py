@@ -7,7 +7,7 @@ from worker.ingest.dataset_record import record_of
 from worker.ingest.image_check import ImageOptions
 from worker.ingest.open_source import SourceOptions, open_source
 from worker.ingest.pack import Pack, PackOptions, plan_of
-from worker.ingest.plan import PlanOptions
+from worker.ingest.planned import PlanOptions
 from worker.ingest.splits import SplitOptions
 
 

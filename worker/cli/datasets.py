@@ -1,4 +1,4 @@
-"""The command that indexes existing tars."""
+"""Commands that index tars and show data sets."""
 
 import click
 
@@ -104,3 +104,30 @@ def index(
         click.echo(f"16-bit images are assumed to use only {made.index.depth} bits", err=True)
     if made.empty:
         click.echo(f"classes without any images: {', '.join(made.empty[:20])}", err=True)
+
+
+@main.command()
+@click.argument("address")
+@click.option("--html", metavar="PATH", help="Write a page with a contact sheet of every class.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=1, max=100),
+    default=8,
+    show_default=True,
+    help="Images per class and split on that page.",
+)
+def inspect(address: str, html: str | None, pictures: int) -> None:
+    """Show the data set at ADDRESS: facts, classes, and what was found when it was packed.
+
+    ADDRESS is a data set or a folder of splits. Before you train, look at some
+    images of every class with --html.
+    """
+    from worker.ingest.read_set import read_set
+    from worker.report.set_page import describe_set, set_page
+    from worker.store import write_uri
+
+    shown = read_set(address, pictures if html else 0)
+    click.echo(describe_set(shown))
+    if html:
+        write_uri(html, set_page(shown).encode())
+        click.echo(f"page: {html}")

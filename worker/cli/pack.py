@@ -4,8 +4,6 @@ import hashlib
 import importlib.util
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from worker import __version__
-from worker.cli.group import main, progress_bar
+from worker.cli.group import main
+from worker.cli.pack_progress import PackProgress
 from worker.errors import ConfigurationError
 from worker.logs import count
 from worker.redaction import redacted
@@ -24,7 +23,7 @@ if TYPE_CHECKING:  # these modules take seconds to import
     from worker.data.index import Index
     from worker.ingest.open_source import SourceOptions
     from worker.ingest.pack import Pack, PackOptions
-    from worker.ingest.plan import SetPlan
+    from worker.ingest.planned import SetPlan
     from worker.ingest.rows import UnitRows
 
 _MIB = 1 << 20
@@ -189,7 +188,7 @@ def pack(source: str, dest: str, **given: Any) -> None:
         plan_of(units, opened, options.plan)
         click.echo("dry run: nothing was written")
         return
-    with _progress(packing, "writing", sum(sum(s.counts) for s in plan.splits)) as advance:
+    with PackProgress(packing, "writing", sum(sum(s.counts) for s in plan.splits)) as advance:
         packing.write(plan, places, advance)
     record = _record(packing, plan, units, source=source, given=given, near=near)
     _tell(dest, plan, packing.complete(plan, record, _say))
@@ -222,7 +221,7 @@ def _is_done(packing: "Pack", dest: str) -> bool:
 
 def _read(packing: "Pack", *, dry: bool) -> "list[UnitRows] | None":
     """Read the source; return all of its rows, or None if another part has completed the pack."""
-    with _progress(packing, "reading") as advance:
+    with PackProgress(packing, "reading") as advance:
         units = packing.read(advance, dry=dry)
     return units if dry else packing.wait_for_units(_say)
 
@@ -258,7 +257,7 @@ def _pack_options(given: dict[str, Any], *, near: bool) -> "PackOptions":
     from worker.data.class_names import read_classes
     from worker.ingest.image_check import ImageOptions
     from worker.ingest.pack import PackOptions
-    from worker.ingest.plan import PlanOptions
+    from worker.ingest.planned import PlanOptions
     from worker.ingest.splits import SplitOptions
 
     budget = _BUDGET if given["error_budget"] is None else given["error_budget"]
@@ -335,58 +334,3 @@ def _record(
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-class _progress:  # noqa: N801 -- a context manager
-    """A bar with images and megabytes per second; yields the function that advances it."""
-
-    def __init__(self, packing: "Pack", label: str, total: int | None = None) -> None:
-        counts = [unit.images for unit in packing.source.units]
-        known = None if None in counts else sum(filter(None, counts))
-        self._bar = progress_bar(total or known or 0, label)
-        self._began = time.monotonic()
-        self._images = self._bytes = 0
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.item_show_func = lambda _: self._speed()
-        self._bar.__enter__()
-        return self._advance
-
-    def _advance(self, images: int, size: int) -> None:
-        self._images += images
-        self._bytes += size
-        self._bar.update(images)
-
-    def _speed(self) -> str:
-        seconds = max(1e-3, time.monotonic() - self._began)
-        return f"{self._images / seconds:.0f} images/s, {self._bytes / seconds / 1e6:.1f} MB/s"
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.__exit__(*error)
-
-
-@main.command()
-@click.argument("address")
-@click.option("--html", metavar="PATH", help="Write a page with a contact sheet of every class.")
-@click.option(
-    "--pictures",
-    type=click.IntRange(min=1, max=100),
-    default=8,
-    show_default=True,
-    help="Images per class and split on that page.",
-)
-def inspect(address: str, html: str | None, pictures: int) -> None:
-    """Show the data set at ADDRESS: facts, classes, and what was found when it was packed.
-
-    ADDRESS is a data set or a folder of splits. Before you train, look at some
-    images of every class with --html.
-    """
-    from worker.ingest.read_set import read_set
-    from worker.report.set_page import describe_set, set_page
-    from worker.store import write_uri
-
-    shown = read_set(address, pictures if html else 0)
-    click.echo(describe_set(shown))
-    if html:
-        write_uri(html, set_page(shown).encode())
-        click.echo(f"page: {html}")

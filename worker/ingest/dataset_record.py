@@ -4,7 +4,8 @@ import hashlib
 
 from pydantic import Field, JsonValue
 
-from worker.ingest.plan import SetPlan, total_copies
+from worker.ingest.plan import total_copies
+from worker.ingest.planned import SetPlan
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import StoredRecord, get_json
 

@@ -19,7 +19,8 @@ from worker.data.shard_scan import depth_for
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.ingest.dataset_record import DATASET_NAME, DatasetRecord, read_dataset_record
 from worker.ingest.image_check import ImageOptions
-from worker.ingest.plan import PlannedSplit, PlanOptions, SetPlan, make_plan
+from worker.ingest.plan import make_plan
+from worker.ingest.planned import PlannedSplit, PlanOptions, SetPlan
 from worker.ingest.processes import work_on
 from worker.ingest.read_units import read_unit
 from worker.ingest.rows import Row, UnitRows

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from worker.charts import bar, table
 from worker.ingest.duplicates import MAX_DISTANCE
-from worker.ingest.plan import SetPlan, total_copies
+from worker.ingest.plan import total_copies
+from worker.ingest.planned import SetPlan
 from worker.ingest.rows import Row
 from worker.logs import count
 

@@ -15,7 +15,7 @@ from worker.data.shard_scan import scan_shard
 from worker.data.sidecar import write_sidecar
 from worker.data.verify_shards import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
-from worker.ingest.plan import PlannedSplit, SetPlan
+from worker.ingest.planned import PlannedSplit, SetPlan
 from worker.ingest.rows import Row
 from worker.ingest.source import Source
 from worker.ingest.staging import Receipt, Staging
