@@ -116,8 +116,8 @@ def test_training_and_validation_in_one_folder_are_not_confused(
         source = open_store(f"{dataset}/{split}")
         tars = [key for key in keys(source) if key.endswith(".tar")]
         counts[split] = len(tars)
-        for key in tars:
-            store.put(key.replace("shard", split), source.get(key))
+        for number, key in enumerate(tars):
+            store.put(f"{split}-{number:06d}.tar", source.get(key))
     assert run("index", store.uri).code == 0
     job["data"] |= {
         split: f"{store.uri}{split}-{{000000..{count - 1:06d}}}.tar"

@@ -102,7 +102,7 @@ def test_json_and_short_floats_are_taken() -> None:
         (
             "  name: adam",
             "  name: adam\n  schedule: {name: step}",
-            "optimizer.schedule: step needs every, such as {epochs: 2}; add it",
+            "optimizer.schedule: the step schedule needs `every`, such as {epochs: 2}; add it",
         ),
         (
             "  name: adam",
