@@ -96,8 +96,8 @@ def check_image(data: bytes, options: ImageOptions) -> Checked:
 def _perceptual_hash(pixels: Pixels) -> int:
     import imagehash  # takes a second, because of scipy
 
-    # pHash keeps only low frequencies. Dropping pixels first costs a fraction of handing all of them
-    # to Pillow, and averaging whole blocks a fraction of a resize.
+    # pHash keeps only low frequencies. Dropping pixels first costs a fraction of handing all of
+    # them to Pillow, and averaging whole blocks a fraction of a resize.
     step = max(1, min(pixels.shape[:2]) // (2 * _HASHED_SIDE))
     image = Image.fromarray(np.ascontiguousarray(pixels[::step, ::step]))
     image = image.reduce(max(1, min(image.size) // _HASHED_SIDE))
