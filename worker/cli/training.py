@@ -27,11 +27,12 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
     the same command resumes from there, on this or any other machine, with any number of ranks.
     """
-    from worker.manifest import load_manifest
     from worker.ranks.stop_signal import StopFlag
 
     stop = StopFlag()
     stop.install()
+    from worker.manifest import load_manifest  # takes a while; a signal may come meanwhile
+
     # Any mistake in the manifest is reported before torch is imported, which takes seconds.
     loaded = load_manifest(manifest)
     _settle_torch()
@@ -139,11 +140,12 @@ def find_rates(
     groups that are frozen only at first take part too. Only chart.svg and sweep.json are kept, in
     find-rates/ below the output or in the folder that --out names.
     """
-    from worker.manifest import load_manifest
     from worker.ranks.stop_signal import StopFlag
 
     stop = StopFlag()
     stop.install()
+    from worker.manifest import load_manifest  # takes a while; a signal may come meanwhile
+
     loaded = load_manifest(manifest)
     _settle_torch()
     from worker.launch.start import run_sweep
