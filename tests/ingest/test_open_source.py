@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 import webdataset
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from tests.support.pictures import write_pictures
@@ -363,8 +365,6 @@ def test_the_record_beside_the_index(run: Run, photos: Path, tmp_path: Path) -> 
 
 
 def read_pixels(uri: str) -> list[Any]:
-    from PIL import Image
-
     found = []
     for key, data in contents(open_store(uri)).items():
         if key.endswith(".tar"):
@@ -383,3 +383,56 @@ def test_large_images_are_scaled_down(run: Run, photos: Path, tmp_path: Path) ->
     text = packed(run, photos, tmp_path / "set", "--longest-side", "20", "--quality", "80")
     assert "scaled down: 12 images" in text
     assert {max(image.size) for image in read_pixels(f"{tmp_path}/set")} == {20}
+
+
+def test_a_function_that_raises_makes_bad_images_and_no_traceback(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "x.tar").write_bytes(tar(labeled(2)))
+    (tmp_path / "broken.py").write_text("def fix(sample):\n    return sample['nothing']\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ended = run("pack", f"{tmp_path}/tars", f"{tmp_path}/set", "--map", "broken:fix")
+    assert ended.code == 65
+    assert "--map raised KeyError: 'nothing'" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_group_that_the_source_has_divided_is_refused(run: Run, tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val")):
+        write_pictures(tmp_path / "photos" / split, 2, seed=number)
+    pack = ("pack", f"{tmp_path}/photos", f"{tmp_path}/set", "--group-by", "/(\\d+)")
+    ended = run(*pack)
+    assert ended.code == 65
+    assert "the group '000' is in train and in val" in ended.err
+    wrong = run(*pack[:-1], "(")
+    assert wrong.code == 78
+    assert "neither a column nor a regular expression" in wrong.err
+
+
+def test_a_place_inside_the_source_is_refused(run: Run, photos: Path) -> None:
+    for dest in (photos, photos / "packed"):
+        ended = run("pack", str(photos), str(dest))
+        assert ended.code == 78
+        assert "choose a place outside it" in ended.err
+
+
+def test_a_command_is_never_shown(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar(labeled(6)))
+    address = f"pipe:cat {tmp_path}/x.tar # Bearer hunter2"
+    ended = run("pack", address, f"{tmp_path}/set", "--allow-pipe")
+    assert ended.code == 0, ended.err
+    record = (tmp_path / "set" / "dataset.json").read_text()
+    assert "hunter2" not in ended.err + ended.out + record
+
+
+def test_deep_images_are_told_apart(run: Run, tmp_path: Path) -> None:
+    """Of 16 bits, these use the lower 8 only: what an 8-bit image of them would show is black."""
+    (tmp_path / "deep" / "a").mkdir(parents=True)
+    for n in range(4):
+        pixels = numpy.full((40, 40), 50 * n + 1, numpy.uint16)
+        Image.fromarray(pixels).save(tmp_path / "deep" / "a" / f"{n}.png")
+    text = packed(run, tmp_path / "deep", tmp_path / "set", "--longest-side", "20")
+    assert "exact duplicates" not in text
+    assert "scaled down" not in text

@@ -36,6 +36,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind == "login" and self.headers.get("Authorization") != "Basic bWU6aHVudGVyMg==":
             self.send_error(401, "Unauthorized")
             return
+        if kind == "endless":  # always cut, after more than a deadline's worth of bytes
+            self.send_response(200)
+            self.send_header("Content-Length", str(3 << 20))
+            self.end_headers()
+            self.wfile.write(bytes(2 << 20))
+            self.close_connection = True
+            return
         body = TAR[: CUTS[cut]] if cut else TAR
         self.send_response(200)
         if kind == "length":
@@ -112,3 +119,11 @@ def test_sources_of_several_kinds_together(server: str, run: Run, tmp_path: Any)
     ended = run("pack", f"http://{server}/whole.tar::{tmp_path}/x.tar", f"{tmp_path}/set")
     assert ended.code == 0, ended.err
     assert open_index(f"{tmp_path}/set").samples == 16
+
+
+def test_a_body_that_is_always_cut_is_not_read_forever(
+    server: str, run: Run, tmp_path: Any
+) -> None:
+    ended = run("pack", f"http://{server}/endless.tar", f"{tmp_path}/set")
+    assert ended.code == 69
+    assert "ended after 2097152 of 3145728 bytes" in ended.err
