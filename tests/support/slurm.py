@@ -56,6 +56,7 @@ BatchStartTimeout=10
 CompleteWait=0
 KillOnBadExit=1
 GresTypes=gpu
+TaskProlog={folder}/task-prolog
 NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.[11-{last}] Port=[{first_port}-{last_port}] CPUs=8 RealMemory=2000 Gres=gpu:2 State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -191,6 +192,10 @@ def _add_devices(folder: Path) -> None:
     for number in range(2):
         os.mknod(folder / f"nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia[0-1]\n")
+    # They are for Slurm alone: a task that was given a GPU and finds none would refuse to start.
+    prolog = folder / "task-prolog"
+    prolog.write_text("#!/bin/sh\necho export CUDA_VISIBLE_DEVICES=NoDevFiles\n")
+    prolog.chmod(0o755)
 
 
 def _add_hosts() -> None:
