@@ -78,7 +78,6 @@ class Pack:
         self.source = source
         self.options = options
         self._dest = dest.rstrip("/")
-        self._facts = facts
         units = [tuple(unit) for unit in source.units]
         self.identity = pack_id({**facts, "units": units, **_shaping(options)})
         self.staging = Staging(open_store(self._dest), self.identity)

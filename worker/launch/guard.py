@@ -39,8 +39,8 @@ def exit_code(run: Callable[[], int | None]) -> int:
 def leave(code: int) -> NoReturn:
     """Exit this process immediately.
 
-    A normal exit would wait for threads that are still uploading, and would crash those
-    in native code.
+    A normal exit would wait for threads that are still uploading, and would crash those in native
+    code.
     """
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         logging.shutdown()

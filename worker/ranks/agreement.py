@@ -36,8 +36,7 @@ class Agreement:
 
     GPUs exchange signals over NCCL, right after the gradients of the previous step. If the
     hosts exchanged them instead, a ring of thousands of ranks would take longer than a step (0.1 ms
-    per rank). The host waits for
-    the signals no longer than for those gradients.
+    per rank). The host waits for the signals no longer than for those gradients.
 
     Args:
         device: The device of this rank.
