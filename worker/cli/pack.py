@@ -206,7 +206,7 @@ def _require_apart(source: str, dest: str) -> None:
     if "::" in source or urlsplit(source).scheme not in ("", "file", "s3"):
         return
     there, here = open_store(dest).uri, open_store(source).uri
-    if there.startswith(here) or here.startswith(f"{there}shard-"):
+    if there.startswith(here):
         raise ConfigurationError(f"{dest}: is in {source} itself; choose a place outside it")
 
 

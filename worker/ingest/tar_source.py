@@ -46,11 +46,11 @@ _TOKEN = re.compile(r"[^a-z]+")
 class _Tar(NamedTuple):
     """A tar: its store and name, or its address if only webdataset can open it."""
 
-    store: Store | None
     name: str
-    size: int
     version: str
-    split: str
+    store: Store | None = None
+    size: int = 0
+    split: str = ""
 
 
 class TarSource(Source):
@@ -171,28 +171,37 @@ def _find(address: str, *, allow_pipe: bool) -> tuple[_Tar, ...]:
         if urlsplit(url).scheme in _OWN and not _is_pipe(url):
             found += _in_store(url)
         else:
-            found.append(_Tar(None, url, 0, url, ""))
+            found.append(_Tar(name=url, version=url))
     return _with_splits(found)
 
 
 def _in_store(address: str) -> tuple[_Tar, ...]:
     """Return the tars of a pattern, below a prefix, or in folders below it named like splits."""
     if address.endswith((".tar", ".json")):
-        source = find_tars(address)
-        return _with_splits(
-            [_Tar(source.store, t.name, t.size, t.version, "") for t in source.tars]
-        )
+        return _with_splits(_found(address))
     store = open_store(address)
     tars = [info for info in store.list() if info.key.endswith(".tar")]
     folders = {info.key.partition("/")[0] for info in tars if "/" in info.key}
     splits = {folder: split_named(folder) for folder in folders}
     if folders and all(splits.values()) and all("/" in info.key for info in tars):
         return tuple(
-            _Tar(store, t.key, t.size, t.version, splits[t.key.partition("/")[0]] or "")
+            _Tar(
+                name=t.key,
+                version=t.version,
+                store=store,
+                size=t.size,
+                split=splits[t.key.partition("/")[0]] or "",
+            )
             for t in tars
         )
+    return _with_splits(_found(address))
+
+
+def _found(address: str) -> list[_Tar]:
     source = find_tars(address)
-    return _with_splits([_Tar(source.store, t.name, t.size, t.version, "") for t in source.tars])
+    return [
+        _Tar(name=t.name, version=t.version, store=source.store, size=t.size) for t in source.tars
+    ]
 
 
 def _with_splits(tars: list[_Tar]) -> tuple[_Tar, ...]:
