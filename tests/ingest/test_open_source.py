@@ -418,6 +418,23 @@ def test_a_place_inside_the_source_is_refused(run: Run, photos: Path) -> None:
         assert "choose a place outside it" in ended.err
 
 
+def test_an_option_that_means_nothing_for_the_source_is_refused(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.tar").write_bytes(tar(labeled(6)))
+    table = write_csv(tmp_path / "t.csv", [["image", "label"], ["photos/blue/0.jpg", "blue"]])
+    for source, option, value in (
+        (photos, "--image", "file"),
+        (photos, "--map", "os.path:basename"),
+        (tmp_path / "x.tar", "--root", "elsewhere"),
+        (table, "--map", "os.path:basename"),
+    ):
+        ended = run("pack", str(source), f"{tmp_path}/set", option, value)
+        assert ended.code == 78
+        assert f"{option}: means nothing for this source" in ended.err
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_command_is_never_shown(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar(labeled(6)))
     address = f"pipe:cat {tmp_path}/x.tar # Bearer hunter2"

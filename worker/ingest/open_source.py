@@ -29,6 +29,11 @@ _NO_CLASSES = frozenset(
     )
 )
 """Names of folders that are not classes if a table lies beside them."""
+_SPECIAL = {
+    **{name: f"--{name}" for name in ("image", "label", "split", "root")},
+    "mapped": "--map",
+}
+"""Options of the command line for some kinds of sources only, by statement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +74,19 @@ def open_source(address: str, options: SourceOptions) -> Source:
         options: The user's statements about it.
 
     Raises:
-        ConfigurationError: If there is nothing at the address, or it is ambiguous.
+        ConfigurationError: If there is nothing at the address, it is ambiguous, or a statement
+            makes no sense for this kind of source.
     """
+    source = _recognize(address, options)
+    for name, option in _SPECIAL.items():
+        if getattr(options, name) and name not in source.options:
+            raise ConfigurationError(
+                f"{option}: means nothing for this source ({source.description}); leave it out"
+            )
+    return source
+
+
+def _recognize(address: str, options: SourceOptions) -> Source:
     on_web = address.lower().startswith(("http://", "https://"))
     if on_web and urlsplit(address).path.lower().endswith(TABLES) and "::" not in address:
         return TableSource(address, options.columns, options.root)
@@ -131,7 +147,8 @@ def _in_folder(address: str, options: SourceOptions) -> Source:
         if e.name in _METADATA
     ]
     if tables:
-        return _joined([TableSource(uri, options.columns, None, split) for uri, split in tables])
+        columns, root = options.columns, options.root
+        return _joined([TableSource(uri, columns, root, split) for uri, split in tables])
     source = FolderSource(tree)
     _refuse_loose_table(source, address, names)
     return source
@@ -197,6 +214,7 @@ class _Joined(Source):
         self.description = "; ".join(source.description for source in sources)
         self.classes = None
         self.rereads = all(source.rereads for source in sources)
+        self.options = frozenset.intersection(*(source.options for source in sources))
         self.passed_over = sum((s.passed_over for s in sources), Counter[str]())
         self.units = tuple(unit for s in sources for unit in s.units)
         self._places = [(s, n) for s in sources for n in range(len(s.units))]

@@ -12,7 +12,7 @@ from worker.errors import ConfigurationError, DataError, first_line
 from worker.ingest.image_places import ImagePlaces
 from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
-from worker.ingest.table_columns import Columns, find_columns
+from worker.ingest.table_columns import TABLE_OPTIONS, Columns, find_columns
 from worker.ingest.table_rows import cell_text, flat_cells
 from worker.ingest.table_source import read_split
 from worker.store import ObjectInfo, Store
@@ -60,6 +60,8 @@ class ParquetSource(Source):
         ConfigurationError: If pyarrow is missing, or the columns cannot be determined.
         DataError: If a file is damaged.
     """
+
+    options = TABLE_OPTIONS
 
     def __init__(
         self,

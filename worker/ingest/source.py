@@ -44,6 +44,8 @@ class Source(ABC):
     """Class names in label order, if the source states them."""
     rereads: bool = False
     """Whether single items can be read again cheaply, so that no copy has to be staged."""
+    options: frozenset[str] = frozenset()
+    """The statements about a source (see `SourceOptions`) that mean something for this kind."""
     passed_over: Counter[str]
     """Number of entries that are not images of the set, by kind."""
     units: tuple[Unit, ...]

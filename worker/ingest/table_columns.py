@@ -25,6 +25,8 @@ _SPLIT = (
     *("split", "subset", "partition", "set", "ml_use", "fold_name"),
     "dataitemresourcelabels.aiplatform.googleapis.com/ml_use",
 )
+TABLE_OPTIONS = frozenset(("image", "label", "split", "root"))
+"""The statements about a source that mean something for a table."""
 _SAGEMAKER = re.compile(r"(.+)-metadata\.class-name")
 _PATH = re.compile(
     rf"\.({'|'.join((*IMAGE_SUFFIXES, *OTHER_IMAGES))})$|^(s3|gs|https?|file)://", re.IGNORECASE

@@ -11,7 +11,7 @@ from worker.ingest.folder_source import FILES_PER_UNIT, hash_listing
 from worker.ingest.image_places import ImagePlaces
 from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
-from worker.ingest.table_columns import Columns, find_columns
+from worker.ingest.table_columns import TABLE_OPTIONS, Columns, find_columns
 from worker.ingest.table_rows import cell_text, read_table
 from worker.redaction import redacted
 from worker.text import printable
@@ -31,6 +31,8 @@ class TableSource(Source):
     Raises:
         ConfigurationError: If the columns cannot be determined, or a row contradicts another.
     """
+
+    options = TABLE_OPTIONS
 
     def __init__(
         self, uri: str, wanted: Mapping[str, str | None], root: str | None, split: str = ""

@@ -66,7 +66,7 @@ class TarSource(Source):
         ConfigurationError: If nothing is there, or an address cannot be opened.
     """
 
-    rereads = False
+    options = frozenset(("label", "mapped"))
 
     def __init__(
         self,
