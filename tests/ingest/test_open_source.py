@@ -435,6 +435,19 @@ def test_an_option_that_means_nothing_for_the_source_is_refused(
     assert not (tmp_path / "set").exists()
 
 
+def test_paths_that_all_lead_nowhere_ask_for_a_root(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    files = [path for path in sorted(photos.rglob("*.*")) if path.is_file()]
+    rows = [[str(path.relative_to(photos)), path.parent.name] for path in files]
+    table = write_csv(tmp_path / "t.csv", [["image", "label"], *rows])
+    ended = run("pack", str(table), f"{tmp_path}/set")
+    assert ended.code == 65
+    assert "none of the 12 images can be used" in ended.err
+    assert "pass --root with the folder that the paths start from" in ended.err
+    assert run("pack", str(table), f"{tmp_path}/set", "--root", str(photos)).code == 0
+
+
 def test_a_command_is_never_shown(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar(labeled(6)))
     address = f"pipe:cat {tmp_path}/x.tar # Bearer hunter2"

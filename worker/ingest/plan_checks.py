@@ -16,6 +16,12 @@ _MAX_LISTED = 20
 def require_budget(rows: Sequence[Row], bad: list[int], share: float | None) -> None:
     if len(bad) <= allowed(share or 0, len(rows)):
         return
+    reasons = {rows[i].bad for i in bad}
+    if len(bad) == len(rows) > 1 and len(reasons) == 1:
+        reason = f"{reasons.pop()}, such as {rows[0].key}"
+        if "no such file" in reason:
+            reason += "; pass --root with the folder that the paths start from"
+        raise DataError(f"none of the {len(rows):,} images can be used: {reason}")
     remedy = "repair or remove them, or pass --bad skip"
     if share is not None:
         remedy = f"more than --error-budget {share:g} allows; repair or remove them"
