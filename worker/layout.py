@@ -9,11 +9,15 @@ ATTEMPTS, PUBLICATIONS, RECORDS = "attempts/", "publications/", "records/"
 COMMITS, CHECKPOINTS = "commits/", "checkpoints/"
 DONE_NAME, MANIFEST_NAME = "done.json", "manifest.json"
 CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
+JUDGEMENT_NAME, README_NAME = "judgement.json", "README.md"
 FINAL = "final/"
 FIND_RATES, CHART_NAME, SWEEP_NAME = "find-rates/", "chart.svg", "sweep.json"
 CHECK = "check/"
 """Prefix below which `worker check` writes and deletes objects to test its permissions."""
-PUBLISHED = r"^(final/model\.(json|safetensors|onnx|pt2)|manifest\.json)$"
+PUBLISHED = (
+    r"^(final/model\.(json|safetensors|onnx|pt2)|final/(judgement\.json|README\.md)|manifest\.json"
+    r"|final/triton/[a-z0-9-]+/(config\.pbtxt|labels\.txt|1/model\.onnx))$"
+)
 """The objects of a result, once it is published."""
 
 CHECKPOINT = re.compile(r"([0-9]{8,12})-([0-9]{6,9})")
@@ -24,8 +28,8 @@ PUBLICATION = re.compile(r"publications/([0-9]{6,9})\.json")
 """Group 1: the publication."""
 HISTORY = re.compile(r"records/(\d+)/history/.*\.jsonl")
 """Group 1: the attempt."""
-EVALUATION = re.compile(r"records/(\d+)/(confusion|mistakes)/(\d+)\.\w+")
-"""Groups: the attempt, the kind of record, the step."""
+EVALUATION = re.compile(r"records/(\d+)/evaluations/(val|test)-(\d+)\.(npz|json)")
+"""Groups: the attempt, the split, the step, the suffix."""
 BAD_SAMPLES = re.compile(r"records/(\d+)/bad-samples/(\w+)\.json")
 """Groups: the attempt, the split."""
 LEDGER = re.compile(r"records/(\d+)/samples/(\d+)-(\d+)\.npy")
@@ -96,14 +100,20 @@ def ledger_name(attempt: int, first: int, rank: int) -> str:
     return record_name(attempt, f"samples/{first:08d}-{rank:04d}.npy")
 
 
-def confusion_name(attempt: int, step: int) -> str:
-    """Return the name of the object that holds an evaluation's confusion matrix."""
-    return record_name(attempt, f"confusion/{step:08d}.npy")
+def tally_name(attempt: int, split: str, step: int) -> str:
+    """Return the name of the sums of an evaluation.
+
+    Args:
+        attempt: The number of the attempt.
+        split: The data set, `val` or `test`.
+        step: The step after which the evaluation ran.
+    """
+    return record_name(attempt, f"evaluations/{split}-{step:08d}.npz")
 
 
-def mistakes_name(attempt: int, step: int) -> str:
-    """Return the name of the list of an evaluation's worst mistakes."""
-    return record_name(attempt, f"mistakes/{step:08d}.json")
+def pictures_name(attempt: int, split: str, step: int) -> str:
+    """Return the name of the list of images of an evaluation; arguments as for `tally_name`."""
+    return record_name(attempt, f"evaluations/{split}-{step:08d}.json")
 
 
 def bad_samples_name(attempt: int, split: str) -> str:

@@ -76,7 +76,7 @@ class Line:
     """A line through points."""
 
     name: str
-    """Its name in the legend."""
+    """Its name in the legend; empty to leave it out there."""
     x: Sequence[float]
     """Horizontal coordinates."""
     y: Sequence[float]
@@ -161,7 +161,8 @@ def _add(axes: Axes, line: Line, color: str) -> None:
     axes.plot(
         line.x,
         line.y,
-        label=_ZERO_WIDTH + line.name,  # matplotlib hides names that begin with an underscore
+        # matplotlib hides names that begin with an underscore.
+        label=_ZERO_WIDTH + line.name if line.name else "_",
         color=color,
         marker="o" if line.dots or len(line.x) == 1 else None,
         markersize=3.5,

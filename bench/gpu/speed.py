@@ -190,9 +190,15 @@ def _bare(setting: Setting, name: str, images: int, side: int, *, compiled: bool
 
 
 def _evaluating(engine: Engine, batches: list[Batch]) -> Callable[[], object]:
-    preprocessing = engine._preprocessing
+    learner = engine.learner
     return lambda: evaluate(
-        engine.learner, batches, preprocessing=preprocessing, classes=CLASSES, stopped=lambda: False
+        learner.result,
+        batches,
+        precision=learner.precision,
+        preprocessing=engine._preprocessing,
+        classes=CLASSES,
+        samples=1 + max(int(batch.ids.max()) for batch in batches),
+        stopped=lambda: False,
     )
 
 

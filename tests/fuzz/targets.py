@@ -26,6 +26,7 @@ from bench.learners import CPU, everything, manifest_of
 from tests.fuzz.memory import MemoryStore
 from tests.fuzz.mutation import damaged, damaged_json, text_of
 from tests.fuzz.source_targets import dataset_case, run_dataset, run_table, table_case
+from tests.support.evaluations import evaluation_file
 from tests.support.snapshots import snapshot_of
 from worker.checkpoint.claim import claim_attempt, ensure_newest
 from worker.checkpoint.commit import (
@@ -404,19 +405,18 @@ def _finished() -> dict[str, bytes]:
     group = {"name": "head", "match": ["head"], "rate_peak": 1e-3, "weight_decay": 0.0,
              "parameters": 9, "share": 1.0, "release_step": 0}  # fmt: skip
     plan = {"classes": ["ant", "bee"], "steps_per_epoch": 2, "groups": [group]}
-    mistake = {"sample": "a: 1", "label": 0, "predicted": 1, "confidence": 0.9, "jpeg": "AAAA"}
+    pick = {"sample": "a: 1", "label": 0, "predicted": 1, "confidence": 0.9, "jpeg": "AAAA"}
+    pictures = {kind: [pick] for kind in ("wrong", "unsure", "suspects")}
     progress = {"step": 6, "time": 4.0, "total_steps": 6, "world_size": 1, "loss": 0.5,
                 "validation_accuracy": 0.5, "remaining_seconds": 1.0, "end": None}  # fmt: skip
     bad = [{"id": 3, "reason": "altered", "text": "its bytes"}]
-    matrix = io.BytesIO()
-    np.save(matrix, np.array([[0, 0, 3], [0, 1, 4], [1, 1, 7]]))
     records = {
         "plan.json": json.dumps(plan).encode(),
         "environment.json": b'{"torch": "2", "settings": {}}',
         "progress.json": json.dumps(progress).encode(),
-        "mistakes/00000006.json": json.dumps([mistake]).encode(),
+        "evaluations/val-00000006.json": json.dumps(pictures).encode(),
         "bad-samples/train.json": json.dumps(bad).encode(),
-        "confusion/00000006.npy": matrix.getvalue(),
+        "evaluations/val-00000006.npz": evaluation_file([[0, 0, 3], [0, 1, 4], [1, 1, 7]], 2),
         "history/000001.jsonl": "".join(f"{json.dumps(event)}\n" for event in events).encode(),
     }
     for name, data in records.items():

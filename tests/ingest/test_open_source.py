@@ -435,9 +435,7 @@ def test_an_option_that_means_nothing_for_the_source_is_refused(
     assert not (tmp_path / "set").exists()
 
 
-def test_paths_that_all_lead_nowhere_ask_for_a_root(
-    run: Run, photos: Path, tmp_path: Path
-) -> None:
+def test_paths_that_all_lead_nowhere_ask_for_a_root(run: Run, photos: Path, tmp_path: Path) -> None:
     files = [path for path in sorted(photos.rglob("*.*")) if path.is_file()]
     rows = [[str(path.relative_to(photos)), path.parent.name] for path in files]
     table = write_csv(tmp_path / "t.csv", [["image", "label"], *rows])

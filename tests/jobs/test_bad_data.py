@@ -1,6 +1,5 @@
 """Broken samples: noticed, named, counted, left out, and ended by when there are too many."""
 
-import io
 import json
 import signal
 import urllib.request
@@ -12,12 +11,13 @@ import pytest
 import torch
 
 from bench.servers import free_port
+from tests.support.evaluations import read_confusion
 from tests.support.pictures import write_pictures
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents, keys, open_index
 from tests.support.tars import put, tar
 from worker.data.sidecar import decode_sidecar
-from worker.learn.confusion import by_class
+from worker.judge.confusion import by_class
 from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.store import Store, open_store
 
@@ -126,8 +126,8 @@ def test_training_and_validation_in_one_folder_are_not_confused(
     ended = run("train", write(job))
     assert ended.code == 0, ended.err
     output = open_store(job["output"])
-    key = max(key for key in keys(output) if "/confusion/" in key)
-    assert by_class(np.load(io.BytesIO(output.get(key))), 2)[0].tolist() == [7, 7]
+    key = max(key for key in keys(output) if key.endswith(".npz"))
+    assert by_class(read_confusion(output, key), 2)[0].tolist() == [7, 7]
     assert not [event for event in ended.events if event["level"] == "warning"]
 
 

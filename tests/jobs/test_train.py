@@ -21,12 +21,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.support.evaluations import read_confusion
 from tests.support.packs import pack_folder
 from tests.support.processes import Ended, Job, Run, Start, Write
 from tests.support.sabotage import two_ranks_per_piece
 from tests.support.stores import keys, open_index, open_reader, unfinish
 from worker.data.decode_image import ImageSpec, decode
-from worker.learn.confusion import by_class
+from worker.judge.confusion import by_class
 from worker.metrics.run_labels import Owner
 from worker.metrics.textfile import textfile
 from worker.model.backbone import build_backbone, preprocessing_of
@@ -85,12 +86,11 @@ def test_a_job_from_start_to_end_through_s3(
         r"checkpoints/000000(05|10)-000001/state\.json",
         r"commits/000000(05|10)-000001\.json",
         r"done\.json",
-        r"final/model\.(json|safetensors)",
+        r"final/(model\.(json|safetensors)|judgement\.json|README\.md)",
         r"manifest\.json",
         r"publications/000001\.json",
-        r"records/000001/confusion/000000(05|10)\.npy",
+        r"records/000001/evaluations/val-000000(05|10)\.(json|npz)",
         r"records/000001/(environment|plan|progress)\.json",
-        r"records/000001/mistakes/000000(05|10)\.json",
         r"records/000001/history/\d{6}\.jsonl",
         r"records/000001/samples/\d{8}-0000\.npy",
     ]
@@ -115,11 +115,15 @@ def test_a_job_from_start_to_end_through_s3(
     assert [e["epoch"] for e in history if e["event"] == "evaluation"] == [1, 2]
     evaluation = [event for event in history if event["event"] == "evaluation"][-1]
     (logged,) = [e for e in ended.events if e.get("event") == "evaluation" and e["epoch"] == 2]
-    confusion = np.load(io.BytesIO(store.get("records/000001/confusion/00000010.npy")))
+    confusion = read_confusion(store, "records/000001/evaluations/val-00000010.npz")
     totals, right = by_class(confusion, 2)
     assert totals.tolist() == [7, 7]
     assert evaluation["accuracy"] == pytest.approx(right.sum() / 14)
-    assert logged["per_class"] == (right / 7).tolist()
+    assert logged["accuracy"] == evaluation["accuracy"] == pytest.approx(evaluation["value"])
+    assert logged["low"] <= logged["value"] <= logged["high"]
+    figures = json.loads(store.get("final/judgement.json"))["validation"]
+    recalls = [one["recall"]["value"] for one in figures["classes"]]
+    assert recalls == pytest.approx((right / 7).tolist())
     assert evaluation["top5_accuracy"] is None  # of two classes
 
     again = run("train", f"{bucket}/jobs/job.yaml")

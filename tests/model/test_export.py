@@ -64,7 +64,7 @@ def check_exports(final: str, images: list[str]) -> None:
     from worker.model.classifier import load_classifier
 
     store = open_store(final)
-    model = load_classifier(final)._model
+    model = load_classifier(final).model
     batch = torch.randn(5, 3, 32, 32)
     with torch.inference_mode():
         expected = logits_of(model(batch))[0]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bench.learners import ALONE
-from tests.support.stores import keys
 from worker.record import sample_ledger as record
 from worker.record.ledger_audit import read_ledger, surviving_rows
 from worker.record.sample_ledger import Recorder
@@ -38,15 +37,3 @@ def test_the_ledger_of_many_commits_is_few_objects(
     pieces = read_ledger(store)
     assert [piece.first for piece in pieces] == [0, 40, 80]
     assert surviving_rows(pieces).tolist() == [[step, step] for step in range(100)]
-
-
-def test_evaluations_are_kept_where_they_are_the_last_or_the_best(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    recorder = Recorder(store, attempt=1, rank=ALONE, step=0, share=1, samples=False)
-    rows = np.array([[0, 1, 3]])
-    for step, best in ((5, None), (10, 5), (15, 10), (20, 10), (25, 10)):
-        recorder.evaluated(step, rows, [], best)
-    assert keys(store) == [
-        *("records/000001/confusion/00000010.npy", "records/000001/confusion/00000025.npy"),
-        *("records/000001/mistakes/00000010.json", "records/000001/mistakes/00000025.json"),
-    ]

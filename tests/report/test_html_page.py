@@ -1,6 +1,5 @@
 """A report needs nothing, believes nothing and leaves out what is damaged."""
 
-import io
 import json
 import re
 import signal
@@ -8,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.support.evaluations import evaluation_file
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents, keys
 from worker.layout import progress_name
@@ -99,19 +98,19 @@ def kept(history: list[dict[str, Any]], tmp_path: Path) -> Store:
             }
         ],
     }
-    mistake = {"sample": EVIL, "label": 0, "predicted": 1, "confidence": 0.9, "loss": 3.0}
+    pick = {"sample": EVIL, "label": 0, "predicted": 1, "confidence": 0.9, "jpeg": "AAAA"}
+    pictures = {kind: [pick] for kind in ("wrong", "unsure", "suspects")}
     bad = {"id": 3, "reason": "altered", "text": EVIL}
     done = {"attempt": 2, "epochs": 2, "step": 20, "weights": {"step": 20, "accuracy": 0.5}}
-    matrix = io.BytesIO()
-    np.save(matrix, np.array([[0, 0, 3], [0, 1, 4], [1, 1, 7]]))
     claim = {"identity": {"job": "ants"}, "manifest": {"job": "ants", "output": EVIL}}
     told = {"attempts/000002.json": claim, "done.json": done}
     told |= {"records/000002/plan.json": plan, "records/000002/environment.json": {"torch": EVIL}}
-    told |= {"records/000002/mistakes/00000020.json": [mistake | {"jpeg": "AAAA"}]}
+    told |= {"records/000002/evaluations/val-00000020.json": pictures}
     told |= {"records/000002/bad-samples/train.json": [bad]}
-    for name, data in told.items():
-        store.put(name, json.dumps(data).encode())
-    store.put("records/000002/confusion/00000020.npy", matrix.getvalue())
+    for name, record in told.items():
+        store.put(name, json.dumps(record).encode())
+    data = evaluation_file([[0, 0, 3], [0, 1, 4], [1, 1, 7]], 2)
+    store.put("records/000002/evaluations/val-00000020.npz", data)
     for attempt, begun in ((1, 0), (2, 1)):
         at = [number for number, event in enumerate(history) if event["event"] == "start"]
         events = history[at[begun] : at[begun + 1] if begun == 0 else None]
@@ -183,13 +182,14 @@ def test_many_classes_are_told_by_what_is_worst(kept: Store) -> None:
     plan["classes"] = [f"class-{number}" for number in range(count)]
     kept.put("records/000002/plan.json", json.dumps(plan).encode())
     matrix = [[label, label, 1 if label == 7 else 10] for label in range(count)] + [[7, 9, 9]]
-    data = io.BytesIO()
-    np.save(data, np.array(matrix))
-    kept.put("records/000002/confusion/00000020.npy", data.getvalue())
+    kept.put("records/000002/evaluations/val-00000020.npz", evaluation_file(matrix, count))
     text = " ".join(_Page(run_page(read_run(kept))).text)
-    assert text.index("class-7 10 10.00% class-9 9") < text.index("class-0 10 100.00%")
+    first = re.search(r"class-(\d+) 10 100.00% \(\S+ to \S+\) 10.00%", text)
+    assert first
+    assert first[1] == "7"
+    assert "class-9 (9)" in text
     assert "Most confused true predicted images class-7 class-9 9" in re.sub(r"\s+", " ", text)
-    assert "class-39" not in text
+    assert "class-39 10" not in text
 
 
 def test_the_report_of_a_real_run(

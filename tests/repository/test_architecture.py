@@ -19,7 +19,7 @@ FLOORS = (  # from the top; a room imports from lower floors alone
     ("learn",),
     ("checkpoint", "ranks"),
     ("ingest", "model"),
-    ("data",),
+    ("data", "judge"),
     ("manifest", "metrics"),
     ("store",),
     ("base",),

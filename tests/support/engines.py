@@ -1,10 +1,10 @@
 """Engines of any number of ranks on noise of many sizes."""
 
 import socket
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -17,7 +17,7 @@ from worker.data.mixup import Blend
 from worker.data.preprocessing import Preprocessing
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import one_node
-from worker.learn.evaluation import evaluate
+from worker.learn.evaluation import Findings, evaluate
 from worker.learn.loss import Criterion
 from worker.learn.training_step import Engine
 from worker.manifest import Manifest
@@ -72,6 +72,20 @@ def learner_for(model: nn.Module, settings: Manifest, release: int = 0) -> Learn
     return build_learner(model, groups, settings, torch.device("cpu"))
 
 
+def evaluation_of(learner: Learner, batches: list[Batch]) -> Findings:
+    found = evaluate(
+        learner.result,
+        batches,
+        precision=learner.precision,
+        preprocessing=PREPROCESSING,
+        classes=CLASSES,
+        samples=max(SIZES),
+        stopped=lambda: False,
+    )
+    assert found
+    return found
+
+
 def engine_for(learner: Learner, rank: Rank, settings: Manifest) -> Engine:
     criterion = Criterion(settings.train.label_smoothing)
     clip_norm = settings.optimizer.clip_norm
@@ -106,16 +120,13 @@ def train(world_size: int, folder: Path, blended: bool, settings: Manifest) -> N
                 for step, size in enumerate(SIZES)
             ]
             parts = [batch(step, rank.rank, world_size) for step in (0, 1)]
-            result = evaluate(
-                learner, parts, preprocessing=PREPROCESSING, classes=CLASSES, stopped=lambda: False
-            )
-        assert result
-        evaluation, confusion, _ = result
+            findings = evaluation_of(learner, parts)
+        tally = findings.tally
         found = {
             "weights": model.state_dict(),
             "sums": torch.stack(sums),
-            "confusion": torch.from_numpy(confusion) if rank.rank == 0 else None,
-            "evaluation": asdict(evaluation),
+            "confusion": torch.from_numpy(tally.rows) if rank.rank == 0 else None,
+            "tally": [tally.histograms, tally.reliability, tally.sums, findings.outcomes],
         }
         torch.save(found, folder / f"{world_size}-{rank.rank}.pt")
 
@@ -134,9 +145,13 @@ def results(
 ) -> dict[str, Any]:
     """What rank 0 ends with, like all others, and the sums over ranks."""
     in_fresh_process(train, world_size, folder, blended, settings)
-    loaded = [torch.load(folder / f"{world_size}-{rank}.pt") for rank in range(world_size)]
+    loaded = [
+        torch.load(folder / f"{world_size}-{rank}.pt", weights_only=False)
+        for rank in range(world_size)
+    ]
     for found in loaded:
-        assert found["evaluation"] == loaded[0]["evaluation"]
+        for part, first in zip(found["tally"], loaded[0]["tally"], strict=True):
+            assert numpy.array_equal(part, first)
         for name, tensor in found["weights"].items():
             assert torch.equal(tensor, loaded[0]["weights"][name]), name
     sums = torch.stack([found["sums"] for found in loaded]).sum(0)

@@ -133,19 +133,18 @@ def crash_in_a_step(number: int) -> None:
 
 def worse_and_worse() -> None:
     """The accuracy of every evaluation is lower than that of the one before; the loss stays."""
-    from worker.train.validation import Validation
+    from worker.train import validation
 
-    real = Validation.run
+    real = validation._event
     count = 0
 
-    def run(*arguments: Any) -> Any:
+    def event(*arguments: Any) -> Any:
         nonlocal count
         count += 1
-        result = real(*arguments)
-        assert result
-        return replace(result[0], accuracy=1 / count, loss=0.5), *result[1:]
+        share = 1 / count
+        return replace(real(*arguments), accuracy=share, value=share, loss=0.5)
 
-    setattr(Validation, "run", run)
+    setattr(validation, "_event", event)
 
 
 def without_onnx() -> None:
@@ -179,11 +178,11 @@ def unreadable_validation() -> None:
     import torch.distributed as dist
 
     from worker.errors import InfrastructureError
-    from worker.train.loaders import Loaders
+    from worker.job.loaders import Loaders
 
     real = Loaders.batches
 
-    def batches(supply: Loaders, request: Any) -> Any:
+    def batches(supply: Loaders[Any], request: Any) -> Any:
         if request.dataset != "val":
             yield from real(supply, request)
             return

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,15 +17,13 @@ def slow_result(seconds: float, *, beats: bool) -> None:
 
     real = getattr(finish, "stage_result")
 
-    def stage(
-        job: Any, attempt: int, model: Any, result: Mapping[str, Any], beat: Callable[[], None]
-    ) -> Any:
+    def stage(*arguments: Any, beat: Callable[[], None], **named: Any) -> Any:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(0.1)
             if beats:
                 beat()
-        return real(job, attempt, model, result, beat)
+        return real(*arguments, beat=beat, **named)
 
     setattr(finish, "stage_result", stage)
 

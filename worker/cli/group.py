@@ -1,5 +1,6 @@
 """The `worker` command, which turns the errors of its subcommands into exit codes."""
 
+import os
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,15 @@ from worker.redaction import redacted
 def progress_bar(length: int, label: str) -> ProgressBar[int]:
     """Return a progress bar on stderr, which stays hidden if stderr is not a terminal."""
     return click.progressbar(length=length, label=label, file=sys.stderr)
+
+
+def settle_torch() -> None:
+    """Set the environment variables that torch reads only once, when it is imported."""
+    # By default, waiting threads spin, which makes a step up to ten times slower next to busy
+    # neighbors or under a CPU quota.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Torch's C++ warnings bypass the log, and concern things that are done on purpose.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 class _Commands(click.Group):
@@ -67,7 +77,8 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker status s3://runs/a/                    show a run's state; --watch keeps updating it
     worker report s3://runs/a/                    report on a run, as an HTML page
     worker compare s3://runs/a/ s3://runs/b/      compare results, and settings that differ
-    worker predict s3://runs/a/final/ photo.jpg   classify pictures with a finished model
+    worker evaluate s3://runs/a/ s3://sets/test/  judge a finished model on a data set
+    worker predict s3://runs/a/ photo.jpg         classify pictures with a finished model
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.

@@ -25,3 +25,8 @@ def find_images(address: str) -> list[str]:
     if not names:
         raise ConfigurationError(f"{address}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return [f"{address.rstrip('/')}/{name}" for name in names]
+
+
+def folder_of(address: str) -> str:
+    """Return the name of the folder that an image is in; empty if the address has none."""
+    return address.rpartition("/")[0].rpartition("/")[2]

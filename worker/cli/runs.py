@@ -9,8 +9,8 @@ import time
 import click
 
 from worker.cli.group import main
-from worker.errors import DataError, ExitCode, most_fatal
-from worker.redaction import redacted
+from worker.errors import DataError
+from worker.logs import count
 
 _WATCH_SECONDS = 5.0
 _ENDS = ("done", "failed")
@@ -23,18 +23,28 @@ _ENDS = ("done", "failed")
 def status(*, run: str, watch: bool, as_json: bool) -> None:
     """Show the progress of RUN: state, step, speed, last commit, attempt, expected end.
 
-    RUN is the output of a job. Only the store is read, so the figures may be up to half a minute
-    old. A run without an update for a minute and a half is shown as `silent`.
+    RUN is the output of a job, or that of `worker predict --out`. Only the store is read, so the
+    figures may be up to half a minute old. A run without an update for a minute and a half is shown
+    as `silent`.
     """
+    from worker.apply.prediction_plan import read_plan
+    from worker.report.prediction_status import describe_prediction, read_prediction_status
     from worker.report.status import describe_status, read_status
     from worker.store import open_store
 
     store = open_store(run)
+    plan = read_plan(store)
     lines = 0
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends a watch
         while True:
-            found = read_status(store)
-            text = json.dumps(found.as_dict()) if as_json else describe_status(found)
+            if plan:
+                prediction = read_prediction_status(plan, store)
+                state, fields = prediction.state, prediction.as_dict()
+                text = describe_prediction(prediction)
+            else:
+                found = read_status(store)
+                state, fields, text = found.state, found.as_dict(), describe_status(found)
+            text = json.dumps(fields) if as_json else text
             live = watch and sys.stdout.isatty() and not as_json
             if lines:
                 # Move the cursor up over the previous output and clear to the end of the screen.
@@ -43,7 +53,7 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
                 width = shutil.get_terminal_size().columns
                 text = "\n".join(line[:width] for line in text.splitlines())
             click.echo(text)
-            if not watch or found.state.startswith(_ENDS):
+            if not watch or state.startswith(_ENDS):
                 return
             lines = text.count("\n") + 1
             time.sleep(_WATCH_SECONDS)
@@ -113,9 +123,12 @@ def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
 def audit(run: str) -> None:
     """Prove from the ledger of RUN that each epoch used each sample exactly once.
 
-    RUN is the output of a job whose manifest sets `record: {samples: true}`. Exits with 65 if a
-    sample was lost or repeated; bad samples left out within the job's budget are listed.
+    RUN is the output of a job whose manifest sets `record: {samples: true}`, or that of `worker
+    predict --out`, of which each image must be predicted exactly once. Exits with 65 if a sample
+    was lost or repeated; bad samples left out within the job's budget are listed.
     """
+    from worker.apply.prediction_index import audit_predictions
+    from worker.apply.prediction_plan import read_plan
     from worker.checkpoint.commit import list_commits, read_commit_record
     from worker.data.epoch_plan import steps_per_epoch
     from worker.data.index import parse_address, read_index
@@ -132,6 +145,14 @@ def audit(run: str) -> None:
     from worker.store import open_store
 
     store = open_store(run)
+    prediction = read_plan(store)
+    if prediction:
+        problems = audit_predictions(prediction, store)
+        if problems:
+            raise DataError("\n  ".join([f"{store.uri}: not as planned:", *problems]))
+        parts = count(len(prediction.parts), "part")
+        click.echo(f"{count(prediction.images, 'image')} in {parts}: each predicted exactly once")
+        return
     attempt = read_last_attempt(store)
     manifest = check_manifest(dict(attempt.manifest), f"{store.uri}: manifest of the last attempt")
     index = read_index(parse_address(manifest.data.train))
@@ -146,51 +167,3 @@ def audit(run: str) -> None:
     faults = sum(audit.faults for audit in audits)
     if faults:
         raise DataError(f"{store.uri}: {faults} samples lost or repeated")
-
-
-@main.command()
-@click.argument("model")
-@click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Number of classes to show.",
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON object per image, one per line."
-)
-def predict(*, model: str, images: tuple[str, ...], top: int, as_json: bool) -> int:
-    """Classify IMAGES with MODEL, the output of a finished job or its final/ folder.
-
-    Each of IMAGES is the address or path of a JPEG, PNG or WebP file, or of a folder of them (a
-    prefix must end in a slash). An image that cannot be read is reported, and the others are still
-    classified; the exit code is then 65, or 78 if the image does not exist.
-    """
-    from worker.cli.images import find_images
-
-    listed = [found for image in images for found in find_images(image)]
-    from worker.data.reader import BadSample
-    from worker.model.classifier import load_classifier
-    from worker.store import ObjectMissing, read_uri
-
-    classifier = load_classifier(model)
-    codes = [ExitCode.DONE]
-    for image in listed:
-        try:
-            chances = classifier.predict(read_uri(image))[:top]
-        except BadSample as error:
-            codes.append(ExitCode.DATA)
-            click.echo(f"error: {redacted(image)}: {error}", err=True)
-            continue
-        except ObjectMissing as error:
-            codes.append(ExitCode.CONFIGURATION)
-            click.echo(f"error: {redacted(str(error))}", err=True)
-            continue
-        if as_json:
-            click.echo(json.dumps({"image": image, "classes": dict(chances)}))
-        else:
-            shown = "  ".join(f"{name} {chance:.4f}" for name, chance in chances)
-            click.echo(f"{image}: {shown}")
-    return most_fatal(codes)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from worker.cli.group import main, progress_bar
+from worker.cli.group import main, progress_bar, settle_torch
 from worker.launch.guard import leave
 from worker.logs import is_live
 from worker.redaction import redacted
@@ -35,7 +35,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
 
     # Any mistake in the manifest is reported before torch is imported, which takes seconds.
     loaded = load_manifest(manifest)
-    _settle_torch()
+    settle_torch()
     from worker.launch.start import run_job
 
     leave(run_job(loaded, nproc, stop, live=is_live(log_format)))
@@ -147,7 +147,7 @@ def find_rates(
     from worker.manifest import load_manifest  # takes a while; a signal may come meanwhile
 
     loaded = load_manifest(manifest)
-    _settle_torch()
+    settle_torch()
     from worker.launch.start import run_sweep
     from worker.layout import CHART_NAME, FIND_RATES, SWEEP_NAME
     from worker.learn.rate_sweep import describe_sweep
@@ -162,12 +162,3 @@ def find_rates(
     put_json(store, SWEEP_NAME, sweep.as_dict())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
     click.echo(f"chart: {store.uri}{CHART_NAME}")
-
-
-def _settle_torch() -> None:
-    """Set the environment variables that torch reads only once, when it is imported."""
-    # By default, waiting threads spin, which makes a step up to ten times slower next to busy
-    # neighbors or under a CPU quota.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Torch's C++ warnings bypass the log, and concern things that are done on purpose.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -8,7 +8,7 @@ import numpy as np
 
 from worker.data.epoch_plan import Ids, split
 from worker.data.loader import Batch, Prepare
-from worker.data.reader import SampleReader
+from worker.data.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Request:
     """Step within the epoch to start from."""
     samples: Sequence[int] | None = None
     """Ids of the samples to be evaluated, in order; None in training."""
+    keyed: bool = False
+    """Whether the batches are to have the keys of their samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Work:
     in_order: bool = False
     """True if samples are read in the order in which the shards store them."""
 
-    def places(self, ids: Ids, part: int, parts: int, reader: SampleReader) -> Ids:
+    def places(self, ids: Ids, part: int, parts: int, reader: Reader) -> Ids:
         """Return the positions in a batch that one of several processes fills.
 
         Training takes a few samples from every lane in turn, so each process gets its own lanes.

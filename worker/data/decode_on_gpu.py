@@ -12,7 +12,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from worker.data.decode_image import FAST_COLORS, ImageSpec, decode, orientation, require_bounds
 from worker.data.loader import Batch, Prepare
-from worker.data.reader import BadSample, SampleReader
+from worker.data.reader import BadSample, Reader
 from worker.errors import ConfigurationError, first_line
 
 _END = b"\xff\xd9"
@@ -38,7 +38,7 @@ class GpuDecoder:
         self._spec = spec
         self._stream = torch.cuda.Stream(device)
 
-    def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
+    def fill(self, batch: Batch, reader: Reader, prepare: Prepare) -> None:
         """Read, decode and prepare every sample of a batch, and wait for the device to finish.
 
         Args:

@@ -69,8 +69,9 @@ class DecodeProcesses:
                 # Each child reports its part of every batch, in order, so one message from each
                 # completes the batch.
                 for child in self._children:
-                    bad, requests = child.receive()
+                    bad, keys, requests = child.receive()
                     batch.bad += bad
+                    batch.keys |= keys
                     replay(requests)
                 held.append(index)
                 yield batch

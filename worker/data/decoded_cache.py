@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import Ids
-from worker.data.reader import SampleReader
+from worker.data.reader import Reader
 from worker.data.scratch import Scratch
 
 _HEADER = struct.Struct("<QIIq")  # digest of all that follows, height, width, label
@@ -54,7 +54,7 @@ class DecodedImages:
         spec: How the images are decoded.
     """
 
-    def __init__(self, scratch: Scratch, reader: SampleReader, spec: ImageSpec) -> None:
+    def __init__(self, scratch: Scratch, reader: Reader, spec: ImageSpec) -> None:
         self._scratch = scratch
         self._reader = reader
         # Other versions of the decoders, or other settings, may yield other pixels.

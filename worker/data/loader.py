@@ -19,7 +19,7 @@ from torch import Tensor
 from worker.data.decode_image import ImageSpec, decode
 from worker.data.decoded_cache import DecodedImages
 from worker.data.epoch_plan import Ids
-from worker.data.reader import BadSample, SampleReader
+from worker.data.reader import BadSample, Reader
 
 DECODE_AHEAD = 2
 """Number of batches decoded ahead of the one being waited for."""
@@ -59,6 +59,8 @@ class Batch:
     """bool [n]; False if a bad sample left a hole."""
     bad: list[Bad] = field(default_factory=list)
     """The bad samples."""
+    keys: dict[int, str] = field(default_factory=dict)
+    """The keys of the samples by their place in the batch, if they were asked for."""
 
     @classmethod
     def of_size(cls, ids: Ids, size: int, *, pin_memory: bool) -> "Batch":
@@ -98,7 +100,7 @@ class Batch:
 class Decoder(Protocol):
     """A decoder that fills whole batches on a device other than the CPU."""
 
-    def fill(self, batch: Batch, reader: SampleReader, prepare: Prepare) -> None:
+    def fill(self, batch: Batch, reader: Reader, prepare: Prepare) -> None:
         """Read, decode and prepare every sample of a batch.
 
         Args:
@@ -122,7 +124,7 @@ class Loader:
 
     def __init__(
         self,
-        reader: SampleReader,
+        reader: Reader,
         threads: int,
         spec: ImageSpec,
         *,
@@ -149,6 +151,7 @@ class Loader:
         size: int,
         allocate: Callable[[Ids], Batch] | None = None,
         places_of: Callable[[Ids], Ids] | None = None,
+        keyed: bool = False,
     ) -> Generator[Batch]:
         """Decode batches in the order given. Bad samples leave holes.
 
@@ -159,6 +162,7 @@ class Loader:
             allocate: Makes the batch to write into; by default, in newly allocated memory. If the
                 iteration is abandoned, memory may be reused only after `drain`.
             places_of: Returns which places of a batch to fill; by default, all of them.
+            keyed: Whether the batches are to have the keys of their samples.
 
         Raises:
             WorkerError: An error from the store, raised at the batch that it affects.
@@ -187,7 +191,8 @@ class Loader:
                 while fetching and len(decoding) <= decode_ahead:
                     ids, places = fetching.popleft()
                     batch = allocate(ids)
-                    started = self._start(batch, prepare_for(ids[places]), places.tolist())
+                    prepare = prepare_for(ids[places])
+                    started = self._start(batch, prepare, places.tolist(), keyed=keyed)
                     decoding.append((batch, started))
                 if not decoding:
                     return
@@ -210,23 +215,29 @@ class Loader:
         samples = min(self._reader.lookahead, _FETCH_SAMPLES)
         return max(_FETCH_AHEAD, samples // max(1, size))
 
-    def _start(self, batch: Batch, prepare: Prepare, places: list[int]) -> list[Future[None]]:
+    def _start(
+        self, batch: Batch, prepare: Prepare, places: list[int], *, keyed: bool
+    ) -> list[Future[None]]:
         if self._decoder:
             return [self._pool.submit(self._decoder.fill, batch, self._reader, prepare)]
         if not self._threads:
-            self._fill(batch, prepare, places, 0)
+            self._fill(batch, prepare, places, 0, keyed=keyed)
             return []
         # Several small tasks per thread balance the load, as some images take longer than others.
         step = max(1, len(places) // (self._threads * _TASKS_PER_THREAD))
         return [
-            self._pool.submit(self._fill, batch, prepare, places[at : at + step], at)
+            self._pool.submit(self._fill, batch, prepare, places[at : at + step], at, keyed=keyed)
             for at in range(0, len(places), step)
         ]
 
-    def _fill(self, batch: Batch, prepare: Prepare, places: list[int], first: int) -> None:
+    def _fill(
+        self, batch: Batch, prepare: Prepare, places: list[int], first: int, *, keyed: bool
+    ) -> None:
         """Fill these places; `prepare` gets consecutive indices that start at `first`."""
         for index, place in enumerate(places, first):
             number = int(batch.ids[place])
+            if keyed:
+                batch.keys[place] = self._reader.key(number)
             try:
                 image, label = self._decode(number)
                 prepare(index, image, batch.images[place])

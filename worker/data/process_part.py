@@ -14,7 +14,7 @@ import torch
 from worker.data.batch_requests import Request, Work
 from worker.data.epoch_plan import Ids
 from worker.data.loader import Batch, Loader
-from worker.data.reader import SampleReader
+from worker.data.reader import Reader
 from worker.data.shared_slots import Slots
 from worker.errors import WorkerError
 from worker.store.traffic_counts import Relay, listen
@@ -36,7 +36,7 @@ class ProcessPart:
     """Index of the process, from 0."""
     count: int
     """The number of processes."""
-    readers: Mapping[str, SampleReader]
+    readers: Mapping[str, Reader]
     """Readers by data set."""
     loaders: Mapping[str, Loader]
     """Loaders by data set."""
@@ -68,6 +68,7 @@ class ProcessPart:
             size=self.size,
             allocate=allocate,
             places_of=lambda ids: work.places(ids, self.index, self.count, reader),
+            keyed=request.keyed,
         )
 
 
@@ -118,7 +119,7 @@ class _Server:
         try:
             with closing(self._part.batches(request, self._wait_for_slot)) as batches:
                 for batch in batches:
-                    self._send((batch.bad, self._traffic.take()))
+                    self._send((batch.bad, batch.keys, self._traffic.take()))
                     # Read what has come in, so that STOP is noticed even if no slot is waited for.
                     while self._connection.poll():
                         self._listen()

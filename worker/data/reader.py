@@ -9,7 +9,7 @@ shards.
 import functools
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,35 @@ class _Fetched:
         return len(self.data) + 1024  # for the objects around the bytes, even without bytes
 
 
+class Reader(Protocol):
+    """Random access to images by id; safe to share between threads."""
+
+    scratch: Scratch | None
+    """The disk cache; None for no such cache."""
+
+    @property
+    def lookahead(self) -> int:
+        """The number of samples worth reading ahead."""
+
+    def runs(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return a number for each sample's run: samples that are fetched together."""
+
+    def prefetch(self, sample_ids: npt.NDArray[np.int64]) -> None:
+        """Start reading these samples in the background, in the order given."""
+
+    def read(self, sample_id: int) -> Sample:
+        """Return a sample. Raises `BadSample` if it cannot be used, and any error of the store."""
+
+    def identity(self, sample_id: int) -> str:
+        """Return a name for a sample's bytes and label that does not depend on its location."""
+
+    def name(self, sample_id: int) -> str:
+        """Return a sample's location as text."""
+
+    def key(self, sample_id: int) -> str:
+        """Return the name of a sample within its set."""
+
+
 class SampleReader:
     """Random access to the samples of a data set by id; safe to share between threads.
 
@@ -74,6 +103,7 @@ class SampleReader:
         cache: Cache of runs and sidecars, which several readers may share.
         scratch: Cache of runs on a local disk; None for no such cache.
         lanes: Number of places in the data set that are read concurrently.
+        sidecars: The store of the sidecars; None if they are beside the shards.
     """
 
     def __init__(
@@ -84,8 +114,10 @@ class SampleReader:
         cache: Cache,
         scratch: Scratch | None = None,
         lanes: int = 1,
+        sidecars: Store | None = None,
     ) -> None:
         self._store = store
+        self._sidecars = sidecars or store
         self._index = index
         self._cache = cache
         self.scratch = scratch
@@ -154,15 +186,28 @@ class SampleReader:
 
     def name(self, sample_id: int) -> str:
         """Return a sample's location as text: shard, number, and byte and key if known."""
-        shard, number, run = self._place(sample_id)
+        shard, number, _ = self._place(sample_id)
         text = f"{self._store.uri}{self._index.shards[shard].name}: sample {number}"
+        offset, key = self._header(sample_id)
+        if offset is None:
+            return text
+        return f"{text}, byte {offset}{f' ({key})' if key else ''}"
+
+    def key(self, sample_id: int) -> str:
+        """Return a sample's key; if it cannot be read, its shard and number."""
+        shard, number, _ = self._place(sample_id)
+        _, key = self._header(sample_id)
+        return key or f"{self._index.shards[shard].name}: sample {number}"
+
+    def _header(self, sample_id: int) -> tuple[int | None, str | None]:
+        """Return a sample's offset in its shard, and the key in the tar header there."""
+        shard, number, run = self._place(sample_id)
         fetched: _Fetched = self._start(run).result()
         if fetched.problem:
-            return text
+            return None, None
         row = fetched.rows[number % int(self._per_run[shard])]
         start = int(row["offset"]) - fetched.start
-        key = key_in(fetched.data[start : start + int(row["length"])])
-        return f"{text}, byte {row['offset']}{f' ({key})' if key else ''}"
+        return int(row["offset"]), key_in(fetched.data[start : start + int(row["length"])])
 
     def _place(self, sample_id: int) -> tuple[int, int, ReadRun]:
         """Return the shard of a sample, its number within the shard, and its run."""
@@ -211,7 +256,9 @@ class SampleReader:
 
     def _load_sidecar(self, shard: Shard) -> Sidecar:
         try:
-            return decode_sidecar(self._store.get(shard.sidecar), shard, len(self._index.classes))
+            return decode_sidecar(
+                self._sidecars.get(shard.sidecar), shard, len(self._index.classes)
+            )
         except ValueError as error:
             raise BadSample("missing", str(error)) from None
 

@@ -163,7 +163,7 @@ class _Sample:
 
 
 def scan_shard(
-    fetch: Fetch, size: int, label_field: str = "label", look: Look | None = None
+    fetch: Fetch, size: int, label_field: str | None = "label", look: Look | None = None
 ) -> Scan:
     """Scan a shard once, in chunks; memory use does not grow with the size of its members.
 
@@ -172,7 +172,8 @@ def scan_shard(
     Args:
         fetch: Reads a range of bytes from the shard.
         size: Size of the shard, in bytes.
-        label_field: The `.json` field that holds the label of a sample without a `.cls`.
+        label_field: The `.json` field that holds the label of a sample without a `.cls`; None if
+            labels do not matter.
         look: Called with each image; raises `Unsound` if something is wrong with it. Images are
             held in memory for this, one at a time.
     """
@@ -284,7 +285,7 @@ def _passed_over(member: Member, parts: tuple[str, str] | None) -> str:
     return ""
 
 
-def _row(sample: _Sample, label_field: str) -> SampleRow:
+def _row(sample: _Sample, label_field: str | None) -> SampleRow:
     members = sample.members
     if sample.twice:
         raise Unsound(f"has two .{printable(sample.twice)} members")
@@ -297,7 +298,7 @@ def _row(sample: _Sample, label_field: str) -> SampleRow:
     image, length = members[suffix], sample.end - sample.offset
     if length > _MAX_SAMPLE_BYTES:
         raise Unsound("is larger than 4 GiB")
-    label = _label(sample, label_field)
+    label = "" if label_field is None else _label(sample, label_field)
     if not image.size or not sample.heads[suffix].startswith(SIGNATURES):
         raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
     first = image.data_offset - sample.offset

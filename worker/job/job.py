@@ -55,6 +55,8 @@ class Job:
     """The training set."""
     val: Dataset | None
     """The validation set; None if there is none."""
+    test: Dataset | None
+    """The test set; None if there is none."""
     preprocessing: Preprocessing
     """Preprocessing of the images."""
     backbone: Backbone
@@ -75,6 +77,11 @@ class Job:
         """The result, if it has at least as many epochs as the manifest asks for."""
         enough = self.result and self.result.epochs >= self.manifest.train.epochs
         return self.result if enough else None
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """All data sets of the job."""
+        return [dataset for dataset in (self.train, self.val, self.test) if dataset]
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -148,6 +155,7 @@ class Job:
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
+            "train.metric": manifest.train.metric,  # the best so far is told by it
             # If the number of lanes is not set, it follows from the batch size.
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }

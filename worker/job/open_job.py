@@ -33,18 +33,9 @@ def open_job(manifest: Manifest) -> Job:
     Raises `ConfigurationError`, which names the invalid field, and any error from the store.
     """
     train = open_dataset("data.train", manifest.data.train)
-    val = open_dataset("data.val", manifest.data.val) if manifest.data.val else None
     classes = train.index.classes
-    if val and val.index.classes != classes:
-        raise ConfigurationError(
-            f"data.val: its classes {_short(val.index.classes)} differ from those of data.train, "
-            f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
-        )
-    if val and val.store.uri == train.store.uri:
-        trained = {shard.name for shard in train.index.shards}
-        shared = [shard.name for shard in val.index.shards if shard.name in trained]
-        if shared:
-            log.warning("data.val: %s is in data.train too; accuracy will be optimistic", shared[0])
+    val = _open_evaluated("data.val", manifest.data.val, train)
+    test = _open_evaluated("data.test", manifest.data.test, train)
     if len(classes) < 2:
         raise ConfigurationError(
             f"data.train: has only the class {classes[0]!r}; at least two are needed"
@@ -76,6 +67,7 @@ def open_job(manifest: Manifest) -> Job:
         output=output,
         train=train,
         val=val,
+        test=test,
         preprocessing=preprocessing,
         backbone=backbone,
         groups=groups,
@@ -84,6 +76,24 @@ def open_job(manifest: Manifest) -> Job:
         commits=commits,
         earlier=earlier,
     )
+
+
+def _open_evaluated(field: str, uri: str | None, train: Dataset) -> Dataset | None:
+    """Open a data set to evaluate on, whose classes must be those of the training set."""
+    if not uri:
+        return None
+    opened, classes = open_dataset(field, uri), train.index.classes
+    if opened.index.classes != classes:
+        raise ConfigurationError(
+            f"{field}: its classes {_short(opened.index.classes)} differ from those of data.train, "
+            f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
+        )
+    if opened.store.uri == train.store.uri:
+        trained = {shard.name for shard in train.index.shards}
+        shared = [shard.name for shard in opened.index.shards if shard.name in trained]
+        if shared:
+            log.warning("%s: %s is in data.train too; figures will be optimistic", field, shared[0])
+    return opened
 
 
 def open_dataset(field: str, uri: str) -> Dataset:

@@ -71,6 +71,8 @@ class Outline:
     """Size and address of the training set."""
     val: dict[str, Any] | None
     """Size and address of the validation set; None if there is none."""
+    test: dict[str, Any] | None
+    """Size and address of the test set; None if there is none."""
     epochs: int
     """The number of epochs."""
     steps_per_epoch: int
@@ -128,6 +130,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
         classes=job.train.index.classes,
         train=_outline_data(job.train),
         val=_outline_data(job.val) if job.val else None,
+        test=_outline_data(job.test) if job.test else None,
         epochs=manifest.train.epochs,
         steps_per_epoch=plan.steps,
         total_steps=job.total_steps,
@@ -178,6 +181,7 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
     index = dataset.index
     return {
         "address": dataset.store.uri,
+        "identity": index.identity,
         "images": index.samples,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),

@@ -22,6 +22,7 @@ def describe_outline(plan: Outline) -> str:
         "classes": f"{len(plan.classes)}: {', '.join(plan.classes)}",
         "train": _describe_data(plan.train),
         "val": val,
+        "test": _describe_data(plan.test) if plan.test else "",
         "packed": plan.train["source"] and f"from {plan.train['source']}",
         "steps": f"{count(plan.epochs, 'epoch')} of {plan.steps_per_epoch} = {plan.total_steps}, "
         f"{plan.batch_size} images each, {plan.last_batch} in the last step of an epoch",

@@ -40,7 +40,7 @@ from worker.store import open_store
 from worker.store.traffic_counts import listen
 from worker.train.context import RankContext
 from worker.train.find_rates import sweep_rates
-from worker.train.loaders import Loaders
+from worker.train.loaders import open_loaders
 from worker.train.run_rank import run_rank
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool
     Raises:
         WorkerError: If the node or the environment does not fit the job.
     """
-    gpus = _settle()
+    gpus = settle_process()
     place = detect(os.environ, gpus, nproc)
     bind(job=manifest.job)
     # Created before any fork, so that it is shared with the ranks.
@@ -153,7 +153,7 @@ def run_sweep(
     Raises:
         WorkerError: If the manifest is invalid, or the sweep fails or is stopped.
     """
-    gpus = _settle()
+    gpus = settle_process()
     Settings.from_env().require_valid()
     check_place(manifest, gpus)
     base = manifest.optimizer.lr
@@ -174,7 +174,7 @@ def run_sweep(
     stop.has_begun = True
     # The loaders fork processes, so they come before the process group, which initializes CUDA.
     with (
-        contextlib.closing(Loaders(job, rank, device_of(rank))) as loaders,
+        contextlib.closing(open_loaders(job, rank, device_of(rank))) as loaders,
         process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
     ):
         return job, sweep_rates(
@@ -182,7 +182,7 @@ def run_sweep(
         )
 
 
-def _settle() -> int:
+def settle_process() -> int:
     """Prepare this process for running ranks, and return the number of GPUs."""
     # Not torch.cuda.is_available(), which initializes CUDA and would break it in forked ranks.
     gpus = count_gpus()
@@ -229,7 +229,7 @@ def _run_rank(
         if rank.leads:
             size = room_for_training(job.backbone.model, job.groups, job.manifest)
             saver = stack.enter_context(contextlib.closing(Saver(job.output, size)))
-        loaders = stack.enter_context(contextlib.closing(Loaders(job, rank, device_of(rank))))
+        loaders = stack.enter_context(contextlib.closing(open_loaders(job, rank, device_of(rank))))
         stack.enter_context(process_group(rank, listener, stop))
         metrics = Metrics(job.manifest.job, job.output.uri, rank.rank)
         listen(metrics)

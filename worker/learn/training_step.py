@@ -236,7 +236,7 @@ class Engine:
 
     def _backward(self, model: nn.Module, inputs: Inputs, *, suffice: bool) -> Tensor:
         with self._batch_statistics.withheld(inputs.images, suffice=suffice):
-            with autocast(self.learner, self.device):
+            with autocast(self.learner.precision, self.device):
                 outputs = model(inputs.images)
             logits, auxiliary = logits_of(outputs)
             losses = self._criterion.losses(logits, auxiliary, inputs)
@@ -309,9 +309,9 @@ class Engine:
             self._backward(self.learner.model, inputs, suffice=True)
 
 
-def autocast(learner: Learner, device: torch.device) -> torch.autocast:
-    """Return the autocast context in which the learner's model runs."""
-    return torch.autocast(device.type, learner.precision, enabled=learner.precision is not None)
+def autocast(precision: torch.dtype | None, device: torch.device) -> torch.autocast:
+    """Return the autocast context in which a model runs in this precision; None for fp32."""
+    return torch.autocast(device.type, precision, enabled=precision is not None)
 
 
 def _can_run_out(device: torch.device) -> bool:

@@ -82,6 +82,9 @@ class Data(Section):
     (`s3://bucket/set/train-{000..099}.tar`)."""
     val: Text | None = None
     """Prefix or pattern of the validation shards; if not set, nothing is evaluated."""
+    test: Text | None = None
+    """Prefix or pattern of the test shards, which are read once, at the end: the model in `final/`
+    is judged on them."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side length of the model's square input, in pixels. Default: the backbone's own."""
     augment: Augment = Augment()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from worker.manifest.base import Count, Positive, Section, Text
 from worker.manifest.data import Data
@@ -25,20 +25,33 @@ class Checkpoint(Section):
     requested stop.
     """
     keep: Count = 2
-    """Number of newest checkpoints to keep; the one with the best validation accuracy is kept as
-    well.
+    """Number of newest checkpoints to keep; the one with the best `train.metric` is kept as well.
     """
+
+
+class Thresholds(Section):
+    """The probability from which a class can be trusted."""
+
+    precision: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the images at or above the threshold of a class that are to be of that class."""
 
 
 class Final(Section):
     """The contents of `final/` when the job is done."""
 
     weights: Literal["last", "best"] = "last"
-    """`last`: the weights of the last step; `best`: those of the evaluation with the best accuracy
-    (ties go to the lowest loss).
+    """`last`: the weights of the last step; `best`: those of the evaluation with the best
+    `train.metric` (ties go to the lowest loss).
     """
+    calibrate: bool = False
+    """Fit a temperature on the validation set, so that of the predictions with a confidence of 0.9,
+    nine in ten are right. Exports and `worker predict` divide the logits by it."""
+    thresholds: Thresholds | None = None
+    """Write a threshold for each class, measured on the validation set."""
     onnx: bool = False
     """Also write `model.onnx`; needs the packages onnx and onnxscript."""
+    triton: bool = False
+    """Also write `triton/`, a model repository for Triton and KServe; needs the same packages."""
     torch_export: bool = False
     """Also write `model.pt2`, the program exported by `torch.export`."""
 
@@ -82,8 +95,14 @@ class Manifest(Section):
             raise ValueError(
                 f"data.shuffle.lanes: must divide train.batch_size, {self.train.batch_size}"
             )
-        if self.train.early_stop and not self.data.val:
-            raise ValueError("train.early_stop: monitors validation accuracy; set data.val")
-        if self.final.weights == "best" and not self.data.val:
-            raise ValueError("final.weights: best is chosen by validation accuracy; set data.val")
+        needs = {
+            "train.early_stop": self.train.early_stop,
+            "train.metric": self.train.metric != "accuracy",
+            "final.weights": self.final.weights == "best",
+            "final.calibrate": self.final.calibrate,
+            "final.thresholds": self.final.thresholds,
+        }
+        wanted = next((field for field, is_set in needs.items() if is_set), None)
+        if wanted and not self.data.val:
+            raise ValueError(f"{wanted}: is measured on the validation set; set data.val")
         return self

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from worker.manifest.base import Count, Fraction, NonNegative, Patterns, Positive, Section, Text
 
+Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "loss"]
+"""The figures that can decide which weights are best."""
+
 
 class Model(Section):
     """The backbone and where its weights come from."""
@@ -170,12 +173,12 @@ class Optimizer(Section):
 
 
 class EarlyStop(Section):
-    """End before the last epoch when validation accuracy no longer improves."""
+    """End before the last epoch when `train.metric` no longer improves."""
 
     patience: Count
-    """Number of epochs without a better validation accuracy after which training ends."""
-    min_delta: Fraction = 0.0
-    """Smallest improvement that counts, as a share: 0.01 is one percentage point."""
+    """Number of epochs without a better value on the validation set after which training ends."""
+    min_delta: NonNegative = 0.0
+    """Smallest improvement that counts: 0.01 is one percentage point of accuracy."""
 
 
 class Train(Section):
@@ -214,8 +217,12 @@ class Train(Section):
     """
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights; if set, the average is evaluated and saved."""
+    metric: Metric = "accuracy"
+    """Figure on the validation set that decides which weights are best, and when training ends
+    early: `accuracy`, `balanced_accuracy`, `macro_f1`, `macro_auroc`, or `loss`, which is better if
+    it is lower."""
     early_stop: EarlyStop | None = None
-    """End before the last epoch if validation accuracy no longer improves."""
+    """End before the last epoch if `metric` no longer improves."""
     non_finite: Literal["fail", "skip"] = "fail"
     """`fail`: a loss that is NaN or infinite ends the job with exit code 78; `skip`: the step with
     such a loss is left out."""

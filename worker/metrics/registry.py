@@ -151,7 +151,19 @@ class Metrics:
             "split",
         )
         self.best_accuracy = self._job_gauge(
-            "best_accuracy_ratio", "The best validation accuracy so far"
+            "best_accuracy_ratio", "Validation accuracy of the best evaluation so far"
+        )
+        self.metric = self._job_gauge(
+            "metric", "The figure that train.metric names, in the last evaluation", "metric"
+        )
+        self.metric_low = self._job_gauge(
+            "metric_low", "Lower limit of the 95 % interval of that figure", "metric"
+        )
+        self.metric_high = self._job_gauge(
+            "metric_high", "Upper limit of the 95 % interval of that figure", "metric"
+        )
+        self.best_metric = self._job_gauge(
+            "best_metric", "The best value of that figure so far", "metric"
         )
         self.rate = self._job_gauge("learning_rate", "Learning rate of a group", "group")
         self.gradient_norm = self._job_gauge(

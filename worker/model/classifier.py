@@ -16,11 +16,18 @@ from worker.store import ObjectMissing, open_store
 
 
 class Classifier:
-    """The model loaded from a `final/` folder."""
+    """The model loaded from a `final/` folder.
 
-    def __init__(self, card: Card, model: nn.Module) -> None:
+    Args:
+        address: The address of the folder.
+        card: Its card.
+        model: The model.
+    """
+
+    def __init__(self, address: str, card: Card, model: nn.Module) -> None:
+        self.address = address
         self.card = card
-        self._model = model.eval()
+        self.model = model.eval()
 
     def predict(self, data: bytes) -> list[tuple[str, float]]:
         """Return classes and probabilities for an encoded image, the most likely first.
@@ -31,8 +38,8 @@ class Classifier:
         images = torch.empty(1, 3, preset.crop_size, preset.crop_size, dtype=torch.uint8)
         preset.evaluated(decode(memoryview(data), ImageSpec(MAX_PIXELS, preset.depth)), images[0])
         with torch.inference_mode():
-            logits, _ = logits_of(self._model(preset.normalize(images)))
-        chances = logits[0].softmax(0).tolist()
+            logits, _ = logits_of(self.model(preset.normalize(images)))
+        chances = (logits[0] / self.card.temperature).softmax(0).tolist()
         return sorted(zip(self.card.classes, chances, strict=True), key=lambda pair: -pair[1])
 
 
@@ -64,4 +71,4 @@ def load_classifier(address: str) -> Classifier:
     # Any seed will do, as all weights are replaced.
     backbone = build_backbone(card.backbone, len(card.classes), 0, size)
     load_tensors(backbone.model, safetensors.torch.load(weights))
-    return Classifier(card, backbone.model)
+    return Classifier(store.uri, card, backbone.model)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
@@ -46,6 +46,8 @@ class _CardRecord(StoredRecord):
     preprocessing: _PreprocessingRecord
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     metrics: dict[str, JsonValue] = Field(default_factory=dict)
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +66,29 @@ class Card:
     """SHA-256 digest of the weights file, in hexadecimal."""
     metrics: dict[str, Any]
     """Evaluation metrics, as JSON data."""
+    temperature: float = 1.0
+    """What the logits are divided by before they are turned into probabilities."""
+    thresholds: dict[str, float | None] = field(default_factory=dict)
+    """Probability from which each class can be trusted, by name; None if there is none. Empty if
+    thresholds were not asked for."""
 
     def encode(self) -> bytes:
         """Return the card as JSON."""
+        return json.dumps(self._fields(), indent=1).encode()
+
+    def as_metadata(self) -> dict[str, str]:
+        """Return what a program needs to use an export, as text by name; values are JSON."""
+        fields = self._fields()
+        names = ("backbone", "classes", "preprocessing", "temperature", "thresholds", "sha256")
+        return {
+            name: fields[name] if isinstance(fields[name], str) else json.dumps(fields[name])
+            for name in names
+        }
+
+    def _fields(self) -> dict[str, Any]:
         preprocessing = dataclasses.asdict(self.preprocessing)
         preprocessing["interpolation"] = self.preprocessing.interpolation.value
-        fields = {**dataclasses.asdict(self), "preprocessing": preprocessing}
-        return json.dumps(fields, indent=1).encode()
+        return {**dataclasses.asdict(self), "preprocessing": preprocessing}
 
 
 def read_card(store: Store) -> Card:
@@ -94,6 +112,8 @@ def read_card(store: Store) -> Card:
         preprocessing=known,
         sha256=kept.sha256,
         metrics=dict(kept.metrics),
+        temperature=kept.temperature,
+        thresholds=dict(kept.thresholds),
     )
 
 

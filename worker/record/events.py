@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from worker.checkpoint.commit import MAX_STEPS
+from worker.manifest.training import Metric
 
 _MAX_TIME = 1e11  # seconds: the year 5138, which `time.localtime` can still represent
 
@@ -97,8 +98,16 @@ class EvaluationEvent(_Event):
     accuracy: Share
     top5_accuracy: Share | None
     """Top-5 accuracy; None for five classes or fewer."""
-    best_accuracy: Share | None = None
-    """The best accuracy so far, this evaluation included."""
+    metric: Metric = "accuracy"
+    """The figure that decides which weights are best."""
+    value: Real | None = None
+    """Its value; None if it is undefined."""
+    low: Real | None = None
+    """Lower limit of its 95 % interval."""
+    high: Real | None = None
+    """Upper limit of its 95 % interval."""
+    best: Real | None = None
+    """Its best value so far, this evaluation included."""
 
 
 @dataclass(frozen=True, kw_only=True)

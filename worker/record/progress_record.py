@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from worker.manifest.training import Metric
 from worker.record.events import (
     EndEvent,
     EvaluationEvent,
@@ -37,7 +38,11 @@ class ProgressRecord(StoredRecord):
     epoch: StepCount | None = None
     loss: Real | None = None
     validation_accuracy: Share | None = None
-    best_accuracy: Share | None = None
+    metric: Metric = "accuracy"
+    metric_value: Real | None = None
+    metric_low: Real | None = None
+    metric_high: Real | None = None
+    best_metric: Real | None = None
     images_per_second: Real | None = None
     remaining_seconds: Time | None = None
     end: End | None = None
@@ -48,8 +53,14 @@ class ProgressRecord(StoredRecord):
             case StartEvent():
                 return self._with(step=event.step, world_size=event.world_size)
             case EvaluationEvent():
-                best = event.accuracy if event.best_accuracy is None else event.best_accuracy
-                return self._with(validation_accuracy=event.accuracy, best_accuracy=best)
+                return self._with(
+                    validation_accuracy=event.accuracy,
+                    metric=event.metric,
+                    metric_value=event.value,
+                    metric_low=event.low,
+                    metric_high=event.high,
+                    best_metric=event.best,
+                )
             case EndEvent():
                 return self._with(end=End(code=event.code, text=event.text))
         return self

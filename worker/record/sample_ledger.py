@@ -1,13 +1,11 @@
-"""The ledger of the samples that each step trained on, and the records of evaluations.
+"""The ledger of the samples that each step trained on.
 
 The ledger is written before each commit, by one in every eight ranks. The last piece grows until it
 is large, since writing a new object at every commit would leave too many of them.
 """
 
-import contextlib
 import io
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +13,10 @@ import torch
 import torch.distributed as dist
 
 from worker.data.epoch_plan import Ids
-from worker.errors import WorkerError
-from worker.layout import confusion_name, ledger_name, mistakes_name
-from worker.learn.confusion import Rows
-from worker.plain import plain
+from worker.layout import ledger_name
 from worker.ranks.process_group import meaningful_errors
 from worker.ranks.rank import Rank
 from worker.store import Store
-from worker.store.json_records import put_json
 
 _PIECE_BYTES = 1 << 20  # 64 Ki rows
 _RANKS_PER_PIECE = 8
@@ -38,7 +32,7 @@ def encode_array(array: npt.NDArray[np.int64]) -> bytes:
 
 
 class Recorder:
-    """Recorder of the samples that a rank trains on, and of evaluation results.
+    """Recorder of the samples that a rank trains on.
 
     The first of every eight ranks writes for all eight: with thousands of ranks, an object per rank
     and commit would add up to millions a day.
@@ -65,7 +59,6 @@ class Recorder:
         # The first step and the rows of the last object written, if that object may still grow.
         # Only `write` changes this field, and only one save is under way at a time.
         self._piece: tuple[int, Ids] | None = None
-        self._evaluations: list[int] = []
 
     def trained(self, step: int, ids: Ids, valid: npt.NDArray[np.bool_]) -> None:
         """Record the samples of a step.
@@ -80,29 +73,6 @@ class Recorder:
         if self._samples:
             rows = np.where(valid, ids, -1 - ids)
             self._rows.append(np.stack([np.full_like(ids, step), rows], axis=1))
-
-    def evaluated(
-        self, step: int, rows: Rows, mistakes: list[dict[str, Any]], best_step: int | None
-    ) -> None:
-        """Write an evaluation's results, replacing the previous ones unless those are the best.
-
-        Args:
-            step: The step after which the evaluation ran.
-            rows: The rows of its confusion matrix; see `worker.learn.confusion`.
-            mistakes: Its worst mistakes, as JSON data.
-            best_step: The step of the best evaluation before this one; None if there is none.
-        """
-        if self._rank.rank:
-            return
-        self._store.put(confusion_name(self._attempt, step), encode_array(rows))
-        put_json(self._store, mistakes_name(self._attempt, step), plain(mistakes))
-        kept = {step, best_step}
-        gone = [old for old in self._evaluations if old not in kept]
-        self._evaluations = [old for old in self._evaluations if old in kept] + [step]
-        with contextlib.suppress(WorkerError):  # leftover objects only take up storage
-            for old in gone:
-                self._store.delete(confusion_name(self._attempt, old))
-                self._store.delete(mistakes_name(self._attempt, old))
 
     def take(self, step: int) -> Callable[[], None]:
         """Return a function that writes everything recorded before `step`.

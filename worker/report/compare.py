@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.charts import duration, table
+from worker.judge.figure_text import METRIC_NAMES, metric_text
+from worker.judge.judgement import score_of
+from worker.judge.paired import compare_outcomes
 from worker.manifest.defaults import is_default
 from worker.record.events import EvaluationEvent, StepEvent
 from worker.report.read_run import Run
@@ -47,9 +50,15 @@ class Comparison:
 def compare_runs(runs: Sequence[Run]) -> Comparison:
     """Compare runs: results first, then the settings that differ."""
     columns = [results_of(run) for run in runs]
+    # A star among accuracies on different images would be no comparison.
+    comparable = len({_identity(run) for run in runs}) == 1
+    rows = [
+        (name, _results(name, [column[name] for column in columns], stars=comparable))
+        for name in columns[0]
+    ]
     return Comparison(
         titles_of(runs),
-        [(name, _results(name, [column[name] for column in columns])) for name in columns[0]],
+        rows + _paired_row(runs, comparable=comparable),
         [
             (field, [_cut(shown_setting(run.settings.get(field))) for run in runs])
             for field in differing(runs)
@@ -57,11 +66,36 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     )
 
 
-def _results(name: str, values: Sequence[Any]) -> list[str]:
+def _identity(run: Run) -> str:
+    return run.plan.val.identity if run.plan.val else ""
+
+
+def _paired_row(runs: Sequence[Run], *, comparable: bool) -> list[tuple[str, list[str]]]:
+    """Return a row that compares each run with the best one, image by image."""
+    shown = [run.validation for run in runs]
+    if not any(shown):
+        return []
+    if not comparable:
+        return [("same images", ["no: other validation set" for _ in runs])]
+    scores = [one.judgement.accuracy.value or 0.0 if one else -1.0 for one in shown]
+    best = shown[scores.index(max(scores))]
+    texts = []
+    for one in shown:
+        if one is best:
+            texts.append("best")
+        elif one is None or best is None or len(one.outcomes) != len(best.outcomes):
+            texts.append(_NOTHING)
+        else:
+            texts.append(str(compare_outcomes(best.outcomes, one.outcomes)))
+    return [("only best : only this right", texts)]
+
+
+def _results(name: str, values: Sequence[Any], *, stars: bool) -> list[str]:
     """Return each run's result as text, with the best one marked if they differ."""
     texts = [shown(name, value) for value in values]
     known = [value for value in values if value is not None]
-    if name not in _BEST or len(set(known)) < 2:
+    judged = not name.startswith("images")
+    if name not in _BEST or len(set(known)) < 2 or (judged and not stars):
         return texts
     best = _BEST[name](known)
     return [
@@ -93,7 +127,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def results_of(run: Run) -> dict[str, Any]:
     """Return the results of a run, by name."""
     evaluations, steps = run.history.of(EvaluationEvent), run.history.of(StepEvent)
-    best = max(evaluations, key=lambda event: event.accuracy, default=None)
+    best = best_evaluation(evaluations)
     last = evaluations[-1] if evaluations else None
     speeds = [event.images_per_second for event in steps]
     return {
@@ -102,12 +136,28 @@ def results_of(run: Run) -> dict[str, Any]:
         "in epoch": best.epoch if best else None,
         "last accuracy": last.accuracy if last else None,
         "last loss": last.loss if last else None,
+        "interval": _interval(run),
         "steps": max([run.status.step, *(event.step for event in steps)]),
         "time": run.history.seconds,
         "images/s": statistics.median(speeds) if speeds else None,
         "attempts": run.status.attempt,
         "bad samples": len(run.bad_samples),
     }
+
+
+def _interval(run: Run) -> str | None:
+    """Return the metric of the evaluation that is shown, with its interval, as text."""
+    best = best_evaluation(run.history.of(EvaluationEvent))
+    if best is None or run.validation is None:
+        return None
+    figure = run.validation.judgement.metric(best.metric)
+    return f"{METRIC_NAMES[best.metric]} {metric_text(best.metric, figure)}"
+
+
+def best_evaluation(evaluations: Sequence[EvaluationEvent]) -> EvaluationEvent | None:
+    """Return the evaluation with the best value of its metric, the first if several are equal."""
+    known = [event for event in evaluations if event.value is not None]
+    return max(known, key=lambda event: score_of(event.value, event.metric) or 0.0, default=None)
 
 
 def titles_of(runs: Sequence[Run]) -> list[str]:

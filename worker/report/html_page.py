@@ -4,24 +4,30 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from worker.charts import duration
-from worker.learn.confusion import Rows, by_class
+from worker.judge.figure_text import METRIC_NAMES, metric_text
+from worker.judge.measure import Measure
 from worker.logs import count
 from worker.manifest.defaults import is_default
+from worker.manifest.training import Metric
 from worker.record.events import CommitEvent, EvaluationEvent, StepEvent
-from worker.report.compare import compare_runs, results_of, shown, shown_setting
+from worker.report.compare import (
+    best_evaluation,
+    compare_runs,
+    results_of,
+    shown,
+    shown_setting,
+)
 from worker.report.history import AttemptHistory
+from worker.report.judgement_view import evaluation_view, figure_rows
 from worker.report.read_run import Run
-from worker.report.record_schemas import GroupRecord, MistakeRecord
+from worker.report.record_schemas import GroupRecord
 from worker.report.render_page import render
 from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
 from worker.report.run_facts import describe_cost, facts_of
 
-_MAX_IN_MATRIX = 20
-_MAX_ROWS = 20
 _MAX_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
 _NOTHING = "-"
@@ -46,9 +52,7 @@ def run_page(run: Run) -> str:
         resumes=resumes(run),
         groups=[_group_row(group) for group in run.plan.groups],
         attempts=_attempt_rows(run),
-        evaluated=run.evaluated,
-        **_classes(run.confusion, run.classes),
-        mistakes=[_picture(mistake, run.classes) for mistake in run.mistakes],
+        **_judged(run),
         bad_samples=[
             (split, str(sample.id), sample.reason, sample.text)
             for split, sample in run.bad_samples[:_MAX_BAD]
@@ -81,11 +85,10 @@ def _drawn(charts: Sequence[str]) -> list[Markup]:
 
 
 def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    status, done = run.status, run.done
+    status = run.status
     steps = f"of {status.total_steps}" if status.total_steps else ""
-    tiles = [
-        ("best accuracy", shown("accuracy", results["best accuracy"]), ""),
-        ("last accuracy", shown("accuracy", results["last accuracy"]), ""),
+    return [
+        *_metric_tiles(run),
         ("validation loss", shown("last loss", results["last loss"]), ""),
         ("steps", str(results["steps"]), steps),
         (
@@ -96,12 +99,33 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("images/s", shown("images/s", results["images/s"]), "median"),
         ("bad samples", str(results["bad samples"]), "left out"),
     ]
-    if results["best accuracy"] is not None:
-        tiles[0] = (*tiles[0][:2], f"in epoch {results['in epoch']}")
-    if done and done.weights.accuracy is not None:
-        kept = done.weights
-        tiles[1] = ("accuracy of final/", f"{kept.accuracy:.2%}", f"at step {kept.step}")
-    return tiles
+
+
+def _metric_tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Return tiles for the metric: its best value, and the value of what `final/` has."""
+    evaluations = run.history.of(EvaluationEvent)
+    best = best_evaluation(evaluations)
+    if best is None:
+        return [("best accuracy", _NOTHING, ""), ("last accuracy", _NOTHING, "")]
+    name, last = METRIC_NAMES[best.metric], evaluations[-1]
+    first = (f"best {name}", *_value_of(best))
+    kept = run.final and run.final.validation
+    if run.final and kept:
+        value, interval = _parts(metric_text(best.metric, kept.metric(best.metric)))
+        return [first, (f"{name} of final/", value, f"{interval}, step {run.final.step}")]
+    return [first, (f"last {name}", *_value_of(last))]
+
+
+def _value_of(event: EvaluationEvent) -> tuple[str, str]:
+    figure = Measure(value=event.value, low=event.low, high=event.high)
+    value, interval = _parts(metric_text(event.metric, figure))
+    return value, ", ".join(filter(None, [interval, f"epoch {event.epoch}"]))
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Return a figure and its interval."""
+    value, _, interval = text.partition(" ")
+    return value, interval.strip("()")
 
 
 def _group_row(group: GroupRecord) -> tuple[str, ...]:
@@ -144,68 +168,33 @@ def _attempt_row(part: AttemptHistory) -> tuple[str, ...]:
     )
 
 
-def _classes(rows: Rows | None, names: Sequence[str]) -> dict[str, Any]:
-    """Return the worst classes, and the confusion matrix or, if large, its worst pairs."""
-    if rows is None or not names:
-        return {"classes": [], "matrix": [], "pairs": [], "names": []}
-    totals, right = by_class(rows, len(names))
-    wrong = rows[rows[:, 0] != rows[:, 1]]
-    wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")]
-    # Reversed, as the last entry for a label wins: its most frequent mistake.
-    most = {label: (names[other], str(number)) for label, other, number in wrong[::-1].tolist()}
-    # Classes without images get 1, which keeps them from being listed as the worst.
-    shares = np.divide(right, totals, out=np.ones(len(names)), where=totals > 0)
-    worst = np.argsort(shares, kind="stable")[:_MAX_ROWS].tolist()
-    small = len(names) <= _MAX_IN_MATRIX
-    return {
-        "classes": [
-            (
-                names[label],
-                str(totals[label]),
-                f"{shares[label]:.2%}" if totals[label] else _NOTHING,
-                *most.get(label, (_NOTHING, _NOTHING)),
-            )
-            for label in worst
-        ],
-        "matrix": _matrix(rows, names) if small else [],
-        "names": list(names) if small else [],
-        "pairs": []
-        if small
-        else [(names[i], names[j], str(n)) for i, j, n in wrong[:_MAX_ROWS].tolist()],
+def _judged(run: Run) -> dict[str, Any]:
+    """Return what is known of the model, as the template shows it."""
+    final = run.final
+    columns = {
+        "validation": (final and final.validation) or (run.validation and run.validation.judgement),
+        "test": (final and final.test) or (run.test and run.test.judgement),
     }
-
-
-def _matrix(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    confusion[rows[:, 0], rows[:, 1]] = rows[:, 2]
-    return [
-        {
-            "name": name,
-            "cells": [
-                {
-                    "count": int(count),
-                    "share": round(100 * count / max(1, confusion[label].sum())),
-                    "right": label == other,
-                }
-                for other, count in enumerate(confusion[label])
-            ],
-        }
-        for label, name in enumerate(names)
-    ]
-
-
-def _picture(mistake: MistakeRecord, names: Sequence[str]) -> dict[str, str]:
+    known = {name: judgement for name, judgement in columns.items() if judgement}
+    if not known:
+        return {"figures": []}
+    thresholds = final.thresholds if final else ()
+    sizes = " and ".join(f"{one.images:,} {name} images" for name, one in known.items())
+    shown = run.validation or run.test
+    step = final.step if final else shown.step if shown else 0
+    calibrated = ", with calibrated probabilities" if final and final.temperature != 1 else ""
     return {
-        "jpeg": mistake.jpeg,
-        "label": names[mistake.label],
-        "predicted": names[mistake.predicted],
-        "confidence": f"{mistake.confidence:.2%}",
-        "sample": mistake.sample,
+        "sets": list(known),
+        "figures": figure_rows(list(known.values())),
+        "judged": f"The model of step {step} on {sizes}{calibrated}.",
+        "validation": run.validation and evaluation_view(run.validation, run.classes, thresholds),
+        "test": run.test and evaluation_view(run.test, run.classes, thresholds),
     }
 
 
 def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
     """Return a row per evaluation, with top-5 accuracy if there are enough classes for it."""
+    metric: Metric = next((event.metric for event in evaluations), "accuracy")
     head = ["epoch", "step", "validation loss", "accuracy"]
     rows = [
         [
@@ -220,6 +209,16 @@ def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
         head.append("top 5")
         for row, event in zip(rows, evaluations, strict=True):
             row.append(shown("accuracy", event.top5_accuracy))
+    if metric != "accuracy":
+        head.append(METRIC_NAMES[metric])
+    else:
+        head[3] = "accuracy, 95 % interval"
+    for row, event in zip(rows, evaluations, strict=True):
+        figure = metric_text(metric, Measure(value=event.value, low=event.low, high=event.high))
+        if metric == "accuracy":
+            row[3] = figure if event.value is not None else row[3]
+        else:
+            row.append(figure)
     return {"epochs": rows, "epochs_head": head}
 
 

@@ -1,14 +1,10 @@
 """Readers of records; they log and skip damaged objects, since the rest is still useful."""
 
-import io
 import logging
 from typing import TypeVar
 
-import numpy as np
 from pydantic import BaseModel
 
-from worker.errors import WorkerError
-from worker.learn.confusion import Rows, merge_rows
 from worker.record.events import Event, parse_event
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import complaint, get_json
@@ -35,33 +31,6 @@ def read_or_skip(store: Store, name: str, schema: type[M]) -> M | None:
         return get_json(store, name, schema)
     except ObjectMissing:
         return None
-
-
-def read_confusion(store: Store, name: str, classes: int) -> Rows | None:
-    """Return the rows of a confusion matrix (see `worker.learn.confusion`).
-
-    Args:
-        store: The output of the run.
-        name: The name of the object.
-        classes: The number of classes.
-
-    Returns:
-        The rows; None if they are missing or damaged, or refer to unknown classes.
-    """
-    try:
-        array = np.load(io.BytesIO(store.get(name, 0, _MAX_BYTES)), allow_pickle=False)
-    except ObjectMissing:
-        return None
-    except WorkerError:
-        raise
-    except Exception:  # on arbitrary bytes, numpy's parsers may raise anything
-        _tell(store, name)
-        return None
-    sound = isinstance(array, np.ndarray) and array.dtype == np.int64 and array.ndim == 2
-    if not sound or array.shape[1] != 3 or (array < 0).any() or (array[:, :2] >= classes).any():
-        _tell(store, name)
-        return None
-    return merge_rows([array])
 
 
 def read_history_lines(store: Store, name: str) -> list[Event]:

@@ -6,16 +6,22 @@ from typing import Any, NamedTuple
 from worker.checkpoint.claim import attempt_numbers, read_attempt
 from worker.checkpoint.publication_record import Done, read_done
 from worker.job.manifest_changes import flat
-from worker.layout import BAD_SAMPLES, EVALUATION, RECORDS, environment_name, plan_name
-from worker.learn.confusion import Rows
+from worker.judge.final_figures import FinalFigures
+from worker.layout import (
+    BAD_SAMPLES,
+    FINAL,
+    JUDGEMENT_NAME,
+    RECORDS,
+    environment_name,
+    plan_name,
+)
 from worker.report.history import History, read_history
-from worker.report.read_records import read_confusion, read_or_skip
+from worker.report.read_evaluation import ShownEvaluation, read_evaluation
+from worker.report.read_records import read_or_skip
 from worker.report.record_schemas import (
     BadSampleList,
     BadSampleRecord,
     EnvironmentRecord,
-    MistakeList,
-    MistakeRecord,
     PlanRecord,
 )
 from worker.report.status import Status, read_status
@@ -47,12 +53,12 @@ class Run:
     """The plan that the newest attempt recorded at its start, in the form of `worker plan`."""
     environments: dict[int, dict[str, Any]]
     """The environment that each attempt ran in."""
-    evaluated: int | None
-    """The step of the evaluation to show: that of the final weights, or else the last."""
-    confusion: Rows | None
-    """The confusion matrix of that evaluation."""
-    mistakes: list[MistakeRecord]
-    """The worst mistakes of that evaluation."""
+    validation: ShownEvaluation | None
+    """The evaluation of the final weights on the validation set, or else the last one."""
+    test: ShownEvaluation | None
+    """The evaluation on the test set."""
+    final: FinalFigures | None
+    """The figures of the finished model."""
     bad_samples: list[ListedBadSample]
     """Samples that were left out."""
     done: Done | None
@@ -69,7 +75,6 @@ def read_run(store: Store) -> Run:
     status, history = read_status(store), read_history(store)
     done = read_done(store)
     names = [info.key for info in store.list(RECORDS)]
-    evaluated, found = _evaluation(names, done.weights.step if done else None)
     attempts = {number: read_attempt(store, number) for number in attempt_numbers(store)}
     manifests = [record.manifest for record in attempts.values() if record]
     plans = [read_or_skip(store, plan_name(n), PlanRecord) for n in attempts]
@@ -79,12 +84,11 @@ def read_run(store: Store) -> Run:
         for number in attempts
         if (record := read_or_skip(store, environment_name(number), EnvironmentRecord))
     }
-    class_count = len(plan.classes)
-    confusion, mistakes = None, None
-    if "confusion" in found:
-        confusion = read_confusion(store, found["confusion"], class_count)
-    if "mistakes" in found:
-        mistakes = read_or_skip(store, found["mistakes"], MistakeList)
+    step = done.weights.step if done else None
+    validation, test = (
+        read_evaluation(store, names, split, step=step, classes=plan.classes)
+        for split in ("val", "test")
+    )
     return Run(
         status=status,
         settings=flat(manifests[-1]) if manifests else {},
@@ -92,28 +96,12 @@ def read_run(store: Store) -> Run:
         started={number: record.started if record else None for number, record in attempts.items()},
         plan=plan,
         environments=environments,
-        evaluated=evaluated,
-        confusion=confusion,
-        mistakes=[
-            mistake
-            for mistake in (mistakes.root if mistakes else ())
-            # The plan may be missing, and the page shows mistakes by class name.
-            if max(mistake.label, mistake.predicted) < class_count
-        ],
+        validation=validation,
+        test=test,
+        final=read_or_skip(store, FINAL + JUDGEMENT_NAME, FinalFigures) if done else None,
         bad_samples=_bad_samples(store, names),
         done=done,
     )
-
-
-def _evaluation(names: list[str], wanted: int | None) -> tuple[int | None, dict[str, str]]:
-    """Return the step of the evaluation to show, and the names of its objects, by kind."""
-    found: dict[int, dict[str, str]] = {}
-    for name in names:  # in attempt order, so that the newest evaluation of a step wins
-        match = EVALUATION.fullmatch(name)
-        if match:
-            found.setdefault(int(match[3]), {})[match[2]] = name
-    step = wanted if wanted in found else max(found, default=None)
-    return step, found[step] if step is not None else {}
 
 
 def _bad_samples(store: Store, names: list[str]) -> list[ListedBadSample]:

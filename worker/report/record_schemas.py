@@ -25,6 +25,8 @@ class DataRecord(StoredRecord):
     """A data set, as planned."""
 
     images: Annotated[int, Field(ge=0)]
+    identity: Text = ""
+    """The digest of its index; empty if that is not known."""
     source: Text = ""
     """What it was packed from; empty if that is not known."""
 
@@ -36,6 +38,7 @@ class PlanRecord(StoredRecord):
     image_size: Annotated[int, Field(ge=1)] | None = None
     train: DataRecord | None = None
     val: DataRecord | None = None
+    test: DataRecord | None = None
     steps_per_epoch: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
     groups: tuple[GroupRecord, ...] = ()
 
@@ -44,15 +47,35 @@ class EnvironmentRecord(RootModel[dict[str, JsonValue]]):
     """The environment that an attempt ran in."""
 
 
-class MistakeRecord(StoredRecord):
-    """An image that an evaluation got wrong."""
+class PickRecord(StoredRecord):
+    """An image that an evaluation picked for a person to look at."""
 
     sample: Text
     label: Annotated[int, Field(ge=0)]
     predicted: Annotated[int, Field(ge=0)]
     confidence: Share
     # Only base64, as the page embeds it in a `data:` URL.
-    jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=1 << 20)]
+    jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=1 << 20)] = ""
+
+
+class PictureLists(StoredRecord):
+    """The images that an evaluation picked, by kind, each list in order."""
+
+    wrong: tuple[PickRecord, ...] = ()
+    """The misclassified images with the highest loss."""
+    unsure: tuple[PickRecord, ...] = ()
+    """The images whose two most likely classes are closest."""
+    suspects: tuple[PickRecord, ...] = ()
+    """Images, without pictures, of which the model is confident that the label is wrong."""
+
+    def of_classes(self, count: int) -> "PictureLists":
+        """Return the lists without images of classes beyond the first `count`."""
+        return PictureLists(
+            **{
+                kind: tuple(pick for pick in picks if max(pick.label, pick.predicted) < count)
+                for kind, picks in self
+            }
+        )
 
 
 class BadSampleRecord(StoredRecord):
@@ -61,10 +84,6 @@ class BadSampleRecord(StoredRecord):
     id: Annotated[int, Field(ge=0)]
     reason: Text
     text: Text
-
-
-class MistakeList(RootModel[tuple[MistakeRecord, ...]]):
-    """The worst mistakes of an evaluation, worst first."""
 
 
 class BadSampleList(RootModel[tuple[BadSampleRecord, ...]]):

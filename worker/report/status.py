@@ -10,8 +10,11 @@ from worker.checkpoint.claim import AttemptRecord, attempt_numbers, read_attempt
 from worker.checkpoint.commit import list_commits, read_commit_record
 from worker.checkpoint.publication_record import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
+from worker.judge.figure_text import METRIC_NAMES, metric_text
+from worker.judge.measure import Measure
 from worker.layout import COMMITS, attempt_name, progress_name
 from worker.logs import count
+from worker.manifest.training import Metric
 from worker.record.journal import PROGRESS_SECONDS
 from worker.record.progress_record import End, ProgressRecord
 from worker.store import ObjectMissing, Store
@@ -48,8 +51,12 @@ class Status:
     """Training loss."""
     accuracy: float | None
     """Accuracy of the last evaluation."""
-    best_accuracy: float | None
-    """The best accuracy."""
+    metric: Metric
+    """The figure that decides which weights are best."""
+    value: Measure
+    """That figure in the last evaluation, with its 95 % interval."""
+    best: float | None
+    """Its best value so far."""
     images_per_second: float | None
     """The throughput; None unless the run is in progress."""
     expected_end: float | None
@@ -63,7 +70,7 @@ class Status:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data."""
-        return asdict(self)
+        return {**asdict(self), "value": self.value.model_dump()}
 
 
 def read_status(store: Store) -> Status:
@@ -96,7 +103,9 @@ def read_status(store: Store) -> Status:
         epoch=said.epoch,
         loss=said.loss,
         accuracy=said.validation_accuracy,
-        best_accuracy=said.best_accuracy,
+        metric=said.metric,
+        value=Measure(value=said.metric_value, low=said.metric_low, high=said.metric_high),
+        best=said.best_metric,
         images_per_second=said.images_per_second if running else None,
         expected_end=(said.time or 0) + (said.remaining_seconds or 0) if running else None,
         committed=commit,
@@ -161,13 +170,23 @@ def describe_status(status: Status) -> str:
         "step": steps + (f", epoch {status.epoch}" if status.epoch else ""),
         "speed": speed,
         "loss": _number(status.loss, after=" in training"),
-        "accuracy": _share(status.accuracy, after=" in validation")
-        + _share(status.best_accuracy, ", best "),
+        METRIC_NAMES[status.metric]: _describe_metric(status),
         "commit": commit,
         "attempt": str(status.attempt),
         "ends": _describe_end(status.expected_end),
     }
-    return "\n".join(f"{name:<9} {text}" for name, text in rows.items() if text)
+    width = max(9, *(len(name) for name, text in rows.items() if text))
+    return "\n".join(f"{name:<{width}} {text}" for name, text in rows.items() if text)
+
+
+def _describe_metric(status: Status) -> str:
+    if status.value.value is None:
+        return ""
+    text = f"{metric_text(status.metric, status.value)} in validation"
+    if status.best is None:
+        return text
+    best = Measure(value=status.best, low=status.best, high=status.best)
+    return f"{text}, best {metric_text(status.metric, best).partition(' ')[0]}"
 
 
 def _describe_end(at: float | None) -> str:
@@ -179,10 +198,6 @@ def _describe_end(at: float | None) -> str:
 
 def _number(value: float | None, after: str = "") -> str:
     return "" if value is None else f"{value:.4f}{after}"
-
-
-def _share(value: float | None, before: str = "", after: str = "") -> str:
-    return "" if value is None else f"{before}{value:.2%}{after}"
 
 
 def _ago(seconds: float) -> str:

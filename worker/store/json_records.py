@@ -21,22 +21,23 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-def get_json(store: Store, key: str, schema: type[R]) -> R | None:
+def get_json(store: Store, key: str, schema: type[R], limit: int = _MAX_BYTES) -> R | None:
     """Read and validate an object; log a warning and return None if it is damaged.
 
     Args:
         store: The store that holds the object.
         key: The object's name.
         schema: The schema to validate the object against.
+        limit: The largest size that is believed, in bytes.
 
     Raises:
         ObjectMissing: If there is no such object.
     """
     # One byte more than allowed, so that an object that is too large does not look truncated.
-    data = store.get(key, 0, _MAX_BYTES + 1)
+    data = store.get(key, 0, limit + 1)
     try:
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
+        if len(data) > limit:
+            raise ValueError(f"more than {limit} bytes")
         return schema.model_validate_json(data, strict=True)
     except ValueError as error:
         log.warning("%s%s: damaged (%s); ignoring it", store.uri, key, complaint(error))

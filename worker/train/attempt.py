@@ -14,6 +14,7 @@ from worker.ranks.agreement import Signals, agree
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.ranks.watchdog import Watchdog
+from worker.record.evaluation_records import EvaluationRecords
 from worker.record.journal import Journal
 from worker.record.sample_ledger import Recorder
 from worker.train.durable_state import DurableState
@@ -39,6 +40,8 @@ class Attempt:
     """The training state and its checkpoints."""
     recorder: Recorder
     """The ledger of samples."""
+    evaluations: EvaluationRecords
+    """The records of evaluations; only rank 0 writes them."""
     journal: Journal
     """The event history and progress of the attempt."""
     watchdog: Watchdog

@@ -7,15 +7,13 @@ import numpy as np
 from worker.data.augment import Augmentation
 from worker.data.batch_requests import Request, Work
 from worker.data.epoch_plan import Ids, split
-from worker.data.loader import Prepare
 from worker.data.mixup import Blend, draw_blend
+from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.job import Job
 from worker.numbers import ceil_div
 from worker.ranks.rank import Rank
 
-TRAIN, VAL = "train", "val"
-_EVALUATION_BATCH, _EVALUATION_BATCH_ON_GPU = 64, 256
-_EVALUATION_BYTES = 64 << 20  # per batch; with a GPU, several are page-locked
+TRAIN, VAL, TEST = "train", "val", "test"
 
 
 class BatchFeed:
@@ -35,11 +33,8 @@ class BatchFeed:
         self._rank = rank
         self._settings = settings
         self._augmentation = Augmentation(job.preprocessing, settings, seed)
-        self._evaluation_batch = _EVALUATION_BATCH
-        if on_gpu:
-            # Three bytes per pixel: images are uint8 until they are on the device.
-            fitting = max(1, _EVALUATION_BYTES // (3 * job.preprocessing.crop_size**2))
-            self._evaluation_batch = min(_EVALUATION_BATCH_ON_GPU, fitting)
+        self.evaluation = EvaluationFeed(job.preprocessing, on_gpu=on_gpu)
+        """The batches of images that are evaluated."""
         self.led = int(bool(settings.mixup or settings.cutmix))
 
     @property
@@ -47,7 +42,7 @@ class BatchFeed:
         """The size of the largest batch that this rank may read."""
         batch_size = self._job.manifest.train.batch_size
         share = ceil_div(batch_size, self._rank.world_size) + self.led
-        return max(share, self._evaluation_batch)
+        return max(share, self.evaluation.most_images)
 
     def work(self, request: Request) -> Work:
         """Return the batches that a request asks for, and how to prepare them."""
@@ -57,9 +52,7 @@ class BatchFeed:
                 prepare_for=self._augmentation.prepare_for(request.epoch),
                 lead=self.led,
             )
-        return Work(
-            batches=self._evaluation(request.samples), prepare_for=self._evaluated, in_order=True
-        )
+        return self.evaluation.work(request)
 
     def blend(self, step: int) -> Blend | None:
         """Return the blend, if any, of global batch `step`, counted from the job's start."""
@@ -88,13 +81,3 @@ class BatchFeed:
                 before = whole[[split(len(whole), rank, world_size)[0] - 1]]
                 ids = np.concatenate([before, ids])
             yield ids
-
-    def _evaluation(self, samples: Iterable[int]) -> Iterable[Ids]:
-        ids = np.asarray(samples, dtype=np.int64)
-        size = self._evaluation_batch
-        return (ids[at : at + size] for at in range(0, len(ids), size))
-
-    def _evaluated(self, ids: Ids) -> Prepare:
-        """Return a function that prepares images as the weights' preset does."""
-        preprocessing = self._job.preprocessing
-        return lambda place, image, out: preprocessing.evaluated(image, out)

@@ -9,7 +9,7 @@ from worker.metrics.registry import Metrics
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.record.progress import Progress
-from worker.train.loaders import Loaders
+from worker.train.loaders import JobLoaders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class RankContext:
     """The rank's metrics."""
     progress: Progress
     """Display of progress: a live line or log lines on rank 0, nothing on other ranks."""
-    loaders: Loaders
+    loaders: JobLoaders
     """Batches of images."""
     saver: Saver | None
     """The process that writes checkpoints; None on ranks other than 0."""

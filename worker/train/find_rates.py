@@ -23,7 +23,7 @@ from worker.ranks.process_group import device_of
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.train.batches import TRAIN
-from worker.train.loaders import Loaders
+from worker.train.loaders import JobLoaders
 
 _DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai's `lr_find`
 
@@ -31,7 +31,7 @@ _DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai's `lr_find`
 def sweep_rates(
     job: Job,
     rank: Rank,
-    loaders: Loaders,
+    loaders: JobLoaders,
     *,
     steps: int,
     low: float,
@@ -106,7 +106,7 @@ def _released(group: RateGroup) -> RateGroup:
     return group if group.release is None else replace(group, release=0)
 
 
-def _endless(job: Job, loaders: Loaders) -> Generator[tuple[Batch, int]]:
+def _endless(job: Job, loaders: JobLoaders) -> Generator[tuple[Batch, int]]:
     """Yield the job's batches with their global sizes, epoch after epoch."""
     for epoch in itertools.count():
         plan = job.plan(epoch)

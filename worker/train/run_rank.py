@@ -16,6 +16,7 @@ from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.peer_liveness import Liveness
 from worker.ranks.process_group import device_of, meaningful_errors
 from worker.ranks.watchdog import Watchdog, end_after
+from worker.record.evaluation_records import EvaluationRecords
 from worker.record.journal import Journal, open_journal
 from worker.record.sample_ledger import Recorder
 from worker.record.telemetry import note_commit
@@ -65,8 +66,9 @@ def run_rank(context: RankContext) -> None:
         attempt = _open_attempt(context, learner, resumed, journal=journal, watchdog=watchdog)
         stack.callback(attempt.durable.close)
         watchdog.beat()
-        Trainer(attempt, context.loaders, context.progress).train()
-        finish(attempt)
+        trainer = Trainer(attempt, context.loaders, context.progress)
+        trainer.train()
+        finish(attempt, context.loaders, trainer.validated)
         liveness.close()
 
 
@@ -102,6 +104,7 @@ def _open_attempt(
         learner=learner,
         durable=durable,
         recorder=recorder,
+        evaluations=EvaluationRecords(job.output, resumed.attempt),
         journal=journal,
         watchdog=watchdog,
     )

@@ -1,84 +1,124 @@
-"""Evaluation on the validation set during training."""
+"""The evaluation after an epoch: its figures, records, metrics and log line."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import logging
+import math
+from dataclasses import dataclass
 
-from worker.data.batch_requests import Request
-from worker.data.epoch_plan import split
-from worker.data.loader import Bad, Batch
-from worker.data.sample_keys import SampleNames
-from worker.errors import WorkerError
-from worker.job.job import Dataset, Job
-from worker.learn.confusion import Rows
-from worker.learn.evaluation import Evaluation, evaluate
-from worker.learn.worst_images import gather_worst
-from worker.model.learner import Learner
-from worker.ranks.rank import Rank
-from worker.ranks.stop_signal import StopFlag
-from worker.train.bad_samples import Quarantine
-from worker.train.batches import VAL
-from worker.train.loaders import Loaders
+from worker.errors import ConfigurationError
+from worker.judge.figure_text import METRIC_NAMES, metric_text
+from worker.judge.judgement import judge, score_of
+from worker.judge.measure import Measure
+from worker.learn.evaluation import Findings
+from worker.record.events import EvaluationEvent
+from worker.train.attempt import Attempt
+from worker.train.broadcast_state import shared
+from worker.train.evaluator import Evaluated, Evaluator
+
+log = logging.getLogger(__name__)
 
 
-class Validation:
-    """A rank's share of the validation set; `bad` lists the samples that could not be used.
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """A validation that was made in this attempt."""
 
-    Args:
-        job: The job.
-        val: Its validation set.
-        rank: This rank.
-        loaders: The source of batches.
-        beat: Called for each batch, to show that the evaluation makes progress.
+    step: int
+    """The step after which it was made."""
+    findings: Findings
+    """What it found."""
+
+
+def validate(attempt: Attempt, validation: Evaluator) -> Validated:
+    """Evaluate the current model on the validation set; all ranks call it together.
+
+    Raises:
+        StopRequested: If a stop was requested.
+        ConfigurationError: If the loss is not finite and the manifest does not allow that.
     """
+    state, train = attempt.state, attempt.job.manifest.train
+    result = validation.run(attempt.learner.result)
+    # Only rank 0 has the confusion counts of all ranks.
+    event: EvaluationEvent = shared(_event(attempt, result) if attempt.leads else None)
+    if attempt.leads:
+        attempt.evaluations.write("val", state.step, result.findings, result.pictures)
+        # `best_step` is still that of an earlier evaluation.
+        attempt.evaluations.keep(state.step, state.best_step)
+    state.note_evaluation(
+        loss=event.loss,
+        accuracy=event.accuracy,
+        score=score_of(event.value, event.metric),
+        min_delta=train.early_stop.min_delta if train.early_stop else 0.0,
+    )
+    _tell(attempt, event)
+    if event.loss is None:
+        _refuse_loss(attempt)
+    return Validated(step=state.step, findings=result.findings)
 
-    def __init__(
-        self, job: Job, val: Dataset, *, rank: Rank, loaders: Loaders, beat: Callable[[], None]
-    ) -> None:
-        self._job = job
-        self._val = val
-        self._loaders = loaders
-        self._beat = beat
-        self._samples = range(*split(val.index.samples, rank.rank, rank.world_size))
-        self.bad = Quarantine("data.val", val, job.manifest.data.error_budget)
-        self.error: WorkerError | None = None
-        """The error that stopped this rank during the last evaluation, if any."""
-        self.fresh: list[Bad] = []
-        """Bad samples that this rank first found in the last evaluation."""
 
-    def run(
-        self, learner: Learner, stop: StopFlag
-    ) -> tuple[Evaluation, Rows, list[dict[str, Any]]] | None:
-        """Evaluate over all ranks; return None if a stop was requested or a rank hit an `error`.
+def _event(attempt: Attempt, result: Evaluated) -> EvaluationEvent:
+    job, tally = attempt.job, result.findings.tally
+    judgement = judge(tally, job.train.index.classes)
+    metric = job.manifest.train.metric
+    figure = judgement.metric(metric)
+    return EvaluationEvent(
+        epoch=attempt.state.step // job.steps_per_epoch,
+        step=attempt.state.step,
+        loss=None if tally.not_finite else judgement.log_loss.value,
+        accuracy=judgement.accuracy.value or 0.0,
+        top5_accuracy=judgement.top5_accuracy.value,
+        metric=metric,
+        value=figure.value,
+        low=figure.low,
+        high=figure.high,
+        best=_best(attempt, figure),
+    )
 
-        The third item holds the samples with the highest loss, as JSON data.
-        """
-        self.error = None
-        bad: list[Bad] = []
-        batches = self._loaders.batches(Request(dataset=VAL, samples=self._samples))
-        with contextlib.closing(batches):
-            result = evaluate(
-                learner,
-                self._collecting_bad(batches, bad),
-                preprocessing=self._job.preprocessing,
-                classes=len(self._val.index.classes),
-                stopped=lambda: stop.requested or self.error is not None,
-            )
-        self.fresh = [] if result is None else self.bad.fresh(bad)
-        if result is None:
-            return None
-        evaluation, confusion, mistakes = result
-        names = SampleNames(self._val.store, self._val.index)
-        return evaluation, confusion, gather_worst(mistakes, names)
 
-    def _collecting_bad(self, batches: Iterable[Batch], bad: list[Bad]) -> Iterator[Batch]:
-        """Yield the batches, adding the samples left out of them to `bad`."""
-        try:
-            for batch in batches:
-                bad += batch.bad
-                self._beat()
-                yield batch
-        except WorkerError as error:
-            # Not raised here: the other ranks would wait for this one in the all-reduce at the end
-            # of `evaluate`, which now reports a stop to all.
-            self.error = error
+def _best(attempt: Attempt, figure: Measure) -> float | None:
+    """Return the best value of the metric so far, `figure` included."""
+    metric, best = attempt.job.manifest.train.metric, attempt.state.best_score
+    scores = [score for score in (best, score_of(figure.value, metric)) if score is not None]
+    return score_of(max(scores), metric) if scores else None
+
+
+def _tell(attempt: Attempt, event: EvaluationEvent) -> None:
+    """Write an evaluation to the metrics, the history, the progress record and the log."""
+    metrics, name = attempt.metrics, event.metric
+    loss = math.nan if event.loss is None else event.loss
+    metrics.accuracy("validation").set(event.accuracy)
+    metrics.loss("validation").set(loss)
+    metrics.best_accuracy().set(attempt.state.best_accuracy or 0.0)
+    for gauge, value in (
+        (metrics.metric, event.value),
+        (metrics.metric_low, event.low),
+        (metrics.metric_high, event.high),
+        (metrics.best_metric, event.best),
+    ):
+        gauge(name).set(math.nan if value is None else value)
+    # Without figures by class: those of thousands of classes would fill most of the history.
+    attempt.journal.note(event)
+    if not attempt.leads:
+        return
+    figure = metric_text(name, Measure(value=event.value, low=event.low, high=event.high))
+    best = metric_text(name, Measure(value=event.best, low=event.best, high=event.best))
+    accuracy = "" if name == "accuracy" else f"  accuracy {event.accuracy:.2%}"
+    log.info(
+        "epoch %d/%d  validation %s %s%s  loss %.4f  best %s",
+        event.epoch,
+        attempt.job.manifest.train.epochs,
+        METRIC_NAMES[name],
+        figure,
+        accuracy,
+        loss,
+        best.partition(" ")[0],
+        extra={"fields": event.__dict__},
+    )
+
+
+def _refuse_loss(attempt: Attempt) -> None:
+    """End the job, or warn, if the validation loss is not finite."""
+    text = "the validation loss is not finite"
+    if attempt.job.manifest.train.non_finite == "fail":
+        attempt.commit()
+        raise ConfigurationError(f"optimizer.lr: {text}; lower the rates" if attempt.leads else "")
+    if attempt.leads:
+        log.warning(text)

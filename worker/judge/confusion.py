@@ -25,10 +25,16 @@ class Pairs:
         self._size = 0
         self._counts = np.empty((0, 3), np.int64)
 
-    def add(self, labels: Tensor, predicted: Tensor) -> None:
-        """Count a batch; both arguments are class indices, int64 [N], on one device."""
+    def add(self, labels: Tensor, predicted: Tensor, counted: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            labels: True classes, int64 [N].
+            predicted: Predicted classes, int64 [N].
+            counted: Images that count, bool [N].
+        """
         # One int64 per image stands for the pair; `_count` splits it again with divmod.
-        self._waiting.append(labels * self._classes + predicted)
+        self._waiting.append(torch.where(counted, labels * self._classes + predicted, -1))
         self._size += len(labels)
         if self._size > _MAX_WAITING:
             self._count()
@@ -42,6 +48,7 @@ class Pairs:
         if self._waiting:
             # The copy to the host is the only synchronization with the device.
             keys, counts = torch.cat(self._waiting).cpu().unique(return_counts=True)
+            keys, counts = keys[keys >= 0], counts[keys >= 0]
             fresh = np.stack([*np.divmod(keys.numpy(), self._classes), counts.numpy()], axis=1)
             self._counts = merge_rows([self._counts, fresh])
         self._waiting, self._size = [], 0

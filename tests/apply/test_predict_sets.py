@@ -1,0 +1,203 @@
+"""`worker predict --out`: each image once, by any number of starters that come and go."""
+
+import csv
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from tests.support.finished import finished_model
+from tests.support.packs import pack_folder
+from tests.support.pictures import write_pictures
+from tests.support.processes import Run, Start
+from tests.support.stores import contents
+from tests.support.tars import tar
+from worker.model.classifier import load_classifier
+from worker.store import open_store
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return finished_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 pictures in raw/, and shards of about 25 of them in set/."""
+    folder = tmp_path_factory.mktemp("photos")
+    write_pictures(folder / "raw", 300)
+    pack_folder(folder / "raw", str(folder / "set"), shard_bytes=20_000)
+    return folder
+
+
+def lines(out: Path) -> list[dict[str, object]]:
+    parts = sorted((out / "predictions").glob("*.jsonl"))
+    return [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+
+
+def first_class(line: dict[str, object]) -> str:
+    classes = line["classes"]
+    assert isinstance(classes, dict)
+    return str(next(iter(classes)))
+
+
+def predicted(run: Run, model: str, source: object, out: Path, *options: str) -> str:
+    ended = run("predict", model, str(source), "--out", str(out), *options)
+    assert ended.code == 0, ended.err
+    return ended.err
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {key: data for key, data in contents(open_store(str(out))).items() if "plan" not in key}
+
+
+def test_each_image_has_a_line_like_that_of_a_single_prediction(
+    run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    predicted(run, model, photos / "set", tmp_path / "out", "--nproc", "2", "--all")
+    found = {str(line["image"]): line["classes"] for line in lines(tmp_path / "out")}
+    assert len(found) == 600
+    classifier = load_classifier(model)
+    for image in sorted((photos / "raw").rglob("*.*"))[:40]:
+        if image.is_file():
+            key = str(image.relative_to(photos / "raw")).rpartition(".")[0]
+            assert found[key] == pytest.approx(
+                dict(classifier.predict(image.read_bytes())), abs=1e-4
+            )
+    audit = run("audit", str(tmp_path / "out"))
+    assert audit.code == 0, audit.err
+    assert "600 images in" in audit.out
+    status = run("status", str(tmp_path / "out"))
+    assert "600 of 600" in status.out
+    assert "done" in status.out
+
+
+def test_starters_that_are_killed_at_random_end_like_a_calm_one(
+    start: Start, run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    options = ("--embeddings", "--top", "1")
+    predicted(run, model, photos / "set", tmp_path / "calm", *options)
+    chance = random.Random(7)
+    command = ("predict", model, str(photos / "set"), "--out", f"{tmp_path}/wild", *options)
+    running = [start(*command, "--nproc", "2") for _ in range(2)]
+    for round_ in range(8):
+        time.sleep(chance.uniform(0.3, 1.5))
+        victim = running[round_ % 2]
+        victim.send(chance.choice((signal.SIGKILL, signal.SIGTERM)))
+        code = victim.wait().code
+        assert code in (-signal.SIGKILL, 75, 0), code
+        running[round_ % 2] = start(*command)
+    for last in running:
+        assert last.wait().code == 0
+    assert results(tmp_path / "wild") == results(tmp_path / "calm")
+    assert run("audit", f"{tmp_path}/wild").code == 0
+
+
+def test_loose_images_lists_and_tars_without_labels(
+    run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(photos / "raw" / "red", raw / "red")
+    (raw / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    images = sorted(path for path in raw.rglob("*.*") if path.is_file())
+    predicted(run, model, f"{raw}/", tmp_path / "loose")
+    loose = lines(tmp_path / "loose")
+    assert [line["image"] for line in loose] == [str(i.relative_to(raw)) for i in images]
+    (bad,) = [line for line in loose if "error" in line]
+    assert bad["image"] == "red/broken.jpg"
+    assert "is not a JPEG, PNG or WebP image" in str(bad["error"])
+
+    (tmp_path / "some.txt").write_text(
+        "raw/red/broken.jpg\n" + "".join(f"{i}\n" for i in images[:3])
+    )
+    predicted(run, model, tmp_path / "some.txt", tmp_path / "listed")
+    assert [line["image"] for line in lines(tmp_path / "listed")] == [
+        "raw/red/broken.jpg",
+        *map(str, images[:3]),
+    ]
+
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for n in range(2):
+        members = {f"{i.stem}{n}{i.suffix}": i.read_bytes() for i in images[5 * n : 5 * n + 5]}
+        (tars / f"{n}.tar").write_bytes(tar(list(members.items())))
+    predicted(run, model, tars, tmp_path / "of-tars")
+    assert len(lines(tmp_path / "of-tars")) == 10
+    assert not list(tars.glob("*.npy"))
+    assert run("audit", f"{tmp_path}/of-tars").code == 0
+
+
+def test_other_formats_and_features(run: Run, model: str, photos: Path, tmp_path: Path) -> None:
+    predicted(run, model, photos / "set", tmp_path / "plain", "--top", "1")
+    expected = [(str(line["image"]), first_class(line)) for line in lines(tmp_path / "plain")]
+    predicted(run, model, photos / "set", tmp_path / "csv", "--format", "csv", "--all")
+    rows = [
+        row
+        for part in sorted((tmp_path / "csv" / "predictions").glob("*.csv"))
+        for row in csv.DictReader(part.open(newline=""))
+    ]
+    assert [(row["image"], row["class"]) for row in rows] == expected
+    assert float(rows[0]["blue"]) + float(rows[0]["red"]) == pytest.approx(1, abs=1e-5)
+    options = ("--format", "parquet", "--embeddings")
+    predicted(run, model, photos / "set", tmp_path / "parquet", *options)
+    parts = sorted((tmp_path / "parquet" / "predictions").glob("*.parquet"))
+    table = [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
+    assert [(row["image"], row["classes"][0]) for row in table] == expected
+    features = [np.load(part) for part in sorted((tmp_path / "parquet/embeddings").glob("*.npy"))]
+    assert [len(part) for part in features] == [
+        pyarrow.parquet.read_table(part).num_rows for part in parts
+    ]
+    assert features[0].shape[1] == 1024
+    for name in ("csv", "parquet"):
+        assert run("audit", f"{tmp_path}/{name}").code == 0
+
+
+def test_what_is_lost_or_altered_is_found(
+    run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predicted(run, model, photos / "set", out)
+    (first, second, *_) = sorted((out / "predictions").glob("*.jsonl"))
+    kept = first.read_text()
+    rows = kept.splitlines(keepends=True)
+    for text, complaint in (
+        ("".join(rows[1:]), "images, but"),
+        ("".join([*rows[:-1], rows[0]]), "2 times"),
+        (kept.replace("0.", "0.0", 1), "altered after the end"),
+        ("{", "damaged"),
+    ):
+        first.write_text(text)
+        ended = run("audit", str(out))
+        assert ended.code == 65, complaint
+        assert complaint in ended.err
+    first.write_text(kept)
+    second.unlink()
+    ended = run("audit", str(out))
+    assert ended.code == 65
+    assert "missing" in ended.err
+
+
+def test_another_prediction_is_not_mixed_in(
+    run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    predicted(run, model, photos / "set", tmp_path / "out")
+    before = contents(open_store(str(tmp_path / "out")))
+    other = finished_model(tmp_path / "other", temperature=2.0, backbone="resnet18")
+    for arguments, field in (
+        ((other, f"{photos}/set"), "model_sha256"),
+        ((model, f"{photos}/raw/"), "source"),
+        ((model, f"{photos}/set", "--top", "1"), "top"),
+    ):
+        ended = run("predict", *arguments, "--out", f"{tmp_path}/out")
+        assert ended.code == 78
+        assert f"holds another prediction ({field}" in ended.err
+    after = contents(open_store(str(tmp_path / "out")))
+    assert {key: after[key] for key in before} == before
+    again = predicted(run, model, photos / "set", tmp_path / "out")
+    assert "done: 600 images" in again

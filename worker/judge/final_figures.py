@@ -1,0 +1,24 @@
+"""The figures of a finished model, as `final/judgement.json` has them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from worker.judge.judgement import Judgement
+from worker.judge.thresholds import Threshold
+from worker.store.json_records import StoredRecord
+
+
+class FinalFigures(StoredRecord):
+    """What is known of a finished model."""
+
+    step: Annotated[int, Field(ge=0)]
+    """The step of its weights."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """What its logits are divided by; fitted on the validation set."""
+    thresholds: tuple[Threshold, ...] = ()
+    """The thresholds of its classes, from the validation set; empty if they were not asked for."""
+    validation: Judgement | None = None
+    """Its figures on the validation set, if there is one."""
+    test: Judgement | None = None
+    """Its figures on the test set, if there is one."""

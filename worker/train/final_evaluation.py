@@ -1,0 +1,122 @@
+"""The evaluation of the model that a job writes to `final/`."""
+
+import contextlib
+import logging
+
+import torch
+import torch.distributed as dist
+
+from worker.checkpoint.commit import list_commits, read_commit
+from worker.checkpoint.snapshot import restore_result
+from worker.judge.calibration import fit_temperature
+from worker.judge.figure_text import share_text
+from worker.judge.final_figures import FinalFigures
+from worker.judge.judgement import judge
+from worker.judge.tally import Counter, Tally, add_ranks
+from worker.judge.thresholds import thresholds_for
+from worker.learn.evaluation import Findings
+from worker.ranks.leader import by_leader
+from worker.train.attempt import Attempt
+from worker.train.batches import TEST, VAL
+from worker.train.broadcast_state import shared
+from worker.train.evaluator import Evaluator
+from worker.train.loaders import JobLoaders
+from worker.train.validation import Validated
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_final(
+    attempt: Attempt, loaders: JobLoaders, validated: Validated | None
+) -> FinalFigures:
+    """Load the weights that the manifest asks for, and evaluate them; called by all ranks together.
+
+    The judgements are known to rank 0 alone.
+
+    Args:
+        attempt: The attempt.
+        loaders: The source of batches.
+        validated: The last validation of this attempt, which is not repeated.
+
+    Raises:
+        StopRequested: If a stop was requested; the next attempt evaluates them anew.
+    """
+    job, final = attempt.job, attempt.job.manifest.final
+    step = _load_weights(attempt)
+    names = job.train.index.classes
+    temperature, tally = 1.0, None
+    if job.val:
+        if validated and validated.step == step and not final.calibrate:
+            findings = validated.findings
+        else:
+            validation = Evaluator(attempt, VAL, job.val, loaders)
+            result = validation.run(attempt.learner.result, keep_logits=final.calibrate)
+            findings = result.findings
+        tally = findings.tally
+        if final.calibrate:
+            temperature, tally = _calibrate(findings, len(names))
+            if attempt.leads:
+                log.info("final.calibrate: the temperature is %.4g", temperature)
+    tested = None
+    if job.test:
+        evaluator = Evaluator(attempt, TEST, job.test, loaders)
+        result = evaluator.run(attempt.learner.result, temperature=temperature)
+        if attempt.leads:
+            attempt.evaluations.write("test", step, result.findings, result.pictures)
+            tested = judge(result.findings.tally, names)
+            log.info("test accuracy %s", share_text(tested.accuracy))
+    return FinalFigures(
+        step=step,
+        temperature=temperature,
+        thresholds=thresholds_for(tally.histograms, names, final.thresholds.precision)
+        if tally and final.thresholds
+        else (),
+        validation=judge(tally, names) if tally and attempt.leads else None,
+        test=tested,
+    )
+
+
+def _load_weights(attempt: Attempt) -> int:
+    """Load the weights that the manifest asks for into all ranks; return their step."""
+    state = attempt.state
+    if attempt.job.manifest.final.weights == "last" or state.best_step in (None, state.step):
+        return state.step
+    step = state.step
+    with by_leader("final weights", attempt.watchdog.beat) as leads:
+        if leads:
+            step = _restore_best(attempt)
+    step = int(shared(step))
+    if step != state.step and dist.get_world_size() > 1:
+        for tensor in attempt.learner.result.state_dict().values():
+            dist.broadcast(tensor, src=0)
+    return step
+
+
+def _restore_best(attempt: Attempt) -> int:
+    """Load the weights of the best evaluation on this rank, if their checkpoint is intact."""
+    state, store = attempt.state, attempt.job.output
+    for name in list_commits(store):
+        if name.step == state.best_step:
+            parts = read_commit(store, name)
+            # A part may be intact and still not be a valid tensor file, if its writer was faulty.
+            with contextlib.suppress(ValueError):
+                if parts:
+                    restore_result(parts, attempt.learner)
+                    return name.step
+    log.warning(
+        "final.weights: the checkpoint of the best step, %d, is not intact; "
+        "writing the weights of the last step instead",
+        state.best_step,
+    )
+    return state.step
+
+
+def _calibrate(findings: Findings, classes: int) -> tuple[float, Tally]:
+    """Return the temperature, and the sums that the calibrated predictions give."""
+    logits, labels = findings.logits, findings.labels
+    assert logits is not None  # noqa: S101 -- the evaluation was told to keep them
+    temperature = fit_temperature(logits, labels)
+    counter = Counter(classes, torch.device("cpu"))
+    for part, of_part in zip(logits.split(1024), labels.split(1024), strict=True):
+        counter.add(part / temperature, of_part)
+    return temperature, add_ranks(counter.own())
