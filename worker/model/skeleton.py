@@ -60,19 +60,27 @@ def construct(name: str, image_size: int, classes: int = IMAGENET_CLASSES) -> nn
     Returns:
         The model.
     """
-    options: dict[str, Any] = {"num_classes": classes}
-    if name.startswith("vit_"):
-        options["image_size"] = image_size
-    elif name.startswith("maxvit"):
-        options["input_size"] = (image_size, image_size)
-    elif name in ("googlenet", "inception_v3"):
-        # Their weights were trained on inputs in [-1, 1], but their preset has ImageNet's mean and
-        # std.
-        options |= {"aux_logits": True, "init_weights": True, "transform_input": True}
+    options = {"num_classes": classes, **family_options(name, image_size)}
+    # Unlike the others, it changes nothing in a model whose weights are replaced.
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: nn.Module = models.get_model(name, weights=None, **options)
     return model
+
+
+def family_options(name: str, image_size: int) -> dict[str, Any]:
+    """Return the arguments that a model's family needs besides the number of classes."""
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit"):
+        return {"input_size": (image_size, image_size)}
+    if name in ("googlenet", "inception_v3"):
+        # Their weights were trained on inputs in [-1, 1], but their preset has ImageNet's mean and
+        # std.
+        return {"aux_logits": True, "transform_input": True}
+    return {}
 
 
 @cache

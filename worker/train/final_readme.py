@@ -11,6 +11,7 @@ from worker.judge.figure_text import METRIC_NAMES, number_text, share_text
 from worker.judge.final_figures import FinalFigures
 from worker.judge.judgement import Judgement
 from worker.model.model_card import Card
+from worker.model.skeleton import family_options
 from worker.redaction import redacted
 
 _MAX_CLASSES = 30
@@ -35,7 +36,6 @@ prepare = transforms.Compose([
 
 Then `model.eval()(prepare(image)[None]) / card["temperature"]` are the logits of a `PIL.Image`
 in RGB."""
-_OPTIONS = {"googlenet": ", aux_logits=True", "inception_v3": ", aux_logits=True"}
 
 
 def describe_model(job: Job, card: Card, figures: FinalFigures) -> str:
@@ -67,8 +67,14 @@ def describe_model(job: Job, card: Card, figures: FinalFigures) -> str:
         f"each, `{job.manifest.optimizer.name}`, seed {train.seed}; the weights are those of step "
         f"{figures.step}. `manifest.json` beside this folder has all settings."
     )
-    parts += ["## Load it", _LOAD.format(options=_OPTIONS.get(card.backbone, ""))]
+    parts += ["## Load it", _LOAD.format(options=_options(card))]
     return "\n\n".join(parts) + "\n"
+
+
+def _options(card: Card) -> str:
+    """Return the arguments that torchvision's constructor needs, as source code."""
+    found = family_options(card.backbone, card.preprocessing.crop_size)
+    return "".join(f", {name}={value}" for name, value in found.items())
 
 
 def _figures(name: str, judgement: Judgement | None) -> list[str]:
