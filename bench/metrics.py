@@ -93,7 +93,9 @@ def measure(folder: str) -> tuple[list[float], list[float]]:
     metrics, owner = Metrics("bench", "s3://bucket/run/", 0), Owner("bench", "s3://bucket/run/")
     journal = Journal(open_store(f"{folder}/run"), 1, leads=True)
     journal.begin(0, BLOCKS * STEPS, 1)
-    telemetry = Telemetry(metrics, journal, Progress(live=False), BLOCKS * STEPS)
+    telemetry = Telemetry(
+        metrics, journal, Progress(live=False), total_steps=BLOCKS * STEPS, ranks=1
+    )
     work, bare, full = Work(), [], []
     phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
     with (
@@ -132,7 +134,7 @@ def measure_calls() -> float:
         journal = Journal(open_store(folder), 1, leads=True)
         journal.begin(0, 5000, 1)
         metrics = Metrics("bench", "s3://bucket/run/", 0)
-        telemetry = Telemetry(metrics, journal, Progress(live=False), 5000)
+        telemetry = Telemetry(metrics, journal, Progress(live=False), total_steps=5000, ranks=1)
         phases = dict.fromkeys(("wait", "host_to_device", "forward_backward", "optimizer"), 1e-3)
         began = time.perf_counter()
         for step in range(1, 5001):

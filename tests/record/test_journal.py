@@ -12,8 +12,8 @@ from worker.errors import InfrastructureError, StopRequested
 from worker.layout import progress_name
 from worker.record import journal as journals
 from worker.record.events import EvaluationEvent, StartEvent
+from worker.record.history import read_history
 from worker.record.journal import Journal
-from worker.report.history import read_history
 from worker.store import open_store
 
 

@@ -13,8 +13,9 @@ from tests.support.paths import ROOT
 PACKAGE = ROOT / "worker"
 FLOORS = (  # from the top; a room imports from lower floors alone
     ("cli",),
-    ("check", "launch", "report"),
-    ("train",),
+    ("check", "launch", "trackers"),
+    ("report",),
+    ("apply", "train"),
     ("job", "record"),
     ("learn",),
     ("checkpoint", "ranks"),

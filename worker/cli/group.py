@@ -77,6 +77,7 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker status s3://runs/a/                    show a run's state; --watch keeps updating it
     worker report s3://runs/a/                    report on a run, as an HTML page
     worker compare s3://runs/a/ s3://runs/b/      compare results, and settings that differ
+    worker export s3://runs/a/ --to mlflow:URL    copy a run's record to an experiment tracker
     worker evaluate s3://runs/a/ s3://sets/test/  judge a finished model on a data set
     worker predict s3://runs/a/ photo.jpg         classify pictures with a finished model
 

@@ -11,6 +11,7 @@ import click
 from worker.cli.group import main
 from worker.errors import DataError
 from worker.logs import count
+from worker.redaction import redacted
 
 _WATCH_SECONDS = 5.0
 _ENDS = ("done", "failed")
@@ -116,6 +117,26 @@ def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
         click.echo(str(compare_runs(found)))
     if out:
         click.echo(f"page: {out}", err=True)
+
+
+@main.command()
+@click.argument("run")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="tensorboard:DIR|mlflow:URL|wandb:DIR",
+    help="Where to.",
+)
+def export(run: str, target: str) -> None:
+    """Copy the record of RUN to an experiment tracker: settings, curves and final figures.
+
+    Only the store is read, so a run can be exported at any time, from anywhere, again and again:
+    there is one run per output in the tracker, with the steps that count after all resumes.
+    """
+    from worker.trackers.export import export_run
+
+    click.echo(f"exported: {redacted(export_run(run, target))}")
 
 
 @main.command()

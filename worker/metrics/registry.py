@@ -198,6 +198,13 @@ class Metrics:
             "gpu_utilization_ratio", "Share of the last second in which the GPU was busy"
         )
 
+        self.rank_seconds = self._job_gauge(
+            "rank_seconds", "Time that the ranks of this attempt have been held, added up"
+        )
+        self.energy = self._job_gauge(
+            "gpu_energy_joules", "Energy of all GPUs since this attempt began, where NVML counts it"
+        )
+
     def _declare_data(self) -> None:
         self.bad_samples = self._counter(
             _JOB, "bad_samples", "Samples left out by this attempt", "reason"

@@ -64,6 +64,10 @@ class StepEvent(_Event):
     """Learning rates, by group."""
     gradient_norms: Mapping[str, Real | None]
     """Gradient norms of the last step, by group; only for groups that it trained."""
+    images: Annotated[int, Field(ge=0)] = 0
+    """Images that this attempt has trained on."""
+    joules: Annotated[float, Field(ge=0, le=1e30)] | None = None
+    """Energy of all GPUs since the attempt began; None if it is not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

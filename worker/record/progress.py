@@ -37,6 +37,10 @@ class StepProgress:
     """Learning rates, by group."""
     gradient_norms: Mapping[str, float]
     """Gradient norms of the last step, by trained group."""
+    images: int = 0
+    """Images that this attempt has trained on."""
+    joules: float | None = None
+    """Energy of all GPUs since the attempt began; None if it is not counted."""
 
 
 class Progress:

@@ -53,11 +53,20 @@ class Telemetry:
         journal: The journal of the attempt.
         progress: The progress display.
         total_steps: The total number of steps of the job.
+        ranks: The number of ranks.
     """
 
     def __init__(
-        self, metrics: Metrics, journal: Journal, progress: Progress, total_steps: int
+        self,
+        metrics: Metrics,
+        journal: Journal,
+        progress: Progress,
+        *,
+        total_steps: int,
+        ranks: int,
     ) -> None:
+        self._ranks = ranks
+        self._began = time.monotonic()
         self._metrics = metrics
         self._journal = journal
         self._progress = progress
@@ -105,6 +114,9 @@ class Telemetry:
         metrics.accuracy("train").set(step.accuracy)
         metrics.throughput().set(step.images_per_second)
         metrics.wait_ratio().set(step.wait_ratio)
+        if step.joules is not None:
+            metrics.energy().set(step.joules)
+        metrics.rank_seconds().set((time.monotonic() - self._began) * self._ranks)
         metrics.expected_end().set(time.time() + step.remaining_seconds)
         show_gpu(metrics)
         self._reports.append(report)
@@ -135,4 +147,6 @@ def _event_of(step: StepProgress) -> StepEvent:
         wait_ratio=step.wait_ratio,
         rates=step.rates,
         gradient_norms=step.gradient_norms,
+        images=step.images,
+        joules=step.joules,
     )

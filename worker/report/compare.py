@@ -12,6 +12,7 @@ from worker.judge.paired import compare_outcomes
 from worker.manifest.defaults import is_default
 from worker.record.events import EvaluationEvent, StepEvent
 from worker.report.read_run import Run
+from worker.report.run_facts import cost_text
 
 _NAMES = ("job", "output")
 _NOTHING = "-"
@@ -142,6 +143,7 @@ def results_of(run: Run) -> dict[str, Any]:
         "images/s": statistics.median(speeds) if speeds else None,
         "attempts": run.status.attempt,
         "bad samples": len(run.bad_samples),
+        "cost": cost_text(run) or None,
     }
 
 

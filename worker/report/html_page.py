@@ -13,6 +13,7 @@ from worker.logs import count
 from worker.manifest.defaults import is_default
 from worker.manifest.training import Metric
 from worker.record.events import CommitEvent, EvaluationEvent, StepEvent
+from worker.record.history import AttemptHistory
 from worker.report.compare import (
     best_evaluation,
     compare_runs,
@@ -20,13 +21,12 @@ from worker.report.compare import (
     shown,
     shown_setting,
 )
-from worker.report.history import AttemptHistory
 from worker.report.judgement_view import evaluation_view, figure_rows
 from worker.report.read_run import Run
 from worker.report.record_schemas import GroupRecord
 from worker.report.render_page import render
 from worker.report.run_charts import compared, learning, rates, resumes, speed, timeline
-from worker.report.run_facts import describe_cost, facts_of
+from worker.report.run_facts import cost_text, facts_of
 
 _MAX_BAD = 100
 _TONES = {"done": "good", "running": "going", "stopped": "going"}
@@ -94,7 +94,7 @@ def _tiles(run: Run, results: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             "trained for",
             duration(results["time"]),
-            ", ".join(filter(None, [count(status.attempt, "attempt"), describe_cost(run)])),
+            ", ".join([count(status.attempt, "attempt"), *cost_text(run).split(", ")[:1]]),
         ),
         ("images/s", shown("images/s", results["images/s"]), "median"),
         ("bad samples", str(results["bad samples"]), "left out"),

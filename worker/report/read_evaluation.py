@@ -8,7 +8,7 @@ from worker.judge.paired import Outcomes
 from worker.judge.tally import Tally
 from worker.judge.tally_file import decode_tally
 from worker.layout import EVALUATION
-from worker.report.read_records import read_or_skip
+from worker.record.read_records import read_or_skip
 from worker.report.record_schemas import PictureLists
 from worker.store import ObjectMissing, Store
 

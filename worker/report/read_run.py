@@ -15,9 +15,9 @@ from worker.layout import (
     environment_name,
     plan_name,
 )
-from worker.report.history import History, read_history
+from worker.record.history import History, read_history
+from worker.record.read_records import read_or_skip
 from worker.report.read_evaluation import ShownEvaluation, read_evaluation
-from worker.report.read_records import read_or_skip
 from worker.report.record_schemas import (
     BadSampleList,
     BadSampleRecord,

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.logs import count
-from worker.report.history import AttemptHistory
+from worker.record.cost import cost_of, describe_cost
 from worker.report.read_run import Run
 from worker.report.record_schemas import PlanRecord
 
-_HOUR = 3600.0
-_MIN_HOURS = 0.1
 _DAY = "%Y-%m-%d"
 
 
@@ -24,23 +22,15 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         "on": _devices(run),
         "data": _data(plan),
         "packed from": plan.train.source if plan.train else "",
-        "cost": describe_cost(run),
+        "cost": cost_text(run),
     }
     return [(name, text) for name, text in facts.items() if text]
 
 
-def describe_cost(run: Run) -> str:
-    """Return the total time of all ranks, in GPU-hours or CPU rank-hours (or minutes)."""
-    hours = sum(part.seconds * _ranks(part) for part in run.history.parts) / _HOUR
-    if not hours:
-        return ""
-    hours, unit = (hours, "hours") if hours >= _MIN_HOURS else (60 * hours, "minutes")
+def cost_text(run: Run) -> str:
+    """Return what the run has cost, as text; empty if nothing is known."""
     on_gpus = any(facts.get("device", "cpu") != "cpu" for facts in run.environments.values())
-    return f"{hours:.1f} {'GPU' if on_gpus else 'CPU rank'}-{unit}"
-
-
-def _ranks(part: AttemptHistory) -> int:
-    return part.start.world_size
+    return describe_cost(cost_of(run.history), on_gpus=on_gpus)
 
 
 def _when(run: Run) -> str:

@@ -12,11 +12,14 @@ from worker.checkpoint.publication_record import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
 from worker.judge.figure_text import METRIC_NAMES, metric_text
 from worker.judge.measure import Measure
-from worker.layout import COMMITS, attempt_name, progress_name
+from worker.layout import COMMITS, attempt_name, environment_name, progress_name
 from worker.logs import count
 from worker.manifest.training import Metric
+from worker.record.cost import cost_of, describe_cost
+from worker.record.history import read_history
 from worker.record.journal import PROGRESS_SECONDS
 from worker.record.progress_record import End, ProgressRecord
+from worker.report.record_schemas import EnvironmentRecord
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import get_json
 
@@ -67,6 +70,8 @@ class Status:
     """Seconds since the last checkpoint."""
     age: float
     """Seconds since the run last reported."""
+    cost: str
+    """What all attempts have cost, as text; empty if nothing is known."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON data."""
@@ -111,6 +116,7 @@ def read_status(store: Store) -> Status:
         committed=commit,
         commit_age=commit_age,
         age=age,
+        cost=_read_cost(store, attempt),
     )
 
 
@@ -141,6 +147,14 @@ def _read_progress(store: Store, attempt: int) -> tuple[ProgressRecord, float]:
     # By the store's clock, as the clock of the node that wrote it may be wrong.
     written = max((info.modified for info in store.list(name)), default=time.time())
     return said or ProgressRecord(), max(0.0, time.time() - written)
+
+
+def _read_cost(store: Store, attempt: int) -> str:
+    environment = None
+    with contextlib.suppress(ObjectMissing):
+        environment = get_json(store, environment_name(attempt), EnvironmentRecord)
+    device = environment.root.get("device", "cpu") if environment else "cpu"
+    return describe_cost(cost_of(read_history(store)), on_gpus=device != "cpu")
 
 
 def _newest_commit(store: Store) -> tuple[int | None, float | None]:
@@ -174,6 +188,7 @@ def describe_status(status: Status) -> str:
         "commit": commit,
         "attempt": str(status.attempt),
         "ends": _describe_end(status.expected_end),
+        "cost": status.cost,
     }
     width = max(9, *(len(name) for name, text in rows.items() if text))
     return "\n".join(f"{name:<{width}} {text}" for name, text in rows.items() if text)

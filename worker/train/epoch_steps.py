@@ -14,6 +14,7 @@ from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.loader import Bad, Batch
 from worker.errors import ConfigurationError
 from worker.learn.training_step import Engine
+from worker.metrics.gpu_usage import EnergyMeter
 from worker.model.optimizer import set_rates
 from worker.numbers import ceil_div
 from worker.ranks.agreement import Agreement, Signals
@@ -85,6 +86,8 @@ class Steps:
         self._reported = -math.inf
         self._report_seconds = _SECONDS_PER_REPORT if engine.device.type == "cuda" else 0.0
         self._images = 0
+        self._trained = 0  # images in this attempt
+        self._energy = EnergyMeter()
 
     def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
         """Train from the current state to the end of the epoch.
@@ -236,9 +239,11 @@ class Steps:
         job, done = self._attempt.job, self._attempt.state.step
         self._reported = time.monotonic()
         device = self._engine.device
-        loss, right, counted = total(*self._sums.tolist(), device=device)
+        energy = self._energy.joules()
+        loss, right, counted, joules = total(*self._sums.tolist(), energy, device=device)
         self._sums.zero_()
         images, self._images = self._images, 0
+        self._trained += images
         seconds, waited = self._watch.split()
         # The rank that waits most sets the pace of all.
         (wait_ratio,) = highest(waited / seconds, device=device)
@@ -257,6 +262,8 @@ class Steps:
             remaining_seconds=self._watch.mean * (job.total_steps - done),
             rates=job.rates(done - 1),
             gradient_norms=self._norms,
+            images=self._trained,
+            joules=None if math.isnan(joules) else joules,
         )
         self._telemetry.report(
             StepReport(step=step, images=images, counted=counted, seconds=seconds)

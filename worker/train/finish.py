@@ -11,8 +11,11 @@ from worker.job.job import manifest_digest
 from worker.judge.figure_text import share_text
 from worker.judge.final_figures import FinalFigures
 from worker.judge.measure import Measure
+from worker.plain import plain
 from worker.ranks.leader import by_leader
 from worker.ranks.process_group import total
+from worker.record.cost import cost_of
+from worker.record.history import read_history
 from worker.train.attempt import Attempt
 from worker.train.final_evaluation import evaluate_final
 from worker.train.final_model import stage_result
@@ -61,6 +64,8 @@ def _write(attempt: Attempt, figures: FinalFigures) -> None:
     parts = stage_result(
         job, durable.attempt, attempt.learner.result, figures=figures, result=result, beat=beat
     )
+    attempt.journal.flush()
+    result["cost"] = plain(cost_of(read_history(job.output)).model_dump())
     if not publish(
         job.output, durable.attempt, parts, result=result, check=durable.ensure_newest, beat=beat
     ):

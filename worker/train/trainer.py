@@ -51,7 +51,13 @@ class Trainer:
             engine=engine,
             feed=loaders.feed,
             bad=Quarantine("data.train", job.train, manifest.data.error_budget),
-            telemetry=Telemetry(attempt.metrics, attempt.journal, progress, job.total_steps),
+            telemetry=Telemetry(
+                attempt.metrics,
+                attempt.journal,
+                progress,
+                total_steps=job.total_steps,
+                ranks=attempt.rank.world_size,
+            ),
         )
 
     def train(self) -> None:

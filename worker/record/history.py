@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from worker.layout import HISTORY, RECORDS
 from worker.record.events import EndEvent, Event, StartEvent
-from worker.report.read_records import read_history_lines
+from worker.record.read_records import read_history_lines
 from worker.store import Store
 
 _SIDE_BY_SIDE = 16

@@ -1,7 +1,7 @@
 """A resumed run reads as one."""
 
 from worker.record.events import Event, SkippedEvent, StartEvent
-from worker.report.history import AttemptHistory, stitched
+from worker.record.history import AttemptHistory, stitched
 
 
 def test_a_resumed_run_reads_as_one() -> None:

@@ -1,0 +1,1 @@
+"""Copies of a run's record for experiment trackers, made from the store alone."""
