@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the batch scripts beside it, which then call
+# Sourced by the batch scripts beside it, which then call one of
 #   train MANIFEST [srun options, and a command to put in front of `worker`]
+#   predict ARGUMENTS
 # It checks the place, trains in one step, passes on the warning before the time limit, and decides by
 # the exit code whether Slurm is to run the job again.
 
@@ -57,10 +58,7 @@ export WORKER_GRACE_SECONDS WORKER_SCRATCH SLURM_JOB_END_TIME
 train() {
   local manifest=$1 code ranks=$SLURM_NTASKS
   shift
-  if [ $# -eq 0 ] && [ -z "$(type -P worker)" ]; then
-    echo "worker is not on the PATH; set PATH in $WORKER_ENV, see slurm/env.example" >&2
-    finish 78
-  fi
+  [ $# -gt 0 ] || need_worker
   # One task per node starts the ranks of all GPUs that it sees.
   [ "$SLURM_NTASKS" -ne "$SLURM_NNODES" ] || ranks=$((SLURM_NTASKS * ${SLURM_GPUS_ON_NODE:-1}))
   run --nodes=1 --ntasks=1 --overlap "$@" worker check "$manifest" --ranks "$ranks"
@@ -76,6 +74,19 @@ train() {
     fi
   fi
   finish "$code"
+}
+
+predict() {
+  need_worker
+  training=1
+  run --kill-on-bad-exit=0 --wait=60 worker predict "$@"
+  finish $?
+}
+
+need_worker() {
+  [ -z "$(type -P worker)" ] || return 0
+  echo "worker is not on the PATH; set PATH in $WORKER_ENV, see slurm/env.example" >&2
+  finish 78
 }
 
 # One step in the background, so that the shell hears signals while it waits.

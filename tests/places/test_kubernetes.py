@@ -43,7 +43,9 @@ def variant(request: pytest.FixtureRequest) -> list[Object]:
 
 
 def test_what_is_shipped_is_tested() -> None:
-    assert EXAMPLES == ["jobset", "kueue", "multi-node", "namespace", "one-pod", "trainjob"]
+    assert [
+        *("jobset", "kueue", "multi-node", "namespace", "one-pod", "predict", "trainjob")
+    ] == EXAMPLES
     used = {
         component.split("/")[-1]
         for name in EXAMPLES

@@ -14,7 +14,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from bench.servers import Server, start_minio, wait_until
+from tests.support.finished import finished_model
+from tests.support.packs import pack_folder
 from tests.support.paths import ROOT
+from tests.support.pictures import write_pictures
 from tests.support.slurm import Slurm, start_slurm
 
 SCRIPTS = ROOT / "slurm"
@@ -273,6 +276,20 @@ def test_a_sweep_trains_each_manifest(place: Place, job: dict[str, Any], dataset
         assert shown["JobState"] == "COMPLETED", place.log(element)
         assert shown["Restarts"] == ("1" if name == "c" else "0")
         assert f"{name}/done.json" in place.keys(f"{name}/")
+
+
+def test_the_elements_of_an_array_share_a_prediction(place: Place, tmp_path: Path) -> None:
+    store = place.folder / "images"
+    write_pictures(store / "raw", 200)
+    pack_folder(store / "raw", str(store / "set"), shard_bytes=20_000)
+    model = finished_model(tmp_path / "final")
+    out = f"s3://{place.bucket}/predictions-of-all/"
+    arguments = (model, f"{store}/set", out, "--embeddings")
+    array = place.submit("predict.sbatch", (*ONE_TASK, "--array=0-2"), *arguments)
+    for element in (f"{array}_{n}" for n in range(3)):
+        shown = place.slurm.wait(element, "COMPLETED", "FAILED")
+        assert shown["JobState"] == "COMPLETED", place.log(element)
+    assert "predictions-of-all/predictions/index.json" in place.keys("predictions-of-all/")
 
 
 def test_a_cancelled_job_stays_cancelled(

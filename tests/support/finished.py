@@ -20,9 +20,10 @@ def finished_model(
     *,
     backbone: str = "shufflenet_v2_x0_5",
     temperature: float = 1.0,
+    size: int = SIZE,
 ) -> str:
     """The address of a `final/` with an untrained model, which is nearly as often right as wrong."""
-    built = build_backbone(backbone, len(classes), 3, SIZE)
+    built = build_backbone(backbone, len(classes), 3, size)
     torch.manual_seed(5)
     # So that images differ in their predictions.
     with torch.no_grad():
@@ -31,9 +32,9 @@ def finished_model(
         for layer in built.model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = 1.0
-        built.model.train()(torch.randn(64, 3, SIZE, SIZE))
+        built.model.train()(torch.randn(16, 3, size, size))
     weights = safetensors.torch.save(built.model.state_dict())
-    preprocessing: Preprocessing = preprocessing_of(backbone, "none").at(SIZE)
+    preprocessing: Preprocessing = preprocessing_of(backbone, "none").at(size)
     card = Card(
         backbone=backbone,
         head=built.head,

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ from worker.launch.guard import exit_code
 from worker.launch.launchers import detect
 from worker.launch.spawn import run_ranks
 from worker.launch.start import settle_process
+from worker.launch.topology import Spawn, one_node
 from worker.logs import bind, count, end_live, show_live
 from worker.metrics.exporters import announce, exported
 from worker.metrics.registry import Metrics
@@ -96,7 +98,7 @@ def run_prediction(
     Raises:
         WorkerError: If the model, the images or the place does not fit.
     """
-    place = detect(os.environ, settle_process(), nproc)
+    place = _alone(detect(_without_peers(os.environ), settle_process(), nproc))
     Settings.from_env().require_valid()
     require_format(options.format)
     bind(job=JOB)
@@ -123,6 +125,20 @@ def run_prediction(
     if place.leads and os.getpid() == own:
         announce(Owner(JOB, store.uri), code, outcome, stop.patience)
     return code
+
+
+def _without_peers(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what makes pods meet: here, each works by itself."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name != "JOB_COMPLETION_INDEX" and not name.startswith("PET_")
+    }
+
+
+def _alone(place: Rank | Spawn) -> Rank | Spawn:
+    """Return the ranks of this node as if there were no other."""
+    return one_node(place.local_world_size) if isinstance(place, Spawn) else place
 
 
 def _settle_plan(
