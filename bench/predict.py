@@ -24,7 +24,7 @@ import torch
 from bench.photos import photos
 from tests.support.finished import finished_model
 from worker.apply.predict_parts import NAME
-from worker.apply.prediction_source import open_prediction_source
+from worker.apply.prediction_source import _open_listing, find_images
 from worker.data.batch_requests import Request
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.job.evaluation_feed import EvaluationFeed
@@ -105,10 +105,12 @@ def bounds(folder: Path, model: str, images: int) -> tuple[float, float]:
     """Images a second of the loader alone, and of the model alone."""
     classifier, device = load_classifier(model), device_of(_ALONE)
     torch.set_num_threads(cores_per_rank(_ALONE))
-    source = open_prediction_source(f"{folder}/photos/", open_store(str(folder / "bound")))
+    out = open_store(str(folder / "bound"))
+    found = find_images(f"{folder}/photos/", out)
+    listing = _open_listing(open_store(f"{out.uri}{found.place}"))
     feed = EvaluationFeed(classifier.card.preprocessing, on_gpu=device.type == "cuda")
     spec = ImageSpec(MAX_PIXELS, 16)
-    plan = LoadPlan(sets={NAME: source.images}, feed=feed, spec=spec, size=_SIZE, lanes=32)
+    plan = LoadPlan(sets={NAME: listing}, feed=feed, spec=spec, size=_SIZE, lanes=32)
     with closing(Loaders(plan, _ALONE, device)) as loaders:
         loaders.start()
         began = time.monotonic()

@@ -36,6 +36,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def picture(photos: Path) -> bytes:
+    return next((photos / "raw" / "red").iterdir()).read_bytes()
+
+
 def lines(out: Path) -> list[dict[str, object]]:
     parts = sorted((out / "predictions").glob("*.jsonl"))
     return [json.loads(line) for part in parts for line in part.read_text().splitlines()]
@@ -201,3 +205,111 @@ def test_another_prediction_is_not_mixed_in(
     assert {key: after[key] for key in before} == before
     again = predicted(run, model, photos / "set", tmp_path / "out")
     assert "done: 600 images" in again
+
+
+def test_what_is_predicted_is_what_the_first_starter_found(
+    run: Run, start: Start, model: str, photos: Path, tmp_path: Path
+) -> None:
+    """Images that are added later belong to another prediction."""
+    raw = tmp_path / "raw"
+    shutil.copytree(photos / "raw" / "blue", raw)
+    out = tmp_path / "out"
+    running = start("predict", model, f"{raw}/", "--out", str(out))
+    while not (out / "predictions" / "plan.json").exists():
+        time.sleep(0.02)
+    running.send(signal.SIGKILL)
+    running.wait()
+    (raw / "0-new.jpg").write_bytes(picture(photos))
+    other = run("predict", model, f"{photos}/raw/", "--out", str(out))
+    assert other.code == 78
+    assert "holds another prediction (source" in other.err
+    predicted(run, model, f"{raw}/", out)
+    assert len(lines(out)) == 300
+    assert "0-new.jpg" not in {line["image"] for line in lines(out)}
+    assert run("audit", str(out)).code == 0
+
+
+def test_tars_may_hold_what_is_no_image(run: Run, model: str, photos: Path, tmp_path: Path) -> None:
+    image = picture(photos)
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    members = [
+        ("README.txt", b"read me"),
+        ("a.jpg", image),
+        ("b.jpg", b"no image"),
+        ("\udcff.jpg", image),
+    ]
+    (tars / "1.tar").write_bytes(tar(members))
+    (tars / "2.tar").write_bytes(tar([]))
+    (tars / "3.tar").write_bytes(tar([("a.jpg", image), ("c.jpg", image)]))
+    predicted(run, model, tars, tmp_path / "all", "--embeddings")
+    found = lines(tmp_path / "all")
+    assert [line["image"] for line in found] == ["a", "b", "\\udcff", "a", "c"]
+    assert [line["image"] for line in found if "error" in line] == ["b"]
+    predicted(run, model, tars / "3.tar", tmp_path / "one")
+    assert len(lines(tmp_path / "one")) == 2
+    ended = run("predict", model, f"{tars}/1.tar", "--out", f"{tmp_path}/one")
+    assert ended.code == 78
+    ended = run("predict", model, f"{tars}/4.tar", "--out", f"{tmp_path}/four")
+    assert ended.code == 78
+    assert "4.tar: no such tar" in ended.err
+    (tars / "2.tar").write_bytes(tar(members)[:700])
+    ended = run("predict", model, str(tars), "--out", f"{tmp_path}/cut")
+    assert ended.code == 65
+    assert "2.tar: byte" in ended.err
+
+
+def test_a_list_with_a_mistake_is_refused_before_anything_is_written(
+    run: Run, model: str, tmp_path: Path
+) -> None:
+    for line, complaint in (
+        ("gs://bucket/x.jpg", "line 2: gs:// is not supported"),
+        ("s3://key:hunter2@bucket/x.jpg", "line 2: an s3:// address"),
+    ):
+        (tmp_path / "l.txt").write_text(f"x.jpg\n{line}\n")
+        ended = run("predict", model, f"{tmp_path}/l.txt", "--out", f"{tmp_path}/out")
+        assert ended.code == 78
+        assert complaint in ended.err
+        assert "hunter2" not in ended.err
+        assert not (tmp_path / "out" / "predictions" / "plan.json").exists()
+    (tmp_path / "l.txt").write_bytes(b"\xff\xfex")
+    ended = run("predict", model, f"{tmp_path}/l.txt", "--out", f"{tmp_path}/out")
+    assert ended.code == 78
+    assert "is not UTF-8" in ended.err
+
+
+def test_strange_names_and_missing_images_are_lines(
+    run: Run, model: str, photos: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    image = picture(photos)
+    for name in ("tab\there.jpg", "line\u2028break.jpg", "żółw.jpg"):
+        (raw / name).write_bytes(image)
+    predicted(run, model, f"{raw}/", tmp_path / "out", "--format", "csv")
+    (part,) = (tmp_path / "out" / "predictions").glob("*.csv")
+    names = [row["image"] for row in csv.DictReader(part.open(newline=""))]
+    assert names == ["line\\u2028break.jpg", "tab\\there.jpg", "żółw.jpg"]
+    (tmp_path / "l.txt").write_text("raw/żółw.jpg\nraw/gone.jpg\n")
+    predicted(run, model, tmp_path / "l.txt", tmp_path / "listed")
+    assert ["error" in line for line in lines(tmp_path / "listed")] == [False, True]
+
+
+def test_a_prediction_that_is_no_number_is_an_error_of_its_line(
+    run: Run, photos: Path, tmp_path: Path
+) -> None:
+    broken = finished_model(tmp_path / "broken", not_finite=True)
+    predicted(run, broken, photos / "set", tmp_path / "out")
+    assert {str(line.get("error")) for line in lines(tmp_path / "out")} == {
+        "the prediction is not finite"
+    }
+    ended = run("evaluate", broken, str(photos / "set"))
+    assert ended.code == 65
+    assert "600 have predictions that are not finite" in ended.err
+
+
+def test_options_of_whole_sets_need_an_output(run: Run, model: str, photos: Path) -> None:
+    for option in (("--embeddings",), ("--format", "csv"), ("--nproc", "2")):
+        ended = run("predict", model, f"{photos}/raw/", *option)
+        assert ended.code == 2
+        assert f"{option[0]} is for whole sets; give --out" in ended.err

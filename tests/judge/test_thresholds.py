@@ -39,8 +39,16 @@ def test_the_temperature_is_the_one_with_the_lowest_loss(alone: None) -> None:
     logits, labels = predictions(1000, 5, seed=5)
     for scale in (0.2, 1.0, 5.0):
         found = fit_temperature(logits * scale, labels)
+        assert found
         losses = {
             t: F.cross_entropy(logits.double() * scale / t, labels).item()
             for t in (found * 0.97, found, found * 1.03)
         }
         assert min(losses, key=lambda t: losses[t]) == found
+
+
+def test_no_temperature_fits_if_nothing_is_wrong_or_nothing_is_known(alone: None) -> None:
+    labels = torch.arange(60) % 3
+    assert fit_temperature(torch.eye(3)[labels] * 4, labels) is None
+    torch.manual_seed(0)
+    assert fit_temperature(100 * torch.randn(60, 3), labels) is None

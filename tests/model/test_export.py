@@ -19,7 +19,7 @@ from worker.store import open_store
 def test_a_finished_model_classifies(
     run: Run, write: Write, job: Job, pictures: Path, tmp_path: Path
 ) -> None:
-    job["final"] = {"onnx": True, "torch_export": True, "triton": True, "calibrate": True}
+    job["final"] = {"onnx": True, "torch_export": True, "triton": True}
     job["train"] = {"epochs": 4, "batch_size": 13}
     job["optimizer"]["groups"] = [{"match": "*", "lr": 3e-3}]
     assert run("train", write(job)).code == 0
@@ -73,7 +73,6 @@ def check_exports(final: str, images: list[str]) -> None:
     store = open_store(final)
     classifier = load_classifier(final)
     card = classifier.card
-    assert card.temperature != 1
     batch = torch.randn(5, 3, 32, 32)
     with torch.inference_mode():
         expected = logits_of(classifier.model(batch))[0] / card.temperature

@@ -21,6 +21,7 @@ def finished_model(
     backbone: str = "shufflenet_v2_x0_5",
     temperature: float = 1.0,
     size: int = SIZE,
+    not_finite: bool = False,
 ) -> str:
     """The address of a `final/` with an untrained model, which is nearly as often right as wrong."""
     built = build_backbone(backbone, len(classes), 3, size)
@@ -33,6 +34,8 @@ def finished_model(
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = 1.0
         built.model.train()(torch.randn(16, 3, size, size))
+        if not_finite:
+            next(built.model.get_submodule(built.head).parameters()).fill_(torch.nan)
     weights = safetensors.torch.save(built.model.state_dict())
     preprocessing: Preprocessing = preprocessing_of(backbone, "none").at(size)
     card = Card(

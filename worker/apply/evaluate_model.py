@@ -13,7 +13,7 @@ from worker.apply.match_classes import ClassMatch, match_classes
 from worker.data.batch_requests import Request
 from worker.data.loader import Batch
 from worker.data.sample_keys import SampleNames
-from worker.errors import StopRequested, WorkerError
+from worker.errors import StopRequested, WorkerError, error_of
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.job import Dataset
 from worker.job.loaders import Loaders
@@ -21,6 +21,7 @@ from worker.learn.evaluation import Findings, evaluate
 from worker.learn.picked_images import gather_picks
 from worker.model.classifier import Classifier
 from worker.model.learner import precision_on
+from worker.ranks.agreement import Signals, agree
 from worker.ranks.process_group import device_of
 from worker.ranks.rank import Rank
 
@@ -85,9 +86,12 @@ def evaluate_model(
             temperature=classifier.card.temperature,
         )
     if findings is None:
-        if taken.error:
-            raise taken.error
-        raise StopRequested("stopped on request; run it again to evaluate")
+        # Tells the two causes apart on all ranks: an error on one of them, or a stop.
+        error = taken.error
+        fault = agree(Signals(fault=int(error.code) if error else 0)).fault
+        if fault:
+            raise error if error and error.code == fault else error_of(fault)
+        raise StopRequested("stopped on request; run it again to evaluate" if rank.leads else "")
     counts: list[dict[int, int]] = [{} for _ in range(dist.get_world_size())]
     bad: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(counts, dict(taken.left_out))

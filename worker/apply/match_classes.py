@@ -17,8 +17,6 @@ class ClassMatch:
     """The model's label of each class of the data set, or -1, [classes of the data set]."""
     unknown: tuple[str, ...]
     """Classes of the data set that the model does not know; their images are left out."""
-    absent: tuple[str, ...]
-    """Classes of the model that the data set does not have."""
 
 
 def match_classes(model: Sequence[str], dataset: Sequence[str]) -> ClassMatch:
@@ -38,11 +36,9 @@ def match_classes(model: Sequence[str], dataset: Sequence[str]) -> ClassMatch:
             f"the data set's classes ({_few(dataset)}) are none of the model's ({_few(model)}); "
             "use a set with those classes, or index it with --classes"
         )
-    known = set(dataset)
     return ClassMatch(
         labels=np.array([label_of.get(name, -1) for name in dataset], np.int64),
         unknown=unknown,
-        absent=tuple(name for name in model if name not in known),
     )
 
 

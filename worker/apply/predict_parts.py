@@ -9,6 +9,7 @@ part, at worst; the first to publish it counts, and both have the same results.
 import contextlib
 import io
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from worker.apply.prediction_files import Prediction, encode_part
+from worker.apply.prediction_files import PartWriter, Prediction
 from worker.apply.prediction_plan import PREDICTIONS, PredictionPlan
 from worker.data.batch_requests import Request
 from worker.data.loader import Batch
@@ -32,6 +33,7 @@ from worker.model.learner import precision_on
 from worker.ranks.device_transfer import Uploader
 from worker.ranks.rank import Rank
 from worker.store import Store
+from worker.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -142,20 +144,21 @@ def _predict_part(
     queue: PartQueue,
 ) -> None:
     plan, out = share.plan, share.out
-    predictions: list[Prediction] = []
+    names = model.classifier.card.classes
+    writer = PartWriter(plan.format, names, plan.classes_per_image(len(names)))
     features: list[npt.NDArray[np.float32]] = []
     request = Request(dataset=NAME, samples=ids, keyed=True)
     with contextlib.closing(loaders.batches(request)) as batches:
-        for found, vectors in model.predict(_watched(batches, share, number, queue), plan.top):
-            predictions += found
-            features += [vectors] if vectors is not None else []
+        for found, rows in model.predict(_watched(batches, share, number, queue), plan.top):
+            writer.add(found)
+            features += [rows] if rows is not None else []
     if plan.embeddings:
         # First, as the results tell that the part is done. Who loses this race has the same bytes.
         buffer = io.BytesIO()
-        np.save(buffer, np.concatenate(features), allow_pickle=False)
+        vectors = np.concatenate(features) if features else np.empty((0, 0), np.float32)
+        np.save(buffer, vectors, allow_pickle=False)
         out.put_if_absent(plan.embeddings_name(number), buffer.getvalue())
-    data = encode_part(predictions, plan.format, model.classifier.card.classes)
-    if not out.put_if_absent(plan.part_name(number), data):
+    if not out.put_if_absent(plan.part_name(number), writer.finish()):
         log.info("part %d has meanwhile been published by another process", number)
 
 
@@ -193,7 +196,7 @@ class _Model:
         """
         card = self.classifier.card
         upload = Uploader(self._device)
-        count = len(card.classes) if top is None else min(top, len(card.classes))
+        count = min(top or len(card.classes), len(card.classes))
         waiting: tuple[Batch, Tensor, Tensor, Tensor | None] | None = None
         for batch in batches:
             with torch.inference_mode():
@@ -214,7 +217,10 @@ class _Model:
         valid = batch.valid.tolist()
         found = []
         for place, (row, of_row) in enumerate(zip(chances.tolist(), labels.tolist(), strict=True)):
-            error = "" if valid[place] else problems.get(int(batch.ids[place]), "cannot be used")
+            number = int(batch.ids[place])
+            error = "" if valid[place] else printable(problems.get(number, "cannot be used"))
+            if not error and not all(map(math.isfinite, row)):
+                error = "the prediction is not finite"
             classes = () if error else tuple(zip((names[n] for n in of_row), row, strict=True))
             found.append(Prediction(batch.keys[place], classes, error))
         if features is None:

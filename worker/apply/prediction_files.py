@@ -30,77 +30,102 @@ def require_format(form: Format) -> None:
         raise ConfigurationError("--format parquet: needs the package pyarrow; pip install pyarrow")
 
 
-def encode_part(predictions: Sequence[Prediction], form: Format, names: Sequence[str]) -> bytes:
-    """Return the file of a part; equal predictions give equal bytes.
+class PartWriter:
+    """The file of a part, encoded batch by batch; equal predictions give equal bytes.
 
     Args:
-        predictions: The predictions, in the order of the images.
         form: The format.
         names: Names of the classes; CSV has a column for each if all of them are listed.
+        count: The number of classes that are listed for an image.
     """
-    rounded = [
-        one._replace(classes=tuple((name, round(p, _DIGITS)) for name, p in one.classes))
-        for one in predictions
-    ]
-    if form == "jsonl":
-        return b"".join(_line(one) for one in rounded)
-    if form == "csv":
-        return _csv(rounded, names)
-    return _parquet(rounded)
+
+    def __init__(self, form: Format, names: Sequence[str], count: int) -> None:
+        self._form = form
+        self._names = names
+        self._count = count
+        self._text = io.StringIO(newline="")
+        self._batches: list[Any] = []
+        if form == "csv":
+            csv.writer(self._text, lineterminator="\n").writerow(self._head())
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Add predictions, in the order of the images."""
+        if self._form == "jsonl":
+            self._text.writelines(map(_line, predictions))
+        elif self._form == "csv":
+            writer = csv.writer(self._text, lineterminator="\n")
+            writer.writerows(map(self._cells, predictions))
+        else:
+            self._batches.append(_record_batch(predictions))
+
+    def finish(self) -> bytes:
+        """Return the file."""
+        if self._form != "parquet":
+            return self._text.getvalue().encode()
+        import pyarrow
+        import pyarrow.parquet
+
+        buffer = io.BytesIO()
+        table = pyarrow.Table.from_batches(self._batches, _schema()).combine_chunks()
+        pyarrow.parquet.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    def _head(self) -> list[str]:
+        if self._lists_all:
+            return ["image", "class", *self._names, "error"]
+        numbers = range(1, self._count + 1)
+        pairs = (f"{kind}_{n}" for n in numbers for kind in ("class", "probability"))
+        return ["image", *pairs, "error"]
+
+    def _cells(self, one: Prediction) -> list[Any]:
+        if self._lists_all:
+            chances = {name: _rounded(p) for name, p in one.classes}
+            first = one.classes[0][0] if one.classes else ""
+            return [one.key, first, *(chances.get(name, "") for name in self._names), one.error]
+        cells = [cell for name, p in one.classes for cell in (name, _rounded(p))]
+        return [one.key, *(cells or [""] * (2 * self._count)), one.error]
+
+    @property
+    def _lists_all(self) -> bool:
+        return self._count == len(self._names)
 
 
-def _line(one: Prediction) -> bytes:
+def _rounded(probability: float) -> float:
+    return round(probability, _DIGITS)
+
+
+def _line(one: Prediction) -> str:
     row: dict[str, Any] = {"image": one.key}
     if one.error:
         row["error"] = one.error
     else:
-        row["classes"] = dict(one.classes)
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        row["classes"] = {name: _rounded(p) for name, p in one.classes}
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _csv(predictions: Sequence[Prediction], names: Sequence[str]) -> bytes:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    count = max((len(one.classes) for one in predictions), default=0)
-    if count == len(names):  # a table of all probabilities
-        writer.writerow(["image", "class", *names, "error"])
-    else:
-        pairs = (f"{kind}_{n}" for n in range(1, count + 1) for kind in ("class", "probability"))
-        writer.writerow(["image", *pairs, "error"])
-    for one in predictions:
-        chances = dict(one.classes)
-        if count == len(names):
-            first = one.classes[0][0] if one.classes else ""
-            cells: list[Any] = [first, *(chances.get(name, "") for name in names)]
-        else:
-            cells = [cell for pair in one.classes for cell in pair] or [""] * (2 * count)
-        writer.writerow([one.key, *cells, one.error])
-    return buffer.getvalue().encode()
-
-
-def _parquet(predictions: Sequence[Prediction]) -> bytes:
+def _schema() -> Any:
     import pyarrow
-    import pyarrow.parquet
 
-    table = pyarrow.table(
-        {
-            "image": [one.key for one in predictions],
-            "classes": [[name for name, _ in one.classes] for one in predictions],
-            "probabilities": [[p for _, p in one.classes] for one in predictions],
-            "error": [one.error or None for one in predictions],
-        },
-        schema=pyarrow.schema(
-            [
-                ("image", pyarrow.string()),
-                ("classes", pyarrow.list_(pyarrow.string())),
-                ("probabilities", pyarrow.list_(pyarrow.float64())),
-                ("error", pyarrow.string()),
-            ]
-        ),
+    return pyarrow.schema(
+        [
+            ("image", pyarrow.string()),
+            ("classes", pyarrow.list_(pyarrow.string())),
+            ("probabilities", pyarrow.list_(pyarrow.float64())),
+            ("error", pyarrow.string()),
+        ]
     )
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+
+
+def _record_batch(predictions: Sequence[Prediction]) -> Any:
+    import pyarrow
+
+    columns = {
+        "image": [one.key for one in predictions],
+        "classes": [[name for name, _ in one.classes] for one in predictions],
+        "probabilities": [[_rounded(p) for _, p in one.classes] for one in predictions],
+        "error": [one.error or None for one in predictions],
+    }
+    return pyarrow.RecordBatch.from_pydict(columns, schema=_schema())
 
 
 def decode_part(data: bytes, form: Format) -> Iterator[tuple[str, str, str]]:

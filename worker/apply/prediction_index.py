@@ -17,6 +17,7 @@ from worker.store.json_records import StoredRecord, get_json
 
 _READERS = 8
 _MAX_PROBLEMS = 20
+_MAX_BYTES = 1 << 30
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -41,10 +42,18 @@ class PredictionIndex(StoredRecord):
     parts: tuple[PartRecord, ...]
 
 
+def read_prediction_index(out: Store) -> PredictionIndex | None:
+    """Return the index, or None if it is missing or damaged."""
+    try:
+        return get_json(out, INDEX_NAME, PredictionIndex, _MAX_BYTES)
+    except ObjectMissing:
+        return None
+
+
 def write_prediction_index(
     plan: PredictionPlan, out: Store, beat: Callable[[], None]
 ) -> PredictionIndex:
-    """Write the index of a prediction whose parts are all published, unless it is there.
+    """Write and return the index of a prediction whose parts are all published.
 
     Args:
         plan: The plan.
@@ -54,12 +63,6 @@ def write_prediction_index(
     Raises:
         DataError: If a part does not have the images that the plan gives it.
     """
-    try:
-        found = get_json(out, INDEX_NAME, PredictionIndex, 1 << 30)
-        if found:
-            return found
-    except ObjectMissing:
-        pass
     index, problems = _read_parts(plan, out, beat)
     if problems:
         raise DataError("\n  ".join([f"{out.uri}: parts are not as planned:", *problems]))
@@ -75,7 +78,7 @@ def audit_predictions(plan: PredictionPlan, out: Store) -> list[str]:
         DataError: If it is not finished.
     """
     try:
-        index = get_json(out, INDEX_NAME, PredictionIndex, 1 << 30)
+        index = get_json(out, INDEX_NAME, PredictionIndex, _MAX_BYTES)
     except ObjectMissing:
         raise DataError(f"{out.uri}{INDEX_NAME}: missing; the prediction is not finished") from None
     found, problems = _read_parts(plan, out, lambda: None)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from worker.errors import ConfigurationError
+from worker.redaction import redacted
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import StoredRecord, get_json
 
@@ -14,6 +15,8 @@ SOURCE = f"{PREDICTIONS}source/"
 """Prefix of what a starter has written down about a source that has no index."""
 
 Format = Literal["jsonl", "csv", "parquet"]
+Kind = Literal["set", "tars", "files"]
+"""An indexed set, tars without an index, or loose images."""
 
 
 class PartPlan(StoredRecord):
@@ -34,8 +37,10 @@ class PredictionPlan(StoredRecord):
     """Digest of its weights."""
     source: str
     """Address of the images."""
-    kind: Literal["set", "tars", "files"]
-    """An indexed set, tars without an index, or loose images."""
+    kind: Kind
+    """How the images are stored."""
+    place: str = ""
+    """Where the listing or the scans are, below the output; empty for an indexed set."""
     identity: str
     """Digest of the index, or of the listing."""
     top: Annotated[int, Field(ge=1)] | None
@@ -48,6 +53,10 @@ class PredictionPlan(StoredRecord):
     def images(self) -> int:
         """The number of images."""
         return sum(part.images for part in self.parts)
+
+    def classes_per_image(self, classes: int) -> int:
+        """Return the number of classes that are listed for an image, of `classes` in all."""
+        return classes if self.top is None else min(self.top, classes)
 
     def part_name(self, number: int) -> str:
         """Return the name of the object with the results of a part."""
@@ -82,10 +91,10 @@ def read_plan(out: Store) -> PredictionPlan | None:
 
 def require_same(found: PredictionPlan, wanted: PredictionPlan, out: Store) -> None:
     """Raise `ConfigurationError` if the plan in the store is for another prediction."""
-    for field in ("model_sha256", "source", "identity", "top", "format", "embeddings"):
+    for field in ("model_sha256", "source", "top", "format", "embeddings"):
         before, now = getattr(found, field), getattr(wanted, field)
         if before != now:
+            difference = redacted(f"{field}: {before} there, {now} here")
             raise ConfigurationError(
-                f"--out: {out.uri} holds another prediction ({field}: {before} there, {now} here); "
-                "use another --out"
+                f"--out: {out.uri} holds another prediction ({difference}); use another --out"
             )

@@ -1,14 +1,20 @@
-"""The images to predict: an indexed set, tars without an index, loose images, or a list of them."""
+"""The images to predict: an indexed set, tars without an index, loose images, or a list of them.
+
+What has no index is listed, or scanned if it is tars, by the first starter. It writes the result
+below the output, where all others find it: what is predicted is what the plan names.
+"""
 
 import functools
 import hashlib
+import json
+import logging
+import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 from worker.apply.file_reader import FileReader
-from worker.apply.prediction_plan import SOURCE, PartPlan
+from worker.apply.prediction_plan import SOURCE, Kind, PartPlan, PredictionPlan
 from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
 from worker.data.index import INDEX_NAME, Address, Index, Shard, parse_address, read_index
 from worker.data.read_cache import Cache
@@ -18,8 +24,12 @@ from worker.data.shard_scan import scan_shard
 from worker.data.sidecar import write_sidecar
 from worker.errors import ConfigurationError, DataError
 from worker.job.loaders import ReadSet
+from worker.logs import count
 from worker.store import ObjectInfo, ObjectMissing, Store, open_store, read_uri
 from worker.store.json_records import put_json
+from worker.text import printable
+
+log = logging.getLogger(__name__)
 
 _PER_PART = 1024
 _LISTS = (".txt", ".lst", ".list")
@@ -28,28 +38,29 @@ _SLICES_KEPT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictionSource:
-    """Images to predict, divided into parts."""
+class FoundImages:
+    """Images to predict, as the first starter has found them."""
 
-    kind: Literal["set", "tars", "files"]
-    """How the images are stored."""
-    uri: str
-    """Their address."""
+    kind: Kind
+    """How they are stored."""
     identity: str
     """Digest of what is read: the index, or the listing."""
-    depth: int | None
-    """Bits in use in 16-bit images, if known."""
+    place: str
+    """Where the listing or the scans are, below the output; empty for an indexed set."""
     parts: tuple[PartPlan, ...]
     """The parts, in order of the images."""
-    images: ReadSet
-    """The images, numbered through all parts."""
 
 
-def open_prediction_source(address: str, out: Store) -> PredictionSource:
-    """Recognize and open the images at an address.
+def source_of(address: str) -> str:
+    """Return the address of the images as the plan has it."""
+    if address.lower().endswith(_LISTS):
+        return address
+    place = parse_address(address)
+    return place.store.uri if place.names is None else address
 
-    What has no index is listed, or scanned if it is tars; the result is written to the output, so
-    that any number of starters read the same.
+
+def find_images(address: str, out: Store) -> FoundImages:
+    """Recognize the images at an address, and write down which they are unless an index says so.
 
     Args:
         address: An indexed set, a prefix of tars or of images, or a list of addresses, one a line.
@@ -59,65 +70,90 @@ def open_prediction_source(address: str, out: Store) -> PredictionSource:
         ConfigurationError: If there is nothing to predict at the address.
         DataError: If a tar is damaged.
     """
+    # Under a name of its own, as several starters may come at once; the plan names the one in use.
+    place = f"{SOURCE}{uuid.uuid4().hex[:12]}/"
     if address.lower().endswith(_LISTS):
-        return _listed(_addresses(address), address, out)
-    place = parse_address(address)
+        return _write_listing(_addresses(address), address, out, place)
+    found = parse_address(address)
     try:
-        place.store.get(INDEX_NAME, 0, 1)
-        return _indexed(place.store, read_index(place), "set", None)
+        found.store.get(INDEX_NAME, 0, 1)
     except ObjectMissing:
         pass
-    objects = list(place.store.list())
+    else:
+        index = read_index(found)
+        return FoundImages(kind="set", identity=index.identity, place="", parts=_parts(index))
+    objects = list(found.store.list())
     tars = [info for info in objects if info.key.endswith(".tar")]
-    if place.names is not None:
-        tars = [info for info in tars if info.key in set(place.names)]
+    if found.names is not None:
+        there = {info.key: info for info in tars}
+        missing = [name for name in found.names if name not in there]
+        if missing:
+            raise ConfigurationError(f"{found.store.uri}{missing[0]}: no such tar")
+        tars = [there[name] for name in found.names]
     if tars:
-        index = _scan(place.store, tars, open_store(f"{out.uri}{SOURCE}"))
-        return _indexed(place.store, index, "tars", open_store(f"{out.uri}{SOURCE}"))
+        index = _scan(found.store, tars, open_store(f"{out.uri}{place}"))
+        return FoundImages(kind="tars", identity=index.identity, place=place, parts=_parts(index))
     keys = [info.key for info in objects if is_image_name(info.key)]
     if not keys:
         raise ConfigurationError(
             f"{address}: holds no index, tars or images ({', '.join(IMAGE_SUFFIXES)})"
         )
-    base = place.store.uri
-    return _listed([(f"{base}{key}", key) for key in keys], base, out)
+    base = found.store.uri
+    return _write_listing(((f"{base}{key}", key) for key in keys), base, out, place)
 
 
-def _indexed(
-    store: Store, index: Index, kind: Literal["set", "tars"], sidecars: Store | None
-) -> PredictionSource:
+def open_images(plan: PredictionPlan, out: Store) -> tuple[ReadSet, int | None]:
+    """Return the images of a plan, and the bits in use in its 16-bit images, if known.
+
+    Raises:
+        ConfigurationError: If they are no longer those that were planned.
+    """
+    if plan.kind == "files":
+        return _open_listing(open_store(f"{out.uri}{plan.place}")), None
+    address, sidecars = parse_address(plan.source), None
+    if plan.kind == "tars":
+        sidecars = open_store(f"{out.uri}{plan.place}")
+        index = read_index(Address(sidecars, None))
+    else:
+        index = read_index(address)
+    if index.identity != plan.identity:
+        raise ConfigurationError(
+            f"{plan.source}: is now {index.identity}, but the prediction in {out.uri} is of "
+            f"{plan.identity}; use another --out"
+        )
+
     def open_reader(cache: Cache, scratch: Scratch | None, processes: int) -> Reader:
-        return SampleReader(store, index, cache=cache, scratch=scratch, sidecars=sidecars)
+        return SampleReader(address.store, index, cache=cache, scratch=scratch, sidecars=sidecars)
 
-    return PredictionSource(
-        kind=kind,
-        uri=store.uri,
-        identity=index.identity,
-        depth=index.depth,
-        parts=tuple(PartPlan(name=shard.name, images=shard.samples) for shard in index.shards),
-        images=ReadSet(open=open_reader, bytes=sum(shard.bytes for shard in index.shards)),
-    )
+    size = sum(shard.bytes for shard in index.shards)
+    return ReadSet(open=open_reader, bytes=size), index.depth
+
+
+def _parts(index: Index) -> tuple[PartPlan, ...]:
+    return tuple(PartPlan(name=shard.name, images=shard.samples) for shard in index.shards)
 
 
 def _scan(store: Store, tars: list[ObjectInfo], found: Store) -> Index:
-    """Return the index of tars whose labels do not matter, made by the first who comes by."""
-    try:
-        return read_index(Address(found, None))
-    except ConfigurationError:
-        pass
+    """Return an index of tars whose labels do not matter, with its sidecars in `found`."""
 
     def scan(info: ObjectInfo) -> Shard:
         whole = scan_shard(functools.partial(store.get, info.key), info.size, None)
-        if whole.problems:
-            problem = whole.problems[0]
+        if whole.malformed:
+            problem = whole.problems[-1]
             raise DataError(
                 f"{store.uri}{info.key}: byte {problem.offset}: {problem.text}; repair the tar, or "
                 "leave it out"
             )
+        if whole.rows and whole.problems:
+            left_out = count(len(whole.problems), "entry without an image")
+            text = whole.problems[0].text
+            log.warning("%s%s: %s left out, such as: %s", store.uri, info.key, left_out, text)
         return write_sidecar(found, info.key, whole, [(row, 0) for row in whole.rows])
 
     with ThreadPoolExecutor(_SCANS) as pool:
         shards = tuple(pool.map(scan, tars))
+    if not any(shard.samples for shard in shards):
+        raise ConfigurationError(f"{store.uri}: its tars hold no images")
     index = Index(classes=("image",), shards=shards)
     put_json(found, INDEX_NAME, index.model_dump(exclude_none=True))
     return index
@@ -126,41 +162,52 @@ def _scan(store: Store, tars: list[ObjectInfo], found: Store) -> Index:
 def _addresses(uri: str) -> Iterator[tuple[str, str]]:
     """Yield the addresses in a list, and each as it is written there."""
     folder = uri.rpartition("/")[0]
-    for line in read_uri(uri).decode("utf-8-sig").splitlines():
+    try:
+        lines = read_uri(uri).decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{uri}: is not UTF-8; convert it") from None
+    check = functools.lru_cache(1024)(open_store)
+    for number, line in enumerate(lines, 1):
         text = line.strip()
-        if text:
-            whole = "://" in text or text.startswith("/") or not folder
-            yield (text if whole else f"{folder}/{text}"), text
+        if not text:
+            continue
+        whole = "://" in text or text.startswith("/") or not folder
+        address = text if whole else f"{folder}/{text}"
+        try:
+            check(address.rpartition("/")[0] or ".")
+        except ConfigurationError as error:
+            # Without the address, which may hold a secret.
+            raise ConfigurationError(f"{uri}: line {number}: {error}") from None
+        yield address, text
 
 
-def _listed(images: Iterable[tuple[str, str]], uri: str, out: Store) -> PredictionSource:
+def _write_listing(
+    images: Iterable[tuple[str, str]], uri: str, out: Store, place: str
+) -> FoundImages:
     """Write a listing down in slices, each of which is a part."""
     digest, parts = hashlib.sha256(), []
-    slice_store = open_store(f"{out.uri}{SOURCE}")
+    slices = open_store(f"{out.uri}{place}")
     for number, lines in enumerate(_slices(images)):
-        data = "".join(f"{address}\t{key}\n" for address, key in lines).encode()
+        data = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         digest.update(data)
-        slice_store.put(_slice_name(number), data)
-        parts.append(PartPlan(name=lines[0][1], images=len(lines)))
+        slices.put(_slice_name(number), data)
+        parts.append(PartPlan(name=printable(lines[0][1]), images=len(lines)))
     if not parts:
         raise ConfigurationError(f"{uri}: lists no images; write one address a line")
+    identity = f"listing {digest.hexdigest()[:12]}"
+    return FoundImages(kind="files", identity=identity, place=place, parts=tuple(parts))
 
+
+def _open_listing(slices: Store) -> ReadSet:
     def open_reader(cache: Cache, scratch: Scratch | None, processes: int) -> Reader:
-        read = functools.lru_cache(_SLICES_KEPT)(functools.partial(_read_slice, slice_store))
+        read = functools.lru_cache(_SLICES_KEPT)(functools.partial(_read_slice, slices))
 
         def entry(number: int) -> list[str]:
             return read(number // _PER_PART)[number % _PER_PART]
 
-        return FileReader(lambda n: entry(n)[0], lambda n: entry(n)[1], cache)
+        return FileReader(lambda n: entry(n)[0], lambda n: printable(entry(n)[1]), cache)
 
-    return PredictionSource(
-        kind="files",
-        uri=uri,
-        identity=f"listing {digest.hexdigest()[:12]}",
-        depth=None,
-        parts=tuple(parts),
-        images=ReadSet(open=open_reader, bytes=0),
-    )
+    return ReadSet(open=open_reader, bytes=0)
 
 
 def _slices(images: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -175,9 +222,8 @@ def _slices(images: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _slice_name(number: int) -> str:
-    return f"{number:06d}.tsv"
+    return f"{number:06d}.jsonl"
 
 
 def _read_slice(store: Store, number: int) -> list[list[str]]:
-    text = store.get(_slice_name(number)).decode()
-    return [line.split("\t", 1) for line in text.splitlines()]
+    return [json.loads(line) for line in store.get(_slice_name(number)).split(b"\n") if line]

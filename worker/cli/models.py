@@ -4,6 +4,7 @@ import json
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from worker.cli.group import main, settle_torch
 from worker.errors import ExitCode, most_fatal
@@ -90,9 +91,10 @@ def predict(log_format: str, /, **given: Any) -> int:
         if len(given["images"]) > 1:
             raise click.UsageError("--out takes one set; list single images in a .txt file")
         _predict_set(log_format, given)
-    for option in ("embeddings", "nproc"):
-        if given[option]:
-            raise click.UsageError(f"--{option} is for whole sets; give --out")
+    context = click.get_current_context()
+    for option, name in (("embeddings", "embeddings"), ("nproc", "nproc"), ("form", "format")):
+        if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} is for whole sets; give --out")
     top = None if given["everything"] else given["top"]
     return _predict_images(given["model"], given["images"], top, as_json=given["as_json"])
 
@@ -149,10 +151,10 @@ def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_
             hits[0] += chances[0][0] == folder_of(image)
             hits[1] += 1
         if as_json:
-            click.echo(json.dumps({"image": image, "classes": dict(chances[:top])}))
+            click.echo(json.dumps({"image": redacted(image), "classes": dict(chances[:top])}))
         else:
             shown = "  ".join(f"{name} {chance:.4f}" for name, chance in chances[:top])
-            click.echo(f"{image}: {shown}")
+            click.echo(f"{redacted(image)}: {shown}")
     if hits[1]:
         figure = share_text(share(*hits))
         click.echo(f"accuracy {figure} on {hits[1]} images in folders named like classes", err=True)

@@ -22,6 +22,7 @@ from worker.data.scratch import Scratch
 from worker.data.sidecar import SIDECAR_DTYPE, Sidecar, decode_sidecar
 from worker.errors import DataError
 from worker.store import ObjectMissing, Store
+from worker.text import printable
 
 _RUN_BYTES = 1 << 22  # at most; large enough to amortize the latency of a request
 _NO_ROWS = np.empty(0, SIDECAR_DTYPE)
@@ -197,7 +198,7 @@ class SampleReader:
         """Return a sample's key; if it cannot be read, its shard and number."""
         shard, number, _ = self._place(sample_id)
         _, key = self._header(sample_id)
-        return key or f"{self._index.shards[shard].name}: sample {number}"
+        return printable(key) if key else f"{self._index.shards[shard].name}: sample {number}"
 
     def _header(self, sample_id: int) -> tuple[int | None, str | None]:
         """Return a sample's offset in its shard, and the key in the tar header there."""

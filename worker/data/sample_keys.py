@@ -9,6 +9,7 @@ from worker.data.shard_scan import split_name
 from worker.data.sidecar import Sidecar, decode_sidecar
 from worker.errors import WorkerError
 from worker.store import Store
+from worker.text import printable
 
 _HEAD_BYTES = 4096  # enough for a pax header with a long name before the member's own header
 
@@ -36,7 +37,7 @@ class SampleNames:
         number, place = self._index.locate(sample_id)
         key = self._key(number, place) if self._reads else None
         text = f"{self._index.shards[number].name}: sample {place}"
-        return f"{text} ({key})" if key else text
+        return f"{text} ({printable(key)})" if key else text
 
     def _key(self, number: int, place: int) -> str | None:
         shard = self._index.shards[number]

@@ -65,6 +65,8 @@ class Scan:
     """Defects; a sample with a defect has no row."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Number of members that belong to no sample, by kind."""
+    malformed: bool = False
+    """Whether the archive itself is damaged; the last problem then says where."""
     highest: int = 0
     """The highest value in 16-bit images that do not declare how many bits are in use."""
 
@@ -185,7 +187,7 @@ def scan_shard(
             # 8 bytes per key, however long it is. Names that are not UTF-8 arrive from tarfile with
             # surrogate escapes.
             digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
-            if digest in seen:
+            if digest in seen and label_field is not None:
                 raise Unsound(
                     "also occurs earlier in the shard; the members of a sample must be "
                     "adjacent (tar --sort=name)"
@@ -266,6 +268,7 @@ def _samples(stream: ShardStream, scan: Scan, *, whole: bool) -> Iterator[_Sampl
         if sample and problem.offset != sample.offset:
             yield sample
         scan.problems.append(Problem(problem.offset, str(problem)))
+        scan.malformed = True
         return
     if sample:
         yield sample
@@ -299,7 +302,8 @@ def _row(sample: _Sample, label_field: str | None) -> SampleRow:
     if length > _MAX_SAMPLE_BYTES:
         raise Unsound("is larger than 4 GiB")
     label = "" if label_field is None else _label(sample, label_field)
-    if not image.size or not sample.heads[suffix].startswith(SIGNATURES):
+    known = sample.heads[suffix].startswith(SIGNATURES)
+    if label_field is not None and not (image.size and known):
         raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
     first = image.data_offset - sample.offset
     return SampleRow(sample.offset, length, sample.digest.intdigest(), first, image.size, label)

@@ -9,13 +9,17 @@ from torch.nn import functional as F
 
 _LOW, _HIGH = math.log(0.05), math.log(20.0)
 _ROUNDS = 40
+_MARGIN = 0.01  # in log T
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _ROWS = 1 << 14  # converted to float64 at a time
 _FRACTION_BITS = 24
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Return the temperature with the lowest log loss over all ranks, from 0.05 to 20.
+
+    Return None if it lies beyond these limits: if every image is right, no temperature is low
+    enough, and if the model knows nothing, none is high enough.
 
     All ranks call it together and get the same result, which does not depend on their number: the
     losses are rounded to a fixed number of binary digits and added as integers. The loss is convex
@@ -37,7 +41,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             low, left, at_left = left, right, at_right
             right = low + _GOLDEN * (high - low)
             at_right = _loss(logits, labels, right)
-    return float(f"{math.exp((low + high) / 2):.6g}")
+    found = (low + high) / 2
+    if min(found - _LOW, _HIGH - found) < _MARGIN:
+        return None
+    return float(f"{math.exp(found):.6g}")
 
 
 def _loss(logits: Tensor, labels: Tensor, log_temperature: float) -> int:

@@ -14,15 +14,19 @@ METRIC_NAMES: dict[Metric, str] = {
 
 def share_text(figure: Measure) -> str:
     """Return a figure between 0 and 1 as percentages, with its interval."""
-    if figure.value is None or figure.low is None or figure.high is None:
+    if figure.value is None:
         return "-"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.2%}"
     return f"{figure.value:.2%} ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
 def number_text(figure: Measure) -> str:
     """Return a figure without an upper limit, such as a loss, with its interval."""
-    if figure.value is None or figure.low is None or figure.high is None:
+    if figure.value is None:
         return "-"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}"
     return f"{figure.value:.4f} ({figure.low:.3f} to {figure.high:.3f})"
 
 

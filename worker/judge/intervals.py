@@ -81,6 +81,8 @@ def mean_of_sums(total: float, squares: float, count: int) -> tuple[float, float
     if not count:
         return math.nan, math.nan, math.nan
     mean = total / count
+    if count < 2:  # nothing says how much it varies
+        return mean, math.nan, math.nan
     spread = max(0.0, squares / count - mean**2) * count / max(1, count - 1)
     half = _Z * math.sqrt(spread / count)
     return mean, max(0.0, mean - half), mean + half
@@ -104,8 +106,12 @@ def around(values: Floats, variances: Floats, sizes: Floats) -> tuple[Floats, Fl
 def calibration_error(counts: npt.NDArray[np.int64], confidences: Floats) -> Measure:
     """Return the expected calibration error (Naeini et al., 2015) with a bootstrap interval.
 
-    The interval is that of 1,000 sets in which the number of correct predictions of each bin is
-    drawn anew, with a fixed seed; it is widened to contain the value, which drawing biases upwards.
+    The number of correct predictions of each bin is drawn anew 1,000 times with a fixed seed, with
+    a share that is smoothed (Krichevsky and Trofimov, 1981) so that no bin is ever certain. Drawing
+    moves the error upwards as sampling itself does: the interval is the basic bootstrap's, which is
+    corrected for that, widened to contain the value. It begins at 0 if a model whose confidence is
+    honest would have such an error in one of 40 sets (consistency resampling, Bröcker and Smith,
+    2007).
 
     Args:
         counts: Images and correct predictions by bin of confidence, [bins, 2].
@@ -114,11 +120,21 @@ def calibration_error(counts: npt.NDArray[np.int64], confidences: Floats) -> Mea
     images = counts[:, 0]
     if not images.sum():
         return Measure()
-    accuracy = counts[:, 1] / np.maximum(1, images)
     confidence = confidences / np.maximum(1, images)
     shares = images / images.sum()
-    value = float(shares @ np.abs(accuracy - confidence))
-    drawn = np.random.default_rng(0).binomial(images, accuracy, (_DRAWS, len(images)))
-    errors = np.abs(drawn / np.maximum(1, images) - confidence) @ shares
-    low, high = np.quantile(errors, [0.025, 0.975])
-    return Measure(value=value, low=min(value, float(low)), high=max(value, float(high)))
+    value = float(shares @ np.abs(counts[:, 1] / np.maximum(1, images) - confidence))
+    smoothed = (counts[:, 1] + 0.5) / (images + 1)
+    expected = float(shares @ np.abs(smoothed - confidence))
+    rng = np.random.default_rng(0)
+
+    def errors(chances: Floats) -> Floats:
+        drawn = rng.binomial(images, chances, (_DRAWS, len(images))) / np.maximum(1, images)
+        return np.asarray(np.abs(drawn - confidence) @ shares)
+
+    low, high = np.quantile(errors(smoothed), [0.025, 0.975])
+    honest = value <= float(np.quantile(errors(np.clip(confidence, 0, 1)), 0.975))
+    return Measure(
+        value=value,
+        low=0.0 if honest else max(0.0, min(value, value + expected - float(high))),
+        high=min(1.0, max(value, value + expected - float(low))),
+    )

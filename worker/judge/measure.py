@@ -17,4 +17,6 @@ def measure(value: float, low: float, high: float) -> Measure:
     """Return a measure; one of None if the value is not a number."""
     if math.isnan(value):
         return Measure()
+    if math.isnan(low) or math.isnan(high):
+        return Measure(value=float(value))
     return Measure(value=float(value), low=float(low), high=float(high))

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from worker.judge.intervals import Floats, around
+from worker.judge.intervals import Floats, around, wilson
+
+_FEW = 10
 
 Histograms = npt.NDArray[np.int64]
 """[classes, 2, bins]: negatives and positives, by class and bin of their score, ascending."""
@@ -38,7 +40,13 @@ def auroc(histograms: Histograms) -> Ranked:
         value = (positive * beats).sum(1) / p
         spread = (positive * (beats - value[:, None]) ** 2).sum(1) / np.maximum(1, p - 1) / p
         spread += (negative * (beaten - value[:, None]) ** 2).sum(1) / np.maximum(1, n - 1) / n
-    low, high = around(value, np.nan_to_num(spread), np.minimum(n, p))
+    rarer = np.minimum(n, p)
+    low, high = around(value, np.nan_to_num(spread), rarer)
+    # Of few images, the variance cannot be estimated: the limits are at least as wide as those of a
+    # proportion of so many cases.
+    few = rarer < _FEW
+    _, least, most = wilson(np.nan_to_num(value) * rarer, rarer)
+    low, high = np.where(few, np.fmin(low, least), low), np.where(few, np.fmax(high, most), high)
     return Ranked(value, np.where(np.isnan(value), np.nan, low), high)
 
 

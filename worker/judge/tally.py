@@ -21,9 +21,10 @@ from worker.judge.ranking import Histograms
 
 TOP = 5
 RELIABILITY_BINS = 15
-_MAX_LOG_ODDS, _LINEAR_LOG_ODDS = 1000.0, 4.0
-_MAX_CELLS = 1 << 22  # of the histograms, 32 MiB
-_MAX_BINS, _MIN_BINS = 4096, 64
+_MAX_LOG_ODDS, _LINEAR_LOG_ODDS = 1000.0, 0.05
+_TOP_HEIGHT = math.asinh(_MAX_LOG_ODDS / _LINEAR_LOG_ODDS)
+_MAX_CELLS = 1 << 23  # of the histograms, 64 MiB
+_MAX_BINS, _MIN_BINS = 1 << 15, 64
 _FRACTION_BITS, _SQUARE_BITS = 24, 20
 _MAX_LOSS = 1e3  # larger ones count as this, so that no sum overflows
 
@@ -31,19 +32,24 @@ _MAX_LOSS = 1e3  # larger ones count as this, so that no sum overflows
 def bins_for(classes: int) -> int:
     """Return the number of bins of a score, which takes less memory than a limit for all classes.
 
-    Up to 512 classes, there are 4,096. Their width grows with the distance of the log-odds from 0:
-    it is 0.012 at 0 (0.003 in probability), and 1.3 % of the log-odds if these are large.
+    Up to 128 classes, there are 32,768. They cover the log-odds around those of a model that knows
+    nothing, up to 1,000 on either side. Their width is 0.00003 there, which tells the scores of a
+    head apart that has hardly been trained, and 0.07 % of the distance farther away.
     """
     return max(_MIN_BINS, min(_MAX_BINS, _MAX_CELLS // (2 * classes)))
 
 
-def edges(bins: int) -> Floats:
+def edges(bins: int, classes: int) -> Floats:
     """Return the lowest probability of each bin, [bins]; that of the first is 0."""
-    places = (2 * np.arange(bins) / bins - 1) * np.arcsinh(_MAX_LOG_ODDS / _LINEAR_LOG_ODDS)
-    odds = _LINEAR_LOG_ODDS * np.sinh(places)
+    places = (2 * np.arange(bins) / bins - 1) * _TOP_HEIGHT
+    odds = _LINEAR_LOG_ODDS * np.sinh(places) + _no_knowledge(classes)
     odds[0] = -np.inf
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-odds)))
+    return np.asarray(1 / (1 + np.exp(-odds)))
+
+
+def _no_knowledge(classes: int) -> float:
+    """Return the log-odds of a class if all classes are equally likely."""
+    return -math.log(classes - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +169,8 @@ class Counter:
         rest = logs.scatter(1, first, -math.inf).logsumexp(1, keepdim=True)
         others = torch.log(-torch.expm1(logs.clamp(max=-1e-9))).scatter(1, first, rest)
         odds = logs - others
-        edge = math.asinh(_MAX_LOG_ODDS / _LINEAR_LOG_ODDS)
-        heights = (torch.asinh(odds / _LINEAR_LOG_ODDS) / edge + 1) / 2
+        heights = torch.asinh((odds - _no_knowledge(self._classes)) / _LINEAR_LOG_ODDS)
+        heights = (heights / _TOP_HEIGHT + 1) / 2
         bins = (heights * self._bins).floor().clamp(0, self._bins - 1).long()
         places = self._starts + bins
         places.scatter_add_(1, labels[:, None], torch.full_like(labels[:, None], self._bins))

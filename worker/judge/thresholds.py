@@ -1,5 +1,6 @@
 """The score from which a class can be trusted: a threshold for each class, and what it costs."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def thresholds_for(
         names: Names of the classes, in label order.
         precision: The precision to reach, measured on these images.
     """
-    lowest = edges(histograms.shape[2])
+    lowest = edges(histograms.shape[2], len(names))
     hits, alarms = at_least(histograms)
     enough = (hits > 0) & (hits >= precision * (hits + alarms))
     found = []
@@ -52,7 +53,7 @@ def thresholds_for(
         found.append(
             Threshold(
                 name=name,
-                probability=float(f"{lowest[place]:.8g}"),
+                probability=math.floor(1e8 * lowest[place]) / 1e8,  # never above a score in the bin
                 precision=share(right, right + wrong),
                 recall=share(right, int(hits[label, 0])),
             )

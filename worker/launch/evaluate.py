@@ -13,7 +13,7 @@ from worker.apply.evaluation_record import EvaluationRecord
 from worker.apply.match_classes import match_classes
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.environment import Settings
-from worker.errors import InfrastructureError
+from worker.errors import DataError
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.job import Dataset
 from worker.job.loaders import Loaders, LoadPlan, read_set
@@ -71,7 +71,7 @@ def run_evaluation(
             ", …" if len(match.unknown) > 10 else "",
         )
     if out:
-        open_store(out)  # a mistake in the address is told before the work is done
+        open_store(out)  # a malformed address is told before the work is done
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _evaluate(classifier, opened, rank, listener, out=out, stop=stop, live=live)
@@ -167,6 +167,7 @@ def _write(
     classifier: Classifier, dataset: Dataset, found: ModelEvaluation, out: str | None
 ) -> None:
     card = classifier.card
+    judgement = judge(found.findings.tally, card.classes)
     record = EvaluationRecord(
         model=classifier.address,
         model_sha256=card.sha256,
@@ -174,12 +175,16 @@ def _write(
         identity=dataset.index.identity,
         temperature=card.temperature,
         left_out=found.left_out,
-        absent=found.match.absent,
+        absent=tuple(one.name for one in judgement.classes if not one.support),
         bad_samples=found.bad_samples,
-        judgement=judge(found.findings.tally, card.classes),
+        judgement=judgement,
     )
     if not record.judgement.images:
-        raise InfrastructureError("no image could be evaluated")
+        raise DataError(
+            f"{dataset.store.uri}: no image could be evaluated: {len(record.bad_samples)} are bad, "
+            f"{sum(record.left_out.values())} of unknown classes, "
+            f"{record.judgement.not_finite} have predictions that are not finite"
+        )
     print(describe_evaluation(record))
     if not out:
         return

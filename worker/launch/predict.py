@@ -18,7 +18,11 @@ import torch
 
 from worker.apply.predict_parts import NAME, Share, predict_parts
 from worker.apply.prediction_files import require_format
-from worker.apply.prediction_index import PredictionIndex, write_prediction_index
+from worker.apply.prediction_index import (
+    PredictionIndex,
+    read_prediction_index,
+    write_prediction_index,
+)
 from worker.apply.prediction_plan import (
     PLAN_NAME,
     Format,
@@ -26,13 +30,13 @@ from worker.apply.prediction_plan import (
     read_plan,
     require_same,
 )
-from worker.apply.prediction_source import PredictionSource, open_prediction_source
+from worker.apply.prediction_source import find_images, open_images, source_of
 from worker.charts import duration
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.environment import Settings
-from worker.errors import InfrastructureError
+from worker.errors import InfrastructureError, StopRequested
 from worker.job.evaluation_feed import EvaluationFeed
-from worker.job.loaders import Loaders, LoadPlan
+from worker.job.loaders import Loaders, LoadPlan, ReadSet
 from worker.launch.guard import exit_code
 from worker.launch.launchers import detect
 from worker.launch.spawn import run_ranks
@@ -57,6 +61,7 @@ log = logging.getLogger(__name__)
 JOB = "predict"
 """The job name in logs and metrics."""
 _LANES = 32
+_INDEX_SECONDS = 300.0  # that ranks other than the leading one wait for the index
 _LINE_SECONDS, _LIVE_SECONDS = 5.0, 0.2
 
 
@@ -106,8 +111,8 @@ def run_prediction(
     classifier = load_classifier(model)
 
     def work() -> int:
-        opened = open_prediction_source(source, store)
-        plan = _settle_plan(classifier, opened, store, options)
+        plan = _settle_plan(classifier, source, store, options)
+        opened = open_images(plan, store)
         log.info("%s in %s", count(plan.images, "image"), count(len(plan.parts), "part"))
 
         def run(rank: Rank, listener: socket.socket | None) -> None:
@@ -142,26 +147,30 @@ def _alone(place: Rank | Spawn) -> Rank | Spawn:
 
 
 def _settle_plan(
-    classifier: Classifier, source: PredictionSource, out: Store, options: PredictionOptions
+    classifier: Classifier, source: str, out: Store, options: PredictionOptions
 ) -> PredictionPlan:
     """Return the plan in the output, after writing it if this is the first starter."""
-    plan = PredictionPlan(
+    wanted = PredictionPlan(
         model=classifier.address,
         model_sha256=classifier.card.sha256,
-        source=source.uri,
-        kind=source.kind,
-        identity=source.identity,
+        source=source_of(source),
+        kind="set",
+        identity="",
         top=options.top,
         format=options.format,
         embeddings=options.embeddings,
-        parts=source.parts,
+        parts=(),
     )
-    out.put_if_absent(PLAN_NAME, json.dumps(plan.model_dump(), indent=1).encode())
-    found = read_plan(out)
-    if found is None:
+    plan = read_plan(out)
+    if plan is None:
+        found = find_images(source, out)
+        fresh = wanted.model_copy(update=vars(found))
+        out.put_if_absent(PLAN_NAME, json.dumps(fresh.model_dump(), indent=1).encode())
+        plan = read_plan(out)
+    if plan is None:
         raise InfrastructureError(f"{out.uri}{PLAN_NAME}: cannot be read back as written")
-    require_same(found, plan, out)
-    return found
+    require_same(plan, wanted, out)
+    return plan
 
 
 class _Prediction:
@@ -170,7 +179,7 @@ class _Prediction:
     def __init__(
         self,
         classifier: Classifier,
-        source: PredictionSource,
+        images: tuple[ReadSet, int | None],
         plan: PredictionPlan,
         out: Store,
         rank: Rank,
@@ -178,7 +187,7 @@ class _Prediction:
         stop: StopFlag,
     ) -> None:
         self._classifier = classifier
-        self._source = source
+        self._images, self._depth = images
         self._plan = plan
         self._out = out
         self._rank = rank
@@ -223,19 +232,39 @@ class _Prediction:
             )
             predict_parts(self._classifier, loaders, share)
             progress.close()
-            # All ranks come here at about the same time, and one index is enough.
-            time.sleep(random.uniform(0, 0.5) if rank.rank else 0)  # noqa: S311
-            index = write_prediction_index(self._plan, self._out, watchdog.beat)
+            index = self._index(watchdog)
             metrics.last_success().set(time.time())
             if rank.leads:
                 _tell(index, self._out)
 
+    def _index(self, watchdog: Watchdog) -> PredictionIndex:
+        """Return the index, which one rank of those that end together has to write.
+
+        The others wait for it: their starter would take the first that ends as a sign that all do.
+        """
+
+        def beat() -> None:
+            watchdog.beat()
+            if self._stop.requested:
+                raise StopRequested("stopped on request; start again to write the index")
+
+        # Starters elsewhere end at the same time: whoever is first spares the others the reading.
+        wait = random.uniform(0, 3) if self._rank.leads else _INDEX_SECONDS  # noqa: S311
+        turn = time.monotonic() + wait
+        while time.monotonic() < turn:
+            found = read_prediction_index(self._out)
+            if found:
+                return found
+            beat()
+            time.sleep(0.3 if self._rank.leads else 1)
+        return write_prediction_index(self._plan, self._out, beat)
+
     def _loaders(self, device: torch.device) -> Loaders[EvaluationFeed]:
         preprocessing = self._classifier.card.preprocessing
         plan = LoadPlan(
-            sets={NAME: self._source.images},
+            sets={NAME: self._images},
             feed=EvaluationFeed(preprocessing, on_gpu=device.type == "cuda"),
-            spec=ImageSpec(MAX_PIXELS, self._source.depth or preprocessing.depth),
+            spec=ImageSpec(MAX_PIXELS, self._depth or preprocessing.depth),
             size=preprocessing.crop_size,
             lanes=_LANES,
         )

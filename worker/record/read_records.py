@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from worker.record.events import Event, parse_event
 from worker.store import ObjectMissing, Store
-from worker.store.json_records import complaint, get_json
+from worker.store.json_records import MAX_BYTES, complaint, get_json
 
 log = logging.getLogger(__name__)
 
@@ -16,19 +16,20 @@ _MAX_BYTES = 1 << 30  # keeps a damaged or foreign object from filling the memor
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_or_skip(store: Store, name: str, schema: type[M]) -> M | None:
+def read_or_skip(store: Store, name: str, schema: type[M], limit: int = MAX_BYTES) -> M | None:
     """Read and validate a JSON object.
 
     Args:
         store: The output of the run.
         name: The name of the object.
         schema: The schema that the data must match.
+        limit: The largest size that is believed, in bytes.
 
     Returns:
         The record; None if the object is missing or damaged.
     """
     try:
-        return get_json(store, name, schema)
+        return get_json(store, name, schema, limit)
     except ObjectMissing:
         return None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.apply.prediction_plan import INDEX_NAME, PREDICTIONS, PredictionPlan
 from worker.charts import bar, duration
+from worker.redaction import redacted
 from worker.store import Store
 
 _SILENT_SECONDS = 600.0  # longer than a part takes on one slow core
@@ -44,15 +45,16 @@ class PredictionStatus:
 def read_prediction_status(plan: PredictionPlan, out: Store) -> PredictionStatus:
     """Return the state of a prediction."""
     done: dict[int, float] = {}
-    last, ended = 0.0, False
+    last, began, ended = 0.0, time.time(), False
     for info in out.list(PREDICTIONS):
         number = plan.number_of(info.key)
         ended |= info.key == INDEX_NAME
-        last = max(last, info.modified)
+        began = min(began, info.modified)
         if number is not None:
             done[number] = info.modified
+            last = max(last, info.modified)
     now = time.time()
-    age = max(0.0, now - last)
+    age = max(0.0, now - (last or began))
     state = "done" if ended else "silent" if age > _SILENT_SECONDS else "running"
     return PredictionStatus(
         out=out.uri,
@@ -84,8 +86,8 @@ def describe_prediction(status: PredictionStatus) -> str:
     if speed:
         left = f", {duration((status.total_images - status.images) / speed)} left"
     rows = {
-        "model": status.model,
-        "images": f"{status.images:,} of {status.total_images:,} from {status.source}",
+        "model": redacted(status.model),
+        "images": f"{status.images:,} of {status.total_images:,} from {redacted(status.source)}",
         "state": f"{status.state}, last part {duration(status.age)} ago",
         "parts": f"{status.parts} of {status.total_parts}  {bar(share)} {share:.0%}",
         "speed": f"{speed:.0f} images/s{left}" if speed else "",

@@ -98,10 +98,15 @@ def read_run(store: Store) -> Run:
         environments=environments,
         validation=validation,
         test=test,
-        final=read_or_skip(store, FINAL + JUDGEMENT_NAME, FinalFigures) if done else None,
+        final=_read_figures(store) if done else None,
         bad_samples=_bad_samples(store, names),
         done=done,
     )
+
+
+def _read_figures(store: Store) -> FinalFigures | None:
+    # Tens of thousands of classes take more room than other records.
+    return read_or_skip(store, FINAL + JUDGEMENT_NAME, FinalFigures, 1 << 28)
 
 
 def _bad_samples(store: Store, names: list[str]) -> list[ListedBadSample]:

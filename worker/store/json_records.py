@@ -10,7 +10,8 @@ from worker.store import Store
 
 log = logging.getLogger(__name__)
 
-_MAX_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
+"""The largest record that is believed, unless a reader says otherwise."""
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -21,7 +22,7 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-def get_json(store: Store, key: str, schema: type[R], limit: int = _MAX_BYTES) -> R | None:
+def get_json(store: Store, key: str, schema: type[R], limit: int = MAX_BYTES) -> R | None:
     """Read and validate an object; log a warning and return None if it is damaged.
 
     Args:

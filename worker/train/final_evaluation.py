@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,11 +14,11 @@ from worker.judge.figure_text import share_text
 from worker.judge.final_figures import FinalFigures
 from worker.judge.judgement import judge
 from worker.judge.tally import Counter, Tally, add_ranks
-from worker.judge.thresholds import thresholds_for
+from worker.judge.thresholds import Threshold, thresholds_for
 from worker.learn.evaluation import Findings
 from worker.ranks.leader import by_leader
 from worker.train.attempt import Attempt
-from worker.train.batches import TEST, VAL
+from worker.train.batches import TEST
 from worker.train.broadcast_state import shared
 from worker.train.evaluator import Evaluator
 from worker.train.loaders import JobLoaders
@@ -27,7 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_final(
-    attempt: Attempt, loaders: JobLoaders, validated: Validated | None
+    attempt: Attempt,
+    loaders: JobLoaders,
+    validation: Evaluator | None,
+    validated: Validated | None,
 ) -> FinalFigures:
     """Load the weights that the manifest asks for, and evaluate them; called by all ranks together.
 
@@ -36,27 +40,17 @@ def evaluate_final(
     Args:
         attempt: The attempt.
         loaders: The source of batches.
+        validation: Evaluates on the validation set, if there is one.
         validated: The last validation of this attempt, which is not repeated.
 
     Raises:
         StopRequested: If a stop was requested; the next attempt evaluates them anew.
     """
-    job, final = attempt.job, attempt.job.manifest.final
-    step = _load_weights(attempt)
-    names = job.train.index.classes
+    job, step = attempt.job, _load_weights(attempt)
+    names, demanded = job.train.index.classes, job.manifest.final.thresholds
     temperature, tally = 1.0, None
-    if job.val:
-        if validated and validated.step == step and not final.calibrate:
-            findings = validated.findings
-        else:
-            validation = Evaluator(attempt, VAL, job.val, loaders)
-            result = validation.run(attempt.learner.result, keep_logits=final.calibrate)
-            findings = result.findings
-        tally = findings.tally
-        if final.calibrate:
-            temperature, tally = _calibrate(findings, len(names))
-            if attempt.leads:
-                log.info("final.calibrate: the temperature is %.4g", temperature)
+    if validation:
+        temperature, tally = _validate(attempt, validation, validated, step)
     tested = None
     if job.test:
         evaluator = Evaluator(attempt, TEST, job.test, loaders)
@@ -65,15 +59,35 @@ def evaluate_final(
             attempt.evaluations.write("test", step, result.findings, result.pictures)
             tested = judge(result.findings.tally, names)
             log.info("test accuracy %s", share_text(tested.accuracy))
+    thresholds: tuple[Threshold, ...] = ()
+    if tally and demanded:
+        thresholds = thresholds_for(tally.histograms, names, demanded.precision)
     return FinalFigures(
         step=step,
         temperature=temperature,
-        thresholds=thresholds_for(tally.histograms, names, final.thresholds.precision)
-        if tally and final.thresholds
-        else (),
+        thresholds=thresholds,
         validation=judge(tally, names) if tally and attempt.leads else None,
         test=tested,
     )
+
+
+def _validate(
+    attempt: Attempt, validation: Evaluator, validated: Validated | None, step: int
+) -> tuple[float, Tally]:
+    """Return the temperature, and the sums over the validation set that it leads to."""
+    calibrate = attempt.job.manifest.final.calibrate
+    if validated and validated.step == step and not calibrate:
+        return 1.0, validated.findings.tally
+    result = validation.run(attempt.learner.result, keep_logits=calibrate)
+    if not calibrate:
+        return 1.0, result.findings.tally
+    temperature, tally = _calibrate(result.findings, len(attempt.job.train.index.classes))
+    if attempt.leads and temperature != 1:
+        log.info("final.calibrate: the temperature is %.4g", temperature)
+        # In place of the sums before calibration, so that a report shows one kind of them.
+        calibrated = replace(result.findings, tally=tally)
+        attempt.evaluations.write("val", step, calibrated, result.pictures)
+    return temperature, tally
 
 
 def _load_weights(attempt: Attempt) -> int:
@@ -116,6 +130,13 @@ def _calibrate(findings: Findings, classes: int) -> tuple[float, Tally]:
     logits, labels = findings.logits, findings.labels
     assert logits is not None  # noqa: S101 -- the evaluation was told to keep them
     temperature = fit_temperature(logits, labels)
+    if temperature is None:
+        if dist.get_rank() == 0:
+            log.warning(
+                "final.calibrate: no temperature fits, as all images of data.val are right, or the "
+                "predictions say nothing; the model is left as it is"
+            )
+        return 1.0, findings.tally
     counter = Counter(classes, torch.device("cpu"))
     for part, of_part in zip(logits.split(1024), labels.split(1024), strict=True):
         counter.add(part / temperature, of_part)

@@ -17,6 +17,7 @@ from worker.ranks.process_group import total
 from worker.record.cost import cost_of
 from worker.record.history import read_history
 from worker.train.attempt import Attempt
+from worker.train.evaluator import Evaluator
 from worker.train.final_evaluation import evaluate_final
 from worker.train.final_model import stage_result
 from worker.train.loaders import JobLoaders
@@ -25,19 +26,25 @@ from worker.train.validation import Validated
 log = logging.getLogger(__name__)
 
 
-def finish(attempt: Attempt, loaders: JobLoaders, validated: Validated | None) -> None:
+def finish(
+    attempt: Attempt,
+    loaders: JobLoaders,
+    validation: Evaluator | None,
+    validated: Validated | None,
+) -> None:
     """Write the result of a job that has finished training; called by all ranks together.
 
     Args:
         attempt: The attempt.
         loaders: The source of batches.
+        validation: Evaluates on the validation set, if there is one.
         validated: The last validation of this attempt, if it made one.
     """
     state = attempt.state
     attempt.drain()
     attempt.recorder.take(state.step)()
     attempt.journal.flush()
-    figures = evaluate_final(attempt, loaders, validated)
+    figures = evaluate_final(attempt, loaders, validation, validated)
     total(0)  # waits until the records of every rank are written
     with by_leader("finished", attempt.watchdog.beat) as leads:
         if leads:

@@ -68,7 +68,7 @@ def run_rank(context: RankContext) -> None:
         watchdog.beat()
         trainer = Trainer(attempt, context.loaders, context.progress)
         trainer.train()
-        finish(attempt, context.loaders, trainer.validated)
+        finish(attempt, context.loaders, trainer.validation, trainer.validated)
         liveness.close()
 
 

@@ -45,7 +45,8 @@ class Trainer:
         loaders.start()
         self.validated: Validated | None = None
         """The last validation of this attempt."""
-        self._validation = Evaluator(attempt, VAL, job.val, loaders) if job.val else None
+        self.validation = Evaluator(attempt, VAL, job.val, loaders) if job.val else None
+        """Evaluates on the validation set, if there is one."""
         self._steps = Steps(
             attempt,
             engine=engine,
@@ -94,8 +95,8 @@ class Trainer:
         attempt, state = self._attempt, self._attempt.state
         if state.evaluated == state.step:
             return
-        if self._validation:
-            self.validated = validate(attempt, self._validation)
+        if self.validation:
+            self.validated = validate(attempt, self.validation)
         state.evaluated = state.step
         attempt.save()
 

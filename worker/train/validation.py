@@ -66,10 +66,12 @@ def _event(attempt: Attempt, result: Evaluated) -> EvaluationEvent:
         accuracy=judgement.accuracy.value or 0.0,
         top5_accuracy=judgement.top5_accuracy.value,
         metric=metric,
-        value=figure.value,
+        # Figures over the images that a diverging model can still say something about must not make
+        # it the best.
+        value=None if tally.not_finite else figure.value,
         low=figure.low,
         high=figure.high,
-        best=_best(attempt, figure),
+        best=_best(attempt, Measure() if tally.not_finite else figure),
     )
 
 
