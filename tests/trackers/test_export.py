@@ -1,10 +1,10 @@
 """A run arrives in trackers once, however often it was stopped and exported."""
 
+import os
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -62,7 +62,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    cache = Path(os.environ.get("WORKER_CI_CACHE", Path.home() / ".cache/worker-ci"))
+    command = [str(cache / "mlflow/bin/mlflow"), "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path}/ml.db"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
     with (tmp_path / "mlflow.log").open("wb") as log:

@@ -146,5 +146,5 @@ def decode_part(data: bytes, form: Format) -> Iterator[tuple[str, str, str]]:
     else:
         import pyarrow.parquet
 
-        for row in pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist():
+        for row in pyarrow.parquet.read_table(io.BytesIO(data), use_threads=False).to_pylist():
             yield row["image"], (row["classes"] or [""])[0], row["error"] or ""
