@@ -44,7 +44,8 @@ def edges(bins: int, classes: int) -> Floats:
     places = (2 * np.arange(bins) / bins - 1) * _TOP_HEIGHT
     odds = _LINEAR_LOG_ODDS * np.sinh(places) + _no_knowledge(classes)
     odds[0] = -np.inf
-    return np.asarray(1 / (1 + np.exp(-odds)))
+    with np.errstate(over="ignore"):  # e**1000 is infinite, and its inverse is 0
+        return np.asarray(1 / (1 + np.exp(-odds)))
 
 
 def _no_knowledge(classes: int) -> float:
