@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from sklearn import metrics
 
 from tests.support.finished import finished_model
 from tests.support.packs import pack_folder
+from tests.support.paths import SHARED
 from tests.support.pictures import write_pictures
 from tests.support.processes import Run
 from worker.model.classifier import load_classifier
@@ -39,29 +42,59 @@ def judgement(run: Run, model: str, dataset: Path, out: Path, *options: str) -> 
     return found
 
 
-def test_the_figures_are_those_of_its_own_predictions(
-    run: Run, photos: Path, tmp_path: Path
-) -> None:
-    classes = ("blue", "green", "red")
-    model = finished_model(tmp_path / "final", classes, temperature=6.0)
-    found = judgement(run, model, photos / "set", tmp_path / "out")["judgement"]
+def check_figures(found: dict[str, Any], model: str, raw: Path, classes: tuple[str, ...]) -> None:
+    """Compare figures with scikit-learn's on the model's predictions of single images."""
     classifier = load_classifier(model)
-    images = sorted((photos / "raw").rglob("*.jpg"))
+    images = sorted(path for path in raw.rglob("*.*") if path.is_file())
     chances = np.array(
         [[dict(classifier.predict(i.read_bytes()))[c] for c in classes] for i in images]
     )
     true = np.array([classes.index(image.parent.name) for image in images])
     guess = chances.argmax(1)
-    assert found["images"] == 150
+    assert found["images"] == len(images)
     assert found["accuracy"]["value"] == pytest.approx(metrics.accuracy_score(true, guess))
     f1 = metrics.f1_score(true, guess, average="macro")
     assert found["macro_f1"]["value"] == pytest.approx(f1)
     assert found["log_loss"]["value"] == pytest.approx(metrics.log_loss(true, chances), abs=1e-4)
-    area = metrics.roc_auc_score(true, chances, multi_class="ovr")
-    assert found["macro_auroc"]["value"] == pytest.approx(area, abs=1e-3)
+    for label, of_class in enumerate(found["classes"]):
+        own = true == label
+        area = metrics.roc_auc_score(own, chances[:, label])
+        assert of_class["auroc"]["value"] == pytest.approx(area, abs=1e-3)
+        average = metrics.average_precision_score(own, chances[:, label])
+        assert of_class["average_precision"]["value"] == pytest.approx(average, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_the_figures_are_those_of_its_own_predictions(
+    count: int, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    classes: tuple[str, ...] = ("blue", "green", "red")
+    raw, dataset = photos / "raw", photos / "set"
+    if count == 10:  # the same images, with labels that say little
+        classes = tuple(f"class-{n}" for n in range(10))
+        raw, dataset = tmp_path / "raw", tmp_path / "set"
+        for number, image in enumerate(sorted((photos / "raw").rglob("*.jpg"))):
+            folder = raw / classes[number % 10]
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, folder / f"{number}.jpg")
+        pack_folder(raw, str(dataset))
+    model = finished_model(tmp_path / "final", classes, temperature=6.0)
+    found = judgement(run, model, dataset, tmp_path / "out")["judgement"]
+    check_figures(found, model, raw, classes)
     page = (tmp_path / "out" / "judgement.html").read_text()
     assert "Most wrong" in page
     assert "Least sure" in page
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared is not here")
+def test_the_figures_on_photographs(run: Run, tmp_path: Path) -> None:
+    with tarfile.open(SHARED / "data" / "hymenoptera.tar") as archive:
+        archive.extractall(tmp_path / "photos", filter="data")
+    raw = tmp_path / "photos" / "val"
+    pack_folder(raw, str(tmp_path / "set"), shard_bytes=4 << 20)
+    model = finished_model(tmp_path / "final", ("ants", "bees"), temperature=6.0, size=64)
+    found = judgement(run, model, tmp_path / "set", tmp_path / "out")["judgement"]
+    check_figures(found, model, raw, ("ants", "bees"))
 
 
 def test_any_number_of_ranks_gives_the_same_to_the_last_digit(
