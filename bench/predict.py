@@ -63,6 +63,10 @@ with open(out, "w") as file, torch.inference_mode():
             write.writerow([data.samples[done][0], label, chance])
             done += 1
 """
+_CHECKPOINT = """
+import sys, timm, torch
+torch.save(timm.create_model(sys.argv[1], num_classes=10).state_dict(), sys.argv[2])
+"""
 _ALONE = Rank(rank=0, world_size=1, local_rank=0, local_world_size=1, master_addr="", master_port=0)
 
 
@@ -81,8 +85,11 @@ def commands(folder: Path, model: str, backbone: str, timm: Path | None) -> dict
     }
     if timm:
         python = Path(".venv-bench/bin/python")
+        python = python if python.exists() else Path(sys.executable)
+        # With a checkpoint, so that it does not look for weights on the network.
+        subprocess.run([str(python), "-c", _CHECKPOINT, backbone, f"{folder}/timm.pth"], check=True)
         found["timm inference.py"] = [
-            *(str(python if python.exists() else sys.executable), str(timm / "inference.py")),
+            *(str(python), str(timm / "inference.py"), "--checkpoint", f"{folder}/timm.pth"),
             *("--data-dir", photographs, "--model", backbone, "--num-classes", str(_CLASSES)),
             *("--batch-size", "64", "--workers", str(len(os.sched_getaffinity(0)))),
             *("--results-dir", out, "--results-format", "csv", "--topk", "1"),

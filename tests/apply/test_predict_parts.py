@@ -83,6 +83,7 @@ def test_each_image_has_a_line_like_that_of_a_single_prediction(
             )
     audit = run("audit", str(tmp_path / "out"))
     assert audit.code == 0, audit.err
+    assert "each exactly once" in audit.out
     assert "600 images in" in audit.out
     status = run("status", str(tmp_path / "out"))
     assert "600 of 600" in status.out
@@ -304,7 +305,9 @@ def test_a_prediction_that_is_no_number_is_an_error_of_its_line(
     run: Run, photos: Path, tmp_path: Path
 ) -> None:
     broken = finished_model(tmp_path / "broken", not_finite=True)
-    predicted(run, broken, photos / "set", tmp_path / "out")
+    ended = run("predict", broken, str(photos / "set"), "--out", f"{tmp_path}/out")
+    assert ended.code == 65
+    assert "none of its images can be used" in ended.err
     assert {str(line.get("error")) for line in lines(tmp_path / "out")} == {
         "the prediction is not finite"
     }

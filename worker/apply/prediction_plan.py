@@ -14,6 +14,9 @@ PLAN_NAME, INDEX_NAME = f"{PREDICTIONS}plan.json", f"{PREDICTIONS}index.json"
 SOURCE = f"{PREDICTIONS}source/"
 """Prefix of what a starter has written down about a source that has no index."""
 
+LISTS = (".txt", ".lst", ".list")
+"""Suffixes of lists of addresses."""
+
 Format = Literal["jsonl", "csv", "parquet"]
 Kind = Literal["set", "tars", "files"]
 """An indexed set, tars without an index, or loose images."""

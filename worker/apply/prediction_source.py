@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from worker.apply.file_reader import FileReader
-from worker.apply.prediction_plan import SOURCE, Kind, PartPlan, PredictionPlan
+from worker.apply.prediction_plan import LISTS, SOURCE, Kind, PartPlan, PredictionPlan
 from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
 from worker.data.index import INDEX_NAME, Address, Index, Shard, parse_address, read_index
 from worker.data.read_cache import Cache
@@ -32,7 +32,6 @@ from worker.text import printable
 log = logging.getLogger(__name__)
 
 _PER_PART = 1024
-_LISTS = (".txt", ".lst", ".list")
 _SCANS = 8
 _SLICES_KEPT = 8
 
@@ -53,7 +52,7 @@ class FoundImages:
 
 def source_of(address: str) -> str:
     """Return the address of the images as the plan has it."""
-    if address.lower().endswith(_LISTS):
+    if address.lower().endswith(LISTS):
         return address
     place = parse_address(address)
     return place.store.uri if place.names is None else address
@@ -72,7 +71,7 @@ def find_images(address: str, out: Store) -> FoundImages:
     """
     # Under a name of its own, as several starters may come at once; the plan names the one in use.
     place = f"{SOURCE}{uuid.uuid4().hex[:12]}/"
-    if address.lower().endswith(_LISTS):
+    if address.lower().endswith(LISTS):
         return _write_listing(_addresses(address), address, out, place)
     found = parse_address(address)
     try:
@@ -94,6 +93,10 @@ def find_images(address: str, out: Store) -> FoundImages:
         index = _scan(found.store, tars, open_store(f"{out.uri}{place}"))
         return FoundImages(kind="tars", identity=index.identity, place=place, parts=_parts(index))
     keys = [info.key for info in objects if is_image_name(info.key)]
+    if not keys and is_image_name(address):
+        raise ConfigurationError(
+            f"{address}: --out takes a whole set; list single images in a .txt file"
+        )
     if not keys:
         raise ConfigurationError(
             f"{address}: holds no index, tars or images ({', '.join(IMAGE_SUFFIXES)})"

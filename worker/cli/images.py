@@ -1,6 +1,8 @@
 """The images that a command line names."""
 
+from worker.apply.prediction_plan import LISTS
 from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
+from worker.data.index import INDEX_NAME
 from worker.errors import ConfigurationError
 from worker.store import LocalStore, open_store
 
@@ -15,11 +17,16 @@ def find_images(address: str) -> list[str]:
         ConfigurationError: The folder has no images, or the address does not belong to a known
             store.
     """
+    if address.lower().endswith(LISTS):
+        raise ConfigurationError(f"{address}: a list is predicted as a whole set; give --out")
     store = open_store(address)
     is_folder = isinstance(store, LocalStore) and store.root.is_dir()
     if not is_folder and not address.endswith("/"):
         return [address]
-    names = [info.key for info in store.list() if is_image_name(info.key)]
+    keys = [info.key for info in store.list()]
+    names = [key for key in keys if is_image_name(key)]
+    if not names and INDEX_NAME in keys:
+        raise ConfigurationError(f"{address}: is a packed set; give --out to predict it")
     if not names and isinstance(store, LocalStore) and not is_folder:
         raise ConfigurationError(f"{address}: no such folder")
     if not names:

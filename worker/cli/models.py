@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from worker.cli.group import main, settle_torch
 from worker.errors import ExitCode, most_fatal
 from worker.launch.guard import leave
-from worker.logs import is_live
+from worker.logs import count, is_live
 from worker.redaction import redacted
 
 
@@ -85,13 +85,15 @@ def predict(log_format: str, /, **given: Any) -> int:
     images, or a list of addresses (.txt). It is predicted in parts, on all ranks; the same command,
     started again or elsewhere, predicts the rest. A bad image is a line with the reason.
     """
+    context = click.get_current_context()
+    if given["everything"] and context.get_parameter_source("top") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--all lists all classes; leave --top out")
     if given["out"]:
         if given["as_json"]:
             raise click.UsageError("--json is for single images; with --out, give --format")
         if len(given["images"]) > 1:
             raise click.UsageError("--out takes one set; list single images in a .txt file")
         _predict_set(log_format, given)
-    context = click.get_current_context()
     for option, name in (("embeddings", "embeddings"), ("nproc", "nproc"), ("form", "format")):
         if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} is for whole sets; give --out")
@@ -126,8 +128,6 @@ def _predict_set(log_format: str, given: dict[str, Any]) -> NoReturn:
 
 def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_json: bool) -> int:
     from worker.cli.images import find_images, folder_of
-
-    listed = [found for image in images for found in find_images(image)]
     from worker.data.reader import BadSample
     from worker.judge.figure_text import share_text
     from worker.judge.intervals import share
@@ -135,6 +135,7 @@ def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_
     from worker.store import ObjectMissing, read_uri
 
     classifier = load_classifier(model)
+    listed = [found for image in images for found in find_images(image)]
     codes, hits = [ExitCode.DONE], [0, 0]
     for image in listed:
         try:
@@ -157,5 +158,6 @@ def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_
             click.echo(f"{redacted(image)}: {shown}")
     if hits[1]:
         figure = share_text(share(*hits))
-        click.echo(f"accuracy {figure} on {hits[1]} images in folders named like classes", err=True)
+        on = f"{count(hits[1], 'image')} in folders named like classes"
+        click.echo(f"accuracy {figure} on {on}", err=True)
     return most_fatal(codes)

@@ -148,7 +148,7 @@ def audit(run: str) -> None:
     predict --out`, of which each image must be predicted exactly once. Exits with 65 if a sample
     was lost or repeated; bad samples left out within the job's budget are listed.
     """
-    from worker.apply.prediction_index import audit_predictions
+    from worker.apply.prediction_index import audit_predictions, read_prediction_index
     from worker.apply.prediction_plan import read_plan
     from worker.checkpoint.commit import list_commits, read_commit_record
     from worker.data.epoch_plan import steps_per_epoch
@@ -172,7 +172,10 @@ def audit(run: str) -> None:
         if problems:
             raise DataError("\n  ".join([f"{store.uri}: not as planned:", *problems]))
         parts = count(len(prediction.parts), "part")
-        click.echo(f"{count(prediction.images, 'image')} in {parts}: each predicted exactly once")
+        whole = read_prediction_index(store)
+        bad = f", {whole.bad} of which could not be used" if whole and whole.bad else ""
+        images = count(prediction.images, "image")
+        click.echo(f"{images} in {parts}: each exactly once{bad}")
         return
     attempt = read_last_attempt(store)
     manifest = check_manifest(dict(attempt.manifest), f"{store.uri}: manifest of the last attempt")

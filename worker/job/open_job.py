@@ -36,6 +36,8 @@ def open_job(manifest: Manifest) -> Job:
     classes = train.index.classes
     val = _open_evaluated("data.val", manifest.data.val, train)
     test = _open_evaluated("data.test", manifest.data.test, train)
+    if val and test:
+        _warn_if_shared("data.test", test, "data.val", val)
     if len(classes) < 2:
         raise ConfigurationError(
             f"data.train: has only the class {classes[0]!r}; at least two are needed"
@@ -88,12 +90,18 @@ def _open_evaluated(field: str, uri: str | None, train: Dataset) -> Dataset | No
             f"{field}: its classes {_short(opened.index.classes)} differ from those of data.train, "
             f"{_short(classes)}; pack both from one folder, or index both with the same --classes"
         )
-    if opened.store.uri == train.store.uri:
-        trained = {shard.name for shard in train.index.shards}
-        shared = [shard.name for shard in opened.index.shards if shard.name in trained]
-        if shared:
-            log.warning("%s: %s is in data.train too; figures will be optimistic", field, shared[0])
+    _warn_if_shared(field, opened, "data.train", train)
     return opened
+
+
+def _warn_if_shared(field: str, dataset: Dataset, other_field: str, other: Dataset) -> None:
+    """Warn if two data sets have a shard in common."""
+    known = {shard.sha256 for shard in other.index.shards}
+    shared = [shard.name for shard in dataset.index.shards if shard.sha256 in known]
+    if shared:
+        log.warning(
+            "%s: %s is in %s too; figures will be optimistic", field, shared[0], other_field
+        )
 
 
 def open_dataset(field: str, uri: str) -> Dataset:

@@ -109,7 +109,9 @@ def describe_resume_preview(preview: ResumePreview) -> str:
         lines.append(f"damaged    {names}; {preview.steps_lost} steps would be repeated")
     if preview.changes:
         rows = [("changed", "before", "now", "outcome")]
-        rows += [(c.field, str(c.before), str(c.now), _MEANING[c.kind]) for c in preview.changes]
+        finished = {"noted": "without effect, as the job is done"} if preview.done else {}
+        meaning = _MEANING | finished
+        rows += [(c.field, str(c.before), str(c.now), meaning[c.kind]) for c in preview.changes]
         lines += ["", *table(rows, left=4)]
     else:
         lines.append("changed    nothing")

@@ -11,9 +11,10 @@ import torch
 from worker.apply.evaluate_model import NAME, ModelEvaluation, evaluate_model
 from worker.apply.evaluation_record import EvaluationRecord
 from worker.apply.match_classes import match_classes
+from worker.checkpoint.output_owner import IDENTITY
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.environment import Settings
-from worker.errors import DataError
+from worker.errors import ConfigurationError, DataError
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.job import Dataset
 from worker.job.loaders import Loaders, LoadPlan, read_set
@@ -23,6 +24,7 @@ from worker.launch.guard import exit_code
 from worker.launch.launchers import detect
 from worker.launch.spawn import run_ranks
 from worker.launch.start import settle_process
+from worker.layout import JUDGEMENT_NAME
 from worker.logs import bind, end_live, show_live
 from worker.model.classifier import Classifier, load_classifier
 from worker.plain import plain
@@ -33,7 +35,8 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.ranks.watchdog import Watchdog, end_after
 from worker.report.evaluation_page import describe_evaluation, evaluation_page
-from worker.store import open_store
+from worker.store import ObjectMissing, open_store
+from worker.store.json_records import get_json
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +73,12 @@ def run_evaluation(
             ", ".join(match.unknown[:10]),
             ", …" if len(match.unknown) > 10 else "",
         )
+    identity = classifier.card.metrics.get(IDENTITY)
+    trained_on = identity.get("data.train") if isinstance(identity, dict) else None
+    if place.leads and trained_on == opened.index.identity:
+        log.warning("the model was trained on this set; its figures will be optimistic")
     if out:
-        open_store(out)  # a malformed address is told before the work is done
+        _require_free(out, classifier, opened)
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _evaluate(classifier, opened, rank, listener, out=out, stop=stop, live=live)
@@ -80,6 +87,20 @@ def run_evaluation(
         stop.has_begun = True
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
+
+
+def _require_free(out: str, classifier: Classifier, dataset: Dataset) -> None:
+    """Raise `ConfigurationError` if the output holds the judgement of another model or set."""
+    store = open_store(out)
+    try:
+        found = get_json(store, JUDGEMENT_NAME, EvaluationRecord, 1 << 28)
+    except ObjectMissing:
+        return
+    own = (classifier.card.sha256, dataset.index.identity)
+    if found and (found.model_sha256, found.identity) != own:
+        raise ConfigurationError(
+            f"--out: {store.uri} holds the judgement of another model or set; use another --out"
+        )
 
 
 def load_plan(
@@ -190,7 +211,7 @@ def _write(
         return
     store = open_store(out)
     data = json.dumps(plain(record.model_dump()), indent=1).encode()
-    store.put("judgement.json", data)
+    store.put(JUDGEMENT_NAME, data)
     page = evaluation_page(record, found.findings, found.pictures)
     store.put("judgement.html", page.encode())
     print(f"written: {store.uri}judgement.json, {store.uri}judgement.html")

@@ -34,7 +34,7 @@ from worker.apply.prediction_source import find_images, open_images, source_of
 from worker.charts import duration
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.environment import Settings
-from worker.errors import InfrastructureError, StopRequested
+from worker.errors import DataError, InfrastructureError, StopRequested
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.loaders import Loaders, LoadPlan, ReadSet
 from worker.launch.guard import exit_code
@@ -236,6 +236,13 @@ class _Prediction:
             metrics.last_success().set(time.time())
             if rank.leads:
                 _tell(index, self._out)
+            if index.bad == index.images:
+                raise DataError(
+                    f"{self._plan.source}: none of its images can be used; the lines in "
+                    f"{self._out.uri}predictions/ say why"
+                    if rank.leads
+                    else ""
+                )
 
     def _index(self, watchdog: Watchdog) -> PredictionIndex:
         """Return the index, which one rank of those that end together has to write.

@@ -20,8 +20,7 @@ _WIDEST = 32  # characters of a setting
 _FEW_IMAGES = 10
 _MARK = "★"
 _BEST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
-    "best accuracy": max,
-    "last accuracy": max,
+    "final accuracy": max,
     "last loss": min,
     "images/s": max,
 }
@@ -88,7 +87,7 @@ def _paired_row(runs: Sequence[Run], *, comparable: bool) -> list[tuple[str, lis
             texts.append(_NOTHING)
         else:
             texts.append(str(compare_outcomes(best.outcomes, one.outcomes)))
-    return [("only best : only this right", texts)]
+    return [("best : this, only right", texts)]
 
 
 def _results(name: str, values: Sequence[Any], *, stars: bool) -> list[str]:
@@ -137,7 +136,9 @@ def results_of(run: Run) -> dict[str, Any]:
         "in epoch": best.epoch if best else None,
         "last accuracy": last.accuracy if last else None,
         "last loss": last.loss if last else None,
-        "interval": _interval(run),
+        "final accuracy": _final_accuracy(run),
+        "final metric": _figure(run, "validation"),
+        "test metric": _figure(run, "test"),
         "steps": max([run.status.step, *(event.step for event in steps)]),
         "time": run.history.seconds,
         "images/s": statistics.median(speeds) if speeds else None,
@@ -147,12 +148,18 @@ def results_of(run: Run) -> dict[str, Any]:
     }
 
 
-def _interval(run: Run) -> str | None:
-    """Return the metric of the evaluation that is shown, with its interval, as text."""
+def _final_accuracy(run: Run) -> float | None:
+    """Return the validation accuracy of the weights in `final/`, or of the last evaluation."""
+    return run.validation.judgement.accuracy.value if run.validation else None
+
+
+def _figure(run: Run, split: str) -> str | None:
+    """Return the metric of these weights on a data set, with its interval, as text."""
+    shown = getattr(run, split)
     best = best_evaluation(run.history.of(EvaluationEvent))
-    if best is None or run.validation is None:
+    if best is None or shown is None:
         return None
-    figure = run.validation.judgement.metric(best.metric)
+    figure = shown.judgement.metric(best.metric)
     return f"{METRIC_NAMES[best.metric]} {metric_text(best.metric, figure)}"
 
 

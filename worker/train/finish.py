@@ -8,7 +8,7 @@ from worker.checkpoint.output_owner import IDENTITY
 from worker.checkpoint.publish import publish, settle
 from worker.errors import Superseded
 from worker.job.job import manifest_digest
-from worker.judge.figure_text import share_text
+from worker.judge.figure_text import METRIC_NAMES, metric_text, share_text
 from worker.judge.final_figures import FinalFigures
 from worker.judge.measure import Measure
 from worker.plain import plain
@@ -78,11 +78,15 @@ def _write(attempt: Attempt, figures: FinalFigures) -> None:
     ):
         raise Superseded("another attempt has meanwhile finished the job")
     attempt.metrics.last_success().set(time.time())
+    told = f"accuracy {share_text(accuracy) if validation else 'not measured'}"
+    metric = job.manifest.train.metric
+    if validation and metric != "accuracy":
+        told = f"{METRIC_NAMES[metric]} {metric_text(metric, validation.metric(metric))}"
     log.info(
-        "done: %d steps; the model of step %d, validation accuracy %s, is at %sfinal/",
+        "done: %d steps; the model of step %d, validation %s, is at %sfinal/",
         state.step,
         figures.step,
-        share_text(accuracy) if validation else "not measured",
+        told,
         job.output.uri,
         extra={"fields": {"event": "done", **state.as_dict()}},
     )
