@@ -26,7 +26,7 @@ class EvaluationRecord(StoredRecord):
     left_out: dict[str, _Count]
     """Images of classes that the model does not know, by class."""
     absent: tuple[str, ...]
-    """Classes of the model of which the data set has no image."""
+    """Classes of the model without an image in the data set."""
     bad_samples: tuple[str, ...]
     """Samples that could not be used, and why."""
     judgement: Judgement

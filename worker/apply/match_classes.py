@@ -11,7 +11,7 @@ from worker.errors import ConfigurationError
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """How the labels of a data set translate into those of a model."""
+    """Translation of the labels of a data set into those of a model."""
 
     labels: npt.NDArray[np.int64]
     """The model's label of each class of the data set, or -1, [classes of the data set]."""

@@ -1,5 +1,4 @@
-"""One rank's share of a prediction: it takes parts that nobody has published yet, until none is
-left.
+"""A rank's share of a prediction: it takes parts that nobody has published yet, until none is left.
 
 The store is the only thing that ranks have in common: the results of a part are published by one
 conditional PUT, so that any number of processes may come and go. Two of them may work on the same
@@ -48,7 +47,7 @@ class _Taken(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a rank needs to predict its share."""
+    """The plan of a prediction, and a rank's place in it."""
 
     plan: PredictionPlan
     """The plan."""

@@ -32,7 +32,7 @@ class PartRecord(StoredRecord):
 
 
 class PredictionIndex(StoredRecord):
-    """All parts of a prediction."""
+    """The parts of a prediction, once all are published."""
 
     images: _Count
     bad: _Count

@@ -187,7 +187,7 @@ def _addresses(uri: str) -> Iterator[tuple[str, str]]:
 def _write_listing(
     images: Iterable[tuple[str, str]], uri: str, out: Store, place: str
 ) -> FoundImages:
-    """Write a listing down in slices, each of which is a part."""
+    """Write a listing down in slices, one for each part."""
     digest, parts = hashlib.sha256(), []
     slices = open_store(f"{out.uri}{place}")
     for number, lines in enumerate(_slices(images)):

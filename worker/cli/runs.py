@@ -145,7 +145,7 @@ def audit(run: str) -> None:
     """Prove from the ledger of RUN that each epoch used each sample exactly once.
 
     RUN is the output of a job whose manifest sets `record: {samples: true}`, or that of `worker
-    predict --out`, of which each image must be predicted exactly once. Exits with 65 if a sample
+    predict --out`, where each image must be predicted exactly once. Exits with 65 if a sample
     was lost or repeated; bad samples left out within the job's budget are listed.
     """
     from worker.apply.prediction_index import audit_predictions, read_prediction_index
@@ -173,7 +173,7 @@ def audit(run: str) -> None:
             raise DataError("\n  ".join([f"{store.uri}: not as planned:", *problems]))
         parts = count(len(prediction.parts), "part")
         whole = read_prediction_index(store)
-        bad = f", {whole.bad} of which could not be used" if whole and whole.bad else ""
+        bad = f", but {whole.bad} could not be used" if whole and whole.bad else ""
         images = count(prediction.images, "image")
         click.echo(f"{images} in {parts}: each exactly once{bad}")
         return

@@ -80,7 +80,7 @@ class Job:
 
     @property
     def datasets(self) -> list[Dataset]:
-        """All data sets of the job."""
+        """The data sets of the job."""
         return [dataset for dataset in (self.train, self.val, self.test) if dataset]
 
     @property
@@ -155,7 +155,7 @@ class Job:
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
             "train.seed": str(manifest.train.seed),
-            "train.metric": manifest.train.metric,  # the best so far is told by it
+            "train.metric": manifest.train.metric,  # decides which is the best so far
             # If the number of lanes is not set, it follows from the batch size.
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }

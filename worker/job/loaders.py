@@ -48,13 +48,13 @@ class ReadSet:
     """A set of images to read."""
 
     open: Callable[[Cache, Scratch | None, int], Reader]
-    """Opens it in one of several processes, the number of which is the last argument."""
+    """Opens it in one of several processes; the last argument is their number."""
     bytes: int
     """The size of its images, as far as known."""
 
 
 def read_set(dataset: Dataset, lanes: int) -> ReadSet:
-    """Return the images of a data set, of which `lanes` places are read at once."""
+    """Return the images of a data set that is read from `lanes` places at once."""
 
     def open_reader(cache: Cache, scratch: Scratch | None, processes: int) -> Reader:
         return SampleReader(
@@ -70,7 +70,7 @@ def read_set(dataset: Dataset, lanes: int) -> ReadSet:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadPlan(Generic[F]):
-    """What a rank loads, and how."""
+    """The images that a rank loads, and the settings for it."""
 
     sets: Mapping[str, ReadSet]
     """The sets of images, by name."""

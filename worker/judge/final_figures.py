@@ -10,7 +10,7 @@ from worker.store.json_records import StoredRecord
 
 
 class FinalFigures(StoredRecord):
-    """What is known of a finished model."""
+    """The figures of a finished model, with its temperature and thresholds."""
 
     step: Annotated[int, Field(ge=0)]
     """The step of its weights."""

@@ -67,7 +67,7 @@ _LINE_SECONDS, _LIVE_SECONDS = 5.0, 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOptions:
-    """What is written for each image."""
+    """The contents of the results, for each image."""
 
     top: int | None
     """Classes per image; None for all."""
@@ -338,5 +338,5 @@ class _Progress:
 
 
 def _tell(index: PredictionIndex, out: Store) -> None:
-    bad = f", {index.bad} of which could not be used" if index.bad else ""
+    bad = f", but {index.bad} could not be used" if index.bad else ""
     log.info("done: %s%s, in %spredictions/", count(index.images, "image"), bad, out.uri)

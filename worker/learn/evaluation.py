@@ -19,7 +19,7 @@ from worker.ranks.process_group import total
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What an evaluation over all ranks has found."""
+    """The result of an evaluation over all ranks."""
 
     tally: Tally
     """The sums over all ranks; on ranks other than 0, the confusion counts are their own."""
@@ -122,7 +122,7 @@ def _sound(batch: Batch, upload: Uploader) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _over_ranks(outcomes: Tensor) -> Outcomes:
-    """Return the outcomes of all ranks, each of which has evaluated other images."""
+    """Return the outcomes of all ranks, which have evaluated different images."""
     outcomes = outcomes.cpu()
     dist.all_reduce(outcomes)
     return outcomes.numpy()

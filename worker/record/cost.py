@@ -1,4 +1,4 @@
-"""What a run has cost: rank-hours, energy and images, over all of its attempts."""
+"""The cost of a run: rank-hours, energy and images, over all of its attempts."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""What a page shows of an evaluation: figures, classes, confusion, charts and pictures."""
+"""An evaluation as a page shows it: figures, classes, confusion, charts and pictures."""
 
 from collections.abc import Sequence
 from typing import Any

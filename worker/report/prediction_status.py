@@ -14,7 +14,7 @@ _SILENT_SECONDS = 600.0  # longer than a part takes on one slow core
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionStatus:
-    """How far a prediction is."""
+    """The progress of a prediction."""
 
     out: str
     """The address of its results."""

@@ -66,7 +66,7 @@ class PictureLists(StoredRecord):
     unsure: tuple[PickRecord, ...] = ()
     """The images whose two most likely classes are closest."""
     suspects: tuple[PickRecord, ...] = ()
-    """Images, without pictures, of which the model is confident that the label is wrong."""
+    """Images, without pictures, that the model confidently gives another label."""
 
     def of_classes(self, count: int) -> "PictureLists":
         """Return the lists without images of classes beyond the first `count`."""

@@ -21,7 +21,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """What is exported of a run."""
+    """A run as trackers get it."""
 
     name: str
     """The name of the job."""
