@@ -35,7 +35,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judgement(run: Run, model: str, dataset: Path, out: Path, *options: str) -> dict[str, Any]:
+def judgment(run: Run, model: str, dataset: Path, out: Path, *options: str) -> dict[str, Any]:
     ended = run("evaluate", model, str(dataset), "--out", str(out), *options)
     assert ended.code == 0, ended.err
     found: dict[str, Any] = json.loads((out / "judgement.json").read_text())
@@ -79,7 +79,7 @@ def test_the_figures_are_those_of_its_own_predictions(
             shutil.copy(image, folder / f"{number}.jpg")
         pack_folder(raw, str(dataset))
     model = finished_model(tmp_path / "final", classes, temperature=6.0)
-    found = judgement(run, model, dataset, tmp_path / "out")["judgement"]
+    found = judgment(run, model, dataset, tmp_path / "out")["judgment"]
     check_figures(found, model, raw, classes)
     page = (tmp_path / "out" / "judgement.html").read_text()
     assert "Most wrong" in page
@@ -93,7 +93,7 @@ def test_the_figures_on_photographs(run: Run, tmp_path: Path) -> None:
     raw = tmp_path / "photos" / "val"
     pack_folder(raw, str(tmp_path / "set"), shard_bytes=4 << 20)
     model = finished_model(tmp_path / "final", ("ants", "bees"), temperature=6.0, size=64)
-    found = judgement(run, model, tmp_path / "set", tmp_path / "out")["judgement"]
+    found = judgment(run, model, tmp_path / "set", tmp_path / "out")["judgment"]
     check_figures(found, model, raw, ("ants", "bees"))
 
 
@@ -103,7 +103,7 @@ def test_any_number_of_ranks_gives_the_same_to_the_last_digit(
     model = finished_model(tmp_path / "final", ("blue", "green", "red"))
     texts = []
     for ranks in ("1", "2", "3"):
-        judgement(run, model, photos / "set", tmp_path / ranks, "--nproc", ranks)
+        judgment(run, model, photos / "set", tmp_path / ranks, "--nproc", ranks)
         texts.append((tmp_path / ranks / "judgement.json").read_text())
         page = (tmp_path / ranks / "judgement.html").read_text()
         texts.append(re.sub(r"<footer>.*?</footer>", "", page))
@@ -119,8 +119,8 @@ def test_other_classes_are_said_and_counted(run: Run, photos: Path, tmp_path: Pa
     found = json.loads((tmp_path / "out" / "judgement.json").read_text())
     assert found["left_out"] == {"green": 50}
     assert found["absent"] == ["purple"]
-    assert found["judgement"]["images"] == 100
-    assert [c["support"] for c in found["judgement"]["classes"]] == [50, 0, 50]
+    assert found["judgment"]["images"] == 100
+    assert [c["support"] for c in found["judgment"]["classes"]] == [50, 0, 50]
 
 
 def test_a_set_without_any_class_of_the_model_is_refused(
@@ -139,7 +139,7 @@ def test_a_bad_image_is_left_out_and_named(run: Run, tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[1600:1700] = bytes(100)
     shard.write_bytes(data)
-    found = judgement(run, finished_model(tmp_path / "final"), tmp_path / "set", tmp_path / "out")
-    assert found["judgement"]["images"] == 11
+    found = judgment(run, finished_model(tmp_path / "final"), tmp_path / "set", tmp_path / "out")
+    assert found["judgment"]["images"] == 11
     (text,) = found["bad_samples"]
     assert "its bytes differ from the index" in text

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.judge.test_judgement import predictions, tally_of
+from tests.judge.test_judgment import predictions, tally_of
 from worker.judge.paired import RIGHT, Outcomes
 from worker.judge.tally import Tally
 from worker.judge.tally_file import decode_tally, encode_tally

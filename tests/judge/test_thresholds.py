@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tests.judge.test_judgement import predictions, tally_of
+from tests.judge.test_judgment import predictions, tally_of
 from worker.judge.calibration import fit_temperature
 from worker.judge.thresholds import thresholds_for
 

@@ -20,7 +20,7 @@ from tests.support.engines import (
     learner_for,
     results,
 )
-from worker.judge.judgement import judge
+from worker.judge.judgment import judge
 from worker.judge.tally import Tally
 from worker.ranks.device_transfer import Mark
 
@@ -41,16 +41,16 @@ def test_evaluation_counts_each_sound_image_once(tmp_path: Path) -> None:
     tally = Tally(
         rows=one["confusion"].numpy(), histograms=histograms, reliability=reliability, sums=sums
     )
-    judgement = judge(tally, [str(n) for n in range(CLASSES)])
+    judgment = judge(tally, [str(n) for n in range(CLASSES)])
     right = outputs.argmax(1) == labels
-    assert judgement.accuracy.value == right.double().mean().item()
+    assert judgment.accuracy.value == right.double().mean().item()
     top5 = (outputs.topk(5).indices == labels[:, None]).any(1).double().mean().item()
-    assert judgement.top5_accuracy.value == top5 > right.double().mean().item()
-    for label, one_class in enumerate(judgement.classes):
+    assert judgment.top5_accuracy.value == top5 > right.double().mean().item()
+    for label, one_class in enumerate(judgment.classes):
         expected = right[labels == label].double().mean().item()
         assert one_class.recall.value == pytest.approx(expected)
     loss = nn.functional.cross_entropy(outputs, labels).item()
-    assert judgement.log_loss.value == pytest.approx(loss, abs=1e-6)
+    assert judgment.log_loss.value == pytest.approx(loss, abs=1e-6)
 
 
 def test_an_evaluation_waits_once_per_batch(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:

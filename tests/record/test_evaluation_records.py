@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.judge.test_judgement import predictions, tally_of
+from tests.judge.test_judgment import predictions, tally_of
 from tests.support.stores import keys
 from worker.learn.evaluation import Findings
 from worker.record.evaluation_records import EvaluationRecords

@@ -35,7 +35,7 @@ def test_evaluate_gives_what_the_job_has_written(
         out = tmp_path / split
         again = run("evaluate", judged["output"], f"{dataset}/{folder}", "--out", str(out))
         assert again.code == 0, again.err
-        assert json.loads((out / "judgement.json").read_text())["judgement"] == figures[split]
+        assert json.loads((out / "judgement.json").read_text())["judgment"] == figures[split]
     report = run("report", judged["output"], "--out", "-")
     assert "macro F1 of final/" in report.out
     assert "with calibrated probabilities" in report.out

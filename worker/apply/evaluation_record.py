@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from worker.judge.judgement import Judgement
+from worker.judge.judgment import Judgment
 from worker.store.json_records import StoredRecord
 
 _Count = Annotated[int, Field(ge=0)]
@@ -29,4 +29,4 @@ class EvaluationRecord(StoredRecord):
     """Classes of the model without an image in the data set."""
     bad_samples: tuple[str, ...]
     """Samples that could not be used, and why."""
-    judgement: Judgement
+    judgment: Judgment

@@ -1,1 +1,1 @@
-"""Judgement of a model: figures with intervals, computed from integer counts."""
+"""Judgment of a model: figures with intervals, computed from integer counts."""

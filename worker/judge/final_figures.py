@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from worker.judge.judgement import Judgement
+from worker.judge.judgment import Judgment
 from worker.judge.thresholds import Threshold
 from worker.store.json_records import StoredRecord
 
@@ -18,7 +18,7 @@ class FinalFigures(StoredRecord):
     """What its logits are divided by; fitted on the validation set."""
     thresholds: tuple[Threshold, ...] = ()
     """The thresholds of its classes, from the validation set; empty if they were not asked for."""
-    validation: Judgement | None = None
+    validation: Judgment | None = None
     """Its figures on the validation set, if there is one."""
-    test: Judgement | None = None
+    test: Judgment | None = None
     """Its figures on the test set, if there is one."""

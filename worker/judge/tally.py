@@ -1,4 +1,4 @@
-"""Integer sums over images, from which every figure of a judgement follows.
+"""Integer sums over images, from which every figure of a judgment follows.
 
 Integers add up to the same total in any order, so the figures are the same to the last digit on any
 number of ranks. What is not a count is rounded to a fixed number of binary digits before it is

@@ -1,4 +1,4 @@
-"""The path from a finished model and a data set to its judgement, on all ranks of a place."""
+"""The path from a finished model and a data set to its judgment, on all ranks of a place."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.job import Dataset
 from worker.job.loaders import Loaders, LoadPlan, read_set
 from worker.job.open_job import open_dataset
-from worker.judge.judgement import judge
+from worker.judge.judgment import judge
 from worker.launch.guard import exit_code
 from worker.launch.launchers import detect
 from worker.launch.spawn import run_ranks
 from worker.launch.start import settle_process
-from worker.layout import JUDGEMENT_NAME
+from worker.layout import JUDGMENT_NAME
 from worker.logs import bind, end_live, show_live
 from worker.model.classifier import Classifier, load_classifier
 from worker.plain import plain
@@ -90,16 +90,16 @@ def run_evaluation(
 
 
 def _require_free(out: str, classifier: Classifier, dataset: Dataset) -> None:
-    """Raise `ConfigurationError` if the output holds the judgement of another model or set."""
+    """Raise `ConfigurationError` if the output holds the judgment of another model or set."""
     store = open_store(out)
     try:
-        found = get_json(store, JUDGEMENT_NAME, EvaluationRecord, 1 << 28)
+        found = get_json(store, JUDGMENT_NAME, EvaluationRecord, 1 << 28)
     except ObjectMissing:
         return
     own = (classifier.card.sha256, dataset.index.identity)
     if found and (found.model_sha256, found.identity) != own:
         raise ConfigurationError(
-            f"--out: {store.uri} holds the judgement of another model or set; use another --out"
+            f"--out: {store.uri} holds the judgment of another model or set; use another --out"
         )
 
 
@@ -188,7 +188,7 @@ def _write(
     classifier: Classifier, dataset: Dataset, found: ModelEvaluation, out: str | None
 ) -> None:
     card = classifier.card
-    judgement = judge(found.findings.tally, card.classes)
+    judgment = judge(found.findings.tally, card.classes)
     record = EvaluationRecord(
         model=classifier.address,
         model_sha256=card.sha256,
@@ -196,22 +196,22 @@ def _write(
         identity=dataset.index.identity,
         temperature=card.temperature,
         left_out=found.left_out,
-        absent=tuple(one.name for one in judgement.classes if not one.support),
+        absent=tuple(one.name for one in judgment.classes if not one.support),
         bad_samples=found.bad_samples,
-        judgement=judgement,
+        judgment=judgment,
     )
-    if not record.judgement.images:
+    if not record.judgment.images:
         raise DataError(
             f"{dataset.store.uri}: no image could be evaluated: {len(record.bad_samples)} are bad, "
             f"{sum(record.left_out.values())} of unknown classes, "
-            f"{record.judgement.not_finite} have predictions that are not finite"
+            f"{record.judgment.not_finite} have predictions that are not finite"
         )
     print(describe_evaluation(record))
     if not out:
         return
     store = open_store(out)
     data = json.dumps(plain(record.model_dump()), indent=1).encode()
-    store.put(JUDGEMENT_NAME, data)
+    store.put(JUDGMENT_NAME, data)
     page = evaluation_page(record, found.findings, found.pictures)
     store.put("judgement.html", page.encode())
     print(f"written: {store.uri}judgement.json, {store.uri}judgement.html")

@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.charts import duration, table
 from worker.judge.figure_text import METRIC_NAMES, metric_text
-from worker.judge.judgement import score_of
+from worker.judge.judgment import score_of
 from worker.judge.paired import compare_outcomes
 from worker.manifest.defaults import is_default
 from worker.record.events import EvaluationEvent, StepEvent
@@ -77,7 +77,7 @@ def _paired_row(runs: Sequence[Run], *, comparable: bool) -> list[tuple[str, lis
         return []
     if not comparable:
         return [("same images", ["no: other validation set" for _ in runs])]
-    scores = [one.judgement.accuracy.value or 0.0 if one else -1.0 for one in shown]
+    scores = [one.judgment.accuracy.value or 0.0 if one else -1.0 for one in shown]
     best = shown[scores.index(max(scores))]
     texts = []
     for one in shown:
@@ -150,7 +150,7 @@ def results_of(run: Run) -> dict[str, Any]:
 
 def _final_accuracy(run: Run) -> float | None:
     """Return the validation accuracy of the weights in `final/`, or of the last evaluation."""
-    return run.validation.judgement.accuracy.value if run.validation else None
+    return run.validation.judgment.accuracy.value if run.validation else None
 
 
 def _figure(run: Run, split: str) -> str | None:
@@ -159,7 +159,7 @@ def _figure(run: Run, split: str) -> str | None:
     best = best_evaluation(run.history.of(EvaluationEvent))
     if best is None or shown is None:
         return None
-    figure = shown.judgement.metric(best.metric)
+    figure = shown.judgment.metric(best.metric)
     return f"{METRIC_NAMES[best.metric]} {metric_text(best.metric, figure)}"
 
 

@@ -21,7 +21,7 @@ from worker.report.compare import (
     shown,
     shown_setting,
 )
-from worker.report.judgement_view import evaluation_view, figure_rows
+from worker.report.judgment_view import evaluation_view, figure_rows
 from worker.report.read_run import Run
 from worker.report.record_schemas import GroupRecord
 from worker.report.render_page import render
@@ -172,10 +172,10 @@ def _judged(run: Run) -> dict[str, Any]:
     """Return what is known of the model, as the template shows it."""
     final = run.final
     columns = {
-        "validation": (final and final.validation) or (run.validation and run.validation.judgement),
-        "test": (final and final.test) or (run.test and run.test.judgement),
+        "validation": (final and final.validation) or (run.validation and run.validation.judgment),
+        "test": (final and final.test) or (run.test and run.test.judgment),
     }
-    known = {name: judgement for name, judgement in columns.items() if judgement}
+    known = {name: judgment for name, judgment in columns.items() if judgment}
     if not known:
         return {"figures": []}
     thresholds = final.thresholds if final else ()

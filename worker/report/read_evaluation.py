@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from worker.judge.judgement import Judgement, judge
+from worker.judge.judgment import Judgment, judge
 from worker.judge.paired import Outcomes
 from worker.judge.tally import Tally
 from worker.judge.tally_file import decode_tally
@@ -27,7 +27,7 @@ class ShownEvaluation:
     """Its sums."""
     outcomes: Outcomes
     """Whether each image was predicted correctly, by sample id."""
-    judgement: Judgement
+    judgment: Judgment
     """Its figures, before calibration if it is a validation."""
     pictures: PictureLists
     """The images to look at."""
@@ -64,7 +64,7 @@ def read_evaluation(
         step=shown,
         tally=tally,
         outcomes=outcomes,
-        judgement=judge(tally, classes),
+        judgment=judge(tally, classes),
         # The plan may be another one, and the page shows images by class name.
         pictures=(listed or PictureLists()).of_classes(len(classes)),
     )

@@ -10,7 +10,7 @@ from worker.judge.final_figures import FinalFigures
 from worker.layout import (
     BAD_SAMPLES,
     FINAL,
-    JUDGEMENT_NAME,
+    JUDGMENT_NAME,
     RECORDS,
     environment_name,
     plan_name,
@@ -106,7 +106,7 @@ def read_run(store: Store) -> Run:
 
 def _read_figures(store: Store) -> FinalFigures | None:
     # Tens of thousands of classes take more room than other records.
-    return read_or_skip(store, FINAL + JUDGEMENT_NAME, FinalFigures, 1 << 28)
+    return read_or_skip(store, FINAL + JUDGMENT_NAME, FinalFigures, 1 << 28)
 
 
 def _bad_samples(store: Store, names: list[str]) -> list[ListedBadSample]:

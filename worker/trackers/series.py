@@ -97,10 +97,10 @@ def _values(event: Event) -> dict[str, float | None]:
 def _results(run: Run) -> dict[str, float]:
     found = {}
     for split in ("validation", "test"):
-        judgement = getattr(run.final, split) if run.final else None
-        if judgement:
+        judgment = getattr(run.final, split) if run.final else None
+        if judgment:
             for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "log_loss"):
-                value = getattr(judgement, name).value
+                value = getattr(judgment, name).value
                 if value is not None:
                     found[f"final/{split}_{name}"] = value
     return found

@@ -12,7 +12,7 @@ from worker.checkpoint.snapshot import restore_result
 from worker.judge.calibration import fit_temperature
 from worker.judge.figure_text import share_text
 from worker.judge.final_figures import FinalFigures
-from worker.judge.judgement import judge
+from worker.judge.judgment import judge
 from worker.judge.tally import Counter, Tally, add_ranks
 from worker.judge.thresholds import Threshold, thresholds_for
 from worker.learn.evaluation import Findings
@@ -35,7 +35,7 @@ def evaluate_final(
 ) -> FinalFigures:
     """Load the weights that the manifest asks for, and evaluate them; called by all ranks together.
 
-    The judgements are known to rank 0 alone.
+    The judgments are known to rank 0 alone.
 
     Args:
         attempt: The attempt.

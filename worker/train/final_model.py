@@ -15,7 +15,7 @@ from worker.judge.final_figures import FinalFigures
 from worker.layout import (
     CARD_NAME,
     FINAL,
-    JUDGEMENT_NAME,
+    JUDGMENT_NAME,
     MANIFEST_NAME,
     README_NAME,
     WEIGHTS_NAME,
@@ -75,7 +75,7 @@ def _beside(
     yield FINAL + CARD_NAME, stream_bytes(card.encode())
     if figures.validation or figures.test:
         data = json.dumps(plain(figures.model_dump()), indent=1).encode()
-        yield FINAL + JUDGEMENT_NAME, stream_bytes(data)
+        yield FINAL + JUDGMENT_NAME, stream_bytes(data)
     readme = describe_model(job, card, figures)
     yield FINAL + README_NAME, stream_bytes(readme.encode())
     manifest = json.dumps(job.manifest.model_dump(mode="json"), indent=1)

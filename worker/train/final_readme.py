@@ -9,7 +9,7 @@ from worker import __version__
 from worker.job.job import Job
 from worker.judge.figure_text import METRIC_NAMES, number_text, share_text
 from worker.judge.final_figures import FinalFigures
-from worker.judge.judgement import Judgement
+from worker.judge.judgment import Judgment
 from worker.model.model_card import Card
 from worker.model.skeleton import family_options
 from worker.redaction import redacted
@@ -77,26 +77,26 @@ def _options(card: Card) -> str:
     return "".join(f", {name}={value}" for name, value in found.items())
 
 
-def _figures(name: str, judgement: Judgement | None) -> list[str]:
-    if judgement is None:
+def _figures(name: str, judgment: Judgment | None) -> list[str]:
+    if judgment is None:
         return []
     rows = [
-        ("accuracy", share_text(judgement.accuracy)),
-        ("top-5 accuracy", share_text(judgement.top5_accuracy)),
-        (METRIC_NAMES["balanced_accuracy"], share_text(judgement.balanced_accuracy)),
-        (METRIC_NAMES["macro_f1"], share_text(judgement.macro_f1)),
-        (METRIC_NAMES["macro_auroc"], share_text(judgement.macro_auroc)),
-        ("log loss", number_text(judgement.log_loss)),
-        ("calibration error", share_text(judgement.calibration_error)),
+        ("accuracy", share_text(judgment.accuracy)),
+        ("top-5 accuracy", share_text(judgment.top5_accuracy)),
+        (METRIC_NAMES["balanced_accuracy"], share_text(judgment.balanced_accuracy)),
+        (METRIC_NAMES["macro_f1"], share_text(judgment.macro_f1)),
+        (METRIC_NAMES["macro_auroc"], share_text(judgment.macro_auroc)),
+        ("log loss", number_text(judgment.log_loss)),
+        ("calibration error", share_text(judgment.calibration_error)),
     ]
     worst = sorted(
-        (one for one in judgement.classes if one.support), key=lambda one: one.f1.value or 0.0
+        (one for one in judgment.classes if one.support), key=lambda one: one.f1.value or 0.0
     )[:_MAX_CLASSES]
     by_class = [
         (one.name, str(one.support), *map(share_text, (one.precision, one.recall, one.f1)))
         for one in worst
     ]
-    title = f"On the {judgement.images:,} images of the {name} set, with 95 % intervals:"
+    title = f"On the {judgment.images:,} images of the {name} set, with 95 % intervals:"
     return [
         title,
         _table(("figure", name), [row for row in rows if row[1] != "-"]),

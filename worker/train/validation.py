@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from worker.errors import ConfigurationError
 from worker.judge.figure_text import METRIC_NAMES, metric_text
-from worker.judge.judgement import judge, score_of
+from worker.judge.judgment import judge, score_of
 from worker.judge.measure import Measure
 from worker.learn.evaluation import Findings
 from worker.record.events import EvaluationEvent
@@ -56,15 +56,15 @@ def validate(attempt: Attempt, validation: Evaluator) -> Validated:
 
 def _event(attempt: Attempt, result: Evaluated) -> EvaluationEvent:
     job, tally = attempt.job, result.findings.tally
-    judgement = judge(tally, job.train.index.classes)
+    judgment = judge(tally, job.train.index.classes)
     metric = job.manifest.train.metric
-    figure = judgement.metric(metric)
+    figure = judgment.metric(metric)
     return EvaluationEvent(
         epoch=attempt.state.step // job.steps_per_epoch,
         step=attempt.state.step,
-        loss=None if tally.not_finite else judgement.log_loss.value,
-        accuracy=judgement.accuracy.value or 0.0,
-        top5_accuracy=judgement.top5_accuracy.value,
+        loss=None if tally.not_finite else judgment.log_loss.value,
+        accuracy=judgment.accuracy.value or 0.0,
+        top5_accuracy=judgment.top5_accuracy.value,
         metric=metric,
         # Figures over the images that a diverging model can still say something about must not make
         # it the best.

@@ -26,7 +26,7 @@ from worker.store.json_records import StoredRecord
 _Count = Annotated[int, Field(ge=0)]
 
 
-class ClassJudgement(StoredRecord):
+class ClassJudgment(StoredRecord):
     """The figures of one class."""
 
     name: str
@@ -50,7 +50,7 @@ class ReliabilityBin(StoredRecord):
     accuracy: Measure
 
 
-class Judgement(StoredRecord):
+class Judgment(StoredRecord):
     """The figures of a model on a set of images."""
 
     images: _Count
@@ -74,7 +74,7 @@ class Judgement(StoredRecord):
     brier: Measure
     calibration_error: Measure
     reliability: tuple[ReliabilityBin, ...]
-    classes: tuple[ClassJudgement, ...]
+    classes: tuple[ClassJudgment, ...]
 
     def metric(self, name: Metric) -> Measure:
         """Return the figure that `train.metric` names."""
@@ -87,7 +87,7 @@ def score_of(value: float | None, name: Metric) -> float | None:
     return None if value is None else -value if name == "loss" else value
 
 
-def judge(tally: Tally, names: Sequence[str]) -> Judgement:
+def judge(tally: Tally, names: Sequence[str]) -> Judgment:
     """Compute every figure.
 
     Precision of a class that is never predicted counts as 0, and so does F1, as in scikit-learn.
@@ -109,7 +109,7 @@ def judge(tally: Tally, names: Sequence[str]) -> Judgement:
         "auroc": auroc(tally.histograms),
     }
     accuracy = _one(wilson(hits.sum(), images))
-    return Judgement(
+    return Judgment(
         images=images,
         not_finite=tally.not_finite,
         score_bins=tally.histograms.shape[2],
@@ -126,7 +126,7 @@ def judge(tally: Tally, names: Sequence[str]) -> Judgement:
         calibration_error=calibration_error(tally.reliability[:, :2], tally.confidences),
         reliability=_reliability(tally),
         classes=tuple(
-            ClassJudgement(
+            ClassJudgment(
                 name=name,
                 support=int(totals[label]),
                 predicted=int(predicted[label]),

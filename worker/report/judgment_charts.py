@@ -1,8 +1,8 @@
-"""Charts of a judgement: reliability, and precision over recall by class."""
+"""Charts of a judgment: reliability, and precision over recall by class."""
 
 import numpy as np
 
-from worker.judge.judgement import Judgement
+from worker.judge.judgment import Judgment
 from worker.judge.ranking import at_least
 from worker.judge.tally import Tally
 from worker.plots import Chart, Line, draw
@@ -11,9 +11,9 @@ _MAX_CURVES = 8
 _POINTS = 101
 
 
-def reliability_chart(judgement: Judgement) -> str:
+def reliability_chart(judgment: Judgment) -> str:
     """Draw the accuracy over the confidence of the predictions, with its intervals."""
-    bins = [part for part in judgement.reliability if part.images and part.confidence is not None]
+    bins = [part for part in judgment.reliability if part.images and part.confidence is not None]
     x = [part.confidence or 0.0 for part in bins]
     values, low, high = (
         [getattr(part.accuracy, name) for part in bins] for name in ("value", "low", "high")
@@ -34,12 +34,12 @@ def reliability_chart(judgement: Judgement) -> str:
     )
 
 
-def precision_recall_chart(tally: Tally, judgement: Judgement) -> str:
+def precision_recall_chart(tally: Tally, judgment: Judgment) -> str:
     """Draw precision over recall, at every threshold, of the classes with the lowest F1."""
     hits, alarms = at_least(tally.histograms)
     order = sorted(
-        (n for n, one in enumerate(judgement.classes) if one.support),
-        key=lambda n: judgement.classes[n].f1.value or 0.0,
+        (n for n, one in enumerate(judgment.classes) if one.support),
+        key=lambda n: judgment.classes[n].f1.value or 0.0,
     )[:_MAX_CURVES]
     lines = []
     for color, label in enumerate(order):
@@ -50,7 +50,7 @@ def precision_recall_chart(tally: Tally, judgement: Judgement) -> str:
         precision = hits[label, places] / (hits[label, places] + alarms[label, places])
         lines.append(
             Line(
-                name=judgement.classes[label].name,
+                name=judgment.classes[label].name,
                 x=recall.tolist(),
                 y=precision.tolist(),
                 color=color,

@@ -8,9 +8,9 @@ from markupsafe import Markup
 
 from worker.judge.confusion import Rows
 from worker.judge.figure_text import number_text, share_text
-from worker.judge.judgement import Judgement
+from worker.judge.judgment import Judgment
 from worker.judge.thresholds import Threshold
-from worker.report.judgement_charts import precision_recall_chart, reliability_chart
+from worker.report.judgment_charts import precision_recall_chart, reliability_chart
 from worker.report.read_evaluation import ShownEvaluation
 from worker.report.record_schemas import PickRecord
 
@@ -34,8 +34,8 @@ FIGURES = {
 }
 
 
-def figure_rows(columns: Sequence[Judgement | None]) -> list[tuple[str, ...]]:
-    """Return the overall figures, a row each, with a column per judgement."""
+def figure_rows(columns: Sequence[Judgment | None]) -> list[tuple[str, ...]]:
+    """Return the overall figures, a row each, with a column per judgment."""
     rows = []
     for field, name in FIGURES.items():
         text = number_text if field in ("log_loss", "brier") else share_text
@@ -48,18 +48,18 @@ def figure_rows(columns: Sequence[Judgement | None]) -> list[tuple[str, ...]]:
 def evaluation_view(
     shown: ShownEvaluation, names: Sequence[str], thresholds: Sequence[Threshold] = ()
 ) -> dict[str, Any]:
-    """Return everything that the template `judgement.html` needs.
+    """Return everything that the template `judgment.html` needs.
 
     Args:
         shown: The evaluation.
         names: Names of the classes, in label order.
         thresholds: The thresholds of the classes, if there are any.
     """
-    judgement, rows = shown.judgement, shown.tally.rows
+    judgment, rows = shown.judgment, shown.tally.rows
     wrong = rows[rows[:, 0] != rows[:, 1]]
     wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")]
     small = len(names) <= _MAX_IN_MATRIX
-    charts = [reliability_chart(judgement), precision_recall_chart(shown.tally, judgement)]
+    charts = [reliability_chart(judgment), precision_recall_chart(shown.tally, judgment)]
     pictures = shown.pictures
     labels = {
         label
@@ -68,11 +68,11 @@ def evaluation_view(
         for label in (pick.label, pick.predicted)
     }
     return {
-        "images": judgement.images,
+        "images": judgment.images,
         "pictured": [(label, names[label]) for label in sorted(labels)],
         "step": shown.step,
         "class_names": list(names),
-        "classes": _class_rows(judgement, wrong, thresholds),
+        "classes": _class_rows(judgment, wrong, thresholds),
         "class_head": _CLASS_HEAD + (["threshold"] if thresholds else []),
         "matrix": _matrix(rows, names) if small else [],
         "pairs": []
@@ -89,10 +89,10 @@ _CLASS_HEAD = ["class", "images", "precision", "recall", "F1", "AUROC", "most of
 
 
 def _class_rows(
-    judgement: Judgement, wrong: Rows, thresholds: Sequence[Threshold]
+    judgment: Judgment, wrong: Rows, thresholds: Sequence[Threshold]
 ) -> list[tuple[str, ...]]:
     """Return the classes with the lowest F1, worst first."""
-    classes = judgement.classes
+    classes = judgment.classes
     # Reversed, as the last entry for a label wins: its most frequent mistake.
     most = {label: f"{classes[other].name} ({n})" for label, other, n in wrong[::-1].tolist()}
     found = sorted(

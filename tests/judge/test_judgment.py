@@ -1,11 +1,11 @@
-"""Every figure of a judgement equals scikit-learn's on the same predictions."""
+"""Every figure of a judgment equals scikit-learn's on the same predictions."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics
 
-from worker.judge.judgement import Judgement, judge
+from worker.judge.judgment import Judgment, judge
 from worker.judge.measure import Measure
 from worker.judge.tally import Counter, Tally
 
@@ -26,7 +26,7 @@ def tally_of(logits: torch.Tensor, labels: torch.Tensor, size: int = 64) -> Tall
     return counter.own()
 
 
-def judgement_of(logits: torch.Tensor, labels: torch.Tensor) -> Judgement:
+def judgment_of(logits: torch.Tensor, labels: torch.Tensor) -> Judgment:
     return judge(tally_of(logits, labels), [f"class {n}" for n in range(logits.shape[1])])
 
 
@@ -43,7 +43,7 @@ def test_the_figures_are_scikit_learns(images: int, classes: int, scale: float) 
     """Also of a model that knows nothing yet, and of one that is sure of everything."""
     logits, labels = predictions(images, classes, seed=classes)
     logits = logits.double() * scale
-    found = judgement_of(logits, labels)
+    found = judgment_of(logits, labels)
     chances = logits.double().softmax(1).numpy()
     true, guess = labels.numpy(), chances.argmax(1)
     exact = {
@@ -88,7 +88,7 @@ def test_the_figures_are_scikit_learns(images: int, classes: int, scale: float) 
 def test_every_figure_lies_within_its_interval() -> None:
     for seed in range(20):
         logits, labels = predictions(60, 4, seed=seed)
-        found = judgement_of(logits * (1 if seed % 2 else 9), labels)
+        found = judgment_of(logits * (1 if seed % 2 else 9), labels)
         figures = [value for _, value in found if isinstance(value, Measure)]
         figures += [v for one in found.classes for _, v in one if isinstance(v, Measure)]
         for figure in figures:
@@ -100,7 +100,7 @@ def test_every_figure_lies_within_its_interval() -> None:
 
 def test_a_perfect_model_has_intervals_all_the_same() -> None:
     labels = torch.arange(30) % 3
-    found = judgement_of(torch.eye(3)[labels] * 20, labels)
+    found = judgment_of(torch.eye(3)[labels] * 20, labels)
     for name in ("accuracy", "macro_f1", "macro_auroc", "macro_precision", "balanced_accuracy"):
         figure = getattr(found, name)
         assert figure.value == pytest.approx(1)
@@ -110,7 +110,7 @@ def test_a_perfect_model_has_intervals_all_the_same() -> None:
 
 def test_a_class_without_images_is_left_out_of_the_means() -> None:
     logits = torch.tensor([[2.0, 0, 1], [0, 2.0, 1], [0, 1, 2.0]])
-    found = judgement_of(logits, torch.tensor([0, 1, 0]))
+    found = judgment_of(logits, torch.tensor([0, 1, 0]))
     assert found.classes[2].support == 0
     assert found.classes[2].predicted == 1
     assert found.balanced_accuracy.value == pytest.approx(0.75)
