@@ -1,6 +1,7 @@
 """The model in `final/` is judged as anybody else would judge it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,13 @@ def test_evaluate_gives_what_the_job_has_written(
     assert "macro F1 of final/" in report.out
     assert "with calibrated probabilities" in report.out
     assert "52 test images" in report.out
+    assert "52 training, 14 validation and 52 test images" in report.out
     plan = run("plan", write(judged))
-    assert "52 images" in plan.out
+    assert re.search(r"^test +.*52 images", plan.out, re.MULTILINE)
+    judged["data"]["test"] = f"{tmp_path}/nowhere/"
+    check = run("check", write(judged))
+    assert check.code == 78
+    assert re.search(r"FAIL +data.test", check.out)
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_auroc", "loss"])

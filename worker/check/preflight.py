@@ -98,7 +98,12 @@ class _Preflight:
 
 def _look_at_storage(table: Table, manifest: Manifest) -> None:
     whole = not table.storage_fails
-    for field, uri in (("data.train", manifest.data.train), ("data.val", manifest.data.val)):
+    data = manifest.data
+    for field, uri in (
+        ("data.train", data.train),
+        ("data.val", data.val),
+        ("data.test", data.test),
+    ):
         if uri and table.storage_fails and "://" in uri:
             table.skip(field, NO_STORAGE)
         elif uri:

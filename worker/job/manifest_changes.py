@@ -50,7 +50,7 @@ def changes_between(
     refused = [
         Change(field=field, before=kept_identity.get(field), now=value, kind="refused")
         for field, value in identity.items()
-        if kept_identity.get(field) != value
+        if kept_identity.get(field, value) != value
     ]
     told = {change.field for change in refused}
     others = [

@@ -64,10 +64,8 @@ def _device(name: str) -> str:
 
 
 def _data(plan: PlanRecord) -> str:
-    parts = [
-        f"{data.images:,} {name}"
-        for data, name in ((plan.train, "training"), (plan.val, "validation"))
-        if data
-    ]
+    sets = {"training": plan.train, "validation": plan.val, "test": plan.test}
+    parts = [f"{data.images:,} {name}" for name, data in sets.items() if data]
+    listed = " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), *parts[-1:]])
     classes = len(plan.classes)
-    return f"{' and '.join(parts)} images of {classes:,} classes" if parts and classes else ""
+    return f"{listed} images of {classes:,} classes" if parts and classes else ""
