@@ -247,13 +247,14 @@ def test_tars_may_hold_what_is_no_image(run: Run, model: str, photos: Path, tmp_
     ]
     (tars / "1.tar").write_bytes(tar(members))
     (tars / "2.tar").write_bytes(tar([]))
-    (tars / "3.tar").write_bytes(tar([("a.jpg", image), ("c.jpg", image)]))
+    (tars / "3.tar").write_bytes(tar([("a.jpg", image), ("c.jpg", image), ("a.jpg", image)]))
     predicted(run, model, tars, tmp_path / "all", "--embeddings")
     found = lines(tmp_path / "all")
-    assert [line["image"] for line in found] == ["a", "b", "\\udcff", "a", "c"]
+    assert [line["image"] for line in found] == ["a", "b", "\\udcff", "a", "c", "a"]
     assert [line["image"] for line in found if "error" in line] == ["b"]
     predicted(run, model, tars / "3.tar", tmp_path / "one")
-    assert len(lines(tmp_path / "one")) == 2
+    assert len(lines(tmp_path / "one")) == 3
+    assert run("audit", f"{tmp_path}/one").code == 0
     ended = run("predict", model, f"{tars}/1.tar", "--out", f"{tmp_path}/one")
     assert ended.code == 78
     ended = run("predict", model, f"{tars}/4.tar", "--out", f"{tmp_path}/four")

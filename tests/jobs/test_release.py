@@ -131,7 +131,7 @@ def test_early_stopping_ends_a_job_that_no_longer_improves(
     job["train"] |= {"epochs": 9, "early_stop": {"patience": 1, "min_delta": 1.0}}
     ended = run("train", write(job))
     assert ended.code == 0, ended.err
-    assert "accuracy has not improved for 1 epochs; training ends early" in ended.err
+    assert "accuracy has not improved for 1 epoch; training ends early" in ended.err
     result = json.loads(open_store(job["output"]).get("done.json"))
     assert (result["step"], result["stale"]) == (10, 1)
     assert "nothing to do" in run("train", write(job)).err

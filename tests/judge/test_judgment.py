@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn import metrics
 
+from worker.judge.confusion import merge_rows
 from worker.judge.judgment import Judgment, judge
 from worker.judge.measure import Measure
 from worker.judge.tally import Counter, Tally
@@ -134,9 +135,12 @@ def test_a_tally_is_the_sum_of_its_parts_to_the_last_digit() -> None:
     for cuts in ([100, 400], [1, 249, 250]):
         parts = zip(logits.split(cuts), labels.split(cuts), strict=True)
         tallies = [tally_of(*part) for part in parts]
-        added = tallies[0]
-        for tally in tallies[1:]:
-            added = added + tally
+        added = Tally(
+            rows=merge_rows([tally.rows for tally in tallies]),
+            histograms=sum((tally.histograms for tally in tallies[1:]), tallies[0].histograms),
+            reliability=sum((tally.reliability for tally in tallies[1:]), tallies[0].reliability),
+            sums=sum((tally.sums for tally in tallies[1:]), tallies[0].sums),
+        )
         names = [str(n) for n in range(6)]
         assert judge(added, names) == judge(whole, names)
 

@@ -66,7 +66,7 @@ def test_any_metric_chooses_the_best_and_stops_early(
     best = min(known) if metric == "loss" else max(known)
     state = json.loads(open_store(job["output"]).get("done.json"))
     assert state["best_score"] == pytest.approx(-best if metric == "loss" else best)
-    assert f"{metric} has not improved for 1 epochs" in ended.err
+    assert f"{metric} has not improved for 1 epoch;" in ended.err
 
 
 def test_another_metric_is_another_experiment(run: Run, write: Write, job: Job) -> None:

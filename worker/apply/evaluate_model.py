@@ -37,8 +37,6 @@ class ModelEvaluation:
     """The sums over all ranks."""
     pictures: dict[str, list[dict[str, Any]]]
     """Images to look at, by kind, as JSON data."""
-    match: ClassMatch
-    """How the classes of the data set were matched."""
     left_out: dict[str, int]
     """Images of classes that the model does not know, by class."""
     bad_samples: tuple[str, ...]
@@ -100,7 +98,6 @@ def evaluate_model(
     return ModelEvaluation(
         findings=findings,
         pictures=gather_picks(findings.picks, SampleNames(dataset.store, dataset.index)),
-        match=match,
         left_out={dataset.index.classes[label]: n for label, n in sorted(left_out.items())},
         bad_samples=tuple(text for part in bad for text in part),
     )

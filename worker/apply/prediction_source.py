@@ -148,9 +148,13 @@ def _scan(store: Store, tars: list[ObjectInfo], found: Store) -> Index:
                 "leave it out"
             )
         if whole.rows and whole.problems:
-            left_out = count(len(whole.problems), "entry without an image")
-            text = whole.problems[0].text
-            log.warning("%s%s: %s left out, such as: %s", store.uri, info.key, left_out, text)
+            log.warning(
+                "%s%s: %s without an image left out; the first: %s",
+                store.uri,
+                info.key,
+                count(len(whole.problems), "sample"),
+                whole.problems[0].text,
+            )
         return write_sidecar(found, info.key, whole, [(row, 0) for row in whole.rows])
 
     with ThreadPoolExecutor(_SCANS) as pool:

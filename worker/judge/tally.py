@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.judge.confusion import Pairs, Rows, gather_rows, merge_rows
+from worker.judge.confusion import Pairs, Rows, gather_rows
 from worker.judge.intervals import Floats
 from worker.judge.ranking import Histograms
 
@@ -100,14 +100,6 @@ class Tally:
     def confidences(self) -> Floats:
         """The sum of the confidences by bin of confidence, [15]."""
         return self.reliability[:, 2] / (1 << _FRACTION_BITS)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            rows=merge_rows([self.rows, other.rows]),
-            histograms=self.histograms + other.histograms,
-            reliability=self.reliability + other.reliability,
-            sums=self.sums + other.sums,
-        )
 
 
 class Counter:

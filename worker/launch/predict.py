@@ -118,7 +118,7 @@ def run_prediction(
         def run(rank: Rank, listener: socket.socket | None) -> None:
             if listener:  # these ranks have no rendezvous
                 listener.close()
-            job = _Prediction(classifier, opened, plan, store, rank, stop=stop)
+            job = _Prediction(classifier, images=opened, plan=plan, out=store, rank=rank, stop=stop)
             job.run(outcome, live=live)
 
         if isinstance(place, Rank):
@@ -179,11 +179,11 @@ class _Prediction:
     def __init__(
         self,
         classifier: Classifier,
+        *,
         images: tuple[ReadSet, int | None],
         plan: PredictionPlan,
         out: Store,
         rank: Rank,
-        *,
         stop: StopFlag,
     ) -> None:
         self._classifier = classifier

@@ -7,6 +7,7 @@ from worker.data.batch_requests import Request
 from worker.data.epoch_plan import split
 from worker.data.loader import Bad
 from worker.learn.training_step import Engine
+from worker.logs import count
 from worker.record.progress import Progress
 from worker.record.telemetry import Telemetry
 from worker.train.attempt import Attempt
@@ -108,5 +109,6 @@ class Trainer:
             return False
         if attempt.leads:
             metric = attempt.job.manifest.train.metric
-            log.info("%s has not improved for %d epochs; training ends early", metric, stale)
+            since = count(stale, "epoch")
+            log.info("%s has not improved for %s; training ends early", metric, since)
         return True
