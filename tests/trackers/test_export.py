@@ -135,6 +135,15 @@ def test_wandb(run: Run, resumed: ReadRun, job: Job, tmp_path: Path) -> None:
     assert shown == pytest.approx([loss for _, loss in losses(resumed)])
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run: Run, write: Write, job: Job) -> None:
+    job["train"]["epochs"] = 1
+    assert run("train", write(job)).code == 0
+    ended = run("export", job["output"], "--to", "tensorboard:/proc/nowhere")
+    assert ended.code == 78
+    assert "/proc/nowhere: " in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_a_mistake_in_the_address_is_one_line(run: Run, tmp_path: Path) -> None:
     ended = run("export", str(tmp_path), "--to", "comet:x")
     assert ended.code == 78

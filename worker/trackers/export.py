@@ -22,7 +22,9 @@ def export_run(run: str, target: str) -> str:
         target: `tensorboard:DIR`, `mlflow:URL` or `wandb:DIR`.
 
     Raises:
-        ConfigurationError: If the target is malformed, or its package is missing.
+        ConfigurationError: If the target is malformed or cannot be written, or its package is
+            missing.
+        InfrastructureError: If a server does not answer.
     """
     kind, colon, place = target.partition(":")
     if kind not in _PACKAGES or not colon or not place:
@@ -36,4 +38,9 @@ def export_run(run: str, target: str) -> str:
     found = tracked(read_run(open_store(run)))
     module: Any = importlib.import_module(f"worker.trackers.{kind}")
     export = getattr(module, f"export_to_{kind}")
-    return str(export(found, place if kind == "mlflow" else Path(place)))
+    try:
+        return str(export(found, place if kind == "mlflow" else Path(place)))
+    except OSError as error:
+        raise ConfigurationError(
+            f"--to {kind}: {place}: {error.strerror or error}; check the path and its permissions"
+        ) from None
