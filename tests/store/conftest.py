@@ -1,7 +1,7 @@
 """Stores of every kind, and one behind a proxy with faults."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -57,9 +57,15 @@ def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Shorten the deadline, for faults that last."""
+    return lambda: monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+
+
+@pytest.fixture
 def faulty(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, Store]]:
-    """A store behind a proxy."""
-    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+    """A store behind a proxy, with the time that a slow machine needs for a retry."""
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
         store = open_store(f"{bucket}/some/prefix")
         store.put("object", b"0123456789")

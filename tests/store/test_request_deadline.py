@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -16,8 +17,11 @@ from worker.store.client import renew_client
 
 
 @pytest.mark.parametrize("fault", ["drip", "drip head"])
-def test_a_drip_ends_with_the_deadline(fault: str, faulty: tuple[Proxy, Store]) -> None:
+def test_a_drip_ends_with_the_deadline(
+    fault: str, faulty: tuple[Proxy, Store], impatient: Callable[[], None]
+) -> None:
     """A byte now and then is no answer, whether of the head or of the body."""
+    impatient()
     server, store = faulty
     server.plan = lambda request: fault
     for ask in (lambda: store.get("object"), lambda: list(store.list())):
@@ -42,7 +46,10 @@ def test_a_handshake_that_hangs_ends_with_the_deadline(monkeypatch: pytest.Monke
     renew_client()
 
 
-def test_a_drip_is_noticed_by_each_process(faulty: tuple[Proxy, Store]) -> None:
+def test_a_drip_is_noticed_by_each_process(
+    faulty: tuple[Proxy, Store], impatient: Callable[[], None]
+) -> None:
+    impatient()
     server, store = faulty
     assert store.get("object")  # the monitor has a thread in this process
     server.plan = lambda request: "drip"
@@ -58,8 +65,11 @@ def test_a_drip_is_noticed_by_each_process(faulty: tuple[Proxy, Store]) -> None:
     assert child.exitcode == 0
 
 
-def test_a_check_before_a_write_does_not_lift_its_deadline(faulty: tuple[Proxy, Store]) -> None:
+def test_a_check_before_a_write_does_not_lift_its_deadline(
+    faulty: tuple[Proxy, Store], impatient: Callable[[], None]
+) -> None:
     """The check makes requests of its own, within the one that is limited."""
+    impatient()
     server, store = faulty
     server.plan = lambda request: "drip head" if request.conditional else None
     began = time.monotonic()

@@ -17,7 +17,7 @@ from worker.store.client import renew_client
 from worker.store.error_kinds import is_transient, needs_renewal
 from worker.store.error_messages import translate
 from worker.store.interface import ObjectMissing
-from worker.store.request_deadline import limited
+from worker.store.request_deadline import TooSlow, limited
 from worker.store.traffic_counts import listener, measured
 
 T = TypeVar("T")
@@ -43,13 +43,24 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
     """
     seconds = Settings.from_env().store_deadline_seconds
     ends = time.monotonic() + seconds
+    failures: list[BaseException] = []
 
     def attempt() -> T:
         left = max(_MIN_SECONDS, ends - time.monotonic())
-        with measured(operation) as moved, limited(left, sent):
-            result = request()
-            moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
-            return result
+        try:
+            with measured(operation) as moved, limited(left, sent):
+                result = request()
+                moved.size = sent or (len(result) if isinstance(result, bytes) else 0)
+                return result
+        except TooSlow as late:
+            # Cut off with what earlier attempts had left of the deadline: their failure is the
+            # cause.
+            if failures:
+                raise failures[-1] from late
+            raise
+        except Exception as error:
+            failures.append(error)
+            raise
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
