@@ -21,15 +21,15 @@ from tests.support.processes import Run
 from tests.support.stores import contents, open_index
 from tests.support.tars import labeled, tar
 from worker.data.index import parse_address
-from worker.data.labels import read_labels
+from worker.data.sample_table import read_table
 from worker.ingest.dataset_record import DatasetRecord, read_dataset_record
 from worker.store import open_store
 
 
 def counts_of(uri: str) -> dict[str, int]:
-    """Number of images by class, from the index and its sidecars."""
+    """Number of images by class, from the index and its table."""
     index = open_index(uri)
-    labels = read_labels(parse_address(uri).store, index)
+    labels = read_table(parse_address(uri).store, index)["label"]
     return {name: labels.tolist().count(n) for n, name in enumerate(index.classes)}
 
 

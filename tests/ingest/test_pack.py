@@ -11,6 +11,7 @@ from tests.support.packs import pack_folder
 from tests.support.pictures import write_pictures
 from tests.support.processes import Run
 from tests.support.stores import contents, keys, labels_of, open_index
+from worker.data.sample_table import table_name
 from worker.ingest.file_tree import open_tree
 from worker.ingest.image_folder import find_splits
 from worker.store import open_store
@@ -129,10 +130,12 @@ def test_packing_again_leaves_nothing_of_the_old(tmp_path: Path) -> None:
     store = open_store(f"{tmp_path}/out")
     pack_folder(tmp_path / "photos", store.uri, shard_bytes=1)
     store.put("notes.txt", b"kept")
-    assert len(keys(store)) == 27
+    assert len(keys(store)) == 28
     (index,) = pack_folder(tmp_path / "photos", store.uri, shard_bytes=10**9)
     (shard,) = index.shards
-    assert keys(store) == ["dataset.json", "index.json", "notes.txt", shard.sidecar, shard.name]
+    table = table_name(index.table or "")
+    own = [table, shard.sidecar, shard.name]
+    assert keys(store) == ["dataset.json", "index.json", "notes.txt", *own]
 
 
 def test_odd_names_are_read_by_any_webdataset_reader(tmp_path: Path) -> None:

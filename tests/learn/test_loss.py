@@ -13,16 +13,17 @@ from worker.learn.step_inputs import Inputs
 
 def test_class_weights_and_balance() -> None:
     labels = np.array([0, 0, 0, 1], dtype=np.int32)
+    counts = np.array([3, 1])
     balanced = manifest_of([{"match": "*"}], {"class_weights": "balanced"}).train
-    weights = class_weights(balanced, ["a", "b"], lambda: labels)
+    weights = class_weights(balanced, ["a", "b"], lambda: counts)
     assert weights == pytest.approx((2 / 3, 2.0))
-    gaps = class_weights(balanced, ["none", "a", "none", "b"], lambda: labels * 2 + 1)
+    gaps = class_weights(balanced, ["none", "a", "none", "b"], lambda: np.array([0, 3, 0, 1]))
     # A weight above 0 would enter the loss of every image through label smoothing.
     assert gaps == pytest.approx((0.0, 2 / 3, 0.0, 2.0))
     named = manifest_of([{"match": "*"}], {"class_weights": {"b": 3.0}}).train
-    assert class_weights(named, ["a", "b"], lambda: labels) == (1.0, 3.0)
+    assert class_weights(named, ["a", "b"], lambda: counts) == (1.0, 3.0)
     with pytest.raises(ConfigurationError, match="train.class_weights: no class 'b'; there are a"):
-        class_weights(named, ["a"], lambda: labels)
+        class_weights(named, ["a"], lambda: counts)
     logits, numbers = torch.randn(4, 2), torch.from_numpy(labels).long()
     inputs = Inputs(
         images=torch.zeros(4, 3, 8, 8),

@@ -14,8 +14,8 @@ from worker.data.batch_requests import Request
 from worker.data.loader import Batch
 from worker.data.sample_keys import SampleNames
 from worker.errors import StopRequested, WorkerError, error_of
+from worker.job.dataset import Dataset
 from worker.job.evaluation_feed import EvaluationFeed
-from worker.job.job import Dataset
 from worker.job.loaders import Loaders
 from worker.learn.evaluation import Findings, evaluate
 from worker.learn.picked_images import gather_picks

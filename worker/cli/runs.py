@@ -10,7 +10,6 @@ import click
 
 from worker.cli.group import main
 from worker.errors import DataError
-from worker.logs import count
 from worker.redaction import redacted
 
 _WATCH_SECONDS = 5.0
@@ -142,52 +141,16 @@ def export(run: str, target: str) -> None:
 @main.command()
 @click.argument("run")
 def audit(run: str) -> None:
-    """Prove from the ledger of RUN that each epoch used each sample exactly once.
+    """Prove from the ledger of RUN that each epoch used each sample as often as planned.
 
+    That is exactly once, unless `data.balance` repeats samples or other settings leave some out.
     RUN is the output of a job whose manifest sets `record: {samples: true}`, or that of `worker
     predict --out`, where each image must be predicted exactly once. Exits with 65 if a sample
     was lost or repeated; bad samples left out within the job's budget are listed.
     """
-    from worker.apply.prediction_index import audit_predictions, read_prediction_index
-    from worker.apply.prediction_plan import read_plan
-    from worker.checkpoint.commit import list_commits, read_commit_record
-    from worker.data.epoch_plan import steps_per_epoch
-    from worker.data.index import parse_address, read_index
-    from worker.manifest import check_manifest
-    from worker.record.ledger_audit import (
-        audit_epochs,
-        describe_audit,
-        read_last_attempt,
-        read_ledger,
-        require_known_rows,
-        require_same_data,
-        surviving_rows,
-    )
-    from worker.store import open_store
+    from worker.launch.audit import audit_output
 
-    store = open_store(run)
-    prediction = read_plan(store)
-    if prediction:
-        problems = audit_predictions(prediction, store)
-        if problems:
-            raise DataError("\n  ".join([f"{store.uri}: not as planned:", *problems]))
-        parts = count(len(prediction.parts), "part")
-        whole = read_prediction_index(store)
-        bad = f", but {whole.bad} could not be used" if whole and whole.bad else ""
-        images = count(prediction.images, "image")
-        click.echo(f"{images} in {parts}: each exactly once{bad}")
-        return
-    attempt = read_last_attempt(store)
-    manifest = check_manifest(dict(attempt.manifest), f"{store.uri}: manifest of the last attempt")
-    index = read_index(parse_address(manifest.data.train))
-    rows = surviving_rows(read_ledger(store))
-    require_same_data(store, index, attempt.identity.get("data.train"))
-    limit = steps_per_epoch(index.samples, manifest.train.batch_size) * manifest.train.epochs
-    require_known_rows(rows, index.samples, limit, store.uri)
-    commits = (name for name in list_commits(store) if name.step <= limit)
-    done = next((name.step for name in commits if read_commit_record(store, name)), 0)
-    audits = audit_epochs(rows, index.samples, manifest.train.batch_size, done)
-    click.echo("\n".join(describe_audit(audits, index)))
-    faults = sum(audit.faults for audit in audits)
+    lines, faults = audit_output(run)
+    click.echo("\n".join(lines))
     if faults:
-        raise DataError(f"{store.uri}: {faults} samples lost or repeated")
+        raise DataError(f"{redacted(run)}: {faults} samples lost or repeated")

@@ -24,7 +24,7 @@ class Request:
     """The epoch, from 0."""
     start: int = 0
     """Step within the epoch to start from."""
-    samples: Sequence[int] | None = None
+    samples: Sequence[int] | Ids | None = None
     """Ids of the samples to be evaluated, in order; None in training."""
     keyed: bool = False
     """Whether the batches are to have the keys of their samples."""

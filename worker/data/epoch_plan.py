@@ -17,6 +17,8 @@ from worker.numbers import ceil_div
 
 Ids = npt.NDArray[np.int64]
 
+COPY_BITS = 40
+"""The bits of a draw below the number of the copy; an index has fewer samples than that."""
 _LANES = 32
 # The streams of the keyed hash keep the order of the shards independent of that of the samples.
 _SHARDS, _SAMPLES = 0, 1
@@ -56,6 +58,39 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
     return (bits >> np.uint64(11)) / 2**53
 
 
+def sample_ids(draws: Ids) -> Ids:
+    """Return the samples of draws, of which an epoch may have several of one sample.
+
+    The first draw of a sample is its id; the others have the number of the copy in their high bits,
+    so that each is augmented in its own way.
+    """
+    ids: Ids = draws & ((1 << COPY_BITS) - 1)
+    return ids
+
+
+def lay_out(multiplicity: Ids, ends: Ids) -> tuple[Ids, Ids]:
+    """Return an order of all draws of an epoch, for `EpochPlan`.
+
+    Second draws of a shard's samples form a shard of their own, and so on: as shards are permuted,
+    the copies of a sample spread over the epoch.
+
+    Args:
+        multiplicity: How often each sample is drawn, [samples].
+        ends: The id that follows the last sample of each shard, [shards].
+
+    Returns:
+        The number of draws in each of these shards, and all draws in their order.
+    """
+    ids = np.repeat(np.arange(len(multiplicity)), multiplicity)
+    first = np.cumsum(multiplicity) - multiplicity
+    copies = np.arange(len(ids)) - first[ids]
+    parts = copies * len(ends) + np.searchsorted(ends, ids, side="right")
+    order = np.argsort(parts, kind="stable")  # ids are ascending, and stay so within a part
+    bounds = np.flatnonzero(np.diff(parts[order], prepend=-1))
+    counts = np.diff(bounds, append=len(ids))
+    return counts, (copies << COPY_BITS | ids)[order]
+
+
 def split(total: int, rank: int, world_size: int) -> tuple[int, int]:
     """Return a rank's share of some items; shares differ by at most one, and rank 0 has the most.
 
@@ -87,8 +122,8 @@ def default_lanes(batch_size: int) -> int:
 class EpochPlan:
     """The global batches of one epoch.
 
-    Sample ids number the samples in index order. Memory is O(shards), and every step costs the
-    same.
+    Sample ids number the samples in index order. Memory is O(shards), or O(samples) with `draws`,
+    and every step costs the same.
 
     Args:
         counts: Number of samples in each shard, int64 [shards].
@@ -97,6 +132,7 @@ class EpochPlan:
         epoch: The epoch, from 0.
         lanes: Number of lanes, a divisor of the batch size; None for the default.
         window: Number of samples of a lane that are shuffled together.
+        draws: The draws in the order of `counts`; None if each sample is drawn once. See `lay_out`.
     """
 
     def __init__(
@@ -108,7 +144,9 @@ class EpochPlan:
         epoch: int,
         lanes: int | None = None,
         window: int = 32,
+        draws: Ids | None = None,
     ) -> None:
+        self._draws = draws
         self.total = int(counts.sum())
         self.steps = steps_per_epoch(self.total, batch_size)
         self._batch_size = batch_size
@@ -145,7 +183,7 @@ class EpochPlan:
             world_size: The number of ranks.
 
         Returns:
-            Sample ids.
+            Draws; see `sample_ids`.
 
         Raises:
             IndexError: The step is outside the epoch.
@@ -208,4 +246,4 @@ class EpochPlan:
     def _ids(self, positions: Ids) -> Ids:
         place = np.searchsorted(self._ends, positions, side="right")
         ids: Ids = positions + self._shift[place]
-        return ids
+        return ids if self._draws is None else self._draws[ids]

@@ -10,6 +10,7 @@ import codecs
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from braceexpand import braceexpand
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError
 from worker.store import ObjectMissing, Store, open_store, require_no_query
@@ -65,6 +66,9 @@ class Index(BaseModel):
     shards: tuple[Shard, ...]
     depth: Annotated[int, Field(ge=8, le=16)] | None = None
     """Bits in use in 16-bit images that do not declare the number; None if there are none."""
+    table: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """The xxh3-64 of the sample table; None if there is none."""
+    _whole: "Index | None" = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Index":
@@ -73,6 +77,24 @@ class Index(BaseModel):
         if len({shard.name for shard in self.shards}) < len(self.shards):
             raise ValueError("shards: one is listed twice")
         return self
+
+    @property
+    def whole(self) -> "Index":
+        """The index that this one is a part of, or else itself."""
+        return self._whole or self
+
+    def part(self, names: Sequence[str]) -> "Index":
+        """Return the index of some of the shards, in the order of the names."""
+        known = {shard.name: shard for shard in self.shards}
+        # Validated copies have caches of their own, unlike those of `model_copy`.
+        part = Index(
+            classes=self.classes,
+            shards=tuple(known[name] for name in names),
+            depth=self.depth,
+            table=self.table,
+        )
+        part._whole = self
+        return part
 
     @property
     def samples(self) -> int:
@@ -110,8 +132,10 @@ class Index(BaseModel):
     @property
     def digest(self) -> str:
         """Identity of the data set; it must be the same when a job resumes."""
-        # Without the fields that are None, so that a new optional field changes no existing digest.
-        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
+        # Without the fields that are None, so that a new optional field changes no existing digest,
+        # and without the table, which covers shards that a brace pattern leaves out.
+        text = self.model_dump_json(exclude_none=True, exclude={"table"})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def identity(self) -> str:
@@ -201,14 +225,14 @@ def read_index(address: Address) -> Index:
         where = ".".join(map(str, detail["loc"]))
         raise ConfigurationError(f"{uri}: {where}: {detail['msg']}; pack or index again") from None
     if address.names is not None:
-        known = {shard.name: shard for shard in index.shards}
+        known = {shard.name for shard in index.shards}
         missing = [name for name in address.names if name not in known]
         if missing:
             remedy = "correct the pattern or index again"
             if set(missing[0]) & set("*?["):
                 remedy = "only brace patterns are supported, as in train-{000..099}.tar"
             raise ConfigurationError(f"{uri}: does not list {missing[0]}; {remedy}")
-        index = index.model_copy(update={"shards": tuple(known[name] for name in address.names)})
+        index = index.part(address.names)
     if not index.samples:
         raise ConfigurationError(f"{uri}: lists no samples; pack or index again")
     return index

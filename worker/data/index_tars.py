@@ -16,8 +16,9 @@ from worker.data.class_names import find_classes, number_of
 from worker.data.decode_image import ImageSpec, decode
 from worker.data.index import Address, Index, Shard, read_index, write_index
 from worker.data.reader import BadSample
+from worker.data.sample_table import write_table
 from worker.data.shard_scan import Problem, Scan, Unsound, depth_for, scan_shard
-from worker.data.sidecar import read_back, write_sidecar
+from worker.data.sidecar import write_sidecar
 from worker.data.staged_scan import decode_staged, encode_staged, scan_name
 from worker.data.tar_source import Source, Tar
 from worker.errors import ConfigurationError, DataError, WorkerError
@@ -98,9 +99,9 @@ def index_tars(
         shards = tuple(each.shard for each in finished)
         _require_budget(source, lines, sum(shard.samples for shard in shards), error_budget)
         depth = depth_for(max((each.highest for each in finished), default=0))
-        index = Index(classes=classes, shards=shards, depth=depth)
+        table = write_table(source.store, shards)
+        index = Index(classes=classes, shards=shards, depth=depth, table=table)
         write_index(source.store, index)
-        list(pool.map(functools.partial(read_back, source.store), index.shards))
         # Last: until everything is written and read back, an interrupted run resumes from the
         # scans.
         list(pool.map(lambda tar: source.store.delete(scan_name(tar)), source.tars))

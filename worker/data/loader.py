@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worker.data.decode_image import ImageSpec, decode
 from worker.data.decoded_cache import DecodedImages
-from worker.data.epoch_plan import Ids
+from worker.data.epoch_plan import Ids, sample_ids
 from worker.data.reader import BadSample, Reader
 
 DECODE_AHEAD = 2
@@ -67,7 +67,7 @@ class Batch:
         """Return a batch to write into.
 
         Args:
-            ids: Sample ids.
+            ids: The draws.
             size: Side of the images, in pixels.
             pin_memory: Whether to page-lock the images, for copies to a GPU.
 
@@ -80,7 +80,9 @@ class Batch:
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
             labels = torch.zeros(len(ids), dtype=torch.int64)
             valid = torch.ones(len(ids), dtype=torch.bool)
-        return cls(images=images.permute(0, 3, 1, 2), labels=labels, ids=ids, valid=valid)
+        return cls(
+            images=images.permute(0, 3, 1, 2), labels=labels, ids=sample_ids(ids), valid=valid
+        )
 
     def leave_out(self, place: int, problem: BadSample, name: str) -> None:
         """Mark a sample as bad.
@@ -156,8 +158,8 @@ class Loader:
         """Decode batches in the order given. Bad samples leave holes.
 
         Args:
-            batches_of_ids: The sample ids of each batch.
-            prepare_for: Returns the function that prepares the images of the samples passed to it.
+            batches_of_ids: The draws of each batch.
+            prepare_for: Returns the function that prepares the images of the draws passed to it.
             size: Side of the images in pixels.
             allocate: Makes the batch to write into; by default, in newly allocated memory. If the
                 iteration is abandoned, memory may be reused only after `drain`.
@@ -183,7 +185,7 @@ class Loader:
                     if ids is None:
                         break
                     places = places_of(ids)
-                    self._prefetch(ids[places])
+                    self._prefetch(sample_ids(ids[places]))
                     fetching.append((ids, places))
                     ahead = self._fetch_ahead(len(places))
                 # Fetched batches move on to be decoded; each is allocated only now, as shared

@@ -166,7 +166,7 @@ class SampleReader:
             if not fetched.problem:
                 # `offset` and `length` span the tar members of the sample, headers included, and
                 # `first` and `size` the image within them.
-                offset, length, digest, first, size, label = fetched.rows[place].item()
+                offset, length, digest, first, size, *_, label = fetched.rows[place].item()
                 data = memoryview(fetched.data)[offset - fetched.start :][:length]
                 if xxhash.xxh3_64_intdigest(data) == digest:
                     return Sample(data[first : first + size], label)

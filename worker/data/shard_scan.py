@@ -17,6 +17,8 @@ from worker.text import printable, read_name, read_text
 _HEAD_BYTES = 32
 _MAX_DEEP_BYTES = 1 << 28
 _LABELS: tuple[str, ...] = ("cls", "json")
+GROUP_SUFFIX = "group"
+"""Member that names the group of a sample, such as a patient, which folds keep together."""
 _MAX_LABEL_BYTES = 1 << 20
 _MAX_LABEL_CHARACTERS = 500
 _MAX_SAMPLE_BYTES = (1 << 32) - 1
@@ -31,6 +33,8 @@ class SampleRow(NamedTuple):
     """A sample: the byte ranges of its tar members and its image, and its label's text.
 
     `digest` is the xxh3-64 of bytes [offset, offset + length); `image_offset` counts from `offset`.
+    `key` and `group` are hashes of its key and of its `.group` member; a sample without such a
+    member is a group of its own, with the hash of its key.
     """
 
     offset: int
@@ -38,6 +42,8 @@ class SampleRow(NamedTuple):
     digest: int
     image_offset: int
     image_length: int
+    key: int
+    group: int
     label: str
 
 
@@ -142,7 +148,7 @@ class _Sample:
         kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
         if suffix and self._whole:
             wanted = _MAX_DEEP_BYTES
-        if suffix in _LABELS and not self._whole:
+        if suffix in (*_LABELS, GROUP_SUFFIX) and not self._whole:
             wanted = _MAX_LABEL_BYTES
         at = member.offset
         for chunk in stream.passed(member.offset, member.end):
@@ -186,7 +192,7 @@ def scan_shard(
         try:
             # 8 bytes per key, however long it is. Names that are not UTF-8 arrive from tarfile with
             # surrogate escapes.
-            digest = xxhash.xxh3_64_intdigest(sample.key.encode(errors="surrogateescape"))
+            digest = hash_key(sample.key)
             if digest in seen and label_field is not None:
                 raise Unsound(
                     "also occurs earlier in the shard; the members of a sample must be "
@@ -288,6 +294,11 @@ def _passed_over(member: Member, parts: tuple[str, str] | None) -> str:
     return ""
 
 
+def hash_key(key: str) -> int:
+    """Return the xxh3-64 of a sample's key."""
+    return xxhash.xxh3_64_intdigest(key.encode(errors="surrogateescape"))
+
+
 def _row(sample: _Sample, label_field: str | None) -> SampleRow:
     members = sample.members
     if sample.twice:
@@ -306,7 +317,18 @@ def _row(sample: _Sample, label_field: str | None) -> SampleRow:
     if label_field is not None and not (image.size and known):
         raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
     first = image.data_offset - sample.offset
-    return SampleRow(sample.offset, length, sample.digest.intdigest(), first, image.size, label)
+    key = hash_key(sample.key)
+    group = sample.heads.get(GROUP_SUFFIX)
+    return SampleRow(
+        sample.offset,
+        length,
+        sample.digest.intdigest(),
+        first,
+        image.size,
+        key,
+        key if group is None else xxhash.xxh3_64_intdigest(group),
+        label,
+    )
 
 
 def _without_image(suffixes: list[str]) -> str:

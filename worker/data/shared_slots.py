@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from worker.data.epoch_plan import Ids
+from worker.data.epoch_plan import Ids, sample_ids
 from worker.data.loader import Batch
 from worker.memory import lock_pages
 
@@ -30,7 +30,7 @@ class Slots:
         self._valid = _shared((count, images), torch.bool)
 
     def batch(self, index: int, ids: Ids) -> Batch:
-        """Return a view of slot `index` modulo `count`, as the batch of the samples `ids`."""
+        """Return a view of slot `index` modulo `count`, as the batch of the draws `ids`."""
         slot, length = index % self.count, len(ids)
         # The memory is NHWC; the permuted view is NCHW in channels_last memory format, without a
         # copy.
@@ -38,7 +38,7 @@ class Slots:
         return Batch(
             images=images,
             labels=self._labels[slot, :length],
-            ids=ids,
+            ids=sample_ids(ids),
             valid=self._valid[slot, :length],
         )
 

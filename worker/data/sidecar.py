@@ -9,10 +9,10 @@ import xxhash
 
 from worker.data.index import Shard
 from worker.data.shard_scan import SampleRow, Scan
-from worker.errors import InfrastructureError, first_line
-from worker.store import ObjectMissing, Store
+from worker.errors import first_line
+from worker.store import Store
 
-# 32 bytes a row: packed, so that there is no padding, and little-endian on any machine.
+# 48 bytes a row: packed, so that there is no padding, and little-endian on any machine.
 SIDECAR_DTYPE = np.dtype(
     [
         ("offset", "<u8"),
@@ -20,6 +20,8 @@ SIDECAR_DTYPE = np.dtype(
         ("digest", "<u8"),
         ("image_offset", "<u4"),
         ("image_length", "<u4"),
+        ("key", "<u8"),
+        ("group", "<u8"),
         ("label", "<i4"),
     ]
 )
@@ -53,14 +55,6 @@ def write_sidecar(
     )
     store.put(shard.sidecar, data)
     return shard
-
-
-def read_back(store: Store, shard: Shard) -> None:
-    """Raise `InfrastructureError` unless the store holds a shard's sidecar as written."""
-    try:
-        decode_sidecar(store.get(shard.sidecar), shard, None)
-    except (ObjectMissing, ValueError) as error:
-        raise InfrastructureError(f"{store.uri}{shard.sidecar}: {error}; try again") from None
 
 
 def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:

@@ -9,7 +9,7 @@ import numpy as np
 from worker.data.shard_scan import SampleRow, Scan
 from worker.data.tar_source import Tar
 
-_VERSION = 3
+_VERSION = 4
 _ROW_DTYPE = np.dtype(
     [(name, "<u8") for name in SampleRow._fields if name != "label"] + [("label", "<u4")]
 )
@@ -53,7 +53,7 @@ def decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | Non
     return Scan(
         bytes=facts["bytes"],
         sha256=facts["sha256"],
-        rows=[SampleRow._make((*row[:5], facts["labels"][row[5]])) for row in rows],
+        rows=[SampleRow._make((*row[:-1], facts["labels"][row[-1]])) for row in rows],
         passed_over=Counter(facts["passed_over"]),
         highest=facts["highest"],
     )

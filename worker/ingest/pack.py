@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.data.index import INDEX_NAME, Index, parse_address, read_index, require_no_index
+from worker.data.sample_table import table_name, write_table
 from worker.data.shard_scan import depth_for
 from worker.errors import ConfigurationError, InfrastructureError
 from worker.ingest.dataset_record import DATASET_NAME, DatasetRecord, read_dataset_record
@@ -223,8 +224,10 @@ class Pack:
             depth = depth_for(highest)
             for split in plan.splits:
                 shards = tuple(receipt.shard for receipt in receipts[split.name])
-                index = Index(classes=plan.classes, shards=shards, depth=depth)
-                self._publish(self._store_of(split), index, record)
+                store = self._store_of(split)
+                table = write_table(store, shards)
+                index = Index(classes=plan.classes, shards=shards, depth=depth, table=table)
+                self._publish(store, index, record)
             self._remove_other_splits(plan)
         self.staging.clear()
         return self._indexes(plan)
@@ -251,6 +254,7 @@ class Pack:
 
     def _publish(self, store: Store, index: Index, record: DatasetRecord) -> None:
         kept = {name for shard in index.shards for name in (shard.name, shard.sidecar)}
+        kept.add(table_name(index.table or ""))
         _remove_shards(store, kept)
         before = read_dataset_record(store)
         if before is None or before.pack != self.identity:
@@ -315,8 +319,8 @@ def _shaping(options: PackOptions) -> dict[str, Any]:
 
 
 def _remove_shards(store: Store, kept: set[str]) -> None:
-    """Remove the shards and sidecars that a pack has written, except those in `kept`."""
-    for info in list(store.list("shard-")):
+    """Remove the objects that a pack has written, except those in `kept`."""
+    for info in [*store.list("shard-"), *store.list("samples.")]:
         if info.key not in kept and OWN_NAME.fullmatch(info.key):
             store.delete(info.key)
 

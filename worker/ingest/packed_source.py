@@ -1,6 +1,8 @@
 """A packed set as a source: to be sharded, divided, scaled down or thinned out anew."""
 
 import functools
+import io
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,6 +11,7 @@ import xxhash
 from worker.data.index import Address, Index, read_index
 from worker.data.reader import BadSample
 from worker.data.sample_keys import key_in
+from worker.data.shard_scan import GROUP_SUFFIX
 from worker.data.sidecar import decode_sidecar
 from worker.errors import ConfigurationError, DataError
 from worker.ingest.source import Item, Source, Unit
@@ -71,8 +74,19 @@ class PackedSource(Source):
                 key=key,
                 label=index.classes[int(row["label"])],
                 split=split,
+                group=_group_in(sample) if row["group"] != row["key"] else "",
                 load=functools.partial(_give, image, sound),
             )
+
+
+def _group_in(sample: bytes) -> str:
+    """Return the group that a sample's tar members state, so that a set packed anew keeps it."""
+    with tarfile.open(fileobj=io.BytesIO(sample)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file and member.name.endswith(f".{GROUP_SUFFIX}"):
+                return file.read().decode(errors="surrogateescape")
+    return ""
 
 
 def _give(image: bytes, sound: bool) -> bytes:  # noqa: FBT001 -- bound by position

@@ -95,6 +95,7 @@ def make_plan(
     return SetPlan(
         rows=rows,
         labels=labels,
+        groups=_groups(rows, sound, options.split),
         keys=unique_keys(rows, planned),
         classes=classes,
         splits=planned,
@@ -139,6 +140,12 @@ def _divide(rows: Sequence[Row], sound: list[int], options: SplitOptions) -> dic
             first[rows[i].digest] = min(first[rows[i].digest], rows[i].key)
         units = [first[rows[i].digest] for i in free]
     return own | dict(zip(free, splits_of(units, options), strict=True))
+
+
+def _groups(rows: Sequence[Row], sound: list[int], options: SplitOptions) -> dict[int, str]:
+    if options.group_by is None and not any(rows[i].group for i in sound):
+        return {}
+    return {i: group_of(rows[i].key, rows[i].group, options) for i in sound}
 
 
 def _plan_split(

@@ -50,6 +50,8 @@ class SetPlan:
     """All rows of the source, in its order."""
     labels: dict[int, int]
     """The class number of each row that is packed."""
+    groups: dict[int, str]
+    """The group of each row that is packed, if the source or `--group-by` states groups."""
     keys: dict[int, str]
     """New keys for rows that cannot keep theirs, which has a dot or occurs earlier in the split."""
     classes: tuple[str, ...]

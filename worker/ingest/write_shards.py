@@ -11,7 +11,7 @@ import xxhash
 
 from worker.data.index import Index
 from worker.data.reader import BadSample
-from worker.data.shard_scan import scan_shard
+from worker.data.shard_scan import GROUP_SUFFIX, scan_shard
 from worker.data.sidecar import write_sidecar
 from worker.data.verify_shards import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
@@ -25,8 +25,10 @@ Place = tuple[int, int]
 """Where a row comes from: the number of its unit, and its position within the unit."""
 
 
-OWN_NAME = re.compile(r"shard-\d{6}-[0-9a-f]{8}(\.[0-9a-f]{16}\.samples\.npy|\.tar)")
-"""The names of shards and sidecars that a pack writes."""
+OWN_NAME = re.compile(
+    r"shard-\d{6}-[0-9a-f]{8}(\.[0-9a-f]{16}\.samples\.npy|\.tar)|samples\.[0-9a-f]{16}\.npy"
+)
+"""The names of the objects that a pack writes: shards, sidecars and sample tables."""
 
 
 def shard_name(number: int, sha256: str) -> str:
@@ -81,6 +83,12 @@ class ShardWriter:
                 row = self.plan.rows[i]
                 key = self.plan.keys.get(i, row.key)
                 _add(tar, f"{key}.cls", str(self.plan.labels[i]).encode())
+                if i in self.plan.groups:
+                    _add(
+                        tar,
+                        f"{key}.{GROUP_SUFFIX}",
+                        self.plan.groups[i].encode(errors="surrogateescape"),
+                    )
                 _add(tar, f"{key}.{row.suffix}", images[i])
         data = buffer.getvalue()
         scan = scan_shard(lambda start, stop: data[start:stop], len(data))

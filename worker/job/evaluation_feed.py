@@ -1,6 +1,6 @@
 """Batches of images as they are evaluated: in order, in sizes that do not depend on the ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class EvaluationFeed:
             self.most_images = min(_BATCH_ON_GPU, fitting)
 
     def share(self, rank: Rank, samples: int) -> range:
-        """Return the ids that a rank evaluates, of `samples` in all.
+        """Return the numbers of the samples that a rank evaluates, of `samples` in all.
 
         Ranks get whole batches, so that these are the same on any number of ranks: on most devices,
         the last digits of a prediction depend on the size of the batch.
@@ -45,13 +45,13 @@ class EvaluationFeed:
     def work(self, request: Request) -> Work:
         """Return the batches of the samples that a request lists, and how to prepare them."""
         return Work(
-            batches=self._batches(request.samples or ()),
+            batches=self._batches(request.samples),
             prepare_for=self._prepare_for,
             in_order=True,
         )
 
-    def _batches(self, samples: Iterable[int]) -> Iterable[Ids]:
-        ids = np.asarray(samples, dtype=np.int64)
+    def _batches(self, samples: Sequence[int] | Ids | None) -> Iterable[Ids]:
+        ids = np.asarray(() if samples is None else samples, dtype=np.int64)
         size = self.most_images
         return (ids[at : at + size] for at in range(0, len(ids), size))
 

@@ -9,11 +9,13 @@ from worker.checkpoint.commit import CommitName, read_commit
 from worker.checkpoint.output_owner import owner_of
 from worker.checkpoint.publication_record import Done
 from worker.data.decode_image import ImageSpec
-from worker.data.epoch_plan import EpochPlan, default_lanes, steps_per_epoch
-from worker.data.index import Index
+from worker.data.epoch_plan import EpochPlan, default_lanes, lay_out, steps_per_epoch
+from worker.data.multiplicity import Multiplicities, Sampling
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
+from worker.job.dataset import Dataset
 from worker.job.manifest_changes import Change, changes_between, flat
+from worker.job.sampling import describe_sampling
 from worker.learn.loss import Criterion
 from worker.logs import count
 from worker.manifest import Manifest
@@ -21,16 +23,6 @@ from worker.model.backbone import Backbone
 from worker.model.rate_groups import RateGroup
 from worker.model.schedule import Factor, factor_at, peaks
 from worker.store import Store
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set: its shards and their index."""
-
-    store: Store
-    """Store that holds the shards."""
-    index: Index
-    """Index of the shards."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,10 @@ class Job:
     """The validation set; None if there is none."""
     test: Dataset | None
     """The test set; None if there is none."""
+    sampling: Sampling
+    """The settings for how often samples are seen."""
+    multiplicities: Multiplicities | None
+    """How often each epoch sees each training sample; None if it is always once."""
     preprocessing: Preprocessing
     """Preprocessing of the images."""
     backbone: Backbone
@@ -89,8 +85,13 @@ class Job:
         return ImageSpec(self.manifest.data.max_pixels, self.preprocessing.depth)
 
     @property
+    def samples_per_epoch(self) -> int:
+        """The number of images that an epoch trains on, each copy counted."""
+        return self.multiplicities.per_epoch if self.multiplicities else self.train.samples
+
+    @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(self.train.index.samples, self.manifest.train.batch_size)
+        return steps_per_epoch(self.samples_per_epoch, self.manifest.train.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -99,13 +100,13 @@ class Job:
     @property
     def full_batch(self) -> int:
         """Images in every batch except the last one of an epoch."""
-        return min(self.manifest.train.batch_size, self.train.index.samples)
+        return min(self.manifest.train.batch_size, self.samples_per_epoch)
 
     @property
     def last_batch(self) -> int:
         """Images in the last batch of an epoch."""
         before = (self.steps_per_epoch - 1) * self.manifest.train.batch_size
-        return self.train.index.samples - before
+        return self.samples_per_epoch - before
 
     def factor(self, step: int) -> Factor:
         """Return the factor that scales all learning rates at a step, counted from 0."""
@@ -133,9 +134,18 @@ class Job:
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch's batches; epochs are counted from 0."""
         train = self.manifest.train
-        counts, window = self.train.index.counts, self.manifest.data.shuffle.window
+        index, draws = self.train.index, None
+        counts = index.counts
+        if self.multiplicities:
+            counts, draws = lay_out(self.multiplicities.of_epoch(epoch), index.ends)
         return EpochPlan(
-            counts, train.batch_size, train.seed, epoch=epoch, lanes=self.lanes, window=window
+            counts,
+            train.batch_size,
+            train.seed,
+            epoch=epoch,
+            lanes=self.lanes,
+            window=self.manifest.data.shuffle.window,
+            draws=draws,
         )
 
     @property
@@ -150,6 +160,7 @@ class Job:
         return {
             "job": manifest.job,
             "data.train": self.train.index.identity,
+            "data.sampling": describe_sampling(self.sampling),
             "data.image_size": str(self.preprocessing.crop_size),
             "preprocessing": str(self.preprocessing),
             "model.backbone": manifest.model.backbone,

@@ -21,8 +21,8 @@ from worker.data.read_cache import Cache
 from worker.data.reader import Reader, SampleReader
 from worker.data.scratch import Scratch
 from worker.data.shared_slots import Slots
+from worker.job.dataset import Dataset
 from worker.job.decoding import decoding_of, fetches_for, read_settings
-from worker.job.job import Dataset
 from worker.numbers import ceil_div
 from worker.ranks.rank import Rank
 

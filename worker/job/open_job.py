@@ -8,15 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from worker.checkpoint.claim import attempt_numbers, first_whole
 from worker.checkpoint.commit import CommitName, list_commits, read_commit_record
 from worker.checkpoint.output_owner import owner_of
 from worker.checkpoint.publication_record import read_done
-from worker.data.epoch_plan import steps_per_epoch
+from worker.data.epoch_plan import Ids, steps_per_epoch
 from worker.data.index import parse_address, read_index
-from worker.data.labels import read_labels
+from worker.data.multiplicity import Multiplicities
+from worker.data.sample_table import read_table
 from worker.errors import ConfigurationError
-from worker.job.job import Dataset, EarlierAttempts, Job
+from worker.job.dataset import Dataset
+from worker.job.job import EarlierAttempts, Job
+from worker.job.sampling import (
+    held_out_of,
+    open_multiplicities,
+    require_known_keys,
+    sampling_of,
+)
 from worker.learn.loss import Criterion, class_weights
 from worker.manifest import Manifest
 from worker.model.backbone import build_backbone, preprocessing_of
@@ -36,6 +46,12 @@ def open_job(manifest: Manifest) -> Job:
     classes = train.index.classes
     val = _open_evaluated("data.val", manifest.data.val, train)
     test = _open_evaluated("data.test", manifest.data.test, train)
+    sampling = sampling_of(manifest.data)
+    if manifest.data.without:
+        require_known_keys(train, sampling, manifest.data.without)
+    if sampling.fold:
+        val = held_out_of(train, sampling)
+    multiplicities = open_multiplicities(train, sampling, manifest.train.seed)
     if val and test:
         _warn_if_shared("data.test", test, "data.val", val)
     if len(classes) < 2:
@@ -50,13 +66,13 @@ def open_job(manifest: Manifest) -> Job:
     size = manifest.data.image_size
     preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
     backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
-    steps = steps_per_epoch(train.index.samples, manifest.train.batch_size)
+    samples = multiplicities.per_epoch if multiplicities else train.samples
+    steps = steps_per_epoch(samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)
     criterion = Criterion(
         manifest.train.label_smoothing,
-        # Labels are passed as a function, since reading them means fetching every sidecar, and only
-        # balanced weights need them.
-        class_weights(manifest.train, classes, lambda: read_labels(train.store, train.index)),
+        # The counts are passed as a function, since only balanced weights need them.
+        class_weights(manifest.train, classes, lambda: _class_counts(train, multiplicities)),
         backbone.auxiliary_weight,
     )
     with _naming("output"):
@@ -70,6 +86,8 @@ def open_job(manifest: Manifest) -> Job:
         train=train,
         val=val,
         test=test,
+        sampling=sampling,
+        multiplicities=multiplicities,
         preprocessing=preprocessing,
         backbone=backbone,
         groups=groups,
@@ -78,6 +96,14 @@ def open_job(manifest: Manifest) -> Job:
         commits=commits,
         earlier=earlier,
     )
+
+
+def _class_counts(train: Dataset, multiplicities: Multiplicities | None) -> Ids:
+    """Return how many images of each class an epoch trains on."""
+    if multiplicities:
+        return multiplicities.class_places
+    labels = read_table(train.store, train.index)["label"]
+    return np.bincount(labels, minlength=len(train.index.classes))
 
 
 def _open_evaluated(field: str, uri: str | None, train: Dataset) -> Dataset | None:

@@ -7,9 +7,11 @@ import torch
 
 from worker.errors import WorkerError
 from worker.ingest.dataset_record import read_dataset_record
+from worker.job.dataset import Dataset
 from worker.job.decoding import decoding_of
-from worker.job.job import Dataset, Job
+from worker.job.job import Job
 from worker.job.likely_mistakes import likely_mistakes
+from worker.job.sampling import describe_sampling
 from worker.logs import count
 from worker.model.rate_groups import Layout, RateGroup
 from worker.ranks.rank import Rank
@@ -73,6 +75,12 @@ class Outline:
     """Size and address of the validation set; None if there is none."""
     test: dict[str, Any] | None
     """Size and address of the test set; None if there is none."""
+    sampling: str
+    """How often samples are seen."""
+    samples_per_epoch: int
+    """Images that an epoch trains on, each copy counted."""
+    class_places: dict[str, int]
+    """Images of each class that an epoch trains on; empty if each sample is seen once."""
     epochs: int
     """The number of epochs."""
     steps_per_epoch: int
@@ -131,6 +139,9 @@ def outline_job(job: Job, ranks: int) -> Outline:
         train=_outline_data(job.train),
         val=_outline_data(job.val) if job.val else None,
         test=_outline_data(job.test) if job.test else None,
+        sampling=describe_sampling(job.sampling),
+        samples_per_epoch=job.samples_per_epoch,
+        class_places=_class_places(job),
         epochs=manifest.train.epochs,
         steps_per_epoch=plan.steps,
         total_steps=job.total_steps,
@@ -181,12 +192,19 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
     index = dataset.index
     return {
         "address": dataset.store.uri,
-        "identity": index.identity,
-        "images": index.samples,
+        "identity": dataset.identity,
+        "images": dataset.samples,
         "shards": len(index.shards),
         "bytes": sum(shard.bytes for shard in index.shards),
         "source": _source_of(dataset),
     }
+
+
+def _class_places(job: Job) -> dict[str, int]:
+    if not job.multiplicities:
+        return {}
+    places = job.multiplicities.class_places.tolist()
+    return dict(zip(job.train.index.classes, places, strict=True))
 
 
 def _source_of(dataset: Dataset) -> str:

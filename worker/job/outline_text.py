@@ -6,6 +6,7 @@ from worker.charts import sparkline, table
 from worker.job.outline import GroupOutline, Outline
 from worker.logs import count
 
+_MAX_CLASSES = 10
 _SILENT = (None, False, 0, 0.0)
 _OWN_ROWS = ("epochs", "batch_size", "seed", "name", "lr", "schedule", "weight_decay")
 
@@ -21,6 +22,7 @@ def describe_outline(plan: Outline) -> str:
         "images": f"{plan.image_size} pixels square",
         "classes": f"{len(plan.classes)}: {', '.join(plan.classes)}",
         "train": _describe_data(plan.train),
+        "sampling": _describe_sampling(plan),
         "val": val,
         "test": _describe_data(plan.test) if plan.test else "",
         "packed": plan.train["source"] and f"from {plan.train['source']}",
@@ -43,6 +45,15 @@ def _standing(plan: Outline) -> str:
     if plan.done:
         return ", already finished"
     return f", resumes after step {plan.step}" if plan.step else ""
+
+
+def _describe_sampling(plan: Outline) -> str:
+    if not plan.class_places:
+        return ""
+    shown = [f"{name} {places}" for name, places in list(plan.class_places.items())[:_MAX_CLASSES]]
+    more = ", …" if len(plan.class_places) > _MAX_CLASSES else ""
+    images = count(plan.samples_per_epoch, "image")
+    return f"{plan.sampling}; an epoch trains on {images}: {', '.join(shown)}{more}"
 
 
 def _describe_data(data: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from worker.checkpoint.output_owner import IDENTITY
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
 from worker.environment import Settings
 from worker.errors import ConfigurationError, DataError
+from worker.job.dataset import Dataset
 from worker.job.evaluation_feed import EvaluationFeed
-from worker.job.job import Dataset
 from worker.job.loaders import Loaders, LoadPlan, read_set
 from worker.job.open_job import open_dataset
 from worker.judge.judgment import judge

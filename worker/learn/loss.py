@@ -1,7 +1,7 @@
 """Training loss of each image, and class weights."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.data.labels import Labels
+from worker.data.epoch_plan import Ids
 from worker.errors import ConfigurationError
 from worker.learn.step_inputs import Inputs
 from worker.manifest import Train
@@ -69,7 +69,9 @@ def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(weights, device=device)
 
 
-def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple[float, ...] | None:
+def class_weights(
+    train: Train, classes: Sequence[str], counts_of: Callable[[], Ids]
+) -> tuple[float, ...] | None:
     """Return the weight of each class.
 
     A `balanced` weight is samples / (classes x samples of the class), with a mean of 1 over the
@@ -78,7 +80,7 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
     Args:
         train: The training settings.
         classes: Names of the classes.
-        labels: Reads the labels of all training samples.
+        counts_of: Returns how many images of each class an epoch trains on.
 
     Returns:
         Weights by class; None if none are requested.
@@ -98,7 +100,7 @@ def class_weights(train: Train, classes: Sequence[str], labels: Labels) -> tuple
         if not any(wanted.get(name, 1.0) for name in classes):
             raise ConfigurationError("train.class_weights: all are 0; set at least one above 0")
         return tuple(wanted.get(name, 1.0) for name in classes)
-    counts = np.bincount(labels(), minlength=len(classes))
+    counts = counts_of()
     weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     weights[counts == 0] = 0  # with label smoothing, the weight of every class enters the loss
     return tuple(weights.tolist())

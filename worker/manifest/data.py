@@ -74,6 +74,21 @@ class Shuffle(Section):
     """Samples of a lane that are shuffled together."""
 
 
+class Fold(Section):
+    """K-fold cross-validation without packing anew: folds of `train`, by group or else by key."""
+
+    of: Annotated[int, Field(ge=2, le=1000)]
+    """Number of folds."""
+    hold: Annotated[int, Field(ge=0)]
+    """The fold that is held out and validated on, from 0; takes the place of `val`."""
+
+    @model_validator(mode="after")
+    def _within(self) -> "Fold":
+        if self.hold >= self.of:
+            raise ValueError(f"hold must be below of, {self.of}; folds are counted from 0")
+        return self
+
+
 class Data(Section):
     """The shards, and how their images are prepared."""
 
@@ -85,6 +100,16 @@ class Data(Section):
     test: Text | None = None
     """Prefix or pattern of the test shards, which are read once, at the end: the model in `final/`
     is judged on them."""
+    balance: Fraction = 0.0
+    """Class-balanced sampling: `0` sees every image once per epoch, `1` all classes equally often,
+    and `0.5` classes in proportion to the square root of their size. Epochs keep their length."""
+    fold: Fold | None = None
+    """Fold of `train` to hold out for validation; instead of `val`."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each class of `train` to use, such as 0.1; at least one image. A larger share
+    contains a smaller one, and another `train.seed` draws another one."""
+    without: Text | None = None
+    """Address of a text file with the keys of samples of `train` to leave out, one per line."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side length of the model's square input, in pixels. Default: the backbone's own."""
     augment: Augment = Augment()
@@ -99,3 +124,14 @@ class Data(Section):
     """
     max_pixels: Count = 100_000_000
     """Largest size of an image, in pixels; larger ones are bad samples."""
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> "Data":
+        if self.fold and self.val:
+            raise ValueError("set either val or fold, which holds out a part of train instead")
+        return self
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is a validation set."""
+        return bool(self.val or self.fold)

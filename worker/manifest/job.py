@@ -103,6 +103,6 @@ class Manifest(Section):
             "final.thresholds": self.final.thresholds,
         }
         wanted = next((field for field, is_set in needs.items() if is_set), None)
-        if wanted and not self.data.val:
+        if wanted and not self.data.is_validated:
             raise ValueError(f"{wanted}: is measured on the validation set; set data.val")
         return self

@@ -1,15 +1,15 @@
-"""Audit of a run's ledger: whether each epoch trained on each sample exactly once."""
+"""Audit of a run's ledger: whether each epoch trained on each sample as often as planned."""
 
 import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from worker.checkpoint.claim import AttemptRecord, attempt_numbers, first_whole
-from worker.data.epoch_plan import steps_per_epoch
+from worker.data.epoch_plan import Ids, steps_per_epoch
 from worker.data.index import Index
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.layout import LEDGER, RECORDS
@@ -42,9 +42,9 @@ class EpochAudit:
     trained: int
     """The number of samples that were trained on."""
     lost: tuple[int, ...]
-    """Ids of the samples that were neither trained on nor left out as bad."""
+    """Ids of the samples that appear less often than planned, whether trained on or left out."""
     repeated: tuple[int, ...]
-    """Ids of the samples that appear more than once, whether trained on or left out."""
+    """Ids of the samples that appear more often than planned, whether trained on or left out."""
     complete: bool
     """Whether the epoch was finished."""
     left_out: tuple[int, ...] = ()
@@ -119,6 +119,25 @@ def require_same_data(store: Store, index: Index, kept: str | None) -> None:
         )
 
 
+def require_same_sampling(store: Store, sampling: str, identity: Mapping[str, str]) -> None:
+    """Raise `ConfigurationError` if the leave-out list is no longer the one that the run used.
+
+    Args:
+        store: The output of the job.
+        sampling: The sampling settings, as text.
+        identity: The identity that the run has recorded.
+
+    Raises:
+        ConfigurationError: If they differ from those of the run.
+    """
+    recorded = identity.get("data.sampling", sampling)
+    if recorded != sampling:
+        raise ConfigurationError(
+            f"data.without: is now {sampling!r}, but the run {store.uri} used {recorded!r}; "
+            "audit it with the list that it used"
+        )
+
+
 def require_known_rows(rows: Rows, samples: int, steps: int, uri: str) -> None:
     """Raise an error if the rows name samples or steps that the job does not have.
 
@@ -156,19 +175,22 @@ def surviving_rows(pieces: Iterable[LedgerPart]) -> Rows:
     return np.concatenate(kept)
 
 
-def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> list[EpochAudit]:
+def audit_epochs(
+    rows: Rows, planned_of: Callable[[int], Ids], batch_size: int, done: int = 0
+) -> list[EpochAudit]:
     """Count how often each epoch trained on each sample.
 
     Args:
         rows: Rows of the ledger.
-        samples: The number of samples in an epoch.
+        planned_of: Returns how often an epoch is to see each sample, [samples].
         batch_size: The number of images in a global batch.
         done: The number of steps that the run has committed; the ledger must cover all of them.
 
     Returns:
         The audit of each epoch; in an unfinished one, only repeated samples are faults.
     """
-    steps = steps_per_epoch(samples, batch_size)
+    expected = planned_of(0)  # every epoch has as many places as the first
+    steps = steps_per_epoch(int(expected.sum()), batch_size)
     done = max(done, int(rows[:, 0].max(initial=-1)) + 1)
     audits = []
     for epoch in range(ceil_div(done, steps)):
@@ -177,10 +199,11 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
         left_out = -1 - planned[planned < 0]
         ids = planned[planned >= 0]
         # Samples left out count as well: they are not lost, and one that appears again is repeated.
-        counts = np.bincount(np.concatenate([ids, left_out]), minlength=samples)
+        expected = planned_of(epoch)
+        counts = np.bincount(np.concatenate([ids, left_out]), minlength=len(expected))
         complete = done >= (epoch + 1) * steps
-        lost = np.flatnonzero(counts == 0) if complete else np.empty(0, dtype=np.int64)
-        repeated = np.flatnonzero(counts > 1)
+        lost = np.flatnonzero(counts < expected) if complete else np.empty(0, dtype=np.int64)
+        repeated = np.flatnonzero(counts > expected)
         lists = [tuple(found.tolist()) for found in (lost, repeated, np.sort(left_out))]
         audits.append(
             EpochAudit(
@@ -195,10 +218,15 @@ def audit_epochs(rows: Rows, samples: int, batch_size: int, done: int = 0) -> li
     return audits
 
 
-def describe_audit(audits: Iterable[EpochAudit], index: Index) -> list[str]:
-    """Return a line per stretch of flawless epochs, and one or more for each of the others."""
+def describe_audit(audits: Iterable[EpochAudit], index: Index, samples: int) -> list[str]:
+    """Return a line per stretch of flawless epochs, and one or more for each of the others.
+
+    Args:
+        audits: The audits, in the order of the epochs.
+        index: The index of the training set.
+        samples: The number of samples that an epoch is to train on, each copy counted.
+    """
     lines = []
-    samples = index.samples
     for whole, group in itertools.groupby(audits, lambda audit: audit.whole):
         epochs = list(group)
         first, last = epochs[0].epoch + 1, epochs[-1].epoch + 1

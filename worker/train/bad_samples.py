@@ -9,7 +9,7 @@ import torch.distributed as dist
 from worker.data.error_budget import allowed
 from worker.data.loader import Bad
 from worker.errors import DataError
-from worker.job.job import Dataset
+from worker.job.dataset import Dataset
 from worker.layout import bad_samples_name
 from worker.store.json_records import put_json
 from worker.train.attempt import Attempt
@@ -30,7 +30,7 @@ class Quarantine:
 
     def __init__(self, field: str, dataset: Dataset, budget: float) -> None:
         self._field = field
-        self._samples = dataset.index.samples
+        self._samples = dataset.samples
         self._budget = budget
         self._allowed = allowed(budget, self._samples)
         self._listed: dict[int, Bad] = {}

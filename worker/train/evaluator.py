@@ -12,7 +12,7 @@ from worker.data.batch_requests import Request
 from worker.data.loader import Bad, Batch
 from worker.data.sample_keys import SampleNames
 from worker.errors import WorkerError, error_of
-from worker.job.job import Dataset
+from worker.job.dataset import Dataset
 from worker.learn.evaluation import Findings, evaluate
 from worker.learn.picked_images import gather_picks
 from worker.ranks.agreement import Signals, agree
@@ -47,7 +47,8 @@ class Evaluator:
         self._name = name
         self._dataset = dataset
         self._loaders = loaders
-        self._samples = loaders.feed.evaluation.share(attempt.rank, dataset.index.samples)
+        share = loaders.feed.evaluation.share(attempt.rank, dataset.samples)
+        self._samples = dataset.share(share)
         budget = attempt.job.manifest.data.error_budget
         self._bad = Quarantine(f"data.{name}", dataset, budget)
         self._error: WorkerError | None = None

@@ -126,7 +126,7 @@ def _thresholds(figures: FinalFigures) -> list[str]:
 def _data(job: Job) -> str:
     sets = (("training", job.train), ("validation", job.val), ("test", job.test))
     rows = [
-        (name, f"{found.index.samples:,}", f"`{redacted(found.store.uri)}`", found.index.identity)
+        (name, f"{found.samples:,}", f"`{redacted(found.store.uri)}`", found.identity)
         for name, found in sets
         if found
     ]
