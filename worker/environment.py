@@ -145,6 +145,12 @@ class Settings:
         "a rank that makes no progress for this many seconds prints its stacks and exits with 69",
         least=1,
     )
+    takeover_seconds = _Seconds(
+        "WORKER_TAKEOVER_SECONDS",
+        120.0,
+        "a worker of a sweep that has not been heard of for this many seconds loses its trial to "
+        "another",
+    )
     rendezvous_seconds = _Whole(
         "WORKER_RENDEZVOUS_SECONDS", 300, "seconds in which the ranks must find each other", least=1
     )

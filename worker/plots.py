@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ _ROLES = {
     "#7a6a00": "c6",
     "#5b6470": "c7",
 }
-_INK, _GRID, MARK = list(_ROLES)[:3]
+INK, _GRID, MARK = list(_ROLES)[:3]
 COLORS = tuple(list(_ROLES)[3:])
 _MAX_LEGEND = 12  # entries; if there are more lines, only every nth is listed
 _MIN_DISTANCE = 0.15  # between labels of marks, as a share of the x axis
@@ -45,9 +45,9 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "worker",  # makes equal charts equal byte for byte
     "font.size": 9,
     "text.parse_math": False,  # a class may be called $x$
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,8 +57,8 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.bottom": False,
     "ytick.left": False,
     "ytick.minor.left": False,
@@ -119,9 +119,8 @@ class Chart:
 
 def draw(chart: Chart) -> str:
     """Draw a chart as an SVG element; its colors are `var(--NAME)` with a fallback."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=chart.size, layout="constrained")
-        axes = figure.add_subplot()
+
+    def fill(axes: Axes) -> None:
         colors = _colors(max((line.color for line in chart.lines), default=0) + 1)
         for line in chart.lines:
             _add(axes, line, colors[line.color])
@@ -131,7 +130,21 @@ def draw(chart: Chart) -> str:
         if len(names) > 1:
             handles, names = handles[::every], names[::every]
             look: Any = {"ncols": 4, "fontsize": 8, "handlelength": 1.4}
-            figure.legend(handles, names, loc="outside lower left", **look)
+            axes.figure.legend(handles, names, loc="outside lower left", **look)
+
+    return draw_with(fill, chart.size)
+
+
+def draw_with(fill: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """Draw an SVG element in the style of the pages.
+
+    Args:
+        fill: Draws on the axes, with the colors of this module.
+        size: Width and height, in inches.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        fill(figure.add_subplot())
         out = io.StringIO()
         # Without a date, equal charts are equal byte for byte.
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -177,9 +190,9 @@ def _frame(axes: Axes, chart: Chart) -> None:
     axes.set_ylim(bottom=low, top=high)
     if chart.dots:
         xs, ys = zip(*chart.dots, strict=True)
-        axes.scatter(xs, ys, s=16, color=_INK, zorder=3, label="checkpoint")
+        axes.scatter(xs, ys, s=16, color=INK, zorder=3, label="checkpoint")
     for x in chart.rules:
-        axes.axvline(x, color=_INK, linewidth=0.7, linestyle=(0, (1, 2)))
+        axes.axvline(x, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
     named = -math.inf
     span = abs(axes.get_xlim()[1] - axes.get_xlim()[0])
     for x, name in sorted(chart.marks):

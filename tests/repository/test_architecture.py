@@ -15,7 +15,7 @@ FLOORS = (  # from the top; a room imports from lower floors alone
     ("cli",),
     ("check", "launch", "trackers"),
     ("report",),
-    ("apply", "train"),
+    ("apply", "sweep", "train"),
     ("job", "record"),
     ("learn",),
     ("checkpoint", "ranks"),

@@ -6,9 +6,9 @@ from worker.data.reader import SampleReader
 from worker.store import Store
 
 
-def keys(store: Store) -> list[str]:
-    """All object names of a store."""
-    return [info.key for info in store.list()]
+def keys(store: Store, prefix: str = "") -> list[str]:
+    """The object names of a store that start with a prefix."""
+    return [info.key for info in store.list(prefix)]
 
 
 def unfinish(store: Store) -> None:

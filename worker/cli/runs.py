@@ -23,27 +23,18 @@ _ENDS = ("done", "failed")
 def status(*, run: str, watch: bool, as_json: bool) -> None:
     """Show the progress of RUN: state, step, speed, last commit, attempt, expected end.
 
-    RUN is the output of a job, or that of `worker predict --out`. Only the store is read, so the
-    figures may be up to half a minute old. A run without an update for a minute and a half is shown
-    as `silent`.
+    RUN is the output of a job, of a sweep, or of `worker predict --out`. Only the store is read, so
+    the figures may be up to half a minute old. A run without an update for a minute and a half is
+    shown as `silent`.
     """
-    from worker.apply.prediction_plan import read_plan
-    from worker.report.prediction_status import describe_prediction, read_prediction_status
-    from worker.report.status import describe_status, read_status
+    from worker.report.state import read_state
     from worker.store import open_store
 
     store = open_store(run)
-    plan = read_plan(store)
     lines = 0
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends a watch
         while True:
-            if plan:
-                prediction = read_prediction_status(plan, store)
-                state, fields = prediction.state, prediction.as_dict()
-                text = describe_prediction(prediction)
-            else:
-                found = read_status(store)
-                state, fields, text = found.state, found.as_dict(), describe_status(found)
+            state, fields, text = read_state(store)
             text = json.dumps(fields) if as_json else text
             live = watch and sys.stdout.isatty() and not as_json
             if lines:
@@ -68,12 +59,19 @@ def report(run: str, out: str) -> None:
     """Write a report on RUN: curves, rates, attempts, classes, mistakes, settings.
 
     RUN is the output of a job, finished or not. The report is a single HTML file that needs no
-    network.
+    network. For a sweep, a folder beside it holds the reports on its runs.
     """
     from worker.report.html_page import run_page
     from worker.report.read_run import read_run
+    from worker.report.sweep_pages import write_sweep_pages
     from worker.store import open_store, write_uri
+    from worker.sweep.plan import read_plan
 
+    plan = read_plan(open_store(run))
+    if plan:
+        write_sweep_pages(plan, open_store(run), out)
+        click.echo(f"report: {out}")
+        return
     page = run_page(read_run(open_store(run)))
     if out == "-":
         click.echo(page)

@@ -20,8 +20,14 @@ from worker.redaction import redacted
     type=click.IntRange(min=1),
     help="Ranks to start on this machine; default: one per GPU, or one on the CPU.",
 )
+@click.option(
+    "--until",
+    type=click.IntRange(min=1),
+    metavar="EPOCH",
+    help="Stop with exit code 75 once this many epochs are trained, evaluated and saved.",
+)
 @click.pass_obj
-def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
+def train(log_format: str, manifest: str, nproc: int | None, until: int | None) -> NoReturn:
     """Train the job in MANIFEST, or resume it from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
@@ -38,7 +44,7 @@ def train(log_format: str, manifest: str, nproc: int | None) -> NoReturn:
     settle_torch()
     from worker.launch.start import run_job
 
-    leave(run_job(loaded, nproc, stop, live=is_live(log_format)))
+    leave(run_job(loaded, nproc, stop, live=is_live(log_format), until=until))
 
 
 @main.command()
@@ -162,3 +168,31 @@ def find_rates(
     put_json(store, SWEEP_NAME, sweep.as_dict())
     click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
     click.echo(f"chart: {store.uri}{CHART_NAME}")
+
+
+@main.command()
+@click.argument("manifest")
+@click.option("--nproc", type=click.IntRange(min=1), help="Ranks for each trial, as for `train`.")
+@click.option("--dry-run", is_flag=True, help="Check and list the trials; write nothing.")
+def sweep(manifest: str, nproc: int | None, *, dry_run: bool) -> NoReturn:
+    """Run the trials of the sweep in MANIFEST, together with any other workers.
+
+    Start the same command in any number of pods, array tasks or shells, at any time: they share
+    the trials by way of the store, and take over those of workers that are lost. All settings are
+    checked before any trial starts. Stops like `train`, with exit code 75.
+    """
+    from worker.ranks.stop_signal import StopFlag
+
+    stop = StopFlag()
+    stop.install()
+    from worker.sweep.manifest import load_sweep
+
+    loaded = load_sweep(manifest)
+    settle_torch()
+    from worker.launch.guard import exit_code
+    from worker.launch.sweep import describe_dry_run, plan_sweep, run_sweep
+
+    if dry_run:
+        click.echo(describe_dry_run(plan_sweep(loaded, nproc or 1)))
+        leave(0)
+    leave(exit_code(lambda: run_sweep(loaded, nproc, stop)))

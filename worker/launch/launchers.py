@@ -56,6 +56,15 @@ def detect(
     return one_node(per_node)
 
 
+def without_peers(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without what makes pods meet, for work that each does by itself."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name != "JOB_COMPLETION_INDEX" and not name.startswith("PET_")
+    }
+
+
 def first_host(nodelist: str) -> str:
     """Return the first host of a Slurm node list: `node[01-04,7],gpu3` yields `node01`."""
     # Groups: the prefix, the first number in brackets (with its leading zeros), the suffix.

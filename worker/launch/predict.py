@@ -11,7 +11,6 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +37,7 @@ from worker.errors import DataError, InfrastructureError, StopRequested
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.loaders import Loaders, LoadPlan, ReadSet
 from worker.launch.guard import exit_code
-from worker.launch.launchers import detect
+from worker.launch.launchers import detect, without_peers
 from worker.launch.spawn import run_ranks
 from worker.launch.start import settle_process
 from worker.launch.topology import Spawn, one_node
@@ -103,7 +102,7 @@ def run_prediction(
     Raises:
         WorkerError: If the model, the images or the place does not fit.
     """
-    place = _alone(detect(_without_peers(os.environ), settle_process(), nproc))
+    place = _alone(detect(without_peers(os.environ), settle_process(), nproc))
     Settings.from_env().require_valid()
     require_format(options.format)
     bind(job=JOB)
@@ -130,15 +129,6 @@ def run_prediction(
     if place.leads and os.getpid() == own:
         announce(Owner(JOB, store.uri), code, outcome, stop.patience)
     return code
-
-
-def _without_peers(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what makes pods meet: here, each works by itself."""
-    return {
-        name: value
-        for name, value in env.items()
-        if name != "JOB_COMPLETION_INDEX" and not name.startswith("PET_")
-    }
 
 
 def _alone(place: Rank | Spawn) -> Rank | Spawn:

@@ -48,7 +48,14 @@ log = logging.getLogger(__name__)
 _LOW, _HIGH = 1e-3, 1e2
 
 
-def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool) -> int:
+def run_job(
+    manifest: Manifest,
+    nproc: int | None,
+    stop: StopFlag,
+    *,
+    live: bool,
+    until: int | None = None,
+) -> int:
     """Train on all ranks of this node.
 
     Any mistake in the manifest is found before a rank starts and before anything is written. The
@@ -59,6 +66,7 @@ def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool
         nproc: The number of ranks on this node; None for one per GPU.
         stop: The flag that a stop signal sets.
         live: Whether to show a live progress line on the terminal.
+        until: The number of epochs after which to stop, with exit code 75; None for all.
 
     Returns:
         The exit code.
@@ -82,7 +90,14 @@ def run_job(manifest: Manifest, nproc: int | None, stop: StopFlag, *, live: bool
 
     code = exit_code(
         lambda: _train(
-            manifest, gpus, place, outcome=outcome, stop=stop, live=live, report_exit=report_exit
+            manifest,
+            gpus,
+            place,
+            outcome=outcome,
+            stop=stop,
+            live=live,
+            until=until,
+            report_exit=report_exit,
         )
     )
     report_exit(code)
@@ -97,6 +112,7 @@ def _train(
     outcome: SharedOutcome,
     stop: StopFlag,
     live: bool,
+    until: int | None,
     report_exit: Callable[[int], None],
 ) -> int:
     require_divisible(manifest.train.batch_size, place.world_size)
@@ -119,7 +135,14 @@ def _train(
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         _run_rank(
-            job, rank, listener, outcome=outcome, stop=stop, live=live, report_exit=report_exit
+            job,
+            rank,
+            listener,
+            outcome=outcome,
+            stop=stop,
+            live=live,
+            until=until,
+            report_exit=report_exit,
         )
 
     if isinstance(place, Rank):
@@ -211,6 +234,7 @@ def _run_rank(
     outcome: SharedOutcome,
     stop: StopFlag,
     live: bool,
+    until: int | None,
     report_exit: Callable[[int], None],
 ) -> None:
     bind(rank=rank.rank)
@@ -253,6 +277,7 @@ def _run_rank(
                 progress=progress,
                 loaders=loaders,
                 saver=saver,
+                until=until,
                 report_exit=report_exit,
             )
         )

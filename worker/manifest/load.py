@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -14,6 +14,8 @@ from worker.manifest.job import Manifest
 from worker.manifest.yaml import MAX_BYTES, parse_yaml
 from worker.store import ObjectMissing, read_uri
 from worker.text import printable, read_text
+
+S = TypeVar("S", bound=BaseModel)
 
 _MAX_SHOWN = 60
 _MAX_COMPLAINTS = 20
@@ -48,6 +50,11 @@ def load_manifest(uri: str) -> Manifest:
 
     Raises `ConfigurationError` with one line per mistake, each naming its field.
     """
+    return parse_manifest(read_manifest(uri), uri)
+
+
+def read_manifest(uri: str) -> str:
+    """Return the text of a manifest. Raises `ConfigurationError` if it cannot be read."""
     try:
         data = read_uri(uri, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -55,39 +62,58 @@ def load_manifest(uri: str) -> Manifest:
                 f"manifest {uri}: larger than {MAX_BYTES} bytes, so not a manifest; check "
                 f"the address"
             )
-        text = read_text(data)
+        return read_text(data)
     except ObjectMissing as error:
         raise ConfigurationError(f"manifest {error}; check the address") from None
     except ValueError as error:
         raise ConfigurationError(f"manifest {uri}: {error}") from None
-    return parse_manifest(text, uri)
 
 
 def parse_manifest(text: str, uri: str) -> Manifest:
     """Parse and validate a manifest's text; `uri` is for messages only."""
+    return check_manifest(parse_mapping(text, uri), f"manifest {uri}")
+
+
+def parse_mapping(text: str, uri: str) -> dict[Any, Any]:
+    """Parse a manifest's text into plain data; `uri` is for messages only."""
     try:
         data = parse_yaml(text)
     except ValueError as error:
         raise ConfigurationError(f"manifest {uri}: {error}") from None
     if not isinstance(data, dict):
         raise ConfigurationError(f"manifest {uri}: not a mapping; start it with `version: 1`")
-    return check_manifest(data, f"manifest {uri}")
+    return data
 
 
 def check_manifest(data: dict[Any, Any], where: str) -> Manifest:
     """Validate plain data as a manifest; `where` is for messages only."""
+    return check_section(data, where, Manifest)
+
+
+def check_section(data: dict[Any, Any], where: str, schema: type[S]) -> S:
+    """Validate plain data against a schema.
+
+    Args:
+        data: The data.
+        where: Where it comes from, for messages.
+        schema: The schema of the outermost section.
+
+    Raises:
+        ConfigurationError: With one line per mistake, each naming its field.
+    """
     try:
         # Via JSON, so that strict mode accepts a manifest's lists as tuples.
         text = json.dumps(data, default=str)
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigurationError(f"{where}: not plain data: {first_line(error)}") from None
     try:
-        return Manifest.model_validate_json(text)
+        return schema.model_validate_json(text)
     except ValidationError as error:
         # Bounded, as `_relevant` compares every error with every other.
         details = error.errors(include_url=False)[: 10 * _MAX_COMPLAINTS]
         plain = json.loads(text)
-        lines = list(dict.fromkeys(_complaint(detail) for detail in _relevant(details, plain)))
+        relevant = _relevant(details, plain)
+        lines = list(dict.fromkeys(_complaint(detail, schema) for detail in relevant))
         if len(lines) == 1:
             raise ConfigurationError(f"{where}: {lines[0]}") from None
         more = ["and more"] if len(lines) > _MAX_COMPLAINTS else []
@@ -138,7 +164,7 @@ def _path_in(data: Any, detail: ErrorDetails) -> tuple[int | str, ...]:
     return tuple(path)
 
 
-def _complaint(detail: ErrorDetails) -> str:
+def _complaint(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     """Return a mistake as `path: what is wrong; what to do`."""
     location = list(detail["loc"])
     path = "".join(
@@ -148,27 +174,29 @@ def _complaint(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{path}: missing; add it"
     if detail["type"] == "extra_forbidden":
-        return f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1])}"
+        return (
+            f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1], schema)}"
+        )
     if detail["type"] == "string_pattern_mismatch":
         return (
             f"{path}: must be 1 to 63 lowercase letters, digits and dashes, with no dash at "
             "either end"
         )
     if detail["type"] == "model_type":
-        return f"{path}: must be a mapping of {', '.join(_known_keys(location))}"
+        return f"{path}: must be a mapping of {', '.join(_known_keys(location, schema))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     given = detail["input"]
     got = f", not {_quoted(given)}" if isinstance(given, (str, int, float)) else ""
     return f"{path}: {message}{got}" if path else f"{message}{got}"
 
 
-def _remedy(key: str, section: list[Any]) -> str:
+def _remedy(key: str, section: list[Any], schema: type[BaseModel]) -> str:
     """Suggest a remedy for an unknown key: a similar key, or the section it belongs in."""
-    if key.lower() in _ELSEWHERE:
+    if key.lower() in _ELSEWHERE and schema is Manifest:
         path = _ELSEWHERE[key.lower()]
         return f"did you mean {path}?" if path else _NO_SETTING
-    known = _known_keys(section)
-    elsewhere = dict(_paths(Manifest))
+    known = _known_keys(section, schema)
+    elsewhere = dict(_paths(schema))
     near = _nearest(key, known)
     if key in elsewhere and (near or "").lower() != key.lower():
         parent = elsewhere[key].rpartition(".")[0]
@@ -210,9 +238,9 @@ def _shown(value: str | float) -> str | float:
     return value
 
 
-def _known_keys(location: list[Any]) -> list[str]:
+def _known_keys(location: list[Any], schema: type[BaseModel]) -> list[str]:
     """Return the keys of the section at `location`."""
-    section: type[BaseModel] = Manifest
+    section = schema
     for part in location:
         if part in section.model_fields:
             section = section_in(section.model_fields[part].annotation) or section

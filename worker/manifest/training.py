@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from worker.manifest.base import Count, Fraction, NonNegative, Patterns, Positive, Section, Text
 
@@ -75,6 +75,8 @@ class Geometric(Section):
 class Group(Section):
     """Parameters that share a learning rate; each belongs to the first group that matches it."""
 
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")] | None = None
+    """Name in reports, metrics and sweeps: letters, digits, `_` and `-`. Default: the patterns."""
     match: Patterns
     """Leading components of the parameter's dotted name, each literal or a glob (`features.1`,
     `layer[34]`), or a list of such patterns; `head` and `backbone` work for any model family, and
@@ -162,6 +164,14 @@ class Optimizer(Section):
     """Multiplier of all learning rates, as a function of the step."""
     clip_norm: Positive | None = None
     """Maximum norm of the gradient over all parameters; a larger gradient is scaled down to it."""
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "Optimizer":
+        names = [group.name for group in self.groups if group.name]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"groups: two are named {twice!r}; rename one")
+        return self
 
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> "Optimizer":

@@ -149,7 +149,7 @@ def _by_depth(
     freeze = group.freeze
     until = freeze if isinstance(freeze, Freeze) else None
     whole = RateGroup(
-        name="+".join(group.match),
+        name=group.name or "+".join(group.match),
         match=group.match,
         lr=0.0 if freeze == "always" else rate,
         weight_decay=0.0,

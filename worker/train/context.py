@@ -30,5 +30,7 @@ class RankContext:
     """Batches of images."""
     saver: Saver | None
     """The process that writes checkpoints; None on ranks other than 0."""
+    until: int | None
+    """The number of epochs after which the attempt stops; None to finish the job."""
     report_exit: Callable[[int], None]
     """Reports an exit code to the metrics collector before the process is ended abruptly."""

@@ -66,7 +66,7 @@ def run_rank(context: RankContext) -> None:
         attempt = _open_attempt(context, learner, resumed, journal=journal, watchdog=watchdog)
         stack.callback(attempt.durable.close)
         watchdog.beat()
-        trainer = Trainer(attempt, context.loaders, context.progress)
+        trainer = Trainer(attempt, context.loaders, context.progress, context.until)
         trainer.train()
         finish(attempt, context.loaders, trainer.validation, trainer.validated)
         liveness.close()

@@ -2,10 +2,12 @@
 
 import contextlib
 import logging
+from typing import NoReturn
 
 from worker.data.batch_requests import Request
 from worker.data.epoch_plan import split
 from worker.data.loader import Bad
+from worker.errors import StopRequested
 from worker.learn.training_step import Engine
 from worker.logs import count
 from worker.record.progress import Progress
@@ -28,9 +30,13 @@ class Trainer:
         attempt: The attempt.
         loaders: The source of batches, not yet started.
         progress: The display of progress.
+        until: The number of epochs after which to stop; None to train to the end.
     """
 
-    def __init__(self, attempt: Attempt, loaders: JobLoaders, progress: Progress) -> None:
+    def __init__(
+        self, attempt: Attempt, loaders: JobLoaders, progress: Progress, until: int | None
+    ) -> None:
+        self._until = until
         job, manifest = attempt.job, attempt.job.manifest
         self._attempt = attempt
         self._loaders = loaders
@@ -74,6 +80,8 @@ class Trainer:
                 self._end_epoch()
             if state.step >= job.total_steps or self._stops_early():
                 return
+            if self._until and state.step >= self._until * job.steps_per_epoch:
+                self._pause(self._until)
             epoch, start = divmod(state.step, job.steps_per_epoch)
             request = Request(dataset=TRAIN, epoch=epoch, start=start)
             with contextlib.closing(self._loaders.batches(request)) as batches:
@@ -100,6 +108,15 @@ class Trainer:
             self.validated = validate(attempt, self.validation)
         state.evaluated = state.step
         attempt.save()
+
+    def _pause(self, until: int) -> NoReturn:
+        """Wait for the save of the epoch that has just ended, and raise `StopRequested`."""
+        self._attempt.drain()
+        raise StopRequested(
+            f"stopped after {count(until, 'epoch')}, as requested; run it again to go on"
+            if self._attempt.leads
+            else ""
+        )
 
     def _stops_early(self) -> bool:
         """Return whether `train.metric` has not improved for as long as the manifest allows."""

@@ -1,0 +1,190 @@
+"""`worker sweep`: workers that come and go share the trials, and the outcome is that of one."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Ended, Job, Run, Running, Start, Write
+from tests.support.stores import keys
+from worker.store import Store, open_store
+
+TAKEOVER = 4
+
+
+@pytest.fixture(autouse=True)
+def quick_takeover(environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_TAKEOVER_SECONDS", str(TAKEOVER))
+    monkeypatch.setenv("WORKER_LOADER_THREADS", "0")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
+
+
+@pytest.fixture
+def sweep(job: Job, write: Write, tmp_path: Path) -> dict[str, Any]:
+    """Two trials of two runs each, over two rungs."""
+    del job["data"]["val"]
+    job["data"]["fold"] = {"of": 3, "hold": 0}
+    job["optimizer"]["groups"] = [
+        {"name": "head", "match": "head"},
+        {"name": "backbone", "match": "*", "scale": 0.1},
+    ]
+    return {
+        "version": 1,
+        "sweep": "rates",
+        "output": f"{tmp_path}/sweep/",
+        "base": write(job),
+        "vary": {
+            "optimizer.lr": {"log": [1e-4, 1e-2]},
+            "optimizer.groups.backbone.scale": {"linear": [0.1, 1.0]},
+            "data.fold.hold": {"each": [0, 1]},
+        },
+        "trials": 2,
+        "halving": {"first": {"epochs": 1}},
+        "goal": {"max": "accuracy"},
+    }
+
+
+def put(sweep: dict[str, Any], tmp_path: Path, **changes: Any) -> str:
+    path = tmp_path / f"sweep-{len(list(tmp_path.glob('sweep-*.yaml')))}.yaml"
+    path.write_text(json.dumps({**sweep, **changes}))
+    return str(path)
+
+
+def outcome(store: Store) -> dict[str, bytes]:
+    """What must not depend on who ran what: results, the best, and all final weights."""
+    names = ("results/", "best.json", "sweep.json")
+    wanted = [key for key in keys(store) if key.startswith(names) or "model.safetensors" in key]
+    return {key: store.get(key) for key in wanted if "publications" not in key}
+
+
+def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_path: Path) -> None:
+    manifest = put(sweep, tmp_path)
+    dry = run("sweep", manifest, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert (
+        "2 trials of 2 runs each up to epoch 1\n1 trial of 2 runs each up to epoch 2\n" in dry.out
+    )
+    store = open_store(sweep["output"])
+    assert not keys(store)
+    ended = run("sweep", manifest)
+    assert ended.code == 0, ended.err
+    assert "the sweep is done: trial " in ended.err
+    best = json.loads(store.get("best.json"))
+    assert len(keys(store, "results/")) == 6
+    finished = [key for key in keys(store) if key.endswith("/done.json")]
+    assert len(finished) == 2  # the runs of the survivor; the others stopped after an epoch
+    assert f"{best['outputs'][0]}done.json" in finished
+    assert best["figure"]["low"] < best["figure"]["value"] <= best["figure"]["high"]
+
+    status = run("status", sweep["output"])
+    assert "state     done" in status.out
+    assert f"trial {best['trial']} is best" in status.out
+    assert status.out.count("given up") == 1
+    shown = json.loads(run("status", sweep["output"], "--json").out)
+    assert shown["trials"][0]["settings"] == best["settings"]
+    report = run("report", sweep["output"], "--out", f"{tmp_path}/page.html")
+    assert report.code == 0, report.err
+    page = (tmp_path / "page.html").read_text()
+    assert "Effect of each setting" in page
+    assert len(list((tmp_path / "page-runs").glob("*.html"))) == 4
+    for name in ("00000-000", "00001-001"):
+        assert f'href="page-runs/{name}.html"' in page
+    assert run("sweep", manifest).code == 0  # once more: nothing to do
+    before = outcome(store)
+    # Trained without halving, a survivor would have the same weights: no step was thrown away.
+    alone = run("sweep", put(sweep, tmp_path, output=f"{tmp_path}/alone/", halving=None))
+    assert alone.code == 0, alone.err
+    whole = outcome(open_store(f"{tmp_path}/alone"))
+    for key in finished:
+        weights = key.replace("done.json", "final/model.safetensors")
+        assert whole[weights] == before[weights]
+    other = run("sweep", put(sweep, tmp_path, trials=3))
+    assert other.code == 78
+    assert "holds another sweep (sweep: trials was 2 and is now 3)" in other.err
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "complaint"),
+    [
+        ("optimizer.groups.tail.scale", {"each": [1]}, "has no group named 'tail'"),
+        ("optimizer.weight_decay", {"each": [0, -1]}, "should be greater than or equal to 0"),
+        ("optimizer.groups.backbone.match", {"each": ["*", "stage9"]}, "'stage9' matches no"),
+        ("train.batch_size", {"each": [12, 7]}, "7 is not a multiple of the 2 ranks"),
+    ],
+)
+def test_bad_values_are_found_before_any_trial(
+    run: Run, sweep: dict[str, Any], tmp_path: Path, path: str, values: Any, complaint: str
+) -> None:
+    sweep["vary"][path] = values
+    ended = run("sweep", put(sweep, tmp_path), "--nproc", "2")
+    assert ended.code == 78
+    assert complaint in ended.err
+    assert not keys(open_store(sweep["output"]))
+
+
+def test_a_trial_that_fails_is_given_up(run: Run, sweep: dict[str, Any], tmp_path: Path) -> None:
+    sweep["vary"] = {"optimizer.lr": {"each": [1e-3, 1e30]}}
+    del sweep["trials"]
+    ended = run("sweep", put(sweep, tmp_path))
+    assert ended.code == 0, ended.err
+    assert "trial 1 has failed with exit code 78" in ended.err
+    assert "failed (78)" in run("status", sweep["output"]).out
+    sweep["vary"] = {"optimizer.lr": {"each": [1e30, 1e31]}}
+    ended = run("sweep", put(sweep, tmp_path, output=f"{tmp_path}/none/"))
+    assert ended.code == 78
+    assert "all 2 trials have failed" in ended.err
+    assert "state     failed" in run("status", f"{tmp_path}/none/").out
+
+
+def test_a_stop_keeps_what_was_done(
+    run: Run, start: Start, sweep: dict[str, Any], tmp_path: Path
+) -> None:
+    del sweep["vary"]["data.fold.hold"]
+    manifest, store = put(sweep, tmp_path), open_store(sweep["output"])
+    process = start("sweep", manifest)
+    wait_for(store, "results/", 1, process)
+    process.send(signal.SIGTERM)
+    ended = process.wait()
+    assert ended.code == 75, ended.err
+    assert not keys(store, "claims/")  # others need not wait
+    assert run("sweep", manifest).code == 0
+
+
+def wait_for(store: Store, prefix: str, count: int, process: Running) -> None:
+    deadline = time.monotonic() + 60
+    while len(keys(store, prefix)) < count:
+        assert time.monotonic() < deadline, process.wait().err
+        time.sleep(0.05)
+
+
+@pytest.mark.e2e
+def test_four_workers_killed_twenty_times_end_as_one_calm_worker(
+    run: Run, start: Start, sweep: dict[str, Any], job: Job, write: Write, tmp_path: Path
+) -> None:
+    job["train"]["epochs"] = 4
+    sweep |= {"base": write(job), "trials": 12}
+    del sweep["vary"]["data.fold.hold"]
+    calm = run("sweep", put(sweep, tmp_path, output=f"{tmp_path}/calm/"))
+    assert calm.code == 0, calm.err
+    manifest, store = put(sweep, tmp_path), open_store(sweep["output"])
+    seed = random.randrange(1 << 32)
+    print(f"killed as seed {seed} says")
+    chance = random.Random(seed)
+    workers = [start("sweep", manifest) for _ in range(4)]
+    for _ in range(20):
+        time.sleep(chance.uniform(0.2, 3.0))
+        victim = chance.randrange(4)
+        workers[victim].send(signal.SIGKILL)
+        assert workers[victim].wait().code in (-signal.SIGKILL, 0)
+        workers[victim] = start("sweep", manifest)
+    ends: list[Ended] = [worker.wait() for worker in workers]
+    assert [end.code for end in ends] == [0] * 4, ends[0].err
+    assert outcome(store) == outcome(open_store(f"{tmp_path}/calm"))
+    assert len(keys(store, "results/")) == 12 + 6 + 3
+    for number in range(12):
+        # Each step of each trial counted once, whoever did it, up to where the trial was given up.
+        assert run("audit", f"{store.uri}trials/{number:05d}").code == 0

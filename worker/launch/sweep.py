@@ -1,0 +1,267 @@
+"""A worker of a sweep: takes one trial after another, until none is left.
+
+Any number of workers run the same command and share nothing but the store. Each trains a trial in
+a child process, exactly as `worker train` would, up to the epoch at which trials are compared.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+from worker.charts import table
+from worker.checkpoint.claim import attempt_numbers
+from worker.environment import Settings
+from worker.errors import (
+    ConfigurationError,
+    ExitCode,
+    StopRequested,
+    WorkerError,
+    error_of,
+    exit_code_of,
+)
+from worker.forks import STOP_SIGNALS, die_with
+from worker.job.job import Job
+from worker.job.open_job import open_job
+from worker.launch.guard import exit_code, leave
+from worker.launch.launchers import detect, without_peers
+from worker.launch.start import run_job, settle_process
+from worker.launch.topology import Spawn, require_divisible
+from worker.logs import bind, count
+from worker.manifest import Manifest, load_manifest
+from worker.model.rate_groups import assign
+from worker.ranks.stop_signal import StopFlag
+from worker.store import Store, open_store
+from worker.sweep.best import best_of, describe_best
+from worker.sweep.claims import Claims
+from worker.sweep.halving import rung_sizes
+from worker.sweep.manifest import SweepManifest
+from worker.sweep.plan import (
+    BEST_NAME,
+    PLAN_NAME,
+    SweepPlan,
+    Unit,
+    UnitResult,
+    make_plan,
+    read_plan,
+    require_same,
+    standing,
+)
+from worker.sweep.results import ResultReader, measure_unit, write_result
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_MIN_WAIT, _MAX_WAIT = 0.5, 10.0
+_MAX_CRASHES = 3
+_FAILURES = (ExitCode.CONFIGURATION, ExitCode.DATA)
+"""Exit codes of a trial whose settings do not work, such as a rate at which the loss diverges."""
+
+
+def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
+    """Plan a sweep, and check each of its trials as far as that is possible without training.
+
+    Args:
+        sweep: The manifest of the sweep.
+        ranks: The number of ranks that will train a trial.
+
+    Raises:
+        ConfigurationError: If a trial has settings that are not valid; names the first one.
+    """
+    plan = make_plan(sweep, load_manifest(sweep.base))
+    opened: dict[str, Job] = {}
+    for trial in range(len(plan.trials)):
+        for repeat in range(len(plan.repeats)):
+            manifest = plan.job_manifest(trial, repeat, sweep.output)
+            try:
+                _check(manifest, ranks, opened)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"trial {trial}: {error}") from None
+    return plan
+
+
+def _check(manifest: Manifest, ranks: int, opened: dict[str, Job]) -> None:
+    require_divisible(manifest.train.batch_size, ranks)
+    # Opened anew only if the data or the model differ: that reads the store and builds a model.
+    key = f"{manifest.data!r} {manifest.model!r}"
+    if key not in opened:
+        opened[key] = open_job(manifest)
+    job = opened[key]
+    assign(job.backbone.layout, manifest.optimizer, job.steps_per_epoch)
+
+
+def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
+    """Run trials until the sweep is done, together with any other workers.
+
+    Args:
+        sweep: The manifest of the sweep.
+        nproc: The number of ranks that train a trial; None for one per GPU.
+        stop: The flag that a stop signal sets.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        WorkerError: If the manifest or the place does not fit, or a trial cannot be run here.
+    """
+    place = detect(without_peers(os.environ), settle_process(), nproc)
+    if not isinstance(place, Spawn) or place.nodes > 1:
+        raise ConfigurationError(
+            "a worker of a sweep starts the ranks of its trials itself: start one per node (with "
+            "srun, --ntasks-per-node=1), and as many as there are nodes"
+        )
+    Settings.from_env().require_valid()
+    bind(job=sweep.sweep)
+    plan, store = plan_sweep(sweep, place.local_world_size), open_store(sweep.output)
+    settled = _settle(plan, store)
+    worker = _Worker(settled, store, place.local_world_size, stop)
+    stop.has_begun = True
+    worker.run()
+    return ExitCode.DONE
+
+
+def _settle(plan: SweepPlan, store: Store) -> SweepPlan:
+    """Return the plan in the output, after writing it if this is the first worker."""
+    if read_plan(store) is None:
+        data = json.dumps(plan.model_dump(), indent=1).encode()
+        store.put_if_absent(PLAN_NAME, data)
+    found = read_plan(store)
+    if found is None:
+        raise error_of(ExitCode.INFRASTRUCTURE)
+    require_same(found, plan, store)
+    return found
+
+
+class _Worker:
+    def __init__(self, plan: SweepPlan, store: Store, ranks: int, stop: StopFlag) -> None:
+        self._plan = plan
+        self._store = store
+        self._ranks = ranks
+        self._stop = stop
+        self._claims = Claims(store, Settings.from_env().takeover_seconds)
+        self._results = ResultReader(store)
+
+    def run(self) -> None:
+        """Take units until none is left; raise `StopRequested` if a stop comes first."""
+        wait = _MIN_WAIT
+        while True:
+            results = self._results.read()
+            now = standing(self._plan, results)
+            if not now.pending:
+                self._finish(results)
+                return
+            free = self._claims.free(now.pending)
+            if free:
+                wait = _MIN_WAIT
+                self._take(random.choice(free))  # noqa: S311 -- others look at the same list
+                continue
+            if wait >= _MAX_WAIT / 2:
+                log.info("waiting for %s that others run", count(len(now.pending), "trial"))
+            self._sleep(wait)
+            wait = min(_MAX_WAIT, 1.5 * wait)
+
+    def _sleep(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            self._require_no_stop()
+            time.sleep(min(_POLL_SECONDS, max(0.0, ends - time.monotonic())))
+
+    def _require_no_stop(self) -> None:
+        if self._stop.requested:
+            raise StopRequested("stopped on request; run it again to go on with the sweep")
+
+    def _take(self, unit: Unit) -> None:
+        self._require_no_stop()
+        with self._claims.hold(unit) as mine:
+            if mine:
+                self._run(unit)
+
+    def _run(self, unit: Unit) -> None:
+        """Run a unit in a child process, and write its result."""
+        plan, until = self._plan, self._plan.rungs[unit.rung]
+        manifest = plan.job_manifest(unit.trial, unit.repeat, self._store.uri)
+        shown = ", ".join(f"{p} {v}" for p, v in plan.settings(unit.trial, unit.repeat).items())
+        log.info("trial %d up to epoch %d: %s", unit.trial, until, shown)
+        code = self._train(manifest, until)
+        job = open_store(manifest.output)
+        if code in (ExitCode.DONE, ExitCode.STOPPED):
+            result = measure_unit(plan, unit, job)
+            if result:
+                write_result(self._store, unit, result)
+                return
+            self._require_no_stop()
+            raise StopRequested(f"trial {unit.trial} was stopped; run it again to go on")
+        if code == ExitCode.SUPERSEDED:  # taken for lost, and taken over
+            log.warning("trial %d is now run by another worker", unit.trial)
+            return
+        crashed = code == ExitCode.BUG and len(attempt_numbers(job)) >= _MAX_CRASHES
+        if code in _FAILURES or crashed:
+            log.warning("trial %d has failed with exit code %d; it is given up", unit.trial, code)
+            write_result(self._store, unit, UnitResult(code=code))
+            return
+        self._require_no_stop()
+        raise error_of(code)
+
+    def _train(self, manifest: Manifest, until: int) -> int:
+        """Train a job up to an epoch in a child process; return its exit code."""
+        context = multiprocessing.get_context("fork")
+        child = context.Process(target=_child, args=(os.getpid(), manifest, self._ranks, until))
+        # As for the ranks of a job: a signal that arrives during the fork would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        child.start()
+
+        def forward(number: int) -> None:
+            if child.pid and child.is_alive():
+                os.kill(child.pid, signal.SIGTERM if number == signal.SIGINT else number)
+
+        self._stop.listener = forward
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if self._stop.requested:
+            forward(signal.SIGTERM)
+        while child.is_alive():
+            child.join(_POLL_SECONDS)
+            try:
+                self._claims.beat()
+            except WorkerError as error:  # the trial itself decides whether it can go on
+                log.warning("%s", error)
+        self._stop.listener = None
+        return exit_code_of(child.exitcode or 0)
+
+    def _finish(self, results: dict[Unit, UnitResult]) -> None:
+        best = best_of(self._plan, results)
+        if best is None:
+            raise ConfigurationError(
+                f"all {count(len(self._plan.trials), 'trial')} have failed; the logs say why, and "
+                f"`worker status {self._store.uri}` lists them"
+            )
+        self._store.put_if_absent(BEST_NAME, json.dumps(best.model_dump(), indent=1).encode())
+        log.info("the sweep is done: %s", describe_best(self._plan, best))
+
+
+def _child(parent: int, manifest: Manifest, ranks: int, until: int) -> None:
+    die_with(parent)
+    stop = StopFlag()
+    stop.install()
+    # A terminal sends SIGINT to the entire process group; the parent forwards it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for name in set(os.environ) - set(without_peers(os.environ)):
+        del os.environ[name]
+    leave(exit_code(lambda: run_job(manifest, ranks, stop, live=False, until=until)))
+
+
+def describe_dry_run(plan: SweepPlan) -> str:
+    """Return the rungs and the trials of a sweep as text."""
+    sizes = rung_sizes(len(plan.trials), len(plan.rungs), plan.manifest.halving)
+    repeats = len(plan.repeats)
+    lines = [
+        f"{count(size, 'trial')}{f' of {repeats} runs each' if repeats > 1 else ''} "
+        f"up to epoch {epochs}"
+        for size, epochs in zip(sizes, plan.rungs, strict=True)
+    ]
+    paths = list(dict.fromkeys(path for trial in plan.trials for path in trial))
+    rows = [[str(n), *(str(trial[path]) for path in paths)] for n, trial in enumerate(plan.trials)]
+    return "\n".join([*lines, "", *table([["trial", *paths], *rows])])
