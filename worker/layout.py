@@ -11,7 +11,7 @@ DONE_NAME, MANIFEST_NAME = "done.json", "manifest.json"
 CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
 JUDGMENT_NAME, README_NAME = "judgement.json", "README.md"
 FINAL = "final/"
-FIND_RATES, CHART_NAME, SWEEP_NAME = "find-rates/", "chart.svg", "sweep.json"
+FIND_RATES = "find-rates/"
 CHECK = "check/"
 """Prefix below which `worker check` writes and deletes objects to test its permissions."""
 PUBLISHED = (

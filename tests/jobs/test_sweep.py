@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.processes import Ended, Job, Run, Running, Start, Write
 from tests.support.stores import keys
+from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import Store, open_store
 
 TAKEOVER = 4
@@ -55,10 +56,17 @@ def put(sweep: dict[str, Any], tmp_path: Path, **changes: Any) -> str:
 
 
 def outcome(store: Store) -> dict[str, bytes]:
-    """What must not depend on who ran what: results, the best, and all final weights."""
-    names = ("results/", "best.json", "sweep.json")
-    wanted = [key for key in keys(store) if key.startswith(names) or "model.safetensors" in key]
-    return {key: store.get(key) for key in wanted if "publications" not in key}
+    """What must not depend on who ran what: results, the best, and the last weights of each job."""
+    found = {key: store.get(key) for key in keys(store) if key.startswith(("results/", "best."))}
+    for trial in {key.split("/")[1] for key in keys(store, "trials/")}:
+        job = open_store(f"{store.uri}trials/{trial}")
+        newest = list_commits(job)[0]
+        parts = read_commit(job, newest)
+        assert parts
+        found[f"{trial} at step {newest.step}"] = parts["model.safetensors"]
+        if "final/model.safetensors" in keys(job, "final/"):
+            found[f"{trial}, final"] = job.get("final/model.safetensors")
+    return found
 
 
 def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_path: Path) -> None:
@@ -100,7 +108,7 @@ def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_pat
     assert alone.code == 0, alone.err
     whole = outcome(open_store(f"{tmp_path}/alone"))
     for key in finished:
-        weights = key.replace("done.json", "final/model.safetensors")
+        weights = f"{key.split('/')[1]}, final"
         assert whole[weights] == before[weights]
     other = run("sweep", put(sweep, tmp_path, trials=3))
     assert other.code == 78

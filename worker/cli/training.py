@@ -133,18 +133,40 @@ def check(manifest: str, ranks: int | None, nproc: int | None) -> int:
 @click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True)
 @click.option("--low", type=click.FloatRange(min=0, min_open=True), help="First base rate.")
 @click.option("--high", type=click.FloatRange(min=0, min_open=True), help="Last base rate.")
+@click.option("--groups", is_flag=True, help="Diagnose the rate of each group and block instead.")
+@click.option(
+    "--batches",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="With --groups: batches whose gradients are compared.",
+)
+@click.option("--nproc", type=click.IntRange(min=1), help="With --groups: ranks, as for `train`.")
 @click.option(
     "--out", help="Address of a folder for the chart and data; default: find-rates/ in the output."
 )
 def find_rates(
-    manifest: str, steps: int, low: float | None, high: float | None, out: str | None
+    *,
+    manifest: str,
+    steps: int,
+    low: float | None,
+    high: float | None,
+    groups: bool,
+    batches: int,
+    nproc: int | None,
+    out: str | None,
 ) -> None:
-    """Sweep the base rate of MANIFEST and suggest one.
+    """Sweep the base rate of MANIFEST and suggest one, or diagnose the rates of its groups.
 
-    Trains on one rank for some steps while the base rate grows, by default from a thousandth of
+    The head of a pretrained model is trained first, on features that are computed once. Then one
+    rank trains for some steps while the base rate grows, by default from a thousandth of
     optimizer.lr to a hundred times that rate. Every group keeps its ratio to the base rate, and
     groups that are frozen only at first take part too. Only chart.svg and sweep.json are kept, in
     find-rates/ below the output or in the folder that --out names.
+
+    With --groups, no weight changes: the gradients of some batches are compared, for each group
+    and block. Shown are their norm relative to the weights, the share of them that is signal, and
+    how far an update would move the weights; groups.svg and groups.json are kept.
     """
     from worker.ranks.stop_signal import StopFlag
 
@@ -154,20 +176,25 @@ def find_rates(
 
     loaded = load_manifest(manifest)
     settle_torch()
-    from worker.launch.start import run_sweep
-    from worker.layout import CHART_NAME, FIND_RATES, SWEEP_NAME
+    from worker.launch.find_rates import run_diagnosis, run_range_test
+    from worker.learn.rate_diagnosis import describe_diagnosis
     from worker.learn.rate_sweep import describe_sweep
-    from worker.report.sweep_chart import draw_sweep
+    from worker.report.find_rates import write_diagnosis, write_sweep
     from worker.store import open_store
-    from worker.store.json_records import put_json
 
-    with progress_bar(steps, "sweeping") as bar:
-        job, sweep = run_sweep(loaded, steps, low, high=high, stop=stop, advance=bar.update)
-    store = open_store(out or f"{job.output.uri}{FIND_RATES}")
-    store.put(CHART_NAME, draw_sweep(sweep, job.manifest.job).encode())
-    put_json(store, SWEEP_NAME, sweep.as_dict())
-    click.echo(describe_sweep(sweep, job.manifest.optimizer.lr))
-    click.echo(f"chart: {store.uri}{CHART_NAME}")
+    if groups:
+        with progress_bar(batches, "comparing") as bar:
+            job, found = run_diagnosis(loaded, batches, nproc, stop=stop, advance=bar.update)
+        text = describe_diagnosis(found)
+        chart = write_diagnosis(open_store(out or job.find_rates), found, job.manifest.job)
+    else:
+        with progress_bar(steps, "sweeping") as bar:
+            job, sweep = run_range_test(
+                loaded, steps, low, high=high, stop=stop, advance=bar.update
+            )
+        text = describe_sweep(sweep, job.manifest.optimizer.lr)
+        chart = write_sweep(open_store(out or job.find_rates), sweep, job.manifest.job)
+    click.echo(f"{text}\nchart: {chart}")
 
 
 @main.command()

@@ -16,6 +16,7 @@ from worker.errors import ConfigurationError
 from worker.job.dataset import Dataset
 from worker.job.manifest_changes import Change, changes_between, flat
 from worker.job.sampling import describe_sampling
+from worker.layout import FIND_RATES
 from worker.learn.loss import Criterion
 from worker.logs import count
 from worker.manifest import Manifest
@@ -147,6 +148,11 @@ class Job:
             window=self.manifest.data.shuffle.window,
             draws=draws,
         )
+
+    @property
+    def find_rates(self) -> str:
+        """The address of the folder for the results of `worker find-rates`."""
+        return f"{self.output.uri}{FIND_RATES}"
 
     @property
     def lanes(self) -> int:

@@ -13,7 +13,7 @@ from worker.checkpoint.publish import settle
 from worker.checkpoint.saver_process import Saver
 from worker.checkpoint.snapshot import room_for_training
 from worker.environment import Settings
-from worker.errors import ConfigurationError, WorkerError
+from worker.errors import WorkerError
 from worker.job.job import Job, require_same_experiment
 from worker.job.open_job import open_job
 from worker.job.resume_preview import describe_done
@@ -22,7 +22,6 @@ from worker.launch.launchers import detect
 from worker.launch.requirements import check_place
 from worker.launch.spawn import run_ranks
 from worker.launch.topology import Spawn, require_divisible
-from worker.learn.rate_sweep import Sweep
 from worker.logs import bind
 from worker.manifest import Manifest
 from worker.memory import configure_memory
@@ -39,13 +38,10 @@ from worker.record.progress import Progress
 from worker.store import open_store
 from worker.store.traffic_counts import listen
 from worker.train.context import RankContext
-from worker.train.find_rates import sweep_rates
 from worker.train.loaders import open_loaders
 from worker.train.run_rank import run_rank
 
 log = logging.getLogger(__name__)
-
-_LOW, _HIGH = 1e-3, 1e2
 
 
 def run_job(
@@ -149,60 +145,6 @@ def _train(
         stop.has_begun = True
         return exit_code(lambda: run(place, None))
     return run_ranks(place, run, stop)
-
-
-def run_sweep(
-    manifest: Manifest,
-    steps: int,
-    low: float | None,
-    *,
-    high: float | None,
-    stop: StopFlag,
-    advance: Callable[[int], None],
-) -> tuple[Job, Sweep]:
-    """Sweep the base rate on one rank.
-
-    Args:
-        manifest: The manifest of the job.
-        steps: The number of steps.
-        low: The lowest base rate; None for 1/1000 of the manifest's.
-        high: The highest base rate; None for 100 times the manifest's.
-        stop: The flag that a stop signal sets.
-        advance: Called with 1 after each step.
-
-    Returns:
-        The job, and the loss at each rate.
-
-    Raises:
-        WorkerError: If the manifest is invalid, or the sweep fails or is stopped.
-    """
-    gpus = settle_process()
-    Settings.from_env().require_valid()
-    check_place(manifest, gpus)
-    base = manifest.optimizer.lr
-    low, high = low or base * _LOW, high or base * _HIGH
-    if low >= high:
-        raise ConfigurationError(f"--low: {low:g} is not below --high, {high:g}; set both")
-    job = open_job(manifest)
-    if manifest.model.pretrained:
-        load_pretrained(job.backbone, manifest.model.pretrained)
-    rank = Rank(
-        rank=0,
-        world_size=1,
-        local_rank=0,
-        local_world_size=1,
-        master_addr="localhost",
-        master_port=0,
-    )
-    stop.has_begun = True
-    # The loaders fork processes, so they come before the process group, which initializes CUDA.
-    with (
-        contextlib.closing(open_loaders(job, rank, device_of(rank))) as loaders,
-        process_group(rank, socket.create_server(("127.0.0.1", 0)), stop),
-    ):
-        return job, sweep_rates(
-            job, rank, loaders, steps=steps, low=low, high=high, stop=stop, advance=advance
-        )
 
 
 def settle_process() -> int:

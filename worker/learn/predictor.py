@@ -40,8 +40,7 @@ class Predictor:
         if self._device.type == "cpu":
             threads = torch.get_num_threads()
             self._pool = ThreadPoolExecutor(threads, "predict", torch.set_num_threads, (1,))
-        if head:
-            model.get_submodule(head).register_forward_pre_hook(self._see)
+        self._hook = head and model.get_submodule(head).register_forward_pre_hook(self._see)
 
     def __call__(self, images: Tensor) -> Output:
         """Return logits, [N, classes], and features, [N, D].
@@ -61,6 +60,13 @@ class Predictor:
             # activations alive, so nothing could be freed.
             self._size = ceil_div(size, 2)
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Leave the model as it was, and end the threads."""
+        if self._hook:
+            self._hook.remove()
+        if self._pool:
+            self._pool.shutdown()
 
     def _pass(self, images: Tensor) -> Output:
         # The modes are those of a thread.

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 
 import torch
 
@@ -16,14 +15,15 @@ from worker.learn.rate_sweep import Sweep, make_sweep, smooth
 from worker.learn.training_step import Engine
 from worker.model.learner import build_learner
 from worker.model.optimizer import set_rates
-from worker.model.rate_groups import RateGroup
 from worker.model.schedule import Factor
 from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.process_group import device_of
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.train.batches import TRAIN
+from worker.train.diagnose_rates import released
 from worker.train.loaders import JobLoaders
+from worker.train.train_head import train_head
 
 _DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai's `lr_find`
 
@@ -41,6 +41,7 @@ def sweep_rates(
 ) -> Sweep:
     """Train from the initial weights while the base rate grows exponentially.
 
+    The head of a pretrained model is trained first: its random start would determine the loss.
     Every group keeps its ratio to the base rate, and all except permanently frozen ones are
     trained. Ends early once the smoothed loss exceeds four times its minimum. The trained weights
     are discarded.
@@ -63,7 +64,7 @@ def sweep_rates(
     """
     device = device_of(rank)
     torch.set_num_threads(cores_per_rank(rank))
-    groups = tuple(_released(group) for group in job.groups)
+    groups = tuple(released(group) for group in job.groups)
     learner = build_learner(job.backbone.model, groups, job.manifest, device)
     optimizer = job.manifest.optimizer
     engine = Engine(
@@ -79,10 +80,18 @@ def sweep_rates(
     losses: list[float] = []
     with ExitStack() as stack:
         loaders.start()
+        if job.manifest.model.pretrained:
+            train_head(
+                job,
+                learner.model,
+                rank,
+                loaders,
+                precision=learner.precision,
+                advance=lambda _: require_no_stop(stop),
+            )
         batches = stack.enter_context(closing(_endless(job, loaders)))
         for step, (batch, size) in enumerate(itertools.islice(batches, steps)):
-            if stop.requested:
-                raise StopRequested("stopped on request; the results of the sweep are discarded")
+            require_no_stop(stop)
             # Evenly spaced on a logarithmic scale, with both ends included.
             rates.append(low * (high / low) ** (step / max(1, steps - 1)))
             set_rates(learner.optimizer, Factor(rates[-1] / optimizer.lr))
@@ -102,8 +111,10 @@ def sweep_rates(
     return make_sweep(rates, losses, diverged=len(rates) < steps)
 
 
-def _released(group: RateGroup) -> RateGroup:
-    return group if group.release is None else replace(group, release=0)
+def require_no_stop(stop: StopFlag) -> None:
+    """Raise `StopRequested` if a stop was requested."""
+    if stop.requested:
+        raise StopRequested("stopped on request; the results of the sweep are discarded")
 
 
 def _endless(job: Job, loaders: JobLoaders) -> Generator[tuple[Batch, int]]:
