@@ -19,6 +19,7 @@ _MIN_FALL = 0.1
 _SIGMAS = 4.0  # strict, as the search for the longest fall also picks the largest noise
 _NORMAL_MEDIAN = 0.6745  # median absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
+_BELOW_RISE = 10.0  # as in fastai's "minimum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,10 @@ class Sweep:
     losses: tuple[float, ...]
     """Smoothed losses."""
     suggestion: float | None
-    """Suggested base rate; None if the loss does not clearly fall."""
+    """Suggested base rate; None if the loss neither clearly falls nor clearly rises."""
+    falls: bool
+    """Whether the suggestion is the rate at which the loss falls; otherwise, it is a tenth of the
+    rate from which the loss rises."""
     diverged: bool
     """Whether the sweep ended early because the loss grew too large."""
 
@@ -74,6 +78,20 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     return rates[(start + end) // 2]
 
 
+def suggest_below_rise(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """Return a tenth of the rate with the lowest smoothed loss, if the loss clearly rises after it.
+
+    A trained head leaves little for the loss to fall by; then the rates that are too high still
+    show. The result is None if they do not.
+    """
+    smoothed = smooth(losses)
+    lowest = min(range(len(smoothed)), key=lambda i: smoothed[i])
+    noise = noise_of(losses) * math.sqrt(_averaged(len(losses)) + _averaged(lowest + 1))
+    if smoothed[-1] - smoothed[lowest] < max(_MIN_FALL * smoothed[lowest], _SIGMAS * noise):
+        return None
+    return rates[lowest] / _BELOW_RISE
+
+
 def noise_of(losses: Sequence[float]) -> float:
     """Return the standard deviation of the loss from batch to batch.
 
@@ -111,10 +129,12 @@ def make_sweep(rates: list[float], losses: list[float], *, diverged: bool) -> Sw
     rates, losses = [rates[n] for n in finite], [losses[n] for n in finite]
     if len(rates) < _MIN_POINTS:
         raise ConfigurationError(f"--low: the loss diverges within {len(rates)} steps; start lower")
+    falling = suggest(rates, losses)
     return Sweep(
         rates=tuple(rates),
         losses=tuple(smooth(losses)),
-        suggestion=suggest(rates, losses),
+        suggestion=suggest_below_rise(rates, losses) if falling is None else falling,
+        falls=falling is not None,
         diverged=diverged,
     )
 
@@ -131,12 +151,21 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
         f"base rate {sweep.rates[0]:.2g} to {sweep.rates[-1]:.2g}"
         + (", where the loss diverges" if sweep.diverged else ""),
         f"lowest loss at {best:.2g}",
-        "no suggestion: the loss does not clearly fall; sweep another range with --low and --high"
-        if sweep.suggestion is None
-        else f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
-        "times that of the manifest; scale the groups' absolute rates by the same factor)",
+        *_describe_suggestion(sweep, base),
     ]
     return "\n".join(lines)
+
+
+def _describe_suggestion(sweep: Sweep, base: float) -> list[str]:
+    if sweep.suggestion is None:
+        return ["no suggestion: the loss does not clearly fall; set another --low and --high"]
+    lines = [
+        f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
+        "times that of the manifest; scale the groups' absolute rates by the same factor)"
+    ]
+    if not sweep.falls:
+        lines.insert(0, "the loss does not clearly fall, but rises beyond that: a tenth is safe")
+    return lines
 
 
 def clipped(sweep: Sweep) -> list[float]:
