@@ -71,7 +71,8 @@ def altered(image: Image.Image, target: str, random: np.random.Generator) -> Ima
     pixels = np.asarray(image, np.float32)
     if target in ("noise", "inversion"):
         pixels = 255 - pixels if target == "inversion" else pixels
-        pixels = pixels + random.normal(0, 102, pixels.shape) * (target == "noise")
+        noise = random.normal(0, 102, pixels.shape) * (target == "noise")
+        pixels = (pixels + noise).astype(np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

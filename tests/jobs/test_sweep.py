@@ -63,7 +63,7 @@ def outcome(store: Store) -> dict[str, bytes]:
         newest = list_commits(job)[0]
         parts = read_commit(job, newest)
         assert parts
-        found[f"{trial} at step {newest.step}"] = parts["model.safetensors"]
+        found[f"{trial} at step {newest.step}"] = bytes(parts["model.safetensors"])
         if "final/model.safetensors" in keys(job, "final/"):
             found[f"{trial}, final"] = job.get("final/model.safetensors")
     return found

@@ -41,7 +41,8 @@ def sweep_rates(
 ) -> Sweep:
     """Train from the initial weights while the base rate grows exponentially.
 
-    The head of a pretrained model is trained first: its random start would determine the loss.
+    The head of a pretrained model is trained first, unless nothing else is trained: its random
+    start would determine the loss.
     Every group keeps its ratio to the base rate, and all except permanently frozen ones are
     trained. Ends early once the smoothed loss exceeds four times its minimum. The trained weights
     are discarded.
@@ -80,7 +81,7 @@ def sweep_rates(
     losses: list[float] = []
     with ExitStack() as stack:
         loaders.start()
-        if job.manifest.model.pretrained:
+        if job.manifest.model.pretrained and _trains_backbone(job):
             train_head(
                 job,
                 learner.model,
@@ -109,6 +110,11 @@ def sweep_rates(
             if smoothed[-1] > _DIVERGED * min(smoothed):
                 break
     return make_sweep(rates, losses, diverged=len(rates) < steps)
+
+
+def _trains_backbone(job: Job) -> bool:
+    head = job.backbone.layout.head
+    return any(g.release is not None and not head.issuperset(g.parameters) for g in job.groups)
 
 
 def require_no_stop(stop: StopFlag) -> None:
