@@ -61,6 +61,7 @@ def told(step: int) -> StepProgress:
         images_per_second=1e3,
         wait_ratio=0.1,
         remaining_seconds=60.0,
+        checkpoint_seconds=60.0,
         rates=rates,
         gradient_norms=norms,
     )

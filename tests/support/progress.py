@@ -14,6 +14,7 @@ def progress_at(step: int, loss: float = 0.0, wait: float = 0.0) -> StepProgress
         images_per_second=1.0,
         wait_ratio=wait,
         remaining_seconds=0.0,
+        checkpoint_seconds=60.0,
         rates={"head": 1e-3},
         gradient_norms={"head": 1.0},
     )

@@ -13,6 +13,7 @@ from worker.job.job import Job
 from worker.job.likely_mistakes import likely_mistakes
 from worker.job.sampling import describe_sampling
 from worker.logs import count
+from worker.manifest import Checkpoint
 from worker.model.rate_groups import Layout, RateGroup
 from worker.ranks.rank import Rank
 
@@ -101,6 +102,8 @@ class Outline:
     """Number of shards that each rank reads per epoch."""
     decoding: str
     """Threads and processes that each rank would decode with on this machine."""
+    saving: str
+    """When checkpoints are written."""
     settings: dict[str, Any]
     """Optimizer and training settings, as in the manifest, except for the groups."""
     steps: list[int]
@@ -164,6 +167,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
                 job.lanes,
             )
         ),
+        saving=_describe_saving(manifest.checkpoint),
         settings={
             "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
             "train": manifest.train.model_dump(mode="json"),
@@ -198,6 +202,17 @@ def _outline_data(dataset: Dataset) -> dict[str, Any]:
         "bytes": sum(shard.bytes for shard in index.shards),
         "source": _source_of(dataset),
     }
+
+
+def _describe_saving(settings: Checkpoint) -> str:
+    parts = ["at the end of every epoch"]
+    if settings.every_steps:
+        parts.append(f"every {count(settings.every_steps, 'step')}")
+    if settings.every_minutes:
+        parts.append(f"every {settings.every_minutes:g} minutes")
+    if settings.share:
+        parts.append(f"as often as {settings.share:.0%} of the time allows, at most once a minute")
+    return ", ".join(parts)
 
 
 def _class_places(job: Job) -> dict[str, int]:

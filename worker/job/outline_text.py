@@ -32,6 +32,7 @@ def describe_outline(plan: Outline) -> str:
         "ranks": f"{plan.ranks}, {plan.batch_size // plan.ranks} images each; "
         f"shards read per epoch: {shards}",
         "decoding": f"{plan.decoding} on each rank, if the ranks run on this machine",
+        "saving": plan.saving,
         "optimizer": _describe_optimizer(plan.settings),
         "settings": _describe_settings(plan.settings),
     }

@@ -8,6 +8,8 @@ from worker.manifest.base import Count, Positive, Section, Text
 from worker.manifest.data import Data
 from worker.manifest.training import Model, Optimizer, Train
 
+_OVERHEAD = 0.03
+
 
 class Checkpoint(Section):
     """Retention of checkpoints, and their schedule in addition to epoch ends and requested stops.
@@ -24,9 +26,27 @@ class Checkpoint(Section):
     """Minutes between commits; there is also a commit at the end of every epoch and at every
     requested stop.
     """
+    overhead: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of the time that saving may cost, from which the interval follows: blocked time and
+    slower steps are measured, and attempts that die are taken into account. Default: 0.03 if no
+    interval is set.
+    """
     keep: Count = 2
     """Number of newest checkpoints to keep; the one with the best `train.metric` is kept as well.
     """
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> "Checkpoint":
+        if self.overhead and (self.every_steps or self.every_minutes):
+            raise ValueError("overhead chooses the interval; remove every_steps and every_minutes")
+        return self
+
+    @property
+    def share(self) -> float | None:
+        """The share of the time that saving may cost; None if an interval is set."""
+        if self.every_steps or self.every_minutes:
+            return None
+        return self.overhead or _OVERHEAD
 
 
 class Thresholds(Section):

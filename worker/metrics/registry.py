@@ -247,7 +247,11 @@ class Metrics:
         )
         self.checkpoint_bytes = self._job_gauge("checkpoint_bytes", "Size of the last checkpoint")
         self.checkpoint_interval = self._job_gauge(
-            "checkpoint_interval_seconds", "Time between checkpoints, as set in the manifest"
+            "checkpoint_interval_seconds", "Time between checkpoints, as set or chosen"
+        )
+        self.checkpoint_overhead = self._job_gauge(
+            "checkpoint_overhead_ratio",
+            "Share of the time that checkpoints cost: blocked, and by slower steps",
         )
         self.checkpoint_failures = self._counter(
             _JOB, "checkpoint_failures", "Checkpoints that could not be written"

@@ -33,6 +33,8 @@ class StepProgress:
     """Share of the time spent waiting for images, on the rank that waits most."""
     remaining_seconds: float
     """Estimated time to the end of the job."""
+    checkpoint_seconds: float
+    """Time from one checkpoint to the next."""
     rates: Mapping[str, float]
     """Learning rates, by group."""
     gradient_norms: Mapping[str, float]

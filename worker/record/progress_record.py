@@ -45,6 +45,7 @@ class ProgressRecord(StoredRecord):
     best_metric: Real | None = None
     images_per_second: Real | None = None
     remaining_seconds: Time | None = None
+    checkpoint_seconds: Time | None = None
     end: End | None = None
 
     def after(self, event: Event) -> "ProgressRecord":
@@ -74,6 +75,7 @@ class ProgressRecord(StoredRecord):
             loss=step.loss,
             images_per_second=step.images_per_second,
             remaining_seconds=step.remaining_seconds,
+            checkpoint_seconds=step.checkpoint_seconds,
         )
 
     def _with(self, **fields: object) -> "ProgressRecord":

@@ -68,6 +68,8 @@ class Status:
     """The step of the last checkpoint."""
     commit_age: float | None
     """Seconds since the last checkpoint."""
+    checkpoint_seconds: float | None
+    """Time from one checkpoint to the next, as set or chosen."""
     age: float
     """Seconds since the run last reported."""
     cost: str
@@ -115,6 +117,7 @@ def read_status(store: Store) -> Status:
         expected_end=(said.time or 0) + (said.remaining_seconds or 0) if running else None,
         committed=commit,
         commit_age=commit_age,
+        checkpoint_seconds=said.checkpoint_seconds if running else None,
         age=age,
         cost=_read_cost(store, attempt),
     )
@@ -177,6 +180,9 @@ def describe_status(status: Status) -> str:
     commit = ""
     if status.committed is not None:
         commit = f"step {status.committed}, {_ago(status.commit_age or 0)}"
+    if status.checkpoint_seconds is not None:
+        every = f"every {duration(status.checkpoint_seconds)}"
+        commit = f"{commit}, {every}" if commit else f"none yet, {every}"
     rows = {
         "job": f"{status.job}, {status.run}",
         "state": f"{status.state}, last report {_ago(status.age)}",

@@ -17,6 +17,7 @@ from worker.ranks.watchdog import Watchdog
 from worker.record.evaluation_records import EvaluationRecords
 from worker.record.journal import Journal
 from worker.record.sample_ledger import Recorder
+from worker.train.checkpoint_pace import CheckpointPace
 from worker.train.durable_state import DurableState
 
 _POLL_SECONDS = 0.5
@@ -42,6 +43,8 @@ class Attempt:
     """The ledger of samples."""
     evaluations: EvaluationRecords
     """The records of evaluations; only rank 0 writes them."""
+    pace: CheckpointPace
+    """When the next checkpoint is due; only rank 0 asks."""
     journal: Journal
     """The event history and progress of the attempt."""
     watchdog: Watchdog
@@ -110,7 +113,9 @@ class Attempt:
         began, is_saved = time.monotonic(), self.durable.is_saved
         self.durable.save(write)
         if not is_saved:
-            self.metrics.checkpoint_blocked_seconds().observe(time.monotonic() - began)
+            blocked = time.monotonic() - began
+            self.pace.saved(blocked)
+            self.metrics.checkpoint_blocked_seconds().observe(blocked)
 
     def drain(self) -> None:
         """Wait for any save under way; raises `StopRequested` if a stop leaves too little time."""

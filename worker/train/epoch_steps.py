@@ -193,15 +193,17 @@ class Steps:
         self._images += queued.size
         epochs = state.step / attempt.job.steps_per_epoch
         phases = {"wait": queued.waited, **outcome.seconds}
+        seconds = self._watch.lap()
+        attempt.pace.step(seconds, saving=attempt.durable.saving)
         self._telemetry.step(
-            state.step, epochs=epochs, size=queued.size, seconds=self._watch.lap(), phases=phases
+            state.step, epochs=epochs, size=queued.size, seconds=seconds, phases=phases
         )
 
     def _has_waited(self) -> bool:
         """Return whether a checkpoint is due by rank 0's clock; False on other ranks."""
-        minutes = self._attempt.job.manifest.checkpoint.every_minutes
+        interval = self._attempt.pace.seconds
         waited = self._attempt.durable.seconds_since_save()
-        return self._attempt.leads and minutes is not None and waited >= 60 * minutes
+        return self._attempt.leads and interval is not None and waited >= interval
 
     def _is_due(self, agreed: Signals, step: int) -> bool:
         every = self._attempt.job.manifest.checkpoint.every_steps
@@ -249,8 +251,11 @@ class Steps:
         (wait_ratio,) = highest(waited / seconds, device=device)
         checkpoint = job.manifest.checkpoint
         steps = min(checkpoint.every_steps or job.steps_per_epoch, job.steps_per_epoch)
-        interval = min(steps * self._watch.mean, 60 * (checkpoint.every_minutes or math.inf))
+        pace = self._attempt.pace
+        interval = min(steps * self._watch.mean, pace.seconds or math.inf)
         self._attempt.metrics.checkpoint_interval().set(interval)
+        if pace.cost is not None:
+            self._attempt.metrics.checkpoint_overhead().set(pace.cost / max(interval, pace.cost))
         step = StepProgress(
             step=done,
             total_steps=job.total_steps,
@@ -259,6 +264,7 @@ class Steps:
             accuracy=right / counted if counted else math.nan,
             images_per_second=images / seconds,
             wait_ratio=wait_ratio,
+            checkpoint_seconds=interval,
             remaining_seconds=self._watch.mean * (job.total_steps - done),
             rates=job.rates(done - 1),
             gradient_norms=self._norms,

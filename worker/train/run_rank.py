@@ -21,6 +21,7 @@ from worker.record.journal import Journal, open_journal
 from worker.record.sample_ledger import Recorder
 from worker.record.telemetry import note_commit
 from worker.train.attempt import Attempt
+from worker.train.checkpoint_pace import CheckpointPace, mean_time_between_failures
 from worker.train.context import RankContext
 from worker.train.durable_state import DurableState
 from worker.train.finish import finish
@@ -105,6 +106,10 @@ def _open_attempt(
         durable=durable,
         recorder=recorder,
         evaluations=EvaluationRecords(job.output, resumed.attempt),
+        pace=CheckpointPace(
+            job.manifest.checkpoint,
+            mean_time_between_failures(job.output) if rank.leads and resumed.attempt > 1 else None,
+        ),
         journal=journal,
         watchdog=watchdog,
     )
