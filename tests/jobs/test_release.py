@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.jobs.test_train import final_weights, train, with_output
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents
 from worker.checkpoint.commit import list_commits
@@ -189,3 +191,40 @@ def test_a_plan_is_there_for_machines_and_looks_again(run: Run, write: Write, gr
     assert "warning: the head (head, 1e-06)" in text
     assert "until step 4 (epoch 0.8)" in text
     assert "·" in text
+
+
+def test_a_pull_towards_the_start_goes_on_from_the_same_start(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    """Every attempt reads the weights again, as no checkpoint holds them."""
+    first = train(run, write, with_output(job, f"{tmp_path}/first/", train__epochs=1))
+    job["model"]["weights"] = f"{first.uri}final/model.safetensors"
+    job["optimizer"]["groups"] = [
+        {"match": "head"},
+        {"match": "*", "lr": 1e-3, "weight_decay": 1.0, "towards": "start"},
+    ]
+    whole = train(run, write, with_output(job, f"{tmp_path}/whole/"))
+    parts = with_output(job, f"{tmp_path}/parts/")
+    assert run("train", "--until", "1", write(parts)).code == 75
+    expected = final_weights(whole)
+    for key, found in final_weights(train(run, write, parts)).items():
+        assert torch.equal(found, expected[key]), key
+    free = copy.deepcopy(job)
+    del free["optimizer"]["groups"][1]["towards"]
+    loose = final_weights(train(run, write, with_output(free, f"{tmp_path}/loose/")))
+    start = final_weights(first)
+
+    def distance(weights: dict[str, torch.Tensor]) -> float:
+        names = [n for n in start if n.endswith("weight") and "fc" not in n]
+        return sum(float((weights[n] - start[n]).norm()) for n in names)
+
+    assert distance(expected) < distance(loose)
+    parts["model"]["weights"] = str(tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(first.get("final/model.safetensors"))
+    ended = run("train", write(parts))
+    assert ended.code == 78
+    assert "model.weights: " in ended.err
+    job["optimizer"]["groups"] = [{"match": "*", "towards": "start"}]
+    assert "put the head in a group of its own" in run("plan", write(job)).err
+    job["model"]["weights"] = "none"
+    assert "there are no weights to pull towards" in run("plan", write(job)).err

@@ -32,6 +32,7 @@ from worker.manifest import Manifest
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.model.model_card import preset_beside
 from worker.model.rate_groups import assign
+from worker.model.regularization import set_dropout, set_stochastic_depth
 from worker.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ def open_job(manifest: Manifest) -> Job:
     preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
     backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
     samples = multiplicities.per_epoch if multiplicities else train.samples
+    if manifest.model.dropout is not None:
+        set_dropout(name, backbone.model, manifest.model.dropout)
+    if manifest.model.stochastic_depth is not None:
+        set_stochastic_depth(name, backbone.model, manifest.model.stochastic_depth)
     steps = steps_per_epoch(samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)
     criterion = Criterion(

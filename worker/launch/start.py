@@ -161,9 +161,10 @@ def settle_process() -> int:
 
 
 def _load_weights(manifest: Manifest, job: Job) -> None:
-    """Load pretrained weights, unless the job will resume from a checkpoint."""
+    """Load pretrained weights, unless the job will resume from a checkpoint and not need them."""
     weights = manifest.model.pretrained
-    if weights and not job.commits:
+    pulled = any(group.towards_start for group in job.groups)
+    if weights and (pulled or not job.commits):
         count = load_pretrained(job.backbone, weights)
         log.info("%d tensors loaded from %s; the head is new", count, weights)
 

@@ -269,6 +269,8 @@ class Engine:
     def _apply(self, usable: Tensor) -> None:
         """Step the optimizer if `usable`; on a GPU, the device decides without a host sync."""
         optimizer = self.learner.optimizer
+        if self._decides_on_device or usable:
+            self.learner.pull.apply(usable)
         if self._decides_on_device:
             # The fused kernels change nothing unless this is 0.
             optimizer.found_inf = (~usable).float()  # type: ignore[attr-defined]

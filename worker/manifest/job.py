@@ -122,6 +122,12 @@ class Manifest(Section):
             "final.calibrate": self.final.calibrate,
             "final.thresholds": self.final.thresholds,
         }
+        pulled = [n for n, group in enumerate(self.optimizer.groups) if group.towards]
+        if pulled and not self.model.pretrained:
+            raise ValueError(
+                f"optimizer.groups[{pulled[0]}].towards: there are no weights to pull towards; "
+                "set model.weights"
+            )
         wanted = next((field for field, is_set in needs.items() if is_set), None)
         if wanted and not self.data.is_validated:
             raise ValueError(f"{wanted}: is measured on the validation set; set data.val")

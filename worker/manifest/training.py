@@ -20,6 +20,11 @@ class Model(Section):
     training script's checkpoint that contains one), a torchvision weights name such as
     `IMAGENET1K_V1`, or `none` for random weights.
     """
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Rate of all dropout layers. Default: the family's own."""
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Rate at which the last residual block is left out (Huang et al., 2016); it grows linearly
+    from 0 at the first. Default: the family's own."""
 
     @property
     def pretrained(self) -> str | None:
@@ -92,6 +97,9 @@ class Group(Section):
     """Factor by which the rate is multiplied for every block away from the head."""
     weight_decay: NonNegative | None = None
     """Weight decay of the group. Default: `optimizer.weight_decay`."""
+    towards: Literal["start"] | None = None
+    """`start`: weight decay pulls towards the pretrained weights instead of zero (L2-SP: Li et al.,
+    2018); not for the head, which is new."""
     freeze: Literal["always"] | Freeze | None = None
     """`always`, or how long the group stays frozen; frozen layers run without a backward pass and
     in evaluation mode.

@@ -9,6 +9,7 @@ from torch.amp import GradScaler
 from worker.manifest import Manifest
 from worker.model.moving_average import MovingAverage
 from worker.model.optimizer import build_optimizer
+from worker.model.pull import Pull
 from worker.model.rate_groups import RateGroup
 
 
@@ -26,6 +27,8 @@ class Learner:
     """Loss scaler for fp16; does nothing in other precisions."""
     precision: torch.dtype | None
     """Dtype of the forward and backward passes; None for fp32."""
+    pull: Pull
+    """The pull towards the weights that training starts from."""
     average: MovingAverage | None = None
     """Moving average of weights and BatchNorm statistics."""
 
@@ -55,10 +58,12 @@ def build_learner(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     precision = precision_on(device, manifest.train.precision)
     decay = manifest.train.ema
+    optimizer = build_optimizer(model, groups, manifest.optimizer)
     return Learner(
         model=model,
         groups=groups,
-        optimizer=build_optimizer(model, groups, manifest.optimizer),
+        optimizer=optimizer,
+        pull=Pull(optimizer, decoupled=manifest.optimizer.name == "adamw"),
         scaler=GradScaler(device.type, enabled=precision is torch.float16),
         precision=precision,
         average=None if decay is None else MovingAverage(model, decay),

@@ -75,7 +75,8 @@ def build_optimizer(
             "params": [parameters[name] for name in group.parameters],
             "lr": group.lr,
             "initial_lr": group.lr,
-            "weight_decay": group.weight_decay,
+            "weight_decay": 0.0 if group.towards_start else group.weight_decay,
+            "pull": group.weight_decay if group.towards_start else 0.0,
             "name": group.name,
         }
         for group in groups

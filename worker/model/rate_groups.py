@@ -65,6 +65,8 @@ class RateGroup:
     """Whether BatchNorm computes statistics from the batches once the group is released."""
     parameters: tuple[str, ...]
     """Names of the parameters."""
+    towards_start: bool = False
+    """Whether weight decay pulls towards the pretrained weights instead of zero."""
 
     def trains_at(self, step: int) -> bool:
         """Return whether optimizer step `step`, counted from 0, changes these parameters."""
@@ -102,6 +104,11 @@ def assign(layout: Layout, optimizer: Optimizer, steps_per_epoch: int) -> tuple[
             if not found and pattern != _EVERYTHING:
                 raise ConfigurationError(f"{where}: {_dead(pattern, layout)}")
             taken |= found
+        if group.towards and taken & layout.head:
+            raise ConfigurationError(
+                f"optimizer.groups[{number}].towards: the group has the head, which is new and has "
+                "no start worth keeping; put the head in a group of its own"
+            )
         for piece in _by_depth(
             group, taken, layout=layout, base=optimizer.lr, steps_per_epoch=steps_per_epoch
         ):
@@ -156,6 +163,7 @@ def _by_depth(
         release=None if freeze == "always" else until.release(0, steps_per_epoch) if until else 0,
         batch_norm=group.batch_norm == "train",
         parameters=tuple(taken),
+        towards_start=group.towards == "start",
     )
     by_block = until is not None and until.block_every is not None
     if not (group.layer_decay or group.geometric or by_block):
@@ -185,6 +193,11 @@ def _by_decay(
 ) -> Iterator[RateGroup]:
     """Set the weight decay of a piece, splitting off norms and biases if they are exempt."""
     decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
+    if group.towards and not decay:
+        raise ConfigurationError(
+            f"optimizer.groups: {piece.name} is pulled towards its start by weight decay, but has "
+            "none; set its weight_decay"
+        )
     plain = set(piece.parameters)
     if not optimizer.decay_norms_and_biases and decay:
         plain -= layout.undecayed
@@ -200,7 +213,10 @@ def _merged(pieces: Sequence[RateGroup], order: Sequence[str]) -> Iterator[RateG
     """Merge pieces with equal settings, with parameters in model order and unique names."""
     alike: dict[Any, list[RateGroup]] = {}
     for piece in pieces:
-        key = (piece.lr, piece.weight_decay, piece.release, piece.batch_norm)
+        key = (
+            *(piece.lr, piece.weight_decay, piece.release, piece.batch_norm),
+            piece.towards_start,
+        )
         if piece.parameters:
             alike.setdefault(key, []).append(piece)
     # Parameters come from sets, whose order differs from one process to the next; all ranks, and

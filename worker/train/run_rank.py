@@ -54,6 +54,7 @@ def run_rank(context: RankContext) -> None:
         resumed = begin_attempt(
             job, rank, learner=learner, metrics=context.metrics, beat=watchdog.beat
         )
+        learner.pull.share()
         if resumed.done:
             if rank.leads:
                 log.info("job %s has meanwhile been finished by another attempt", job.manifest.job)
