@@ -10,7 +10,7 @@ from worker.model.regularization import set_dropout, set_stochastic_depth
 
 
 def rates(model: nn.Module, kind: type[nn.Module]) -> list[float]:
-    return [float(module.p) for module in model.modules() if isinstance(module, kind)]
+    return [float(str(module.p)) for module in model.modules() if isinstance(module, kind)]
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "efficientnet_v2_s"])

@@ -161,3 +161,40 @@ def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_
         on = f"{count(hits[1], 'image')} in folders named like classes"
         click.echo(f"accuracy {figure} on {on}", err=True)
     return most_fatal(codes)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--out", required=True, help="Prefix of the output; the mean goes to final/ in it.")
+@click.option(
+    "--data",
+    "dataset",
+    help="Images for BatchNorm's statistics; default: the training set of the first run.",
+)
+@click.pass_obj
+def average(log_format: str, *, runs: tuple[str, ...], out: str, dataset: str | None) -> None:
+    """Average the weights of RUNS, finished jobs of one backbone and the same classes.
+
+    The mean of models that were fine-tuned from the same weights, with other seeds or settings,
+    often generalizes better than any of them (model soups: Wortsman et al., 2022). BatchNorm's
+    statistics are estimated anew in one pass over the images. `worker evaluate` judges the mean.
+    """
+    if len(runs) == 1:
+        raise click.UsageError("averages two or more runs; there is nothing to average in one")
+    settle_torch()
+    from worker.launch.average import run_average
+    from worker.logs import end_live, show_live
+
+    live = is_live(log_format)
+    done = 0
+
+    def advance(images: int, total: int) -> None:
+        nonlocal done
+        done += images
+        if live:
+            show_live(f"estimating statistics: {done:,} of {total:,} images")
+
+    run_average(runs, out, dataset, advance)
+    if live:
+        end_live()
+    click.echo(f"mean of {count(len(runs), 'run')}: {redacted(out).rstrip('/')}/final/")

@@ -1,0 +1,89 @@
+"""The path from several finished models to their mean."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+from worker.apply.average_models import (
+    NAME,
+    average,
+    estimate_statistics,
+    require_alike,
+    write_model,
+)
+from worker.data.decode_image import MAX_PIXELS, ImageSpec
+from worker.environment import Settings
+from worker.errors import ConfigurationError
+from worker.job.dataset import Dataset
+from worker.job.evaluation_feed import EvaluationFeed
+from worker.job.loaders import Loaders, LoadPlan, read_set
+from worker.job.open_job import open_dataset
+from worker.launch.start import settle_process
+from worker.launch.topology import one_node
+from worker.layout import CARD_NAME, FINAL, MANIFEST_NAME
+from worker.manifest import parse_manifest
+from worker.model.classifier import Classifier, load_classifier
+from worker.model.weight_means import has_batch_norm
+from worker.ranks.cpu_cores import cores_per_rank
+from worker.ranks.process_group import device_of
+from worker.store import ObjectMissing, open_store
+from worker.text import read_text
+
+_LANES = 32
+
+
+def run_average(
+    runs: Sequence[str], out: str, dataset: str | None, advance: Callable[[int, int], None]
+) -> None:
+    """Average the models of some runs and write the mean to `final/` of an output.
+
+    Args:
+        runs: Addresses of the outputs of finished jobs, or of their `final/` folders.
+        out: The output.
+        dataset: Address of the images for BatchNorm's statistics; None for the training set of the
+            first run.
+        advance: Called with the number of images done in a batch, and of all.
+
+    Raises:
+        ConfigurationError: If the models are not alike, or the output holds a model.
+    """
+    settle_process()
+    Settings.from_env().require_valid()
+    store = open_store(out)
+    with contextlib.suppress(ObjectMissing):
+        store.get(FINAL + CARD_NAME, 0, 1)
+        raise ConfigurationError(f"--out: {store.uri} already holds a model; use another --out")
+    models = [load_classifier(run) for run in runs]
+    require_alike(models)
+    mean = average(models)
+    if has_batch_norm(mean.model):
+        images = open_dataset("--data", dataset or _training_set(models[0]))
+        _estimate(mean, images, lambda done: advance(done, images.samples))
+    write_model(mean, [model.address for model in models], store)
+
+
+def _estimate(mean: Classifier, images: Dataset, advance: Callable[[int], None]) -> None:
+    (rank,) = one_node(1).ranks()
+    device, preprocessing = device_of(rank), mean.card.preprocessing
+    torch.set_num_threads(cores_per_rank(rank))
+    plan = LoadPlan(
+        sets={NAME: read_set(images, 1)},
+        feed=EvaluationFeed(preprocessing, on_gpu=device.type == "cuda"),
+        spec=ImageSpec(MAX_PIXELS, images.index.depth or preprocessing.depth),
+        size=preprocessing.crop_size,
+        lanes=_LANES,
+    )
+    with contextlib.closing(Loaders(plan, rank, device)) as loaders:
+        mean.model.to(device).to(memory_format=torch.channels_last)
+        estimate_statistics(mean, loaders, images.samples, advance)
+
+
+def _training_set(model: Classifier) -> str:
+    """Return the address of the data that a model was trained on, from the manifest beside it."""
+    output = open_store(model.address.rstrip("/").removesuffix("final"))
+    try:
+        text = read_text(output.get(MANIFEST_NAME))
+    except ObjectMissing as error:
+        raise ConfigurationError(f"--data: {error}; give the training set") from None
+    return parse_manifest(text, f"{output.uri}{MANIFEST_NAME}").data.train
