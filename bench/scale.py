@@ -201,7 +201,7 @@ def _saving(
         parts = take_snapshot(learner, host, {"step": name.step}).parts(host)
         publish_commit(output, name, write_parts(output, name, parts))
         trusted.append(name)
-        clean(output, name, trusted=trusted, keep=2, best_step=None)
+        clean(output, name, trusted=trusted, keep=2, kept_steps=())
 
     return save
 

@@ -34,10 +34,10 @@ def test_what_dead_attempts_have_left_is_removed(
         (tmp_path / "run" / dead).with_name(".tmp-model.safetensors-x").write_bytes(b"half")
     for name in (CommitName(4, 1), CommitName(8, 2)):
         write_commit(store, name, PARTS)
-    clean(store, CommitName(8, 2), trusted=[CommitName(8, 2)], keep=9, best_step=None)
+    clean(store, CommitName(8, 2), trusted=[CommitName(8, 2)], keep=9, kept_steps=())
     assert "checkpoints/00000005-000001/state.json" in keys(store), "it may not be dead yet"
     monkeypatch.setattr(retention, "DEAD_AFTER_SECONDS", -1.0)
-    clean(store, CommitName(8, 2), trusted=[CommitName(8, 2)], keep=9, best_step=None)
+    clean(store, CommitName(8, 2), trusted=[CommitName(8, 2)], keep=9, kept_steps=())
     names = {key.split("/")[1] for key in keys(store) if key.startswith("checkpoints/")}
     assert names == {"00000004-000001", "00000006-000003", "00000007-000002", "00000008-000002"}
     if kind == "s3":

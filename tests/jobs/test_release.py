@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.jobs.test_train import final_weights, train, with_output
 from tests.support.processes import Job, Run, Start, Write
 from tests.support.stores import contents
-from worker.checkpoint.commit import list_commits
+from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import Store, open_store
 
 RELEASE = 4  # of ten steps; then a block more each step
@@ -228,3 +229,41 @@ def test_a_pull_towards_the_start_goes_on_from_the_same_start(
     assert "put the head in a group of its own" in run("plan", write(job)).err
     job["model"]["weights"] = "none"
     assert "there are no weights to pull towards" in run("plan", write(job)).err
+
+
+@pytest.mark.parametrize("freeze", [{"epochs": 1}, {"steps": 3}])
+def test_the_best_blend_with_the_weights_at_release_is_written(
+    run: Run, write: Write, job: Job, tmp_path: Path, freeze: dict[str, int]
+) -> None:
+    job["optimizer"]["groups"] = [
+        {"match": "head"},
+        {"match": "*", "scale": 0.5, "freeze": freeze},
+    ]
+    job["train"]["epochs"] = 4
+    job["checkpoint"] = {"keep": 1}
+    job["final"] = {"blend": [0, 0.25, 1], "weights": "last"}
+    store = train(run, write, with_output(job, f"{tmp_path}/whole/"))
+    release = 5 if "epochs" in freeze else 3
+    steps = [name.step for name in list_commits(store)]
+    assert steps[0] == 20
+    assert release in steps  # kept, although only one checkpoint is
+    done = json.loads(store.get("done.json"))
+    share = done["weights"]["blend"]
+    assert share in (0, 0.25, 1)
+    parts = [read_commit(store, name) for name in list_commits(store) if name.step in (release, 20)]
+    last, start = (
+        safetensors.torch.load(bytes(part["model.safetensors"])) for part in parts if part
+    )
+    found = final_weights(store)
+    for key in ("fc.weight", "conv1.0.weight"):
+        assert torch.allclose(found[key], share * last[key] + (1 - share) * start[key], atol=1e-7)
+    judged = json.loads(store.get("final/judgement.json"))
+    assert judged["blend"] == share
+    assert judged["validation"]["accuracy"]["value"] == done["weights"]["accuracy"]
+    assert "those of the step that released the backbone" in store.get("final/README.md").decode()
+    again = with_output(job, f"{tmp_path}/parts/")
+    assert run("train", "--until", "3", write(again)).code == 75
+    resumed = final_weights(train(run, write, again))
+    assert all(torch.equal(resumed[key], found[key]) for key in found)
+    job["optimizer"]["groups"] = [{"match": "*"}]
+    assert "no group is released in the course of the job" in run("plan", write(job)).err

@@ -27,7 +27,7 @@ def clean(
     *,
     trusted: Collection[CommitName],
     keep: int,
-    best_step: int | None,
+    kept_steps: Collection[int],
 ) -> None:
     """Delete old checkpoints, and parts that were never committed, right after a commit.
 
@@ -36,10 +36,10 @@ def clean(
         own: The commit that was just made.
         trusted: Commits that this attempt wrote or has verified.
         keep: The number of trusted commits to keep, at least 1.
-        best_step: The step of the best weights, which are kept as well; None if there are none.
+        kept_steps: Steps that are kept as well, such as that of the best weights.
     """
     ensure_newest(store, own.attempt)  # this attempt cannot know which objects a newer one needs
-    for name in expendable(list_commits(store), trusted, keep, best_step):
+    for name in expendable(list_commits(store), trusted, keep, kept_steps):
         delete_commit(store, name)
     written: dict[CommitName, float] = {}
     for info in store.list(CHECKPOINTS):

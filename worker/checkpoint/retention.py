@@ -18,7 +18,7 @@ def expendable(
     commits: Sequence[CommitName],
     trusted: Collection[CommitName],
     keep: int,
-    best_step: int | None = None,
+    kept_steps: Collection[int] = (),
 ) -> list[CommitName]:
     """Return the commits that may be deleted, oldest first.
 
@@ -28,17 +28,17 @@ def expendable(
             never count.
         keep: The number of trusted commits to keep, at least 1; nothing is expendable until there
             are that many.
-        best_step: The step of the best weights, never expendable; None if there are none.
+        kept_steps: Steps that are never expendable, such as that of the best weights.
 
     Returns:
-        The commits older than the newest `keep` trusted ones, except the best one.
+        The commits older than the newest `keep` trusted ones, except those of `kept_steps`.
     """
     # Everything from the oldest of these on is kept, trusted or not, so a start that rejects newer
     # commits as damaged still finds `keep` sound ones.
     newest = sorted(set(trusted), reverse=True)[:keep]
     if len(newest) < keep:
         return []
-    return sorted(name for name in commits if name < newest[-1] and name.step != best_step)
+    return sorted(name for name in commits if name < newest[-1] and name.step not in kept_steps)
 
 
 def abandoned(

@@ -132,6 +132,17 @@ class Job:
         steps = {min(max(top, group.release), self.total_steps - 1) for top in tops}
         return max(group.lr * self.factor(step).rate for step in steps)
 
+    @property
+    def first_release(self) -> int | None:
+        """The step that releases the first group that is frozen before; None if there is none."""
+        steps = [group.release for group in self.groups if group.release]
+        return min(steps, default=None)
+
+    @property
+    def kept_release(self) -> int | None:
+        """The step whose checkpoint `final.blend` needs; None if it is not asked for."""
+        return self.first_release if self.manifest.final.blend else None
+
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch's batches; epochs are counted from 0."""
         train = self.manifest.train

@@ -4,7 +4,7 @@ Any mistake in a manifest is found here, before ranks connect or a GPU is in use
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from worker.learn.loss import Criterion, class_weights
 from worker.manifest import Manifest
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.model.model_card import preset_beside
-from worker.model.rate_groups import assign
+from worker.model.rate_groups import RateGroup, assign
 from worker.model.regularization import set_dropout, set_stochastic_depth
 from worker.store import Store, open_store
 
@@ -74,6 +74,8 @@ def open_job(manifest: Manifest) -> Job:
         set_stochastic_depth(name, backbone.model, manifest.model.stochastic_depth)
     steps = steps_per_epoch(samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)
+    if manifest.final.blend:
+        _require_release(groups, steps * manifest.train.epochs)
     criterion = Criterion(
         manifest.train.label_smoothing,
         # The counts are passed as a function, since only balanced weights need them.
@@ -101,6 +103,15 @@ def open_job(manifest: Manifest) -> Job:
         commits=commits,
         earlier=earlier,
     )
+
+
+def _require_release(groups: Iterable[RateGroup], total_steps: int) -> None:
+    """Raise `ConfigurationError` unless a group is released in the course of the job."""
+    if not any(group.release and group.release < total_steps for group in groups):
+        raise ConfigurationError(
+            "final.blend: no group is released in the course of the job, so there are no weights "
+            "to blend with; give the backbone `freeze: {epochs: 1}`"
+        )
 
 
 def _class_counts(train: Dataset, multiplicities: Multiplicities | None) -> Ids:

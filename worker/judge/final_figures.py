@@ -14,6 +14,8 @@ class FinalFigures(StoredRecord):
 
     step: Annotated[int, Field(ge=0)]
     """The step of its weights."""
+    blend: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Their share in the blend with the weights at release; None if there is no blend."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """What its logits are divided by; fitted on the validation set."""
     thresholds: tuple[Threshold, ...] = ()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from worker.manifest.base import Count, Positive, Section, Text
+from worker.manifest.base import Count, Fraction, Positive, Section, Text
 from worker.manifest.data import Data
 from worker.manifest.training import Model, Optimizer, Train
 
@@ -63,6 +63,10 @@ class Final(Section):
     """`last`: the weights of the last step; `best`: those of the evaluation with the best
     `train.metric` (ties go to the lowest loss).
     """
+    blend: Annotated[tuple[Fraction, ...], Field(min_length=1, max_length=100)] | None = None
+    """Shares of the final weights to blend with those at the first release (WiSE-FT: Wortsman et
+    al., 2022), such as `[0, 0.25, 0.5, 0.75, 1]`; the one that validates best is written.
+    """
     calibrate: bool = False
     """Fit a temperature on the validation set, so that of the predictions with a confidence of 0.9,
     nine in ten are right. Exports and `worker predict` divide the logits by it."""
@@ -119,6 +123,7 @@ class Manifest(Section):
             "train.early_stop": self.train.early_stop,
             "train.metric": self.train.metric != "accuracy",
             "final.weights": self.final.weights == "best",
+            "final.blend": self.final.blend,
             "final.calibrate": self.final.calibrate,
             "final.thresholds": self.final.thresholds,
         }

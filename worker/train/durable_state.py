@@ -111,9 +111,10 @@ class DurableState:
             state = {**self.state.as_dict(), IDENTITY: dict(self._job.identity)}
             snapshot = take_snapshot(self._learner, saver.host, state)
             # Read now, as training changes the state during the upload.
-            name, best = CommitName(self.state.step, self.attempt), self.state.best_step
+            name = CommitName(self.state.step, self.attempt)
+            kept = {step for step in (self.state.best_step, self._job.kept_release) if step}
             self._upload = self._background.submit(
-                lambda: self._commit(saver, name, snapshot=snapshot, best_step=best, began=began)
+                lambda: self._commit(saver, name, snapshot=snapshot, kept=kept, began=began)
             )
         self._saved = dataclasses.replace(self.state)
 
@@ -151,7 +152,7 @@ class DurableState:
         name: CommitName,
         *,
         snapshot: Snapshot,
-        best_step: int | None,
+        kept: set[int],
         began: float,
     ) -> None:
         """Upload and commit a snapshot, in the background on rank 0."""
@@ -175,5 +176,5 @@ class DurableState:
                 name,
                 trusted=self._trusted,
                 keep=self._job.manifest.checkpoint.keep,
-                best_step=best_step,
+                kept_steps=kept,
             )

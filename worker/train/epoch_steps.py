@@ -110,7 +110,8 @@ class Steps:
             # falls due while another is under way, and lets it follow. The end of the
             # epoch is saved by the caller, with its evaluation.
             saves = self._is_due(agreed, step + 1) and left and not agreed.saving
-            if agreed.bad or reports or agreed.stop or saves:
+            releases = left and step + 1 == attempt.job.kept_release
+            if agreed.bad or reports or agreed.stop or saves or releases:
                 self._finish()
             if agreed.bad:
                 self.leave_out(fresh)
@@ -118,7 +119,9 @@ class Steps:
                 self._report()
             if agreed.stop:
                 attempt.end_on_request()
-            if saves:
+            if releases:
+                attempt.save()
+            elif saves:
                 self._due = False
                 attempt.begin_save()
             attempt.watchdog.beat()

@@ -21,6 +21,7 @@ from worker.train.attempt import Attempt
 from worker.train.batches import TEST
 from worker.train.broadcast_state import shared
 from worker.train.evaluator import Evaluator
+from worker.train.final_blend import load_best_blend
 from worker.train.loaders import JobLoaders
 from worker.train.validation import Validated
 
@@ -48,7 +49,10 @@ def evaluate_final(
     """
     job, step = attempt.job, _load_weights(attempt)
     names, demanded = job.train.index.classes, job.manifest.final.thresholds
-    temperature, tally = 1.0, None
+    temperature, tally, blend = 1.0, None, None
+    if validation and job.manifest.final.blend:
+        blend = load_best_blend(attempt, validation)
+        validated = validated if blend is None else None  # it was one of other weights
     if validation:
         temperature, tally = _validate(attempt, validation, validated, step)
     tested = None
@@ -64,6 +68,7 @@ def evaluate_final(
         thresholds = thresholds_for(tally.histograms, names, demanded.precision)
     return FinalFigures(
         step=step,
+        blend=blend,
         temperature=temperature,
         thresholds=thresholds,
         validation=judge(tally, names) if tally and attempt.leads else None,
@@ -80,6 +85,8 @@ def _validate(
         return 1.0, validated.findings.tally
     result = validation.run(attempt.learner.result, keep_logits=calibrate)
     if not calibrate:
+        if attempt.leads:
+            attempt.evaluations.write("val", step, result.findings, result.pictures)
         return 1.0, result.findings.tally
     temperature, tally = _calibrate(result.findings, len(attempt.job.train.index.classes))
     if attempt.leads and temperature != 1:

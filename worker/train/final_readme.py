@@ -59,6 +59,11 @@ def describe_model(job: Job, card: Card, figures: FinalFigures) -> str:
     ]
     if not figures.validation and not figures.test:
         parts.append("The model was not evaluated: the job had no validation and no test set.")
+    if figures.blend is not None:
+        parts.append(
+            f"The weights are {figures.blend:.0%} those of step {figures.step}, and for the rest "
+            "those of the step that released the backbone (WiSE-FT)."
+        )
     if figures.temperature != 1:
         parts.append(f"Logits are divided by a temperature of {figures.temperature:g}.")
     parts += [*_thresholds(figures), "## Data", _data(job), "## Training", _rates(job)]

@@ -59,7 +59,7 @@ def _write(attempt: Attempt, figures: FinalFigures) -> None:
         return
     validation = figures.validation
     accuracy = validation.accuracy if validation else Measure()
-    weights = {"step": figures.step, "accuracy": accuracy.value}
+    weights = {"step": figures.step, "accuracy": accuracy.value, "blend": figures.blend}
     result: dict[str, Any] = {"epochs": epochs, **state.as_dict(), "weights": weights}
     result["manifest"] = manifest_digest(job.manifest)
     result[IDENTITY] = dict(job.identity)
