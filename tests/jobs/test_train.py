@@ -591,3 +591,27 @@ def test_a_stop_while_waiting_for_other_ranks_is_heeded(
         process.send(signal.SIGTERM)
         ended = process.wait(30)
         assert ended.code == 75, ended.err
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_training_images_may_be_smaller(
+    run: Run,
+    write: Write,
+    job: Job,
+    tmp_path: Path,
+    threads: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORKER_LOADER_THREADS", threads)
+    job["data"]["image_size"] = {"train": 32, "evaluate": 48}
+    job["data"]["augment"]["cutmix"] = 0.5
+    assert "48 pixels square, 32 in training" in run("plan", write(job)).out
+    store = train(run, write, with_output(job, f"{tmp_path}/{threads}/"), "--nproc", "2")
+    card = json.loads(store.get("final/model.json"))
+    assert card["preprocessing"]["crop_size"] == 48
+    judged = run("evaluate", store.uri, job["data"]["val"])
+    figures = json.loads(store.get("final/judgement.json"))["validation"]
+    assert f"{figures['accuracy']['value']:.2%}" in judged.out
+    job["model"]["backbone"] = "vit_b_32"
+    job["data"]["image_size"] = {"train": 32, "evaluate": 64}
+    assert "cannot be trained at 32" in run("plan", write(job)).err

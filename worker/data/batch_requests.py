@@ -38,6 +38,8 @@ class Work:
     """Sample ids of each batch."""
     prepare_for: Callable[[Ids], Prepare]
     """Returns the function that prepares the images of a batch."""
+    size: int | None = None
+    """Side of the images in pixels; None for the largest one that there is room for."""
     lead: int = 0
     """Number of extra samples at the start of every batch, from the preceding rank's part."""
     in_order: bool = False

@@ -61,11 +61,12 @@ class DecodeProcesses:
         self._unfinished = True
         held: deque[int] = deque()
         try:
-            for index, ids in enumerate(self._resolve(request).batches):
+            work = self._resolve(request)
+            for index, ids in enumerate(work.batches):
                 if len(held) == _HELD:
                     held.popleft()
                     self._send(Word.SLOT_FREED)
-                batch = self._slots.batch(index, ids)
+                batch = self._slots.batch(index, ids, work.size)
                 # Each child reports its part of every batch, in order, so one message from each
                 # completes the batch.
                 for child in self._children:

@@ -26,7 +26,8 @@ class InProcess:
         """Return the batches of a request; see `Batches`."""
         work = self._resolve(request)
         loader = self._loaders[request.dataset]
-        return loader.batches(work.batches, work.prepare_for, size=self._size, keyed=request.keyed)
+        size = work.size or self._size
+        return loader.batches(work.batches, work.prepare_for, size=size, keyed=request.keyed)
 
     def close(self) -> None:
         """Stop the threads of the loaders."""

@@ -45,7 +45,7 @@ class ProcessPart:
     slots: Slots
     """Shared memory that the batches are written to."""
     size: int
-    """Side of the images, in pixels."""
+    """Side of the largest images, in pixels."""
 
     def batches(self, request: Request, wait_for_slot: Callable[[int], None]) -> Generator[Batch]:
         """Fill this part of every batch of a request.
@@ -60,12 +60,12 @@ class ProcessPart:
             nonlocal index
             wait_for_slot(index)
             index += 1
-            return self.slots.batch(index - 1, ids)
+            return self.slots.batch(index - 1, ids, work.size)
 
         return self.loaders[request.dataset].batches(
             work.batches,
             work.prepare_for,
-            size=self.size,
+            size=work.size or self.size,
             allocate=allocate,
             places_of=lambda ids: work.places(ids, self.index, self.count, reader),
             keyed=request.keyed,

@@ -25,16 +25,24 @@ class Slots:
 
     def __init__(self, count: int, images: int, size: int) -> None:
         self.count = count
+        self._size = size
         self._images = _shared((count, images, size, size, 3), torch.uint8)
         self._labels = _shared((count, images), torch.int64)
         self._valid = _shared((count, images), torch.bool)
 
-    def batch(self, index: int, ids: Ids) -> Batch:
-        """Return a view of slot `index` modulo `count`, as the batch of the draws `ids`."""
-        slot, length = index % self.count, len(ids)
+    def batch(self, index: int, ids: Ids, size: int | None = None) -> Batch:
+        """Return a view of slot `index` modulo `count`, as the batch of the draws `ids`.
+
+        Args:
+            index: The number of the batch.
+            ids: The draws.
+            size: Width and height of its images, at most that of the slots; None for that.
+        """
+        slot, length, side = index % self.count, len(ids), size or self._size
         # The memory is NHWC; the permuted view is NCHW in channels_last memory format, without a
         # copy.
-        images = self._images[slot, :length].permute(0, 3, 1, 2)
+        pixels = self._images[slot].view(-1)[: length * side * side * 3]
+        images = pixels.view(length, side, side, 3).permute(0, 3, 1, 2)
         return Batch(
             images=images,
             labels=self._labels[slot, :length],

@@ -47,6 +47,7 @@ class EvaluationFeed:
         return Work(
             batches=self._batches(request.samples),
             prepare_for=self._prepare_for,
+            size=self._preprocessing.crop_size,
             in_order=True,
         )
 

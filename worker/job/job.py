@@ -19,7 +19,7 @@ from worker.job.sampling import describe_sampling
 from worker.layout import FIND_RATES
 from worker.learn.loss import Criterion
 from worker.logs import count
-from worker.manifest import Manifest
+from worker.manifest import ImageSizes, Manifest
 from worker.model.backbone import Backbone
 from worker.model.rate_groups import RateGroup
 from worker.model.schedule import Factor, factor_at, peaks
@@ -79,6 +79,12 @@ class Job:
     def datasets(self) -> list[Dataset]:
         """The data sets of the job."""
         return [dataset for dataset in (self.train, self.val, self.test) if dataset]
+
+    @property
+    def train_size(self) -> int:
+        """Side of the training images, in pixels; that of evaluated ones may be larger."""
+        size = self.manifest.data.image_size
+        return size.train if isinstance(size, ImageSizes) else self.preprocessing.crop_size
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -181,7 +187,7 @@ class Job:
             "job": manifest.job,
             "data.train": self.train.index.identity,
             "data.sampling": describe_sampling(self.sampling),
-            "data.image_size": str(self.preprocessing.crop_size),
+            "data.image_size": self._sizes,
             "preprocessing": str(self.preprocessing),
             "model.backbone": manifest.model.backbone,
             "train.batch_size": str(manifest.train.batch_size),
@@ -190,6 +196,12 @@ class Job:
             # If the number of lanes is not set, it follows from the batch size.
             "data.shuffle": f"{self.lanes} lanes, window {manifest.data.shuffle.window}",
         }
+
+    @property
+    def _sizes(self) -> str:
+        evaluated = str(self.preprocessing.crop_size)
+        same = self.train_size == self.preprocessing.crop_size
+        return evaluated if same else f"{self.train_size} in training, else {evaluated}"
 
     @property
     def changes(self) -> list[Change]:

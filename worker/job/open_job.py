@@ -28,11 +28,12 @@ from worker.job.sampling import (
     sampling_of,
 )
 from worker.learn.loss import Criterion, class_weights
-from worker.manifest import Manifest
+from worker.manifest import ImageSizes, Manifest
 from worker.model.backbone import build_backbone, preprocessing_of
 from worker.model.model_card import preset_beside
 from worker.model.rate_groups import RateGroup, assign
 from worker.model.regularization import set_dropout, set_stochastic_depth
+from worker.model.skeleton import require_train_size
 from worker.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,11 @@ def open_job(manifest: Manifest) -> Job:
         own = preset_beside(manifest.model.pretrained)
     # A model card records how the weights were trained, so it takes precedence over the preset.
     preset = own or preprocessing_of(name, manifest.model.weights)
-    size = manifest.data.image_size
+    sizes = manifest.data.image_size
+    size = sizes.evaluate if isinstance(sizes, ImageSizes) else sizes
     preprocessing = replace(preset.at(size) if size else preset, depth=train.index.depth or 16)
+    if isinstance(sizes, ImageSizes):
+        require_train_size(name, preprocessing.crop_size, sizes.train)
     backbone = build_backbone(name, len(classes), manifest.train.seed, preprocessing.crop_size)
     samples = multiplicities.per_epoch if multiplicities else train.samples
     if manifest.model.dropout is not None:

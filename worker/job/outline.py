@@ -67,7 +67,9 @@ class Outline:
     weights: str
     """Pretrained weights, as in the manifest."""
     image_size: int
-    """Side of the images, in pixels."""
+    """Side of the images in evaluation, in pixels."""
+    train_size: int
+    """Side of the images in training, in pixels."""
     classes: tuple[str, ...]
     """Names of the classes, in label order."""
     train: dict[str, Any]
@@ -138,6 +140,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
         head=job.backbone.head,
         weights=manifest.model.weights,
         image_size=job.preprocessing.crop_size,
+        train_size=job.train_size,
         classes=job.train.index.classes,
         train=_outline_data(job.train),
         val=_outline_data(job.val) if job.val else None,

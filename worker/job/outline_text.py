@@ -19,7 +19,8 @@ def describe_outline(plan: Outline) -> str:
         "job": plan.job,
         "output": plan.output + _standing(plan),
         "backbone": f"{plan.backbone}, head {plan.head}, weights {plan.weights}",
-        "images": f"{plan.image_size} pixels square",
+        "images": f"{plan.image_size} pixels square"
+        + (f", {plan.train_size} in training" if plan.train_size != plan.image_size else ""),
         "classes": f"{len(plan.classes)}: {', '.join(plan.classes)}",
         "train": _describe_data(plan.train),
         "sampling": _describe_sampling(plan),

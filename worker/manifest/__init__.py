@@ -5,7 +5,7 @@ path and the remedy. Anything that depends on where a job runs (endpoint, creden
 scratch) is set in the environment and has no key here.
 """
 
-from worker.manifest.data import Augment, Data, Fold, Jitter, RandAugment, Shuffle
+from worker.manifest.data import Augment, Data, Fold, ImageSizes, Jitter, RandAugment, Shuffle
 from worker.manifest.job import Checkpoint, Final, Manifest, Record
 from worker.manifest.load import check_manifest, load_manifest, parse_manifest
 from worker.manifest.training import (
@@ -30,6 +30,7 @@ __all__ = [
     "Freeze",
     "Geometric",
     "Group",
+    "ImageSizes",
     "Jitter",
     "Manifest",
     "Model",

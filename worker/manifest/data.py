@@ -74,6 +74,19 @@ class Shuffle(Section):
     """Samples of a lane that are shuffled together."""
 
 
+_Side = Annotated[int, Field(ge=8, le=4096)]
+
+
+class ImageSizes(Section):
+    """A smaller size in training than in use (FixRes: Touvron et al., 2019): random crops enlarge
+    what they show, so images look alike at both, and training costs less."""
+
+    train: _Side
+    """Side length of training images, in pixels."""
+    evaluate: _Side
+    """Side length of images in evaluation and prediction, in pixels."""
+
+
 class Fold(Section):
     """K-fold cross-validation without packing anew: folds of `train`, by group or else by key."""
 
@@ -110,8 +123,9 @@ class Data(Section):
     contains a smaller one, and another `train.seed` draws another one."""
     without: Text | None = None
     """Address of a text file with the keys of samples of `train` to leave out, one per line."""
-    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Side length of the model's square input, in pixels. Default: the backbone's own."""
+    image_size: _Side | ImageSizes | None = None
+    """Side length of the model's square input, in pixels, or two of them (`{train: 176, evaluate:
+    224}`). Default: the backbone's own."""
     augment: Augment = Augment()
     """Training augmentation."""
     shuffle: Shuffle = Shuffle()

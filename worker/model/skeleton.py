@@ -112,13 +112,39 @@ def require_size(name: str, image_size: int, own_size: int) -> None:
         )
 
 
+def require_train_size(name: str, evaluated: int, trained: int) -> None:
+    """Refuse a training size that a model built for another size cannot take.
+
+    Args:
+        name: The name of the model.
+        evaluated: Side of the images that it is built for, in pixels.
+        trained: Side of the training images, in pixels.
+
+    Raises:
+        ConfigurationError: If it cannot take them.
+    """
+    reason = _objection(name, evaluated, trained)
+    if reason:
+        raise ConfigurationError(
+            f"data.image_size.train: {name} built for {evaluated} pixels cannot be trained at "
+            f"{trained} (error: {reason}); set one size"
+        )
+
+
 @cache
-def _objection(name: str, image_size: int) -> str:
-    """Return the error that images of this size cause in the model; empty if there is none."""
+def _objection(name: str, image_size: int, trained: int | None = None) -> str:
+    """Return the error that images cause in the model; empty if there is none.
+
+    Args:
+        name: The name of the model.
+        image_size: The side that it is built for, in pixels.
+        trained: The side of the images, if it differs from that.
+    """
+    side = trained or image_size
     try:
         model = skeleton(name, image_size).train()
         # Two images, as BatchNorm refuses a single value per channel.
-        model(torch.empty(2, 3, image_size, image_size, device="meta"))
+        model(torch.empty(2, 3, side, side, device="meta"))
     except (RuntimeError, ValueError, AssertionError) as error:
         return first_line(error).rstrip("!.") or type(error).__name__
     return ""

@@ -32,7 +32,7 @@ class BatchFeed:
         self._job = job
         self._rank = rank
         self._settings = settings
-        self._augmentation = Augmentation(job.preprocessing, settings, seed)
+        self._augmentation = Augmentation(job.preprocessing.at(job.train_size), settings, seed)
         self.evaluation = EvaluationFeed(job.preprocessing, on_gpu=on_gpu)
         """The batches of images that are evaluated."""
         self.led = int(bool(settings.mixup or settings.cutmix))
@@ -50,6 +50,7 @@ class BatchFeed:
             return Work(
                 batches=self._training(request.epoch, request.start),
                 prepare_for=self._augmentation.prepare_for(request.epoch),
+                size=self._job.train_size,
                 lead=self.led,
             )
         return self.evaluation.work(request)
@@ -58,7 +59,7 @@ class BatchFeed:
         """Return the blend, if any, of global batch `step`, counted from the job's start."""
         if not self.led:
             return None
-        side, seed = self._job.preprocessing.crop_size, self._job.manifest.train.seed
+        side, seed = self._job.train_size, self._job.manifest.train.seed
         return draw_blend(
             mixup=self._settings.mixup,
             cutmix=self._settings.cutmix,

@@ -29,7 +29,7 @@ def open_loaders(job: Job, rank: Rank, device: torch.device) -> JobLoaders:
         sets=sets,
         feed=BatchFeed(job, rank, on_gpu=device.type == "cuda"),
         spec=job.image_spec,
-        size=job.preprocessing.crop_size,
+        size=max(job.train_size, job.preprocessing.crop_size),
         lanes=job.lanes,
         on_gpu=job.manifest.data.decoder == "cuda",
     )
