@@ -83,6 +83,13 @@ predict() {
   finish $?
 }
 
+sweep() {
+  need_worker
+  training=1
+  run --kill-on-bad-exit=0 --wait=60 worker sweep "$1"
+  finish $?
+}
+
 need_worker() {
   [ -z "$(type -P worker)" ] || return 0
   echo "worker is not on the PATH; set PATH in $WORKER_ENV, see slurm/env.example" >&2

@@ -1,6 +1,7 @@
 """The shipped batch scripts on a real Slurm cluster of two nodes, against a real MinIO."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -259,23 +260,26 @@ def test_a_failure_is_tried_again_a_few_times(
     assert "failed again after 1 retries" in place.log(number)
 
 
-def test_a_sweep_trains_each_manifest(place: Place, job: dict[str, Any], dataset: Path) -> None:
-    """Three elements, of which the last has the array's own number and is stopped alone."""
-    names = ["a", "b", "c"]
-    manifests = []
-    for name, epochs in zip(names, (2, 2, 30), strict=True):
-        job["train"]["epochs"] = epochs
-        manifests.append(place.upload(job, dataset, name))
-    (place.folder / "sweep.txt").write_text("# three\n\n" + "\n".join(manifests))
-    array = place.submit("sweep.sbatch", (*ONE_TASK, "--array=0-2"), place.folder / "sweep.txt")
-    last = f"{array}_2"
-    place.wait_for_epochs(last, name="c")
-    place.slurm.run("scancel", "--batch", "--signal=USR1", last)
-    for element, name in zip((f"{array}_{n}" for n in range(3)), names, strict=True):
+def test_the_elements_of_an_array_share_a_sweep(
+    place: Place, job: dict[str, Any], dataset: Path
+) -> None:
+    base = place.upload(job, dataset, "base")
+    sweep = {
+        "version": 1,
+        "sweep": "rates",
+        "output": f"s3://{place.bucket}/rates/",
+        "base": base,
+        "vary": {"optimizer.lr": {"each": [1e-4, 1e-3, 1e-2]}},
+        "halving": {"first": {"epochs": 1}},
+        "goal": {"max": "accuracy"},
+    }
+    (place.folder / "sweep.json").write_text(json.dumps(sweep))
+    array = place.submit("sweep.sbatch", (*ONE_TASK, "--array=0-2"), place.folder / "sweep.json")
+    for element in (f"{array}_{n}" for n in range(3)):
         shown = place.slurm.wait(element, "COMPLETED", "FAILED")
         assert shown["JobState"] == "COMPLETED", place.log(element)
-        assert shown["Restarts"] == ("1" if name == "c" else "0")
-        assert f"{name}/done.json" in place.keys(f"{name}/")
+    assert "rates/best.json" in place.keys("rates/")
+    assert len([key for key in place.keys("rates/results/") if key.endswith(".json")]) == 5
 
 
 def test_the_elements_of_an_array_share_a_prediction(place: Place, tmp_path: Path) -> None:
@@ -359,7 +363,7 @@ def test_a_stop_before_the_ranks_are_there_is_not_lost(
 
 def test_scripts_are_clean() -> None:
     files = sorted(map(str, [*SCRIPTS.glob("*.sh"), *SCRIPTS.glob("*.sbatch")]))
-    assert len(files) == 6
+    assert len(files) == 7
     done = subprocess.run(
         ["shellcheck", "-x", *files], capture_output=True, text=True, cwd=ROOT, env=os.environ
     )

@@ -106,7 +106,7 @@ def test_any_order_of_results_leads_to_the_same_winner(
         assert rows[0].trial == best.trial
         assert rows[0].figure == best.figure
     assert {row.trial for row in rows} == set(range(trials))
-    assert all(row.state != "going on" for row in rows)
+    assert all(row.state != "continuing" for row in rows)
     assert not now.pending
 
 

@@ -59,7 +59,7 @@ def keyed_uniform(count: int, seed: int, epoch: int, ids: Ids) -> npt.NDArray[np
 
 
 def sample_ids(draws: Ids) -> Ids:
-    """Return the samples of draws, of which an epoch may have several of one sample.
+    """Return the samples of draws, where an epoch may draw one sample several times.
 
     The first draw of a sample is its id; the others have the number of the copy in their high bits,
     so that each is augmented in its own way.

@@ -1,4 +1,4 @@
-"""How often an epoch sees each sample: a pure function of (key, group, label, seed, epoch).
+"""The multiplicity of each sample: a pure function of (key, group, label, seed, epoch).
 
 Leave-out lists, folds, shares and balance are all settings of this function: 0 for a sample that is
 left out, 1 for one that is seen as usual, more for one that is repeated. Exactness, seek, resume
@@ -59,7 +59,7 @@ def held_out(table: SampleTable, sampling: Sampling) -> Ids:
 
 
 class Multiplicities:
-    """How often each epoch sees each sample.
+    """The number of times that each epoch sees each sample.
 
     An epoch always has as many places as there are samples to train on. Class c, with n_c of the
     N samples, gets T_c of the places, in proportion to n_c^(1 - balance). Its samples take turns
@@ -130,7 +130,7 @@ def _ranked(
     """
     ids = np.flatnonzero(usable)
     labels = table["label"][ids]
-    # By class, then by hash; equal keys of different samples are told apart by their ids.
+    # By class, then by hash; equal keys of different samples are distinguished by their ids.
     order = np.lexsort((keyed_hash(*key, table["key"][ids], ids), labels))
     ids = ids[order]
     counts = np.bincount(labels, minlength=classes).astype(np.int64)

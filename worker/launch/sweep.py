@@ -1,6 +1,6 @@
 """A worker of a sweep: takes one trial after another, until none is left.
 
-Any number of workers run the same command and share nothing but the store. Each trains a trial in
+Any number of workers run the same command and share only the store. Each trains a trial in
 a child process, exactly as `worker train` would, up to the epoch at which trials are compared.
 """
 
@@ -171,7 +171,7 @@ class _Worker:
 
     def _require_no_stop(self) -> None:
         if self._stop.requested:
-            raise StopRequested("stopped on request; run it again to go on with the sweep")
+            raise StopRequested("stopped on request; run it again to continue the sweep")
 
     def _take(self, unit: Unit) -> None:
         self._require_no_stop()
@@ -193,7 +193,7 @@ class _Worker:
                 write_result(self._store, unit, result)
                 return
             self._require_no_stop()
-            raise StopRequested(f"trial {unit.trial} was stopped; run it again to go on")
+            raise StopRequested(f"trial {unit.trial} was stopped; run it again to continue")
         if code == ExitCode.SUPERSEDED:  # taken for lost, and taken over
             log.warning("trial %d is now run by another worker", unit.trial)
             return
@@ -225,7 +225,7 @@ class _Worker:
             child.join(_POLL_SECONDS)
             try:
                 self._claims.beat()
-            except WorkerError as error:  # the trial itself decides whether it can go on
+            except WorkerError as error:  # the trial itself decides whether it can continue
                 log.warning("%s", error)
         self._stop.listener = None
         return exit_code_of(child.exitcode or 0)

@@ -1,4 +1,4 @@
-"""How much of a gradient is signal: what its batches agree on, next to how much they differ."""
+"""The share of a gradient that is signal: what its batches agree on, next to how they differ."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the gradients say about the rates of each group and block, in figures and in words.
+"""The diagnosis of the rates of each group and block from gradients, in figures and in words.
 
 All functions are pure.
 """

@@ -1,4 +1,4 @@
-"""Successive halving: how long trials run, and which of them go on. Pure functions."""
+"""Successive halving: how long trials run, and which of them continue. Pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -52,7 +52,7 @@ class First(Section):
 class Halving(Section):
     """Successive halving (Jamieson and Talwalkar, 2016): most trials end after a few epochs.
 
-    Those that survive go on exactly where they stopped, with the schedule of the whole job.
+    Those that survive resume exactly where they stopped, with the schedule of the whole job.
     """
 
     first: First

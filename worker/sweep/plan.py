@@ -36,7 +36,7 @@ class Unit(NamedTuple):
 
 
 class UnitResult(StoredRecord):
-    """How a unit ended. It does not depend on who ran it."""
+    """The outcome of a unit. It does not depend on who ran it."""
 
     epoch: Annotated[int, Field(ge=0)] = 0
     """The number of epochs after which the figures were measured."""
@@ -156,7 +156,7 @@ def require_same(found: SweepPlan, wanted: SweepPlan, store: Store) -> None:
 
 
 class Standing(NamedTuple):
-    """How far a sweep has come."""
+    """The progress of a sweep."""
 
     rung: int
     """The rung that is being run."""

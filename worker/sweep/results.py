@@ -14,7 +14,7 @@ _NAME = re.compile(RESULTS + r"(\d{5})-(\d{3})-(\d{2})\.json")
 
 
 class ResultReader:
-    """Reader of the results in an output, each of which is read only once.
+    """Reader of the results in an output, reading each only once.
 
     Args:
         store: The output of the sweep.

@@ -1,4 +1,4 @@
-"""Where each trial of a sweep stands, the best first."""
+"""The standings of the trials of a sweep, the best first."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from worker.sweep.halving import ranked
 from worker.sweep.plan import Results, SweepPlan, Unit, rung_means, standing
 from worker.sweep.trials import Settings
 
-State = Literal["finished", "going on", "given up", "failed"]
+State = Literal["finished", "continuing", "given up", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class TrialStanding:
     first: Measure
     """Its figure at the first rung, which all trials reach."""
     state: State
-    """`going on` until it has finished, was given up or has failed."""
+    """`continuing` until it has finished, was given up or has failed."""
     code: int
     """The exit code of a trial that has failed; 0 for any other."""
 
@@ -57,7 +57,7 @@ def standings(plan: SweepPlan, results: Results) -> list[TrialStanding]:
         if code:
             state = "failed"
         elif trial in now.trials:
-            state = "going on" if now.pending else "finished"
+            state = "continuing" if now.pending else "finished"
         found.append(
             TrialStanding(
                 trial=trial,

@@ -113,7 +113,7 @@ class Trainer:
         """Wait for the save of the epoch that has just ended, and raise `StopRequested`."""
         self._attempt.drain()
         raise StopRequested(
-            f"stopped after {count(until, 'epoch')}, as requested; run it again to go on"
+            f"stopped after {count(until, 'epoch')}, as requested; run it again to continue"
             if self._attempt.leads
             else ""
         )
