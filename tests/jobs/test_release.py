@@ -267,3 +267,50 @@ def test_the_best_blend_with_the_weights_at_release_is_written(
     assert all(torch.equal(resumed[key], found[key]) for key in found)
     job["optimizer"]["groups"] = [{"match": "*"}]
     assert "no group is released in the course of the job" in run("plan", write(job)).err
+
+
+def test_the_head_is_trained_on_cached_features(
+    run: Run, write: Write, job: Job, tmp_path: Path
+) -> None:
+    """Whole epochs before the release; stopped within them, resumed, and on other ranks the same."""
+    first = train(run, write, with_output(job, f"{tmp_path}/first/", train__epochs=1))
+    job["model"]["weights"] = f"{first.uri}final/model.safetensors"
+    job["optimizer"]["groups"] = [
+        {"match": "head"},
+        {"match": "*", "scale": 0.1, "freeze": {"epochs": 2}},
+    ]
+    job["data"]["augment"]["mixup"] = 0.2  # from the release on
+    job["train"] |= {"epochs": 3, "cache_features": True}
+    job["record"] = {"samples": True}
+    ended = run("train", write(with_output(job, f"{tmp_path}/whole/")))
+    assert ended.code == 0, ended.err
+    assert "computing the features of 52 images" in ended.err
+    whole = open_store(f"{tmp_path}/whole/")
+    assert run("audit", whole.uri).out == (
+        "epochs 1 to 3: 52 of 52 samples trained on, 0 lost, 0 repeated\n"
+    )
+    expected, start = final_weights(whole), final_weights(first)
+    parts = with_output(job, f"{tmp_path}/parts/")
+    for epochs in ("1", "2"):
+        assert run("train", "--until", epochs, write(parts)).code == 75
+    resumed = final_weights(train(run, write, parts))
+    assert all(torch.equal(resumed[key], expected[key]) for key in expected)
+    assert not torch.equal(expected["conv1.0.weight"], start["conv1.0.weight"])  # released
+    frozen = [
+        final_weights(
+            train(
+                run,
+                write,
+                with_output(job, f"{tmp_path}/frozen-{ranks}/", train__epochs=2),
+                *("--nproc", ranks),
+            )
+        )
+        for ranks in ("1", "2")
+    ]
+    for found in frozen:
+        assert torch.equal(found["conv1.0.weight"], start["conv1.0.weight"])
+        assert torch.equal(found["conv1.1.running_mean"], start["conv1.1.running_mean"])
+        assert torch.allclose(found["fc.weight"], frozen[0]["fc.weight"], atol=1e-5)
+        assert not torch.equal(found["fc.weight"], start["fc.weight"])
+    job["model"] = {"backbone": "googlenet"}
+    assert "has a convolutional or an auxiliary head" in run("plan", write(job)).err

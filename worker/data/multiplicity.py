@@ -84,8 +84,8 @@ class Multiplicities:
             # smaller one; at least one of each class.
             quota = np.ceil(np.round(counts * sampling.share, 9)).astype(np.int64)
             usable[ids[turns >= quota[table["label"][ids]]]] = False
-        self._ids, self._turns, counts = _ranked(table, usable, classes, (seed, _TURN))
-        self._labels = table["label"][self._ids]
+        self.ids, self._turns, counts = _ranked(table, usable, classes, (seed, _TURN))
+        self._labels = table["label"][self.ids]
         self._counts = counts
         self.per_epoch = int(counts.sum())
         """The number of places in an epoch, which is the number of samples to train on."""
@@ -101,7 +101,7 @@ class Multiplicities:
         taken = _ceil_div(first + places - self._turns, counts)
         taken -= _ceil_div(first - self._turns, counts)
         result = np.zeros(self._samples, np.int64)
-        result[self._ids] = taken
+        result[self.ids] = taken
         return result
 
 

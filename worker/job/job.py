@@ -4,12 +4,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from worker.checkpoint.claim import Identity
 from worker.checkpoint.commit import CommitName, read_commit
 from worker.checkpoint.output_owner import owner_of
 from worker.checkpoint.publication_record import Done
 from worker.data.decode_image import ImageSpec
-from worker.data.epoch_plan import EpochPlan, default_lanes, lay_out, steps_per_epoch
+from worker.data.epoch_plan import EpochPlan, Ids, default_lanes, lay_out, steps_per_epoch
 from worker.data.multiplicity import Multiplicities, Sampling
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
@@ -148,6 +150,24 @@ class Job:
     def kept_release(self) -> int | None:
         """The step whose checkpoint `final.blend` needs; None if it is not asked for."""
         return self.first_release if self.manifest.final.blend else None
+
+    @property
+    def probing_epochs(self) -> int:
+        """Epochs at the start in which only the head is trained, on cached features."""
+        if not self.manifest.train.cache_features:
+            return 0
+        head = self.backbone.layout.head
+        others = [group for group in self.groups if not head.issuperset(group.parameters)]
+        # A group without a release is frozen to the end.
+        ends = [self.total_steps if g.release is None else g.release for g in others]
+        return min(ends, default=0) // self.steps_per_epoch
+
+    @property
+    def training_ids(self) -> Ids:
+        """Ids of all samples that the job trains on, in ascending order."""
+        if self.multiplicities:
+            return np.sort(self.multiplicities.ids)
+        return np.arange(self.train.samples)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch's batches; epochs are counted from 0."""

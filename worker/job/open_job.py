@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from worker.checkpoint.claim import attempt_numbers, first_whole
 from worker.checkpoint.commit import CommitName, list_commits, read_commit_record
@@ -29,7 +30,7 @@ from worker.job.sampling import (
 )
 from worker.learn.loss import Criterion, class_weights
 from worker.manifest import ImageSizes, Manifest
-from worker.model.backbone import build_backbone, preprocessing_of
+from worker.model.backbone import Backbone, build_backbone, preprocessing_of
 from worker.model.model_card import preset_beside
 from worker.model.rate_groups import RateGroup, assign
 from worker.model.regularization import set_dropout, set_stochastic_depth
@@ -78,6 +79,8 @@ def open_job(manifest: Manifest) -> Job:
         set_stochastic_depth(name, backbone.model, manifest.model.stochastic_depth)
     steps = steps_per_epoch(samples, manifest.train.batch_size)
     groups = assign(backbone.layout, manifest.optimizer, steps)
+    if manifest.train.cache_features:
+        _require_cacheable(backbone)
     if manifest.final.blend:
         _require_release(groups, steps * manifest.train.epochs)
     criterion = Criterion(
@@ -107,6 +110,17 @@ def open_job(manifest: Manifest) -> Job:
         commits=commits,
         earlier=earlier,
     )
+
+
+def _require_cacheable(backbone: Backbone) -> None:
+    """Raise `ConfigurationError` unless the head can be trained on its inputs alone."""
+    if len(backbone.heads) > 1 or not isinstance(
+        backbone.model.get_submodule(backbone.head), nn.Linear
+    ):
+        raise ConfigurationError(
+            f"train.cache_features: {backbone.name} has a convolutional or an auxiliary head; "
+            "remove it"
+        )
 
 
 def _require_release(groups: Iterable[RateGroup], total_steps: int) -> None:

@@ -74,6 +74,20 @@ def prepare(
     )
 
 
+def prepare_features(batch: Batch, upload: Uploader) -> Inputs:
+    """Move the valid features of a batch to the device; they need no normalization.
+
+    Args:
+        batch: A batch with features, [N, D], in place of images.
+        upload: Copies tensors to the device.
+
+    Returns:
+        The features with their labels.
+    """
+    kept = batch.valid
+    return plain_inputs(upload(batch.images[kept]), upload(batch.labels[kept]))
+
+
 def plain_inputs(images: Tensor, labels: Tensor) -> Inputs:
     """Return images as they are, each with a weight of 1."""
     weights = torch.ones(len(labels), device=images.device)

@@ -15,7 +15,7 @@ from worker.data.preprocessing import Preprocessing
 from worker.learn.loss import Criterion
 from worker.learn.micro_batch_trial import largest_that_fits
 from worker.learn.micro_batches import Passes
-from worker.learn.step_inputs import Inputs, prepare
+from worker.learn.step_inputs import Inputs, prepare, prepare_features
 from worker.learn.step_result import Pending, StepResult
 from worker.manifest import Train
 from worker.model.activation_checkpointing import checkpoint_activations
@@ -48,6 +48,7 @@ class Engine:
         clip_norm: Norm above which the gradient is scaled down; None for no clipping.
         rank: This rank.
         full_batch: Number of images in a full global batch.
+        head: Dotted name of the head, for steps on its inputs alone.
     """
 
     def __init__(
@@ -60,8 +61,12 @@ class Engine:
         clip_norm: float | None,
         rank: Rank,
         full_batch: int,
+        head: str | None = None,
     ) -> None:
         self.learner = learner
+        self._head = head
+        self.probing = False
+        """Whether batches hold the features that the head gets in place of images."""
         self._preprocessing = preprocessing
         self._criterion = criterion
         self._seed = train.seed
@@ -133,7 +138,10 @@ class Engine:
         """
         began = time.monotonic()
         self.enter(step)
-        inputs = prepare(batch, blend, self._preprocessing, self._upload)
+        if self.probing:
+            inputs = prepare_features(batch, self._upload)
+        else:
+            inputs = prepare(batch, blend, self._preprocessing, self._upload)
         if self._probes and self._tries_memory:
             # Only a full share counts as a probe: a smaller one does not show the peak of memory
             # use.
@@ -203,20 +211,23 @@ class Engine:
 
     def enter(self, step: int) -> None:
         """Freeze and release parameters as planned for this step."""
-        phase = tuple(group.trains_at(step) for group in self.learner.groups)
+        phase = (self.probing, *(group.trains_at(step) for group in self.learner.groups))
         if phase == self._phase and self.learner.model.training:
             return
         freeze_at(self.learner.model, self.learner.groups, step)
         if phase == self._phase:  # back from an evaluation
             return
         self._phase = phase
-        self._probes = _PROBES
+        self._probes = 0 if self.probing else _PROBES
         if self._decides_on_device:
             start_momentum(self.learner.optimizer)
         if self._compiled:
             torch._dynamo.reset()  # otherwise every phase counts toward its recompilation limit
         # Rebuilt, as the wrapper awaits gradients of the parameters trainable when it was built.
-        self._parallel = in_parallel(self.learner.model, self._rank)
+        model = self.learner.model
+        if self.probing and self._head:
+            model = model.get_submodule(self._head)
+        self._parallel = in_parallel(model, self._rank)
 
     def _accumulate(self, inputs: Inputs, global_count: int) -> Tensor:
         """Accumulate the gradients of all micro-batches; ranks all-reduce them in the last one."""
@@ -235,7 +246,9 @@ class Engine:
         return sums
 
     def _backward(self, model: nn.Module, inputs: Inputs, *, suffice: bool) -> Tensor:
-        with self._batch_statistics.withheld(inputs.images, suffice=suffice):
+        # The head alone has no BatchNorm.
+        withheld = self._batch_statistics.withheld(inputs.images, suffice=suffice)
+        with contextlib.nullcontext() if self.probing else withheld:
             with autocast(self.learner.precision, self.device):
                 outputs = model(inputs.images)
             logits, auxiliary = logits_of(outputs)

@@ -225,6 +225,10 @@ class Train(Section):
     """Use `torch.compile`; needs a compiler, Python's headers and, on GPUs, Triton, as in an image
     that was built with `COMPILE=1`.
     """
+    cache_features: bool = False
+    """While only the head is trained, for whole epochs: compute the features of all images once,
+    without augmentation, and train the head on them, in seconds. Takes memory for them on every
+    rank."""
     sync_batch_norm: bool = False
     """Compute BatchNorm statistics over all ranks; on GPUs only, and not with micro-batches."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -89,8 +89,8 @@ class Steps:
         self._trained = 0  # images in this attempt
         self._energy = EnergyMeter()
 
-    def run(self, plan: EpochPlan, batches: Iterator[Batch]) -> None:
-        """Train from the current state to the end of the epoch.
+    def run(self, plan: EpochPlan, batches: Iterator[Batch], *, probing: bool = False) -> None:
+        """Train from the current state to the end of the epoch; `probing`: on cached features.
 
         The host looks at a step's outcome only once the next step is queued, so that the device
         never waits for the host; if something must be done between the two steps, it looks at
@@ -98,6 +98,7 @@ class Steps:
         Raises `StopRequested` after a stop request, with as much committed as the time allows.
         """
         attempt, state = self._attempt, self._attempt.state
+        self._engine.probing = probing
         # New in every epoch, so that the evaluation in between does not count as a step.
         self._watch = Stopwatch()
         self._due = False  # the end of the last epoch has been saved
@@ -158,7 +159,9 @@ class Steps:
         )
         # From the list, which is the same on all ranks, and not from this batch.
         self._engine.expects_holes = bool(self._bad.ids)
-        self._engine.launch(step, batch, size, self._feed.blend(step))
+        # Features are not blended, and do not begin with a sample of another rank.
+        blend = None if self._engine.probing else self._feed.blend(step)
+        self._engine.launch(step, batch, size, blend)
         # Before anything else: on a CPU, this is what detects a lost rank.
         agreed = self._agreement.result()
         attempt.advance(agreed)
@@ -168,7 +171,7 @@ class Steps:
         set_rates(attempt.learner.optimizer, attempt.job.factor(step))
         self._engine.update()
         # Without the extra sample at the head, which belongs to the preceding rank's part.
-        trained = slice(self._feed.led, None)
+        trained = slice(0 if self._engine.probing else self._feed.led, None)
         self._queued = _Queued(
             size=size,
             ids=batch.ids[trained],

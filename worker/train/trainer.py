@@ -17,6 +17,7 @@ from worker.train.bad_samples import Quarantine
 from worker.train.batches import TRAIN, VAL
 from worker.train.epoch_steps import Steps
 from worker.train.evaluator import Evaluator
+from worker.train.head_features import HeadFeatures, compute_features
 from worker.train.loaders import JobLoaders
 from worker.train.validation import Validated, validate
 
@@ -37,6 +38,7 @@ class Trainer:
         self, attempt: Attempt, loaders: JobLoaders, progress: Progress, until: int | None
     ) -> None:
         self._until = until
+        self._features: HeadFeatures | None = None
         job, manifest = attempt.job, attempt.job.manifest
         self._attempt = attempt
         self._loaders = loaders
@@ -48,6 +50,7 @@ class Trainer:
             clip_norm=manifest.optimizer.clip_norm,
             rank=attempt.rank,
             full_batch=job.full_batch,
+            head=job.backbone.head,
         )
         loaders.start()
         self.validated: Validated | None = None
@@ -83,9 +86,31 @@ class Trainer:
             if self._until and state.step >= self._until * job.steps_per_epoch:
                 self._pause(self._until)
             epoch, start = divmod(state.step, job.steps_per_epoch)
+            if epoch < job.probing_epochs:
+                self._probe(epoch, start)
+                continue
             request = Request(dataset=TRAIN, epoch=epoch, start=start)
             with contextlib.closing(self._loaders.batches(request)) as batches:
                 self._steps.run(job.plan(epoch), batches)
+
+    def _probe(self, epoch: int, start: int) -> None:
+        """Train the head on features for an epoch; compute them unless this attempt has."""
+        attempt, job = self._attempt, self._attempt.job
+        if self._features is None:
+            if attempt.leads:
+                log.info("computing the features of %s", count(len(job.training_ids), "image"))
+            self._features = compute_features(
+                job,
+                attempt.learner.model,
+                job.training_ids,
+                rank=attempt.rank,
+                loaders=self._loaders,
+                precision=attempt.learner.precision,
+                advance=lambda _: attempt.watchdog.beat(),
+            )
+        plan = job.plan(epoch)
+        batches = self._features.batches(plan, start, attempt.rank)
+        self._steps.run(plan, batches, probing=True)
 
     def _recheck_bad_samples(self) -> None:
         """Check whether samples that earlier attempts have left out are still bad."""
