@@ -77,10 +77,10 @@ def test_a_stop_at_any_instant_loses_no_step(
 
 
 @pytest.mark.e2e
-def test_a_stop_at_a_hundred_instants_loses_no_step(
+def test_a_stop_at_forty_instants_loses_no_step(
     start: Start, write: Write, job: Job, stoppable: Path
 ) -> None:
-    check_stops(100, start, write, job, stoppable)
+    check_stops(40, start, write, job, stoppable)
 
 
 def check_duel(start: Start, write: Write, job: Job, expected: bytes, delay: float) -> list[int]:
@@ -120,10 +120,10 @@ def test_two_attempts_at_once_do_no_harm(
 
 
 @pytest.mark.e2e
-def test_two_attempts_at_once_do_no_harm_in_fifty_rounds(
+def test_two_attempts_at_once_do_no_harm_in_twenty_rounds(
     start: Start, run: Run, write: Write, job: Job, tmp_path: Path
 ) -> None:
-    check_duels(50, start, run, write, job, tmp_path)
+    check_duels(20, start, run, write, job, tmp_path)
 
 
 def test_a_grace_that_is_too_short_keeps_the_last_commit(
