@@ -60,7 +60,7 @@ PLANS: dict[str, Callable[[float], Groups]] = {
     "LP-FT": lambda lr: [{"match": "head"}, {"match": "backbone", "freeze": {"epochs": 2}}],
     "find-rates' advice": lambda lr: [],
 }
-TARGETS = ("natural", "noise", "blur", "inversion", "few-shot", "output shift")
+TARGETS = ("natural", "noise", "few-shot", "output shift", "blur", "inversion")
 
 
 def altered(image: Image.Image, target: str, random: np.random.Generator) -> Image.Image:
@@ -278,9 +278,9 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", default=list(PLANS))
     options = parser.parse_args()
     bench = Bench(options)
-    for fold in range(options.folds):
-        for target in options.targets:
-            bench.prepare(target)
+    for target in options.targets:
+        bench.prepare(target)
+        for fold in range(options.folds):
             for plan in options.plans:
                 bench.accuracy(target, plan, fold)
     print(describe(bench.results, options.folds))

@@ -3,6 +3,7 @@
 import math
 from random import Random
 
+import numpy as np
 import pytest
 
 from worker.learn.rate_sweep import make_sweep, noise_of
@@ -40,3 +41,21 @@ def test_noise_is_measured_beside_a_trend() -> None:
     chance = Random(0)
     losses = [5 - 0.01 * step + chance.gauss(0, 0.3) for step in range(400)]
     assert noise_of([*losses, 1e3, 1e6]) == pytest.approx(0.3, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [40, 100, 200])
+def test_a_loss_that_only_rises_suggests_a_tenth_of_where_it_rises(count: int) -> None:
+    """As after the head was trained: flat and noisy, and rising from 1e-2."""
+    rates = [1e-6 * 1e5 ** (n / (count - 1)) for n in range(count)]
+    found = []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        rise = np.maximum(0, np.log10(rates) + 2) * 3
+        losses = (0.5 + random.normal(0, 0.05, count) + rise).tolist()
+        sweep = make_sweep(rates, losses, diverged=True)
+        if sweep.suggestion is not None:
+            assert sweep.suggestion >= rates[0]
+            found.append(sweep.suggestion)
+    assert len(found) > 190
+    low, high = np.quantile(found, [0.05, 0.95])
+    assert 3e-5 < low <= high < 1e-2

@@ -20,6 +20,7 @@ _SIGMAS = 4.0  # strict, as the search for the longest fall also picks the large
 _NORMAL_MEDIAN = 0.6745  # median absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
 _BELOW_RISE = 10.0  # as in fastai's "minimum"
+_LAG = 9  # points by which the moving average follows late
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +80,20 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def suggest_below_rise(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return a tenth of the rate with the lowest smoothed loss, if the loss clearly rises after it.
+    """Return a tenth of the rate from which the loss clearly rises; None if it does not.
 
     A trained head leaves little for the loss to fall by; then the rates that are too high still
-    show. The result is None if they do not.
+    show. The result is never below the lowest rate.
     """
     smoothed = smooth(losses)
-    lowest = min(range(len(smoothed)), key=lambda i: smoothed[i])
-    noise = noise_of(losses) * math.sqrt(_averaged(len(losses)) + _averaged(lowest + 1))
-    if smoothed[-1] - smoothed[lowest] < max(_MIN_FALL * smoothed[lowest], _SIGMAS * noise):
+    # The first averages are of too few losses to count as the lowest.
+    lowest = min(smoothed[_MIN_POINTS:], default=smoothed[-1])
+    noise = noise_of(losses) * math.sqrt(2 * _averaged(len(losses)))
+    limit = lowest + max(_MIN_FALL * lowest, _SIGMAS * noise)
+    if smoothed[-1] <= limit:
         return None
-    return rates[lowest] / _BELOW_RISE
+    last = max(place for place, loss in enumerate(smoothed) if loss <= limit)
+    return max(rates[0], rates[max(0, last - _LAG)] / _BELOW_RISE)
 
 
 def noise_of(losses: Sequence[float]) -> float:
