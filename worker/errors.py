@@ -85,6 +85,10 @@ class ConfigurationError(WorkerError):
     code = ExitCode.CONFIGURATION
 
 
+class Diverged(ConfigurationError):
+    """A loss that is no longer finite: the settings do not work for this model and data."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message (torch appends stacks), or else its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -290,7 +290,7 @@ def _run_sidecar(case: tuple[bytes, int, int]) -> str:
         _require_lines(str(error))
         return BAD_SAMPLE
     _require(len(rows) == samples, "another count")
-    for offset, length, _, first, image, label in rows.tolist():
+    for offset, length, _, first, image, *_, label in rows.tolist():
         _require(offset >= 0 and offset + length <= size, "outside of the shard")
         _require(first + image <= length and label in (0, 1), "outside of the sample")
     return TAKEN

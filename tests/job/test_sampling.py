@@ -57,7 +57,7 @@ def test_a_list_that_cannot_be_used(job: dict[str, Any], tmp_path: Path) -> None
     for text, complaint in (
         (b"\n", "is empty"),
         (b"\xff", "not UTF-8"),
-        (b"a\nb", "none of its 2"),
+        (b"a\nb", "nor is any other of its 2 lines"),
     ):
         (tmp_path / "wrong.txt").write_bytes(text)
         with pytest.raises(ConfigurationError, match=f"data.without: .*{complaint}"):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -122,6 +123,10 @@ def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_pat
         ("optimizer.weight_decay", {"each": [0, -1]}, "should be greater than or equal to 0"),
         ("optimizer.groups.backbone.match", {"each": ["*", "stage9"]}, "'stage9' matches no"),
         ("train.batch_size", {"each": [12, 7]}, "7 is not a multiple of the 2 ranks"),
+        ("train.class_weights", {"each": ["balanced", {"no": 2.0}]}, "no class 'no'"),
+        ("train.sync_batch_norm", {"each": [False, True]}, "sync_batch_norm: needs GPUs"),
+        ("model.weights", {"each": ["none", "/no/such.pt"]}, "model.weights: "),
+        ("model.dropout", {"each": [None, 0.5]}, "has no dropout layers"),
     ],
 )
 def test_bad_values_are_found_before_any_trial(
@@ -141,11 +146,33 @@ def test_a_trial_that_fails_is_given_up(run: Run, sweep: dict[str, Any], tmp_pat
     assert ended.code == 0, ended.err
     assert "trial 1 has failed with exit code 78" in ended.err
     assert "failed (78)" in run("status", sweep["output"]).out
-    sweep["vary"] = {"optimizer.lr": {"each": [1e30, 1e31]}}
+    sweep["vary"] = {"optimizer.lr": {"each": [1e29, 1e30]}}
     ended = run("sweep", put(sweep, tmp_path, output=f"{tmp_path}/none/"))
     assert ended.code == 78
-    assert "all 2 trials have failed" in ended.err
+    assert "none of 2 trials has a figure to compare" in ended.err
     assert "state     failed" in run("status", f"{tmp_path}/none/").out
+
+
+def test_a_failure_of_the_place_is_not_one_of_the_trial(
+    run: Run, sweep: dict[str, Any], job: Job, write: Write, tmp_path: Path
+) -> None:
+    """Data beyond the error budget: once it is repaired, the sweep goes through."""
+    del sweep["vary"]["data.fold.hold"]
+    copy = tmp_path / "copy"
+    shutil.copytree(job["data"]["train"], copy)
+    job["data"]["train"] = str(copy)
+    sweep["base"] = write(job)
+    shards = {path: path.read_bytes() for path in copy.glob("*.tar")}
+    for path, data in shards.items():
+        path.write_bytes(data[:600] + b"x" * 600 + data[1200:])
+    ended = run("sweep", put(sweep, tmp_path))
+    assert ended.code == 65, ended.err
+    store = open_store(sweep["output"])
+    assert not keys(store, "results/")
+    assert not keys(store, "claims/")
+    for path, data in shards.items():
+        path.write_bytes(data)
+    assert run("sweep", put(sweep, tmp_path)).code == 0
 
 
 def test_a_stop_keeps_what_was_done(

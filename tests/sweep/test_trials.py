@@ -1,6 +1,7 @@
 """Trials are pure functions of the sweep and of their number, and cover their ranges."""
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -121,6 +122,14 @@ def test_settings_are_put_where_their_path_leads() -> None:
         ({"goal": {}}, "goal: set either max or min"),
         ({"halving": {"first": {"epochs": 1}, "keep": 1.0}}, "halving.keep: should be less than 1"),
         ({"sweep": "Rates!"}, "sweep: must be 1 to"),
+        ({"vary": {"optimizer.lr": {"each": [math.inf]}}}, "not a finite number"),
+        ({"vary": {"optimizer.lr": {"each": [[math.nan], 1]}}}, "not a finite number"),
+        ({"vary": {"train.epochs": {"linear": [1, 3]}}}, "train.epochs is the same for all trials"),
+        ({"vary": {"final": {"linear": [1, 3]}}}, "final is the same for all trials"),
+        (
+            {"vary": {"data.fold": {"linear": [1, 2]}, "data.fold.hold": {"each": [1]}}},
+            "vary.data.fold.hold: is a part of data.fold, which is varied as well",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(changes: dict[str, Any], complaint: str) -> None:

@@ -44,6 +44,10 @@ def test_the_pace_is_shown(run: Run, write: Write, job: Job) -> None:
     store = open_store(job["output"])
     progress = [info.key for info in store.list("records/") if info.key.endswith("progress.json")]
     assert 0 < json.loads(store.get(progress[0]))["checkpoint_seconds"] <= MIN_SECONDS
-    assert mean_time_between_failures(store) is None
+    assert mean_time_between_failures(store, 2) is None
+    job["train"]["epochs"] = 4
+    assert run("train", "--until", "3", write(job)).code == 75
+    assert mean_time_between_failures(store, 3) is None
+    assert mean_time_between_failures(store, 1) is None
     job["checkpoint"] = {"overhead": 0.1, "every_steps": 3}
     assert "overhead chooses the interval; remove every_steps" in run("plan", write(job)).err

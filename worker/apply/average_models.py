@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from worker.data.batch_requests import Request
+from worker.data.epoch_plan import Ids
 from worker.data.loader import Batch
 from worker.errors import ConfigurationError
 from worker.job.evaluation_feed import EvaluationFeed
@@ -52,7 +53,7 @@ def average(models: Sequence[Classifier]) -> Classifier:
 def estimate_statistics(
     classifier: Classifier,
     loaders: Loaders[EvaluationFeed],
-    images: int,
+    ids: Ids,
     advance: Callable[[int], None],
 ) -> None:
     """Estimate BatchNorm's statistics in one pass over images, without augmentation.
@@ -60,21 +61,21 @@ def estimate_statistics(
     Args:
         classifier: The model, on its device.
         loaders: The loaders of the images.
-        images: Their number.
+        ids: The images, in an order that mixes the classes: the variance of a batch of one class
+            would be too small.
         advance: Called with the number of images of each batch.
     """
     device = next(classifier.model.parameters()).device
     loaders.start()
-    request = Request(dataset=NAME, samples=range(images))
+    request = Request(dataset=NAME, samples=ids)
     with (
         contextlib.closing(loaders.batches(request)) as batches,
-        estimating_statistics(classifier.model),
-        torch.no_grad(),
+        estimating_statistics(classifier.model) as add,
     ):
         for batch in batches:
             sound = _sound(batch)
             if len(sound) >= _MIN_IMAGES:
-                classifier.model(classifier.card.preprocessing.normalize(sound.to(device)))
+                add(classifier.card.preprocessing.normalize(sound.to(device)))
             advance(len(batch.ids))
 
 

@@ -17,7 +17,8 @@ from worker.check.storage import look_at_output
 from worker.check.table import NO_STORAGE, Table
 from worker.data.epoch_plan import default_lanes
 from worker.job.job import require_same_experiment
-from worker.job.open_job import open_dataset, open_job
+from worker.job.open_data import open_dataset
+from worker.job.open_job import open_job
 from worker.launch.launchers import detect
 from worker.launch.requirements import check_place
 from worker.launch.topology import Spawn, require_divisible

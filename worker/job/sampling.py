@@ -38,11 +38,11 @@ def describe_sampling(sampling: Sampling) -> str:
     """Return the settings as text, which is part of a job's identity."""
     parts = []
     if sampling.balance:
-        parts.append(f"balance {sampling.balance:g}")
+        parts.append(f"balance {sampling.balance!r}")
     if sampling.fold:
         parts.append(f"fold {sampling.fold.hold} of {sampling.fold.of} held out")
     if sampling.share < 1:
-        parts.append(f"share {sampling.share:g}")
+        parts.append(f"share {sampling.share!r}")
     if sampling.without:
         keys = np.sort(np.fromiter(sampling.without, "<u8", len(sampling.without)))
         digest = xxhash.xxh3_64_hexdigest(keys.tobytes())[:8]
@@ -108,9 +108,9 @@ def require_known_keys(train: Dataset, sampling: Sampling, address: str) -> None
     first = printable(sampling.without[int(unknown[0])])
     if len(unknown) == len(wanted):
         raise ConfigurationError(
-            f"data.without: {address}: none of its {count(len(wanted), 'line')} is the key of a "
-            f"sample of data.train, such as {first!r}; write the part of a member's name before "
-            "its first dot"
+            f"data.without: {address}: {first!r}, for one, is not the key of a sample of "
+            f"data.train, nor is any other of its {count(len(wanted), 'line')}; write the part of "
+            "a member's name before its first dot"
         )
     log.warning(
         "data.without: %d of %d keys are not in data.train, such as %r",
@@ -122,12 +122,16 @@ def require_known_keys(train: Dataset, sampling: Sampling, address: str) -> None
 
 def _read_keys(address: str) -> dict[int, str]:
     try:
-        text = read_text(read_uri(address, _MAX_LIST_BYTES))
+        data = read_uri(address, _MAX_LIST_BYTES + 1)
+        if len(data) > _MAX_LIST_BYTES:
+            raise ValueError(f"is larger than {_MAX_LIST_BYTES >> 20} MiB, so not a list of keys")
+        text = read_text(data)
     except ObjectMissing as error:
         raise ConfigurationError(f"data.without: {error}; check the address") from None
     except ValueError as error:
         raise ConfigurationError(f"data.without: {address}: {error}") from None
-    keys = [line.strip() for line in text.splitlines()]
+    # Not `splitlines`, which also splits at characters that keys may contain.
+    keys = [line.strip() for line in text.split("\n")]
     found = {hash_key(key): key for key in keys if key}
     if not found:
         raise ConfigurationError(f"data.without: {address}: is empty; write a key on each line")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from worker.apply.average_models import (
@@ -13,16 +14,17 @@ from worker.apply.average_models import (
     write_model,
 )
 from worker.data.decode_image import MAX_PIXELS, ImageSpec
+from worker.data.epoch_plan import EpochPlan, Ids
 from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.job.dataset import Dataset
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.loaders import Loaders, LoadPlan, read_set
-from worker.job.open_job import open_dataset
+from worker.job.open_data import open_data, open_dataset
 from worker.launch.start import settle_process
 from worker.launch.topology import one_node
 from worker.layout import CARD_NAME, FINAL, MANIFEST_NAME
-from worker.manifest import parse_manifest
+from worker.manifest import Manifest, parse_manifest
 from worker.model.classifier import Classifier, load_classifier
 from worker.model.weight_means import has_batch_norm
 from worker.ranks.cpu_cores import cores_per_rank
@@ -41,8 +43,8 @@ def run_average(
     Args:
         runs: Addresses of the outputs of finished jobs, or of their `final/` folders.
         out: The output.
-        dataset: Address of the images for BatchNorm's statistics; None for the training set of the
-            first run.
+        dataset: Address of the images for BatchNorm's statistics; None for those that the first run
+            was trained on.
         advance: Called with the number of images done in a batch, and of all.
 
     Raises:
@@ -58,17 +60,17 @@ def run_average(
     require_alike(models)
     mean = average(models)
     if has_batch_norm(mean.model):
-        images = open_dataset("--data", dataset or _training_set(models[0]))
-        _estimate(mean, images, lambda done: advance(done, images.samples))
+        images, ids = _images(models[0], dataset)
+        _estimate(mean, images, ids, lambda done: advance(done, len(ids)))
     write_model(mean, [model.address for model in models], store)
 
 
-def _estimate(mean: Classifier, images: Dataset, advance: Callable[[int], None]) -> None:
+def _estimate(mean: Classifier, images: Dataset, ids: Ids, advance: Callable[[int], None]) -> None:
     (rank,) = one_node(1).ranks()
     device, preprocessing = device_of(rank), mean.card.preprocessing
     torch.set_num_threads(cores_per_rank(rank))
     plan = LoadPlan(
-        sets={NAME: read_set(images, 1)},
+        sets={NAME: read_set(images, _LANES)},
         feed=EvaluationFeed(preprocessing, on_gpu=device.type == "cuda"),
         spec=ImageSpec(MAX_PIXELS, images.index.depth or preprocessing.depth),
         size=preprocessing.crop_size,
@@ -76,14 +78,33 @@ def _estimate(mean: Classifier, images: Dataset, advance: Callable[[int], None])
     )
     with contextlib.closing(Loaders(plan, rank, device)) as loaders:
         mean.model.to(device).to(memory_format=torch.channels_last)
-        estimate_statistics(mean, loaders, images.samples, advance)
+        estimate_statistics(mean, loaders, ids, advance)
 
 
-def _training_set(model: Classifier) -> str:
-    """Return the address of the data that a model was trained on, from the manifest beside it."""
+def _images(model: Classifier, dataset: str | None) -> tuple[Dataset, Ids]:
+    """Return the images for the statistics, in an order that mixes them.
+
+    Without an address, these are the images that the model was trained on, each once.
+    """
+    if dataset:
+        images = open_dataset("--data", dataset)
+        known = np.arange(images.samples)
+    else:
+        data = open_data(_manifest_of(model))
+        images = data.train
+        known = np.arange(images.samples)
+        if data.multiplicities:
+            known = np.sort(data.multiplicities.ids)
+    plan = EpochPlan(images.index.counts, _LANES, seed=0, epoch=0)
+    order = np.concatenate([plan.batch(step) for step in range(plan.steps)])
+    return images, order[np.isin(order, known)]
+
+
+def _manifest_of(model: Classifier) -> Manifest:
+    """Return the manifest beside a model."""
     output = open_store(model.address.rstrip("/").removesuffix("final"))
     try:
         text = read_text(output.get(MANIFEST_NAME))
     except ObjectMissing as error:
         raise ConfigurationError(f"--data: {error}; give the training set") from None
-    return parse_manifest(text, f"{output.uri}{MANIFEST_NAME}").data.train
+    return parse_manifest(text, f"{output.uri}{MANIFEST_NAME}")

@@ -18,7 +18,7 @@ from worker.errors import ConfigurationError, DataError
 from worker.job.dataset import Dataset
 from worker.job.evaluation_feed import EvaluationFeed
 from worker.job.loaders import Loaders, LoadPlan, read_set
-from worker.job.open_job import open_dataset
+from worker.job.open_data import open_dataset
 from worker.judge.judgment import judge
 from worker.launch.guard import exit_code
 from worker.launch.launchers import detect

@@ -20,7 +20,7 @@ from worker.learn.rate_diagnosis import Diagnosis
 from worker.learn.rate_sweep import Sweep
 from worker.manifest import Manifest
 from worker.model.pretrained_weights import load_pretrained
-from worker.ranks.process_group import device_of, process_group
+from worker.ranks.process_group import device_of, meaningful_errors, process_group
 from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.train.diagnose_rates import diagnose_rates
@@ -136,5 +136,6 @@ def _loaders(
     with (
         contextlib.closing(open_loaders(job, rank, device)) as loaders,
         process_group(rank, listener, stop),
+        meaningful_errors(),
     ):
         yield loaders

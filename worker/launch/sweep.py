@@ -13,7 +13,6 @@ import signal
 import time
 
 from worker.charts import table
-from worker.checkpoint.claim import attempt_numbers
 from worker.environment import Settings
 from worker.errors import (
     ConfigurationError,
@@ -24,15 +23,17 @@ from worker.errors import (
     exit_code_of,
 )
 from worker.forks import STOP_SIGNALS, die_with
-from worker.job.job import Job
-from worker.job.open_job import open_job
+from worker.job.open_data import JobData, open_data
+from worker.job.open_job import check_settings, open_job
 from worker.launch.guard import exit_code, leave
 from worker.launch.launchers import detect, without_peers
+from worker.launch.requirements import check_place
 from worker.launch.start import run_job, settle_process
 from worker.launch.topology import Spawn, require_divisible
 from worker.logs import bind, count
 from worker.manifest import Manifest, load_manifest
-from worker.model.rate_groups import assign
+from worker.model.pretrained_weights import load_pretrained
+from worker.ranks.gpu_faults import count_gpus
 from worker.ranks.stop_signal import StopFlag
 from worker.store import Store, open_store
 from worker.sweep.best import best_of, describe_best
@@ -50,15 +51,12 @@ from worker.sweep.plan import (
     require_same,
     standing,
 )
-from worker.sweep.results import ResultReader, measure_unit, write_result
+from worker.sweep.results import ResultReader, has_failed, measure_unit, write_result
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _MIN_WAIT, _MAX_WAIT = 0.5, 10.0
-_MAX_CRASHES = 3
-_FAILURES = (ExitCode.CONFIGURATION, ExitCode.DATA)
-"""Exit codes of a trial whose settings do not work, such as a rate at which the loss diverges."""
 
 
 def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
@@ -72,25 +70,29 @@ def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
         ConfigurationError: If a trial has settings that are not valid; names the first one.
     """
     plan = make_plan(sweep, load_manifest(sweep.base))
-    opened: dict[str, Job] = {}
+    opened: dict[str, JobData] = {}
+    weights: set[str] = set()
     for trial in range(len(plan.trials)):
         for repeat in range(len(plan.repeats)):
             manifest = plan.job_manifest(trial, repeat, sweep.output)
             try:
-                _check(manifest, ranks, opened)
+                _check(manifest, ranks, opened, weights)
             except ConfigurationError as error:
                 raise ConfigurationError(f"trial {trial}: {error}") from None
     return plan
 
 
-def _check(manifest: Manifest, ranks: int, opened: dict[str, Job]) -> None:
+def _check(manifest: Manifest, ranks: int, opened: dict[str, JobData], weights: set[str]) -> None:
+    """Check a job; what other jobs have in common with it is read and loaded only once."""
     require_divisible(manifest.train.batch_size, ranks)
-    # Opened anew only if the data or the model differ: that reads the store and builds a model.
-    key = f"{manifest.data!r} {manifest.model!r}"
+    key = repr(manifest.data)
     if key not in opened:
-        opened[key] = open_job(manifest)
-    job = opened[key]
-    assign(job.backbone.layout, manifest.optimizer, job.steps_per_epoch)
+        opened[key] = open_data(manifest)
+    check_settings(manifest, opened[key])
+    pretrained, model = manifest.model.pretrained, repr((manifest.model, manifest.data.image_size))
+    if pretrained and model not in weights:
+        weights.add(model)
+        load_pretrained(open_job(manifest).backbone, pretrained)
 
 
 def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
@@ -116,6 +118,9 @@ def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
     Settings.from_env().require_valid()
     bind(job=sweep.sweep)
     plan, store = plan_sweep(sweep, place.local_world_size), open_store(sweep.output)
+    gpus = count_gpus()
+    for trial in range(len(plan.trials)):
+        check_place(plan.job_manifest(trial, 0, sweep.output), gpus)
     settled = _settle(plan, store)
     worker = _Worker(settled, store, place.local_world_size, stop)
     stop.has_begun = True
@@ -176,7 +181,8 @@ class _Worker:
     def _take(self, unit: Unit) -> None:
         self._require_no_stop()
         with self._claims.hold(unit) as mine:
-            if mine:
+            # Between looking for a result and claiming the unit, another worker may have ended it.
+            if mine and not self._results.has(unit):
                 self._run(unit)
 
     def _run(self, unit: Unit) -> None:
@@ -197,13 +203,13 @@ class _Worker:
         if code == ExitCode.SUPERSEDED:  # taken for lost, and taken over
             log.warning("trial %d is now run by another worker", unit.trial)
             return
-        crashed = code == ExitCode.BUG and len(attempt_numbers(job)) >= _MAX_CRASHES
-        if code in _FAILURES or crashed:
+        # Anything else, such as wrong credentials, says nothing about the settings of the trial.
+        if has_failed(job):
             log.warning("trial %d has failed with exit code %d; it is given up", unit.trial, code)
             write_result(self._store, unit, UnitResult(code=code))
             return
         self._require_no_stop()
-        raise error_of(code)
+        raise type(error_of(code))(f"trial {unit.trial} ended with exit code {code}; see above")
 
     def _train(self, manifest: Manifest, until: int) -> int:
         """Train a job up to an epoch in a child process; return its exit code."""
@@ -234,8 +240,9 @@ class _Worker:
         best = best_of(self._plan, results)
         if best is None:
             raise ConfigurationError(
-                f"all {count(len(self._plan.trials), 'trial')} have failed; the logs say why, and "
-                f"`worker status {self._store.uri}` lists them"
+                f"none of {count(len(self._plan.trials), 'trial')} has a figure to compare: they "
+                f"have failed, or {self._plan.metric} is not defined; `worker status "
+                f"{self._store.uri}` lists them"
             )
         self._store.put_if_absent(BEST_NAME, json.dumps(best.model_dump(), indent=1).encode())
         log.info("the sweep is done: %s", describe_best(self._plan, best))

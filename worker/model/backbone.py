@@ -1,5 +1,6 @@
 """A torchvision backbone with a head for the job's classes."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +94,17 @@ def build_backbone(name: str, classes: int, seed: int, image_size: int) -> Backb
                 layer.register_parameter(key, nn.Parameter(rows[:classes].clone()))
         setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", classes)
     return Backbone(name=name, model=model, heads=heads, image_size=image_size)
+
+
+def sketch_backbone(name: str, image_size: int) -> Backbone:
+    """Return a backbone without memory for its weights, and with ImageNet's classes.
+
+    Raises `ConfigurationError` for an unknown name, or for images too small to train on.
+    """
+    require_known(name)
+    require_size(name, image_size, preprocessing_of(name).crop_size)
+    model = copy.deepcopy(skeleton(name, image_size))  # the caller may change its settings
+    return Backbone(name=name, model=model, heads=find_heads(model), image_size=image_size)
 
 
 def preprocessing_of(name: str, weights: str = "none") -> Preprocessing:

@@ -1,6 +1,6 @@
 """Means of the weights of several models: model soups (Wortsman et al., 2022)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,21 +36,31 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 @contextmanager
-def estimating_statistics(model: nn.Module) -> Iterator[None]:
-    """Estimate BatchNorm's statistics anew from the forward passes in the context.
+def estimating_statistics(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
+    """Estimate BatchNorm's statistics anew; yields a function that takes a batch of images.
 
     The statistics of averaged weights are not the average of the statistics (Izmailov et al.,
-    2018). Everything else is in evaluation mode, before and after.
+    2018). Each batch counts by its number of images. Everything else is in evaluation mode, before
+    and after.
     """
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over all batches
         layer.train()
+    seen = 0
+
+    def add(images: Tensor) -> None:
+        nonlocal seen
+        seen += len(images)
+        for layer in layers:
+            layer.momentum = len(images) / seen
+        with torch.no_grad():
+            model(images)
+
     try:
-        yield
+        yield add
     finally:
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum

@@ -123,6 +123,8 @@ class EndEvent(_Event):
     """Its exit code."""
     text: Text
     """The reason for the end; empty if the job is complete."""
+    diverged: bool = False
+    """Whether it ended because the loss was no longer finite."""
 
 
 Event = StartEvent | StepEvent | CommitEvent | SkippedEvent | EvaluationEvent | EndEvent

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from worker.errors import ExitCode, InfrastructureError, WorkerError
+from worker.errors import Diverged, ExitCode, InfrastructureError, WorkerError
 from worker.layout import history_name, progress_name
 from worker.plain import plain
 from worker.ranks.stop_signal import StopFlag
@@ -112,7 +112,11 @@ class Journal:
         code = ExitCode.DONE if error is None else ExitCode.BUG
         code = error.code if isinstance(error, WorkerError) else code
         text = redacted(str(error)) if isinstance(error, WorkerError) else type(error).__name__
-        end = EndEvent(code=int(code), text="" if error is None else text)
+        end = EndEvent(
+            code=int(code),
+            text="" if error is None else text,
+            diverged=isinstance(error, Diverged),
+        )
         self.note(end)
         self._closed.set()
         if self._thread.is_alive():

@@ -14,7 +14,7 @@ from worker.errors import WorkerError
 from worker.store import Store
 from worker.sweep.plan import CLAIMS, Unit
 
-_NAME = re.compile(CLAIMS + r"(\d{5})-(\d{3})-(\d{2})/(\d{6})\.json")
+_NAME = re.compile(CLAIMS + r"(\d{5,})-(\d{3,})-(\d{2,})/(\d{6})\.json")
 _BEATS = 4  # within the time after which a claim is given up
 
 

@@ -1,5 +1,6 @@
 """The manifest of a sweep: what is varied, how often, and what counts as best."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
@@ -8,9 +9,21 @@ from worker.manifest.base import Count, Section, Text
 from worker.manifest.load import check_section, parse_mapping, read_manifest
 from worker.manifest.training import Metric
 
-_Bounds = tuple[int | float, int | float]
+_Number = int | Annotated[float, Field(allow_inf_nan=False)]
+_Bounds = tuple[_Number, _Number]
 REPEATS = ("train.seed", "data.fold.hold")
 """Settings whose values repeat a trial; all others are choices between trials."""
+_FIXED = (
+    "version",
+    "job",
+    "output",
+    "train.epochs",
+    "train.metric",
+    "final",
+    "checkpoint",
+    "record",
+)
+"""Settings that a sweep sets itself, or that the comparison of trials does not depend on."""
 
 
 class Vary(Section):
@@ -32,7 +45,13 @@ class Vary(Section):
             raise ValueError("must be [lowest, highest] with lowest < highest")
         if self.log and low <= 0:
             raise ValueError("a logarithmic range must start above 0")
-        if self.each and any(value in self.each[:n] for n, value in enumerate(self.each)):
+        try:
+            texts = [
+                json.dumps(value, sort_keys=True, allow_nan=False) for value in self.each or ()
+            ]
+        except ValueError:
+            raise ValueError("each: a value is not a finite number; correct it") from None
+        if len(set(texts)) < len(texts):
             raise ValueError("each: a value is listed twice; remove one")
         return self
 
@@ -113,6 +132,13 @@ class SweepManifest(Section):
             raise ValueError("trials: missing; set the number of draws from the ranges")
         if not ranges and self.trials is not None:
             raise ValueError("trials: nothing is drawn, as `each` lists all values; remove it")
+        for path in self.vary:
+            fixed = next((f for f in _FIXED if f"{path}.".startswith(f"{f}.")), None)
+            if fixed:
+                raise ValueError(f"vary.{path}: {fixed} is the same for all trials; set it in base")
+            outer = next((other for other in self.vary if path.startswith(f"{other}.")), None)
+            if outer:
+                raise ValueError(f"vary.{path}: is a part of {outer}, which is varied as well")
         repeated = [path for path in REPEATS if path in self.vary and self.vary[path].bounds]
         if repeated:
             raise ValueError(f"vary.{repeated[0]}: repeats every trial; list its values with each")

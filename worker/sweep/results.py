@@ -4,13 +4,15 @@ import json
 import re
 
 from worker.checkpoint.publication_record import read_done
+from worker.errors import ExitCode
 from worker.record.events import EvaluationEvent
 from worker.record.history import read_history
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import get_json
 from worker.sweep.plan import RESULTS, SweepPlan, Unit, UnitResult
 
-_NAME = re.compile(RESULTS + r"(\d{5})-(\d{3})-(\d{2})\.json")
+_MAX_CRASHES = 3
+_NAME = re.compile(RESULTS + r"(\d{5,})-(\d{3,})-(\d{2,})\.json")
 
 
 class ResultReader:
@@ -23,6 +25,14 @@ class ResultReader:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[Unit, UnitResult] = {}
+
+    def has(self, unit: Unit) -> bool:
+        """Return whether a unit has a result by now."""
+        if unit not in self._known:
+            found = _get(self._store, f"{RESULTS}{unit.name}.json")
+            if found:
+                self._known[unit] = found
+        return unit in self._known
 
     def read(self) -> dict[Unit, UnitResult]:
         """Return all results so far."""
@@ -62,6 +72,17 @@ def measure_unit(plan: SweepPlan, unit: Unit, job: Store) -> UnitResult | None:
     if last is None or (last.epoch < until and not read_done(job)):
         return None
     return UnitResult(epoch=last.epoch, value=last.value, low=last.low, high=last.high)
+
+
+def has_failed(job: Store) -> bool:
+    """Return whether a job has failed for good: its loss diverged, or it crashed again and again.
+
+    Args:
+        job: The output of the job.
+    """
+    ends = [part.end for part in read_history(job).parts if part.end]
+    crashes = sum(end.code == ExitCode.BUG for end in ends)
+    return bool(ends and ends[-1].diverged) or crashes >= _MAX_CRASHES
 
 
 def _get(store: Store, key: str) -> UnitResult | None:

@@ -7,7 +7,7 @@ from worker.record.history import read_history
 from worker.store import Store
 
 _FADING = 0.5  # weight of the newest checkpoint in the mean cost
-_CLEAN = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.SUPERSEDED)
+_DEATHS = (ExitCode.INFRASTRUCTURE, ExitCode.BUG)
 
 
 class CheckpointPace:
@@ -67,14 +67,18 @@ class CheckpointPace:
         )
 
 
-def mean_time_between_failures(output: Store) -> float | None:
-    """Return the mean seconds of running for each attempt that died; None if none did.
+def mean_time_between_failures(output: Store, attempt: int) -> float | None:
+    """Return the mean seconds of running for each earlier attempt that died; None if none did.
 
-    An attempt that left no end, or an exit code other than those of a regular end, has died.
+    An attempt that left no end has died, and so has one that the place has failed.
+
+    Args:
+        output: The output of the job.
+        attempt: The number of this attempt, which has no end yet.
     """
     try:
-        parts = read_history(output).parts
+        parts = [part for part in read_history(output).parts if part.attempt < attempt]
     except WorkerError:  # only a hint for the interval
         return None
-    failures = sum(part.end is None or part.end.code not in _CLEAN for part in parts)
+    failures = sum(part.end is None or part.end.code in _DEATHS for part in parts)
     return sum(part.seconds for part in parts) / failures if failures else None

@@ -57,7 +57,7 @@ def diagnose_rates(
         advance: Called with 1 after each batch of this rank.
 
     Raises:
-        ConfigurationError: If a gradient is not finite, or an image cannot be used.
+        ConfigurationError: If a gradient is not finite.
         StopRequested: If a stop was requested.
     """
     torch.set_num_threads(cores_per_rank(rank))
@@ -96,24 +96,24 @@ def diagnose_rates(
 
 
 def _images(job: Job, loaders: JobLoaders, own: Sequence[Ids]) -> Generator[tuple[Tensor, Tensor]]:
-    """Yield the images and labels of each batch; the loader reads batches of another size."""
+    """Yield the sound images of each batch with their labels; the loader has another batch size."""
     if not own:
         return
-    waiting: list[tuple[Tensor, Tensor]] = []
+    side = job.preprocessing.crop_size
+    waiting: list[Tensor] = [
+        torch.empty(0, 3, side, side, dtype=torch.uint8),
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(0, dtype=torch.bool),
+    ]
     ids = np.concatenate(own)
     with contextlib.closing(loaders.batches(Request(dataset=TRAIN, samples=ids))) as batches:
         for batch in batches:
-            if not batch.valid.all():
-                raise ConfigurationError(
-                    f"{batch.bad[0].text if batch.bad else 'an image'}: cannot be used; repair it, "
-                    "or leave it out with data.without"
-                )
-            waiting.append((batch.images.clone(), batch.labels.clone()))
-            while sum(len(labels) for _, labels in waiting) >= job.full_batch:
-                images = torch.cat([part for part, _ in waiting])
-                labels = torch.cat([part for _, part in waiting])
-                yield images[: job.full_batch], labels[: job.full_batch]
-                waiting = [(images[job.full_batch :], labels[job.full_batch :])]
+            parts = batch.images.clone(), batch.labels.clone(), batch.valid.clone()
+            waiting = [torch.cat(pair) for pair in zip(waiting, parts, strict=True)]
+            while len(waiting[0]) >= job.full_batch:
+                images, labels, valid = (each[: job.full_batch] for each in waiting)
+                waiting = [each[job.full_batch :] for each in waiting]
+                yield images[valid], labels[valid]
 
 
 def released(group: RateGroup) -> RateGroup:
@@ -134,12 +134,16 @@ def _own_batches(job: Job, count: int, rank: Rank) -> list[Ids]:
 
 
 def _gradient(job: Job, learner: Learner, images: Tensor, labels: Tensor) -> None:
-    """Compute the gradient of the mean loss of a batch, in evaluation mode and in small parts."""
+    """Compute the gradient of the mean loss of a batch, in evaluation mode and in small parts.
+
+    Not in fp16, in which small gradients would be lost.
+    """
+    precision = None if learner.precision is torch.float16 else learner.precision
     learner.optimizer.zero_grad(set_to_none=True)
     device = next(learner.model.parameters()).device
     for part, of_part in zip(images.split(_PART), labels.split(_PART), strict=True):
         inputs = plain_inputs(job.preprocessing.normalize(part.to(device)), of_part.to(device))
-        with autocast(learner.precision, device):
+        with autocast(precision, device):
             outputs = learner.model(inputs.images)
         logits, auxiliary = logits_of(outputs)
         losses = job.criterion.losses(logits, auxiliary, inputs)

@@ -12,7 +12,7 @@ import torch
 
 from worker.data.epoch_plan import EpochPlan, Ids
 from worker.data.loader import Bad, Batch
-from worker.errors import ConfigurationError
+from worker.errors import Diverged
 from worker.learn.training_step import Engine
 from worker.metrics.gpu_usage import EnergyMeter
 from worker.model.optimizer import set_rates
@@ -229,7 +229,7 @@ class Steps:
             attempt.commit()
             again = f", and has not been for {_MAX_SKIPPED} steps in a row" if wanted else ""
             remedy = "" if wanted else ", or leave such steps out with train.non_finite: skip"
-            raise ConfigurationError(
+            raise Diverged(
                 f"optimizer.lr: the loss is not finite in step {state.step + 1}{again}; "
                 f"lower the rates{remedy}"
                 if attempt.leads

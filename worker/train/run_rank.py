@@ -109,7 +109,7 @@ def _open_attempt(
         evaluations=EvaluationRecords(job.output, resumed.attempt),
         pace=CheckpointPace(
             job.manifest.checkpoint,
-            mean_time_between_failures(job.output) if rank.leads and resumed.attempt > 1 else None,
+            mean_time_between_failures(job.output, resumed.attempt) if rank.leads else None,
         ),
         journal=journal,
         watchdog=watchdog,

@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import NoReturn
 
 from worker.data.batch_requests import Request
 from worker.data.epoch_plan import split
 from worker.data.loader import Bad
 from worker.errors import StopRequested
+from worker.job.dataset import Dataset
 from worker.learn.training_step import Engine
 from worker.logs import count
 from worker.record.progress import Progress
@@ -61,7 +63,7 @@ class Trainer:
             attempt,
             engine=engine,
             feed=loaders.feed,
-            bad=Quarantine("data.train", job.train, manifest.data.error_budget),
+            bad=Quarantine("data.train", self._trained(), manifest.data.error_budget),
             telemetry=Telemetry(
                 attempt.metrics,
                 attempt.journal,
@@ -70,6 +72,11 @@ class Trainer:
                 ranks=attempt.rank.world_size,
             ),
         )
+
+    def _trained(self) -> Dataset:
+        """Return the training set, limited to the samples that the job trains on."""
+        job = self._attempt.job
+        return replace(job.train, ids=job.training_ids) if job.multiplicities else job.train
 
     def train(self) -> None:
         """Train, or raise `StopRequested` with as much committed as the time allows."""

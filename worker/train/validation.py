@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 
-from worker.errors import ConfigurationError
+from worker.errors import Diverged
 from worker.judge.figure_text import METRIC_NAMES, metric_text
 from worker.judge.judgment import judge, score_of
 from worker.judge.measure import Measure
@@ -32,7 +32,7 @@ def validate(attempt: Attempt, validation: Evaluator) -> Validated:
 
     Raises:
         StopRequested: If a stop was requested.
-        ConfigurationError: If the loss is not finite and the manifest does not allow that.
+        Diverged: If the loss is not finite and the manifest does not allow that.
     """
     state, train = attempt.state, attempt.job.manifest.train
     result = validation.run(attempt.learner.result)
@@ -121,6 +121,6 @@ def _refuse_loss(attempt: Attempt) -> None:
     text = "the validation loss is not finite"
     if attempt.job.manifest.train.non_finite == "fail":
         attempt.commit()
-        raise ConfigurationError(f"optimizer.lr: {text}; lower the rates" if attempt.leads else "")
+        raise Diverged(f"optimizer.lr: {text}; lower the rates" if attempt.leads else "")
     if attempt.leads:
         log.warning(text)
