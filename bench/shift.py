@@ -60,7 +60,7 @@ PLANS: dict[str, Callable[[float], Groups]] = {
     "LP-FT": lambda lr: [{"match": "head"}, {"match": "backbone", "freeze": {"epochs": 2}}],
     "find-rates' advice": lambda lr: [],
 }
-TARGETS = ("natural", "noise", "few-shot", "output shift", "blur", "inversion")
+TARGETS = ("natural", "noise", "inversion", "blur", "output shift", "few-shot")
 
 
 def altered(image: Image.Image, target: str, random: np.random.Generator) -> Image.Image:
