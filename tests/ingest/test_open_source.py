@@ -411,6 +411,22 @@ def test_a_group_that_the_source_has_divided_is_refused(run: Run, tmp_path: Path
     assert "neither a column nor a regular expression" in wrong.err
 
 
+def test_groups_are_written_and_kept_when_a_set_is_packed_again(run: Run, tmp_path: Path) -> None:
+    """So that folds keep them together: the last digit of a name stands for a patient."""
+    write_pictures(tmp_path / "photos", 20)
+    once, again = f"{tmp_path}/once", f"{tmp_path}/again"
+    assert run("pack", f"{tmp_path}/photos", once, "--group-by", "(\\d)$").code == 0
+    assert run("pack", once, again).code == 0
+    for uri in (once, again):
+        table = read_table(parse_address(uri).store, open_index(uri))
+        assert len(set(table["group"].tolist())) == 10
+        assert len(set(table["key"].tolist())) == 40
+    plain = f"{tmp_path}/plain"
+    assert run("pack", f"{tmp_path}/photos", plain).code == 0
+    table = read_table(parse_address(plain).store, open_index(plain))
+    assert table["group"].tolist() == table["key"].tolist()
+
+
 def test_a_place_inside_the_source_is_refused(run: Run, photos: Path) -> None:
     for dest in (photos, photos / "packed"):
         ended = run("pack", str(photos), str(dest))
