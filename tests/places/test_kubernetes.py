@@ -44,7 +44,7 @@ def variant(request: pytest.FixtureRequest) -> list[Object]:
 
 def test_what_is_shipped_is_tested() -> None:
     assert [
-        *("jobset", "kueue", "multi-node", "namespace", "one-pod", "predict", "trainjob")
+        *("jobset", "kueue", "multi-node", "namespace", "one-pod", "predict", "sweep", "trainjob")
     ] == EXAMPLES
     used = {
         component.split("/")[-1]
