@@ -100,8 +100,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def aws(environment: None, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that leads to the S3 server."""
+    """The environment that leads to the S3 server, with the time that a slow machine needs."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
 
 
 @pytest.fixture
