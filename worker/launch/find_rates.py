@@ -59,7 +59,7 @@ def run_range_test(
     low, high = low or base * _LOW, high or base * _HIGH
     if low >= high:
         raise ConfigurationError(f"--low: {low:g} is not below --high, {high:g}; set both")
-    job = _open(manifest)
+    job = _open(manifest, settle_process())
     (rank,) = one_node(1).ranks()
     rank = replace(rank, master_port=0)  # the listener's, which the kernel chooses
     stop.has_begun = True
@@ -93,10 +93,11 @@ def run_diagnosis(
     Raises:
         WorkerError: If the manifest is invalid, or the diagnosis fails or is stopped.
     """
-    place = detect(without_peers(os.environ), settle_process(), nproc)
+    gpus = settle_process()
+    place = detect(without_peers(os.environ), gpus, nproc)
     if not isinstance(place, Spawn) or place.nodes > 1:
         raise ConfigurationError("find-rates --groups starts its ranks itself; run it once")
-    job = _open(manifest)
+    job = _open(manifest, gpus)
     # Ranks are child processes unless there is only one, so rank 0 sends what it found.
     theirs, ours = multiprocessing.get_context("fork").Pipe(duplex=False)
 
@@ -114,8 +115,7 @@ def run_diagnosis(
     return job, theirs.recv()
 
 
-def _open(manifest: Manifest) -> Job:
-    gpus = settle_process()
+def _open(manifest: Manifest, gpus: int) -> Job:
     Settings.from_env().require_valid()
     check_place(manifest, gpus)
     job = open_job(manifest)

@@ -33,7 +33,6 @@ from worker.launch.topology import Spawn, require_divisible
 from worker.logs import bind, count
 from worker.manifest import Manifest, load_manifest
 from worker.model.pretrained_weights import load_pretrained
-from worker.ranks.gpu_faults import count_gpus
 from worker.ranks.stop_signal import StopFlag
 from worker.store import Store, open_store
 from worker.sweep.best import best_of, describe_best
@@ -89,9 +88,10 @@ def _check(manifest: Manifest, ranks: int, opened: dict[str, JobData], weights: 
     if key not in opened:
         opened[key] = open_data(manifest)
     check_settings(manifest, opened[key])
-    pretrained, model = manifest.model.pretrained, repr((manifest.model, manifest.data.image_size))
-    if pretrained and model not in weights:
-        weights.add(model)
+    model, pretrained = manifest.model, manifest.model.pretrained
+    known = repr((model.backbone, pretrained, manifest.data.image_size))
+    if pretrained and known not in weights:
+        weights.add(known)
         load_pretrained(open_job(manifest).backbone, pretrained)
 
 
@@ -109,7 +109,8 @@ def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
     Raises:
         WorkerError: If the manifest or the place does not fit, or a trial cannot be run here.
     """
-    place = detect(without_peers(os.environ), settle_process(), nproc)
+    gpus = settle_process()
+    place = detect(without_peers(os.environ), gpus, nproc)
     if not isinstance(place, Spawn) or place.nodes > 1:
         raise ConfigurationError(
             "a worker of a sweep starts the ranks of its trials itself: start one per node (with "
@@ -118,7 +119,6 @@ def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
     Settings.from_env().require_valid()
     bind(job=sweep.sweep)
     plan, store = plan_sweep(sweep, place.local_world_size), open_store(sweep.output)
-    gpus = count_gpus()
     for trial in range(len(plan.trials)):
         check_place(plan.job_manifest(trial, 0, sweep.output), gpus)
     settled = _settle(plan, store)

@@ -19,8 +19,8 @@ def fit_head(
     Args:
         features: Features, float [N, D].
         labels: Class numbers, int64 [N].
-        weight: Weights to start from, [classes, D].
-        bias: Bias to start from, [classes]; None for a head without one.
+        weight: The weights that the result replaces, [classes, D], for their shape and dtype.
+        bias: The bias that it replaces, [classes]; None for a head without one.
 
     Returns:
         The weight and the bias.

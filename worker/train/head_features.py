@@ -80,7 +80,14 @@ def compute_features(
         advance: Called with the number of images of each batch.
     """
     share = loaders.feed.evaluation.share(rank, len(ids))
-    own = _compute(job, model, ids[share.start : share.stop], loaders, precision, advance)
+    own = _compute(
+        job,
+        model,
+        ids[share.start : share.stop],
+        loaders=loaders,
+        precision=precision,
+        advance=advance,
+    )
     parts = [own] * rank.world_size
     if rank.world_size > 1:
         dist.all_gather_object(parts, own)
@@ -93,10 +100,11 @@ def compute_features(
     )
 
 
-def _compute(  # noqa: PLR0917 -- called once
+def _compute(
     job: Job,
     model: nn.Module,
     ids: Ids,
+    *,
     loaders: JobLoaders,
     precision: torch.dtype | None,
     advance: Callable[[int], None],
