@@ -40,9 +40,9 @@ def test_what_is_named_like_a_secret_is_hidden(name: str, monkeypatch: pytest.Mo
 
 def test_redaction_takes_linear_time() -> None:
     for piece in ("?", "?sig", "://a:", "sig", "://a/", "?a=", "=sig", "://a@"):
-        began = time.monotonic()
+        began = time.process_time()
         redacted(piece * 20_000 + "@!")
-        assert time.monotonic() - began < 2, piece
+        assert time.process_time() - began < 5, piece  # minutes, if it were quadratic
 
 
 def test_a_short_id_of_a_key_may_be_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
 
 
-def test_tars_on_a_web_server(server: str, run: Run, tmp_path: Any) -> None:
+def test_tars_on_a_web_server(
+    server: str, run: Run, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
     ended = run("pack", f"http://{server}/whole.tar", f"{tmp_path}/set")
     assert ended.code == 0, ended.err
     assert open_index(f"{tmp_path}/set").samples == 12

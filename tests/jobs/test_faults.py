@@ -122,7 +122,7 @@ def test_faults_that_stay_end_the_job_and_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the second commit on, the store takes nothing any more."""
-    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "5")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "8")
 
     def plan(request: Request) -> str | None:
         late = "/checkpoints/" in request.path and "/00000002-" not in request.path
@@ -162,6 +162,7 @@ def test_a_stop_before_training_begins_ends_at_once(
     """Though the store drips, and no rank is there yet that would look for a stop."""
     faulty.plan = lambda request: "drip" if "index.json" in request.path else None
     with monkeypatch.context() as patch:
+        patch.setenv("WORKER_STORE_DEADLINE_SECONDS", "120")
         patch.setenv("AWS_ENDPOINT_URL", faulty.endpoint)
         running = start("train", write(remote))
         deadline = time.monotonic() + 60
@@ -172,4 +173,4 @@ def test_a_stop_before_training_begins_ends_at_once(
         ended = running.wait()
     assert ended.code == 75, ended.err
     assert "stopped on request before anything started" in ended.err
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60  # it did not wait for the deadline

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,7 @@ def test_a_stopped_container_ends_with_75_and_its_successor_with_0(
         120,
         lambda: docker("logs", "first"),
     )
-    began = time.monotonic()
-    docker("stop", f"--time={GRACE}", "first")
-    assert time.monotonic() - began < GRACE
+    docker("stop", f"--time={GRACE}", "first")  # killed after that time, it would be a 137
     assert docker.wait("first") == 75, docker("logs", "first")
     assert "stopped on request" in docker("logs", "first")
     assert not s3.list_objects_v2(Bucket="runs", Prefix="shapes/done.json")["KeyCount"]

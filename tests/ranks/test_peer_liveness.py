@@ -55,7 +55,7 @@ def test_ranks_that_are_stuck_notice_a_lost_one(tmp_path: Path) -> None:
     for rank in (0, 1, 3):
         gone, at = (tmp_path / str(rank)).read_text().split()
         assert gone == "2"  # the one that was lost, not the next to end
-        assert float(at) - died < 10
+        assert float(at) - died < 40  # by itself, it would have woken after 60
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,21 @@ class Running:
         if self._process.is_alive():
             os.kill(self.pid, number)
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_for(self, text: str, seconds: float = 120) -> None:
         """Wait until the log holds `text`."""
         deadline = time.monotonic() + seconds
         while text not in self._read(self._err):
             assert self._process.is_alive(), f"ended without {text!r}: {self._read(self._err)}"
             assert time.monotonic() < deadline, f"no {text!r} in {self._read(self._err)}"
             time.sleep(0.02)
+
+    def wait_until_it_handles(self, number: signal.Signals, seconds: float = 60) -> None:
+        """Wait until the process has a handler for a signal; before that, Python only starts."""
+        deadline = time.monotonic() + seconds
+        while not _handled(self.pid) & 1 << number - 1:
+            assert self._process.is_alive(), f"ended without a handler: {self._read(self._err)}"
+            assert time.monotonic() < deadline, f"no handler of {number.name}"
+            time.sleep(0.005)
 
     def wait(self, seconds: float = 120) -> Ended:
         """Wait for the end."""
@@ -88,6 +96,14 @@ class Running:
     @staticmethod
     def _read(path: Path) -> str:
         return path.read_text() if path.exists() else ""
+
+
+def _handled(pid: int) -> int:
+    """The signals that a process handles, as proc(5) has them: a bit each, the lowest for 1."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return int(line.split()[1], 16)
+    return 0
 
 
 def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
