@@ -332,7 +332,7 @@ def test_every_row_has_a_test() -> None:
 
 @pytest.mark.parametrize("symptom", STORE)
 def test_a_symptom_of_storage(symptom: str, aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "1.5")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "4")
     require(symptom, *STORE[symptom](monkeypatch))
 
 
