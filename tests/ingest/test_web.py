@@ -1,6 +1,7 @@
 """Sources on web servers: cut bodies are noticed, failures give their cause, secrets stay hidden."""
 
 import http.server
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import pytest
 from tests.support.processes import Run
 from tests.support.stores import open_index
 from tests.support.tars import WHOLE, labeled, tar
+from worker.errors import InfrastructureError
+from worker.ingest.web import read_web
 
 TAR = tar(labeled(12))
 CUTS = {
@@ -26,6 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves TAR; the path says what goes wrong."""
 
     protocol_version = "HTTP/1.1"
+    requests = itertools.count()
 
     def do_GET(self) -> None:
         name = self.path.strip("/").removesuffix(".tar").replace("%20", " ")
@@ -35,6 +39,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if kind == "login" and self.headers.get("Authorization") != "Basic bWU6aHVudGVyMg==":
             self.send_error(401, "Unauthorized")
+            return
+        if kind == "busy":  # and then silent
+            if next(self.requests) < 2:
+                self.send_error(503, "Slow Down")
+            else:
+                time.sleep(3)
             return
         if kind == "endless":  # always cut, after more than a deadline's worth of bytes
             self.send_response(200)
@@ -104,6 +114,11 @@ def test_a_slow_body_has_its_cause(server: str, run: Run, tmp_path: Any) -> None
     ended = run("pack", f"http://{server}/slow.tar", f"{tmp_path}/set")
     assert ended.code == 69
     assert "sent no complete response within 2" in ended.err
+
+
+def test_a_try_that_the_deadline_cuts_off_does_not_hide_the_cause(server: str) -> None:
+    with pytest.raises(InfrastructureError, match="the server answers 503 Slow Down"):
+        read_web(f"http://{server}/busy.tar")
 
 
 def test_a_login_is_used_and_never_shown(server: str, run: Run, tmp_path: Any) -> None:

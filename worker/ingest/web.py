@@ -36,6 +36,7 @@ def stream_web(uri: str, authorization: str | None = None) -> Iterator[bytes]:
     A body that breaks off is read again from its beginning, and what was yielded is skipped.
     """
     yielded = 0
+    told: InfrastructureError | None = None
     deadline = _Deadline(Settings.from_env().store_deadline_seconds)
     for number in itertools.count(1):
         try:
@@ -50,12 +51,19 @@ def stream_web(uri: str, authorization: str | None = None) -> Iterator[bytes]:
                     yield fresh
             return
         except (InfrastructureError, OSError, http.client.HTTPException) as error:
+            failure = _failure(redacted(uri), error)
+            # A try that is cut off by what earlier ones left of the deadline says nothing: what
+            # they were told is the cause.
+            if told is None or not isinstance(failure, _TooSlow):
+                told = failure
             pause = min(8.0, 0.25 * 2**number)
             if deadline.left() < pause:
-                if isinstance(error, InfrastructureError):
-                    raise
-                raise InfrastructureError(f"{redacted(uri)}: {_cause(error)}") from None
+                raise told from None
             time.sleep(pause)
+
+
+class _TooSlow(InfrastructureError):
+    """A response that did not come in time."""
 
 
 class _Deadline:
@@ -82,7 +90,7 @@ def _read_once(uri: str, authorization: str | None, deadline: _Deadline) -> Iter
         while chunk := response.read1(_CHUNK):
             size += len(chunk)
             if deadline.left() + size / _MIN_BYTES_PER_SECOND < 0:
-                raise InfrastructureError(
+                raise _TooSlow(
                     f"{shown}: sent no complete response within {deadline.seconds:g} s"
                 )
             yield chunk
@@ -113,16 +121,19 @@ def _open(uri: str, shown: str, authorization: str | None, timeout: float) -> An
             raise InfrastructureError(text) from None
         raise ConfigurationError(f"{text}; check the address and the permissions") from None
     except urllib.error.URLError as error:
-        raise InfrastructureError(f"{shown}: {_cause(error)}") from None
+        raise _failure(shown, error) from None
 
 
-def _cause(error: Exception) -> str:
+def _failure(shown: str, error: Exception) -> InfrastructureError:
+    """Return what to report for an error of a try."""
+    if isinstance(error, InfrastructureError):
+        return error
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
-        return "the server is too slow"
+        return _TooSlow(f"{shown}: the server is too slow")
     if isinstance(reason, http.client.IncompleteRead):
-        return f"ended after {len(reason.partial)} bytes"
-    return f"cannot be read ({str(reason) or type(reason).__name__})"
+        return InfrastructureError(f"{shown}: ended after {len(reason.partial)} bytes")
+    return InfrastructureError(f"{shown}: cannot be read ({str(reason) or type(reason).__name__})")
 
 
 def open_web(uri: str, mode: str = "rb", bufsize: int = 8192, **more: Any) -> IO[bytes]:
