@@ -208,6 +208,14 @@ def test_a_pull_towards_the_start_goes_on_from_the_same_start(
     parts = with_output(job, f"{tmp_path}/parts/")
     assert run("train", "--until", "1", write(parts)).code == 75
     expected = final_weights(whole)
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    moved.write_bytes(first.get("final/model.safetensors"))
+    other.write_bytes(whole.get("final/model.safetensors"))
+    parts["model"]["weights"] = str(other)
+    ended = run("train", write(parts))
+    assert ended.code == 78
+    assert f"model.weights: {other} has changed since this job began" in ended.err
+    parts["model"]["weights"] = str(moved)
     for key, found in final_weights(train(run, write, parts)).items():
         assert torch.equal(found, expected[key]), key
     free = copy.deepcopy(job)
@@ -220,11 +228,6 @@ def test_a_pull_towards_the_start_goes_on_from_the_same_start(
         return sum(float((weights[n] - start[n]).norm()) for n in names)
 
     assert distance(expected) < distance(loose)
-    parts["model"]["weights"] = str(tmp_path / "other.safetensors")
-    (tmp_path / "other.safetensors").write_bytes(first.get("final/model.safetensors"))
-    ended = run("train", write(parts))
-    assert ended.code == 78
-    assert "model.weights: " in ended.err
     job["optimizer"]["groups"] = [{"match": "*", "towards": "start"}]
     assert "put the head in a group of its own" in run("plan", write(job)).err
     job["model"]["weights"] = "none"

@@ -47,6 +47,8 @@ class State:
     """Steps skipped since the last one that was taken."""
     bad_samples: tuple[_Steps, ...] = ()
     """Ids of training samples that were left out."""
+    start: str | None = None
+    """Digest of the weights that training started from, if groups are pulled towards them."""
 
     @staticmethod
     def parse(data: bytes) -> "State":

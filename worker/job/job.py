@@ -200,10 +200,7 @@ class Job:
     def identity(self) -> dict[str, str]:
         """Settings that must not change between the attempts of a job, by manifest field."""
         manifest = self.manifest
-        pulled = any(group.towards_start for group in self.groups)
         return {
-            # What the weights are pulled towards is read again by every attempt.
-            **({"model.weights": manifest.model.weights} if pulled else {}),
             "job": manifest.job,
             "data.train": self.train.index.identity,
             "data.sampling": describe_sampling(self.sampling),

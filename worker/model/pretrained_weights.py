@@ -81,6 +81,17 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     return len(given)
 
 
+def digest_of_weights(backbone: Backbone) -> str:
+    """Return the SHA-256 digest of all of a model's state but the heads."""
+    heads = tuple(f"{head}." for head in backbone.heads)
+    digest = hashlib.sha256()
+    for name, tensor in backbone.model.state_dict().items():
+        if not name.startswith(heads):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _require_described(data: bytes, weights: str) -> None:
     """Raise `ConfigurationError` if a model written by a job does not match the card beside it."""
     folder, _, name = weights.rpartition("/")

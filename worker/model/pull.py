@@ -43,6 +43,9 @@ class Pull:
             if group["pull"]
         ]
 
+    def __bool__(self) -> bool:
+        return bool(self._pulled)
+
     def share(self) -> None:
         """Replace the start on all ranks by that of rank 0; all ranks call this together."""
         if dist.get_world_size() > 1:

@@ -19,13 +19,14 @@ from worker.checkpoint.publication_record import read_done
 from worker.checkpoint.publish import settle
 from worker.checkpoint.snapshot import restore_snapshot
 from worker.checkpoint.training_state import State
+from worker.errors import ConfigurationError
 from worker.job.job import Job, require_no_result, require_own_output
 from worker.job.outline import outline_job
 from worker.layout import environment_name, plan_name
 from worker.logs import bind
 from worker.metrics.registry import Metrics
 from worker.model.learner import Learner
-from worker.model.pretrained_weights import load_pretrained
+from worker.model.pretrained_weights import digest_of_weights, load_pretrained
 from worker.ranks.leader import by_leader
 from worker.ranks.process_group import total
 from worker.ranks.rank import Rank
@@ -106,6 +107,8 @@ def _restore(
     # After the claim: from here on, no older attempt can commit.
     if settle(job.output, job.manifest.train.epochs, beat):
         return _ResumePoint(state=State(), commit=None, lost=0, done=True)
+    # Before the restoration, the model has the weights that training starts from.
+    start = digest_of_weights(job.backbone) if learner.pull else None
     newest = 0
     for name in list_commits(job.output):
         if name.step > job.total_steps or not read_commit_record(job.output, name):
@@ -115,6 +118,7 @@ def _restore(
         try:
             if parts:
                 state = _state_in(parts, name, job)
+                _require_same_start(state, start, job)
                 restore_snapshot(parts, learner)
                 return _ResumePoint(state=state, commit=name, lost=newest - state.step, done=False)
         except ValueError as error:
@@ -131,7 +135,17 @@ def _restore(
         beat()
         if learner.average:
             learner.average.module.load_state_dict(learner.model.state_dict())
-    return _ResumePoint(state=State(), commit=None, lost=newest, done=False)
+    return _ResumePoint(state=State(start=start), commit=None, lost=newest, done=False)
+
+
+def _require_same_start(state: State, start: str | None, job: Job) -> None:
+    """Set the start of `state`; raise `ConfigurationError` if the file of weights has changed."""
+    if start and state.start and start != state.start:
+        raise ConfigurationError(
+            f"model.weights: {job.manifest.model.weights} has changed since this job began, and a "
+            "group is pulled `towards: start`; restore the file, or use another output"
+        )
+    state.start = start or state.start
 
 
 def _state_in(parts: Parts, name: CommitName, job: Job) -> State:
