@@ -217,7 +217,8 @@ def sweep(manifest: str, nproc: int | None, *, dry_run: bool) -> NoReturn:
     loaded = load_sweep(manifest)
     settle_torch()
     from worker.launch.guard import exit_code
-    from worker.launch.sweep import describe_dry_run, plan_sweep, run_sweep
+    from worker.launch.sweep import run_sweep
+    from worker.launch.sweep_plan import describe_dry_run, plan_sweep
 
     if dry_run:
         click.echo(describe_dry_run(plan_sweep(loaded, nproc or 1)))

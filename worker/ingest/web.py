@@ -90,9 +90,7 @@ def _read_once(uri: str, authorization: str | None, deadline: _Deadline) -> Iter
         while chunk := response.read1(_CHUNK):
             size += len(chunk)
             if deadline.left() + size / _MIN_BYTES_PER_SECOND < 0:
-                raise _TooSlow(
-                    f"{shown}: sent no complete response within {deadline.seconds:g} s"
-                )
+                raise _TooSlow(f"{shown}: sent no complete response within {deadline.seconds:g} s")
             yield chunk
     if expected is not None and size < int(expected):
         raise InfrastructureError(f"{shown}: ended after {size} of {expected} bytes")

@@ -12,7 +12,6 @@ import random
 import signal
 import time
 
-from worker.charts import table
 from worker.environment import Settings
 from worker.errors import (
     ConfigurationError,
@@ -23,21 +22,18 @@ from worker.errors import (
     exit_code_of,
 )
 from worker.forks import STOP_SIGNALS, die_with
-from worker.job.open_data import JobData, open_data
-from worker.job.open_job import check_settings, open_job
 from worker.launch.guard import exit_code, leave
 from worker.launch.launchers import detect, without_peers
 from worker.launch.requirements import check_place
 from worker.launch.start import run_job, settle_process
-from worker.launch.topology import Spawn, require_divisible
+from worker.launch.sweep_plan import plan_sweep
+from worker.launch.topology import Spawn
 from worker.logs import bind, count
-from worker.manifest import Manifest, load_manifest
-from worker.model.pretrained_weights import load_pretrained
+from worker.manifest import Manifest
 from worker.ranks.stop_signal import StopFlag
 from worker.store import Store, open_store
 from worker.sweep.best import best_of, describe_best
 from worker.sweep.claims import Claims
-from worker.sweep.halving import rung_sizes
 from worker.sweep.manifest import SweepManifest
 from worker.sweep.plan import (
     BEST_NAME,
@@ -45,7 +41,6 @@ from worker.sweep.plan import (
     SweepPlan,
     Unit,
     UnitResult,
-    make_plan,
     read_plan,
     require_same,
     standing,
@@ -56,43 +51,6 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _MIN_WAIT, _MAX_WAIT = 0.5, 10.0
-
-
-def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
-    """Plan a sweep, and check each of its trials as far as that is possible without training.
-
-    Args:
-        sweep: The manifest of the sweep.
-        ranks: The number of ranks that will train a trial.
-
-    Raises:
-        ConfigurationError: If a trial has settings that are not valid; names the first one.
-    """
-    plan = make_plan(sweep, load_manifest(sweep.base))
-    opened: dict[str, JobData] = {}
-    weights: set[str] = set()
-    for trial in range(len(plan.trials)):
-        for repeat in range(len(plan.repeats)):
-            manifest = plan.job_manifest(trial, repeat, sweep.output)
-            try:
-                _check(manifest, ranks, opened, weights)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"trial {trial}: {error}") from None
-    return plan
-
-
-def _check(manifest: Manifest, ranks: int, opened: dict[str, JobData], weights: set[str]) -> None:
-    """Check a job; what other jobs have in common with it is read and loaded only once."""
-    require_divisible(manifest.train.batch_size, ranks)
-    key = repr(manifest.data)
-    if key not in opened:
-        opened[key] = open_data(manifest)
-    check_settings(manifest, opened[key])
-    model, pretrained = manifest.model, manifest.model.pretrained
-    known = repr((model.backbone, pretrained, manifest.data.image_size))
-    if pretrained and known not in weights:
-        weights.add(known)
-        load_pretrained(open_job(manifest).backbone, pretrained)
 
 
 def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
@@ -258,17 +216,3 @@ def _child(parent: int, manifest: Manifest, ranks: int, until: int) -> None:
     for name in set(os.environ) - set(without_peers(os.environ)):
         del os.environ[name]
     leave(exit_code(lambda: run_job(manifest, ranks, stop, live=False, until=until)))
-
-
-def describe_dry_run(plan: SweepPlan) -> str:
-    """Return the rungs and the trials of a sweep as text."""
-    sizes = rung_sizes(len(plan.trials), len(plan.rungs), plan.manifest.halving)
-    repeats = len(plan.repeats)
-    lines = [
-        f"{count(size, 'trial')}{f' of {repeats} runs each' if repeats > 1 else ''} "
-        f"up to epoch {epochs}"
-        for size, epochs in zip(sizes, plan.rungs, strict=True)
-    ]
-    paths = list(dict.fromkeys(path for trial in plan.trials for path in trial))
-    rows = [[str(n), *(str(trial[path]) for path in paths)] for n, trial in enumerate(plan.trials)]
-    return "\n".join([*lines, "", *table([["trial", *paths], *rows])])
