@@ -12,11 +12,11 @@ from worker.checkpoint.output_owner import owner_of
 from worker.checkpoint.publication_record import Done
 from worker.data.decode_image import ImageSpec
 from worker.data.epoch_plan import EpochPlan, Ids, default_lanes, lay_out, steps_per_epoch
-from worker.data.multiplicity import Multiplicities, Sampling
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.job.dataset import Dataset
 from worker.job.manifest_changes import Change, changes_between, flat
+from worker.job.open_data import JobData
 from worker.job.sampling import describe_sampling
 from worker.layout import FIND_RATES
 from worker.learn.loss import Criterion
@@ -39,23 +39,13 @@ class EarlierAttempts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(JobData):
     """A manifest and everything that it names, opened and built."""
 
     manifest: Manifest
     """The manifest."""
     output: Store
     """Store that the job writes its output to."""
-    train: Dataset
-    """The training set."""
-    val: Dataset | None
-    """The validation set; None if there is none."""
-    test: Dataset | None
-    """The test set; None if there is none."""
-    sampling: Sampling
-    """The settings for how often samples are seen."""
-    multiplicities: Multiplicities | None
-    """How often each epoch sees each training sample; None if it is always once."""
     preprocessing: Preprocessing
     """Preprocessing of the images."""
     backbone: Backbone
@@ -92,11 +82,6 @@ class Job:
     def image_spec(self) -> ImageSpec:
         """Settings for decoding images."""
         return ImageSpec(self.manifest.data.max_pixels, self.preprocessing.depth)
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """The number of images that an epoch trains on, each copy counted."""
-        return self.multiplicities.per_epoch if self.multiplicities else self.train.samples
 
     @property
     def steps_per_epoch(self) -> int:

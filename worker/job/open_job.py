@@ -48,13 +48,9 @@ def open_job(manifest: Manifest) -> Job:
         earlier = _read_earlier(output)
         commits = _commits_from_newest(output)
     return Job(
+        **vars(data),
         manifest=manifest,
         output=output,
-        train=data.train,
-        val=data.val,
-        test=data.test,
-        sampling=data.sampling,
-        multiplicities=data.multiplicities,
         preprocessing=preprocessing,
         backbone=backbone,
         groups=groups,
