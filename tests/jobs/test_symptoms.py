@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def serving(
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_PUT = do_CONNECT = answer  # noqa: N815
+        do_GET = do_PUT = do_POST = do_CONNECT = answer  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             """Quiet."""
@@ -150,6 +151,25 @@ def answered(env: Environment, status: int, body: bytes = b"", **headers: str) -
     with serving(status, body, None, **headers) as port:
         env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         return ask()
+
+
+def with_identity(env: Environment, sts: str, **variables: str) -> tuple[int, str]:
+    """The outcome with a web identity instead of keys."""
+    token = Path(tempfile.mkdtemp()) / "token"
+    token.write_text(variables.pop("token", "ey.me.x"))
+    return given(
+        env,
+        AWS_ACCESS_KEY_ID=None,
+        AWS_SECRET_ACCESS_KEY=None,
+        AWS_ENDPOINT_URL_STS=sts,
+        AWS_WEB_IDENTITY_TOKEN_FILE=str(token),
+        **{"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/worker", **variables},
+    )
+
+
+def by_sts(env: Environment, status: int, body: bytes, **variables: str) -> tuple[int, str]:
+    with serving(status, body, **{"Content-Type": "text/xml"}) as port:
+        return with_identity(env, f"http://127.0.0.1:{port}", **variables)
 
 
 def free_port() -> int:
@@ -262,6 +282,21 @@ STORE: dict[str, Fault] = {
     "a blank at the end of the region": lambda env: given(env, AWS_REGION="us-east-1 "),
     "an unknown key": lambda env: answered(env, 403, error_body("InvalidAccessKeyId")),
     "a wrong secret": lambda env: answered(env, 403, error_body("SignatureDoesNotMatch")),
+    "a web server at the endpoint, not S3": lambda env: answered(
+        env, 404, b"<html><body>nothing here<hr></body></html>", **{"Content-Type": "text/html"}
+    ),
+    "AWS STS, which gives out credentials, is out of reach": lambda env: with_identity(
+        env, f"http://127.0.0.1:{free_port()}"
+    ),
+    "its endpoint has no scheme": lambda env: with_identity(env, "sts:9000"),
+    "something else than STS": lambda env: by_sts(env, 404, b"<!doctype html><p>nothing here"),
+    "a role that the token may not assume": lambda env: by_sts(
+        env, 403, b"<ErrorResponse>" + error_body("AccessDenied") + b"</ErrorResponse>"
+    ),
+    "a line break at the end of the role": lambda env: with_identity(
+        env, "http://127.0.0.1:9", AWS_ROLE_ARN="arn:aws:iam::123456789012:role/worker\n"
+    ),
+    "an empty token": lambda env: with_identity(env, "http://127.0.0.1:9", token=""),
     "a missing permission": lambda env: answered(env, 403, error_body("AccessDenied")),
     "credentials that have expired": lambda env: answered(env, 400, error_body("ExpiredToken")),
     "the wrong region, on a store that has one": lambda env: answered(

@@ -58,9 +58,29 @@ def test_answers_of_proxies_are_told_from_those_of_s3(
     for fault in ("html", "blank"):
         server.plan = lambda request, fault=fault: fault  # type: ignore[misc]
         for ask in (lambda: list(store.list()), lambda: store.put("new", b"x")):
-            with pytest.raises(InfrastructureError, match="like an S3 server|responds with 500"):
+            with pytest.raises(InfrastructureError, match="like an S3 server"):
                 ask()
-        with pytest.raises(InfrastructureError, match="like an S3 server|responds with 500"):
+        with pytest.raises(InfrastructureError, match="like an S3 server"):
             store.put_if_absent("newer", b"x")
+    server.plan = lambda request: None
+    assert keys(store) == ["object"]
+
+
+@pytest.mark.parametrize("status", ["403", "404"])
+def test_a_page_of_a_web_server_is_no_missing_object(
+    status: str, faulty: tuple[Proxy, Store]
+) -> None:
+    server, store = faulty
+    server.plan = lambda request: f"{status} html"
+    asked = (
+        lambda: store.get("object"),
+        lambda: list(store.list()),
+        lambda: store.put("new", b"x"),
+        lambda: store.put_if_absent("newer", b"x"),
+        lambda: store.delete("object"),
+    )
+    for ask in asked:
+        with pytest.raises(ConfigurationError, match=f"responds with {status}, but not like an S3"):
+            ask()
     server.plan = lambda request: None
     assert keys(store) == ["object"]

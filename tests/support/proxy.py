@@ -99,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(int(fault), b"", Location=f"https://u:p@store.invalid{self.path}?x=secret")
         elif fault in ("html", "blank"):
             self._answer(200, b"<!doctype html><p>Welcome" if fault == "html" else b"")
+        elif fault in ("404 html", "403 html"):  # a web server, whose pages may be sound XML
+            self._answer(int(fault[:3]), b"<html><body>nothing here</body></html>")
         elif fault == "drip head":
             self._drip(b"HTTP/1.1 200 OK\r\nX-Drip: " + b"x" * 10_000)
         else:

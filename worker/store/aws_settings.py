@@ -8,10 +8,13 @@ from urllib.parse import urlsplit
 from worker.errors import ConfigurationError
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+STS_ENDPOINT = "AWS_ENDPOINT_URL_STS"
+IDENTITY_FILE = "AWS_WEB_IDENTITY_TOKEN_FILE"
 _PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _CERTIFICATES = ("AWS_CA_BUNDLE",)
-_IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+_ROLE = ("AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+_IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", IDENTITY_FILE)
 """Variables that name files, which are read if the pair of keys is not set."""
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
@@ -27,8 +30,10 @@ def check_settings(env: Mapping[str, str]) -> None:
         "AWS_SESSION_TOKEN",
         *_REGIONS,
         *ENDPOINTS,
+        STS_ENDPOINT,
         *_CERTIFICATES,
         *_IDENTITIES,
+        *_ROLE,
         "AWS_PROFILE",
         *_PROXIES,
     ):
@@ -45,7 +50,7 @@ def check_settings(env: Mapping[str, str]) -> None:
     for name in used:
         if env.get(name) and not Path(env[name]).expanduser().exists():
             raise ConfigurationError(f"{name}: {env[name]} does not exist")
-    for name in ENDPOINTS:
+    for name in (*ENDPOINTS, STS_ENDPOINT):
         if env.get(name):
             _check_endpoint(name, env[name])
 
@@ -53,9 +58,14 @@ def check_settings(env: Mapping[str, str]) -> None:
 def endpoint_in(env: Mapping[str, str]) -> str:
     """Return the address of the endpoint without a login; empty if no endpoint is set."""
     url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
+    return address_in(url) if url else ""
+
+
+def address_in(url: str) -> str:
+    """Return the scheme, host and port of a URL."""
     scheme, _, rest = url.partition("://")
     # The login is removed first, as a password may contain a slash.
-    return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}" if url else ""
+    return f"{scheme}://{rest.rpartition('@')[2].partition('/')[0]}"
 
 
 def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:

@@ -13,7 +13,8 @@ from botocore.config import Config
 from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.store.aws_settings import ENDPOINTS, check_settings
-from worker.store.error_kinds import refuse_redirect
+from worker.store.error_kinds import refuse_page, refuse_redirect
+from worker.store.identity import mark_failures
 from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
 
 _lock = threading.Lock()
@@ -44,7 +45,9 @@ def _client(pid: int) -> Any:
     try:
         # boto3's default session would keep the credentials that it has already read.
         # boto3 ignores AWS_REGION, but other SDKs read it, so users expect it to work.
-        client = boto3.session.Session(region_name=os.environ.get("AWS_REGION")).client(
+        session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))
+        mark_failures(session.get_credentials())
+        client = session.client(
             "s3",
             config=Config(
                 # The defaults send aws-chunked trailers, which Ceph RGW refuses over https (411).
@@ -64,4 +67,5 @@ def _client(pid: int) -> Any:
             text = text.replace(os.environ.get(name) or name, name)
         raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
     client.meta.events.register_first("needs-retry.s3", refuse_redirect)
+    client.meta.events.register_first("response-received.s3", refuse_page)
     return client

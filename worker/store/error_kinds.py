@@ -50,6 +50,10 @@ _TLS = {
 """Meanings of TLS errors, by a part of their text; the first match counts."""
 
 
+class IdentityError(Exception):
+    """Credentials could not be fetched; `__cause__` says why. See `worker.store.identity`."""
+
+
 def status_of(error: BaseException) -> int:
     """Return the HTTP status of a response; 0 if there was none."""
     if isinstance(error, boto_errors.ClientError):
@@ -59,6 +63,8 @@ def status_of(error: BaseException) -> int:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later."""
+    if isinstance(error, IdentityError):
+        return error.__cause__ is not None and is_transient(error.__cause__)
     if isinstance(error, boto_errors.HTTPClientError):
         # A bare HTTPClientError is a fault unknown to botocore, such as an invalid header value.
         inner = error.kwargs.get("error")
@@ -93,6 +99,21 @@ def code_of(error: BaseException) -> str:
 
 class NotS3(ConnectionError):
     """A response that no S3 server would send, such as that of a proxy or a web console."""
+
+
+def refuse_page(
+    response_dict: dict[str, Any] | None, parsed_response: dict[str, Any] | None, **_: Any
+) -> None:
+    """Raise `NotS3` for a success with a body that botocore cannot read, such as a web page.
+
+    botocore would report it as a 500, which the server has not sent.
+    """
+    parsed = parsed_response or {}
+    made_up = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode") == 500
+    # S3 itself may send an error after it has sent the status; that has a code of its own.
+    nameless = parsed.get("Error", {}).get("Code") in (None, "", "500")
+    if response_dict and response_dict["status_code"] == 200 and made_up and nameless:
+        raise NotS3
 
 
 def refuse_redirect(response: Any = None, **_: Any) -> None:

@@ -12,6 +12,7 @@ import urllib3.exceptions
 from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store.aws_settings import endpoint_in, proxy_in
 from worker.store.error_kinds import (
+    IdentityError,
     NotS3,
     code_of,
     is_transient,
@@ -19,6 +20,7 @@ from worker.store.error_kinds import (
     status_of,
     tls_fault,
 )
+from worker.store.identity import translate_identity
 from worker.store.interface import ObjectMissing
 from worker.store.request_deadline import TooSlow
 from worker.text import printable
@@ -56,6 +58,9 @@ def endpoint() -> str:
 def translate(error: Exception, uri: str) -> Exception:
     """Return an error with a clear one-line message, without request or response headers."""
     # From the specific to the general: `TooSlow`, for one, counts as transient, too.
+    if isinstance(error, IdentityError):
+        reason = _reason(error.__cause__ or error)
+        return translate_identity(error, uri, reason, transient=is_transient(error))
     if isinstance(error, _CREDENTIAL_ERRORS):
         return ConfigurationError(f"{uri}: {_missing_credentials()}")
     if isinstance(error, boto_errors.ClientError):
@@ -116,9 +121,12 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
     if is_transient(error):
         name = "" if code == str(status) else f" {code}"  # a gateway's response has no code
         return InfrastructureError(f"{uri}: the store responds with {status}{name}")
+    foreign = _is_foreign(error)
     # Whatever the code: the response to a HEAD request has no body to hold the real one.
-    if status == 404 and code != "NoSuchBucket":
+    if status == 404 and code != "NoSuchBucket" and not foreign:
         return ObjectMissing(f"{uri}: no such object")
+    if foreign:
+        return ConfigurationError(f"{uri}: {_not_s3(status)}")
     return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
 
 
@@ -136,12 +144,29 @@ def _refusal(code: str, status: int, words: str) -> str:
         return _REFUSALS[code]
     if status in {401, 403} or code == "InvalidToken":
         return f"access denied ({code}); check the credentials and their permissions"
-    if code == str(status):  # the body does not come from S3
-        return (
-            f"{endpoint()} responds with {status}, but not like an S3 server; check the port in "
-            f"AWS_ENDPOINT_URL, and whether it should be https://"
-        )
+    if code == str(status):
+        return _not_s3(status)
     return f"the store refuses the request ({status} {code}{f': {words}' if words else ''})"
+
+
+def _is_foreign(error: boto_errors.ClientError) -> bool:
+    """Return whether the body of a refusal is not one of S3, but a web page, for example."""
+    code, headers = (
+        code_of(error),
+        error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}),
+    )
+    if code not in ("", str(status_of(error))) or error.operation_name.startswith("Head"):
+        return False
+    # Some stores send no body with a 404 for an object. Nothing else that S3 is asked for here can
+    # be missing without a code.
+    return error.operation_name != "GetObject" or headers.get("content-length") != "0"
+
+
+def _not_s3(status: int) -> str:
+    return (
+        f"{endpoint()} responds with {status}, but not like an S3 server; check the port in "
+        "AWS_ENDPOINT_URL, and whether it should be https://"
+    )
 
 
 def _skew(error: boto_errors.ClientError) -> str:
@@ -165,7 +190,7 @@ def _wrong_region(error: boto_errors.ClientError) -> str:
     return f"wrong region: AWS_REGION is {here}, but {wanted}; correct AWS_REGION"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return why a host could not be reached, in the system's own words if those are familiar."""
     # botocore keeps the error of urllib3, which names the cause, among its own arguments.
     inner: object = error

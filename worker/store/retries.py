@@ -14,7 +14,7 @@ import urllib3.exceptions
 
 from worker.environment import Settings
 from worker.store.client import renew_client
-from worker.store.error_kinds import is_transient, needs_renewal
+from worker.store.error_kinds import IdentityError, is_transient, needs_renewal
 from worker.store.error_messages import translate
 from worker.store.interface import ObjectMissing
 from worker.store.request_deadline import TooSlow, limited
@@ -78,6 +78,7 @@ def with_retries(operation: str, uri: str, request: Callable[[], T], *, sent: in
     except (
         boto_errors.BotoCoreError,
         boto_errors.ClientError,
+        IdentityError,
         botocore.parsers.ResponseParserError,
         urllib3.exceptions.HTTPError,
         http.client.HTTPException,
