@@ -348,11 +348,11 @@ LOCAL = Spawn(node_rank=0, nodes=1, local_world_size=1, master_addr="localhost",
             ),
             (
                 "Indexed Job, address given",
-                INDEXED | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"},
+                INDEXED | {"MASTER_ADDR": "[fd00::1]", "MASTER_PORT": "1"},
                 1,
                 None,
                 Spawn(
-                    node_rank=1, nodes=2, local_world_size=1, master_addr="10.0.0.1", master_port=1
+                    node_rank=1, nodes=2, local_world_size=1, master_addr="fd00::1", master_port=1
                 ),
             ),
             ("Indexed Job of one pod", ONE_POD, 0, None, LOCAL),
@@ -371,6 +371,7 @@ def test_environments(env: dict[str, str], gpus: int, nproc: int | None, expecte
         (TORCHRUN | {"RANK": "x"}, None, "RANK: must be a whole number from 0, not 'x'"),
         (TORCHRUN, 2, "--nproc: LOCAL_RANK shows"),
         (KUBEFLOW | {"PET_NNODES": "1:4"}, None, "PET_NNODES: must be a fixed number of nodes"),
+        (INDEXED | {"MASTER_ADDR": "[fd00::1"}, None, "MASTER_ADDR: '.fd00::1' is not a host name"),
         (KUBEFLOW | {"PET_MASTER_ADDR": ""}, None, "PET_MASTER_ADDR: not set"),
         (KUBEFLOW, 2, "--nproc: PET_NPROC_PER_NODE shows"),
         (SLURM, 2, "--nproc: SLURM_STEP_NUM_TASKS shows"),

@@ -51,6 +51,7 @@ def test_the_operator_gets_the_same_rules() -> None:
 def test_panels_show_the_newest_pod_of_a_job(tmp_path: Path) -> None:
     """A pod that comes again has another address, and what the one before said last is kept."""
     values = {
+        "worker_export_timestamp_seconds": ("0+60x10 _x50", "_x30 1800+60x30"),
         "worker_last_step_timestamp_seconds": ("0+60x10 _x50", "_x30 1800+60x30"),
         "worker_images_per_second": ("900x10 _x50", "_x30 500x30"),
         "worker_expected_end_timestamp_seconds": ("9000x10 _x50", "_x30 4000x30"),
@@ -63,7 +64,7 @@ def test_panels_show_the_newest_pod_of_a_job(tmp_path: Path) -> None:
         for pod, shape in enumerate(shapes)
     ]
     queries = dashboard_queries()
-    expected = {"Images per second": 500, "Ends": 4_000_000, "Exit code": 0}
+    expected = {"Images per second": 500, "Ends": 4_000_000, "Exit code": 0, "Up": 1}
     exprs = [
         {
             "expr": queries[title][0],
@@ -74,6 +75,27 @@ def test_panels_show_the_newest_pod_of_a_job(tmp_path: Path) -> None:
     ]
     one = {"interval": "1m", "input_series": series, "promql_expr_test": exprs}
     path = tmp_path / "panels.yaml"
+    YAML(typ="safe", pure=True).dump({"tests": [one]}, path)
+    promtool("test", "rules", path)
+
+
+def test_a_worker_that_hangs_is_not_up_because_a_gateway_keeps_its_metrics(tmp_path: Path) -> None:
+    labels = '{job="ants",run="a"}'
+    series = [
+        {"series": f"worker_step{labels}", "values": "7x20"},
+        {"series": f"worker_export_timestamp_seconds{labels}", "values": "0+60x10 600x10"},
+    ]
+    (query,) = dashboard_queries()["Up"]
+    exprs = [
+        {
+            "expr": query,
+            "eval_time": minute,
+            "exp_samples": [{"labels": '{job="ants", run="a"}', "value": value}],
+        }
+        for minute, value in (("10m", 1), ("11m", 1), ("12m", 0), ("20m", 0))
+    ]
+    one = {"interval": "1m", "input_series": series, "promql_expr_test": exprs}
+    path = tmp_path / "up.yaml"
     YAML(typ="safe", pure=True).dump({"tests": [one]}, path)
     promtool("test", "rules", path)
 

@@ -15,7 +15,7 @@ from worker.ranks.rank import Rank
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _MAX_HOST, _MAX_LABEL = 253, 63
 _LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_IPV6 = re.compile(r"\[?[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]?")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?|\[[0-9A-Fa-f:.]{2,45}(%[\w.-]{1,32})?\]")
 
 
 def detect(
@@ -264,4 +264,4 @@ def _host(env: Mapping[str, str], name: str) -> str:
     named = len(host) <= _MAX_HOST and all(_LABEL.fullmatch(label) for label in labels)
     if not named and not _IPV6.fullmatch(host):
         raise ConfigurationError(f"{name}: {host[:_MAX_LABEL]!r} is not a host name or address")
-    return host
+    return host.strip("[]")  # brackets belong to URLs; the resolver knows none

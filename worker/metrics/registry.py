@@ -98,6 +98,7 @@ class Metrics:
         # before the first.
         for begun in (self.start, self.last_step):
             begun().set(time.time())
+        self.export().set_function(time.time)
 
     def _declare_progress(self) -> None:
         self.step = self._job_gauge("step", "Optimizer steps done since the job began")
@@ -109,6 +110,10 @@ class Metrics:
             "last_step_timestamp_seconds",
             "End of the last step; before the first, start of the attempt; in evaluation, "
             "time of the last batch",
+        )
+        self.export = self._job_gauge(
+            "export_timestamp_seconds",
+            "When these metrics were exported: a gateway keeps those of a process that hangs",
         )
         self.phase_start = self._job_gauge(
             "phase_start_timestamp_seconds", "When this attempt began or last released layers"

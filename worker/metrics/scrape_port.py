@@ -40,6 +40,13 @@ class _Server(ThreadingWSGIServer):
     """
 
     request_queue_size = _MAX_CONNECTIONS
+    # IPv4 as well, through mapped addresses: a pod may have either or both.
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -87,7 +94,7 @@ class Port:
 
     def _answer(self, environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
         body: Iterable[bytes] = self._app(environ, start_response)
-        client = environ.get("REMOTE_ADDR", "")
+        client = environ.get("REMOTE_ADDR", "").removeprefix("::ffff:")  # an IPv4 client
         if client in self.scrapes or len(self.scrapes) < _MAX_CLIENTS:
             self.scrapes[client] = [*self.scrapes.get(client, [])[-1:], time.time()]
         return body
