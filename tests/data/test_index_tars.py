@@ -2,8 +2,10 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import webdataset
 
-from tests.support.processes import Run
+from tests.support.processes import Job, Run, Write
 from tests.support.stores import contents, keys, labels_of, open_index, open_reader
 from tests.support.tars import WHOLE, image, labeled, put, tar
 from worker.data import tar_source
@@ -118,7 +120,7 @@ def test_images_are_decoded_if_asked_for(run: Run, bucket: str) -> None:
     [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")],
 )
 def test_a_compressed_shard_is_named(
-    data: Callable[[bytes], bytes], kind: str, run: Run, tmp_path: Path
+    data: Callable[[bytes], bytes], kind: str, run: Run, write: Write, job: Job, tmp_path: Path
 ) -> None:
     put(str(tmp_path), a=data(tar(labeled(3))))
     refused = run("index", str(tmp_path))
@@ -126,7 +128,37 @@ def test_a_compressed_shard_is_named(
     assert f"a.tar: byte 0: is compressed ({kind}); unpack it to a plain .tar first" in refused.err
     (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
     refused = run("index", str(tmp_path))
-    assert "holds no .tar, but a.tar.gz, which is compressed; unpack it" in refused.err
+    there = "but a.tar.gz, which is compressed; unpack it to a plain .tar first"
+    assert f"holds no .tar, {there}" in refused.err
+    assert f"holds no class folders, {there}" in run("pack", str(tmp_path), f"{tmp_path}-set").err
+    job["data"]["train"] = str(tmp_path)
+    assert f"index.json: no such object, {there}" in run("plan", write(job)).err
+
+
+def test_links_are_named_with_their_remedy(run: Run, tmp_path: Path) -> None:
+    """GNU tar archives a file that it has met before as a link."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for key, kind in (("a", tarfile.LNKTYPE), ("b", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(f"{key}.jpg")
+            link.type, link.linkname = kind, "elsewhere.jpg"
+            file.addfile(link)
+            label = tarfile.TarInfo(f"{key}.cls")
+            label.size = 1
+            file.addfile(label, io.BytesIO(b"0"))
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    told = run("index", str(tmp_path)).err
+    for key in "ab":
+        assert f"sample '{key}' has no .jpg, .jpeg, .jpe, .jfif, .png or .webp, only .cls, " in told
+        assert f"and the link '{key}.jpg'; archive the files themselves (tar --dereference" in told
+
+
+def test_what_samples_have_in_common_is_counted(run: Run, tmp_path: Path) -> None:
+    members = [(f"{n}.{kind}", b"0") for n in range(30) for kind in ("cls", "tif")]
+    put(str(tmp_path), a=tar([*labeled(3), *members]))
+    told = run("index", str(tmp_path)).err
+    assert re.search(r"30 samples: has no .*, only .cls, .tif; convert it to JPEG or PNG", told)
+    assert "and 10 more" in told
 
 
 def test_a_folder_of_images_leads_to_pack(run: Run, pictures: Path) -> None:

@@ -168,7 +168,7 @@ def with_identity(env: Environment, sts: str, **variables: str) -> tuple[int, st
 
 
 def by_sts(env: Environment, status: int, body: bytes, **variables: str) -> tuple[int, str]:
-    with serving(status, body, **{"Content-Type": "text/xml"}) as port:
+    with serving(status, body, None, **{"Content-Type": "text/xml"}) as port:
         return with_identity(env, f"http://127.0.0.1:{port}", **variables)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from worker.apply.file_reader import FileReader
 from worker.apply.prediction_plan import LISTS, SOURCE, Kind, PartPlan, PredictionPlan
-from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
+from worker.data.image_formats import IMAGE_SUFFIXES, compressed_among, is_image_name
 from worker.data.index import INDEX_NAME, Address, Index, Shard, parse_address, read_index
 from worker.data.read_cache import Cache
 from worker.data.reader import Reader, SampleReader
@@ -97,6 +97,8 @@ def find_images(address: str, out: Store) -> FoundImages:
         raise ConfigurationError(
             f"{address}: --out takes a whole set; list single images in a .txt file"
         )
+    if not keys and (compressed := compressed_among(info.key for info in objects)):
+        raise ConfigurationError(f"{address}: holds no tars, but {compressed}")
     if not keys:
         raise ConfigurationError(
             f"{address}: holds no index, tars or images ({', '.join(IMAGE_SUFFIXES)})"

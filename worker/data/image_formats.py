@@ -1,6 +1,7 @@
 """Image and compression formats, by suffix and by first bytes; this file does not import torch."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
@@ -15,6 +16,16 @@ _COMPRESSED: Mapping[bytes, str] = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
+
+
+_ARCHIVE = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4)|zip)$", re.IGNORECASE)
+UNPACK = "unpack it to a plain .tar first"
+
+
+def compressed_among(names: Iterable[str]) -> str:
+    """Return a remark on the first name of a compressed archive; empty if there is none."""
+    found = next((name for name in names if _ARCHIVE.search(name)), None)
+    return f"{found}, which is compressed; {UNPACK}" if found else ""
 
 
 def is_image_name(name: str) -> bool:

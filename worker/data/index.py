@@ -8,6 +8,7 @@ when the shard is.
 
 import codecs
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from braceexpand import braceexpand
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from worker.data.image_formats import compressed_among
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError
 from worker.store import ObjectMissing, Store, open_store, require_no_query
 from worker.store.json_records import put_json
@@ -30,6 +32,7 @@ _MAX_BYTES = 1 << 50  # of a shard
 _MAX_SAMPLES = 1 << 40
 _USUAL_SPLITS = ("train", "training", "val", "validation", "test")
 _MAX_INDEX_BYTES = 1 << 30
+_MAX_LISTED = 1000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\..*)?")
 _MAX_DIGITS = 18
@@ -216,9 +219,10 @@ def read_index(address: Address) -> Index:
                 f"{uri}: no such object, but there is an index at {below}; "
                 f"use {below.removesuffix(INDEX_NAME)}"
             ) from None
+        compressed = compressed_among(_some_names(address.store))
         raise ConfigurationError(
-            f"{uri}: no such object; `worker pack` makes shards and an index, "
-            "and `worker index` makes an index of existing tars"
+            f"{uri}: no such object{f', but {compressed}' if compressed else ''}; `worker pack` "
+            "makes shards and an index, and `worker index` makes an index of existing tars"
         ) from None
     except ValidationError as error:
         detail = error.errors()[0]
@@ -236,6 +240,14 @@ def read_index(address: Address) -> Index:
     if not index.samples:
         raise ConfigurationError(f"{uri}: lists no samples; pack or index again")
     return index
+
+
+def _some_names(store: Store) -> list[str]:
+    """Return names of objects, for a mere hint: an error or a wait would be out of place."""
+    try:
+        return [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
+    except WorkerError:
+        return []
 
 
 def _index_below(store: Store) -> str | None:

@@ -17,15 +17,16 @@ from worker.data.decode_image import ImageSpec, decode
 from worker.data.index import Address, Index, Shard, read_index, write_index
 from worker.data.reader import BadSample
 from worker.data.sample_table import write_table
-from worker.data.shard_scan import Problem, Scan, Unsound, depth_for, scan_shard
+from worker.data.shard_scan import Problem, Scan, depth_for, scan_shard
 from worker.data.sidecar import write_sidecar
 from worker.data.staged_scan import decode_staged, encode_staged, scan_name
+from worker.data.tar_sample import Unsound
 from worker.data.tar_source import Source, Tar
 from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 
-_SHOWN = 20
+_SHOWN, _SHOWN_REASONS = 20, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,9 @@ def index_tars(
             raise
         lines = [line for each in finished for line in each.lines]
         shards = tuple(each.shard for each in finished)
-        _require_budget(source, lines, sum(shard.samples for shard in shards), error_budget)
+        reasons = sum((each.reasons for each in finished), Counter[str]())
+        samples = sum(shard.samples for shard in shards)
+        _require_budget(source, lines, reasons, found=samples, error_budget=error_budget)
         depth = depth_for(max((each.highest for each in finished), default=0))
         table = write_table(source.store, shards)
         index = Index(classes=classes, shards=shards, depth=depth, table=table)
@@ -128,11 +131,15 @@ def _labels(scan: Scan) -> set[str]:
 
 
 class _Finished(NamedTuple):
-    """A shard's index entry, its class numbers, a line per problem, and details of its `Scan`."""
+    """A shard's index entry, its class numbers, a line per problem, and details of its `Scan`.
+
+    `reasons` counts what is wrong with its samples.
+    """
 
     shard: Shard
     labels: set[int]
     lines: list[str]
+    reasons: Counter[str]
     passed_over: Counter[str]
     highest: int
 
@@ -156,19 +163,27 @@ def _finish(store: Store, tar: Tar, scan: Scan, numbers: dict[str, int]) -> _Fin
         shard=shard,
         labels={number for _, number in sound},
         lines=lines,
+        reasons=Counter(p.reason for p in problems if p.reason),
         passed_over=scan.passed_over,
         highest=scan.highest,
     )
 
 
-def _require_budget(source: Source, lines: list[str], found: int, error_budget: float) -> None:
+def _require_budget(
+    source: Source, lines: list[str], reasons: Counter[str], *, found: int, error_budget: float
+) -> None:
     if len(lines) > error_budget * (found + len(lines)):
         head = (
             f"{source.store.uri}: {count(len(lines), 'problem')}, more than --error-budget "
             f"{error_budget:g} allows; no index was written"
         )
         more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        raise DataError("\n  ".join([head, *lines[:_SHOWN], *more]))
+        common = [
+            f"{count(n, 'sample')}: {reason}"
+            for reason, n in reasons.most_common(_SHOWN_REASONS)
+            if n > 1
+        ]
+        raise DataError("\n  ".join([head, *common, *lines[:_SHOWN], *more]))
     if not found:
         raise DataError(f"{source.store.uri}: holds no usable samples")
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import xxhash
 
 from worker.data.index import Shard
-from worker.data.shard_scan import SampleRow, Scan
+from worker.data.shard_scan import Scan
+from worker.data.tar_sample import SampleRow
 from worker.errors import first_line
 from worker.store import Store
 

@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from worker.data.shard_scan import SampleRow, Scan
+from worker.data.shard_scan import Scan
+from worker.data.tar_sample import SampleRow
 from worker.data.tar_source import Tar
 
 _VERSION = 4

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
-from worker.data.image_formats import compression_of
+from worker.data.image_formats import UNPACK, compression_of
 from worker.errors import WorkerError, first_line
 
 CHUNK_BYTES = 1 << 24
@@ -145,7 +145,7 @@ def read_members(stream: ShardStream) -> Iterator[Member]:
     compression = compression_of(head)
     # The magic of a ustar header is at byte 257 (POSIX.1-2017, pax, "ustar Interchange Format").
     if compression and head[257:262] != b"ustar":  # a member's name may begin that way, too
-        raise Malformed(0, f"is compressed ({compression}); unpack it to a plain .tar first")
+        raise Malformed(0, f"is compressed ({compression}); {UNPACK}")
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as tar:
             for info in tar:

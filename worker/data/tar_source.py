@@ -2,11 +2,10 @@
 
 import itertools
 import json
-import re
 import unicodedata
 from dataclasses import dataclass
 
-from worker.data.image_formats import is_image_name
+from worker.data.image_formats import compressed_among, is_image_name
 from worker.data.index import (
     parse_address,
 )
@@ -15,7 +14,6 @@ from worker.store import Store
 from worker.text import read_text
 
 _MAX_LISTED = 10_000
-_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4)|zip)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +69,8 @@ def find_tars(uri: str) -> Source:
 def _instead(store: Store) -> str:
     """Describe what was found instead of tars, and what to do about it."""
     names = [info.key for info in itertools.islice(store.list(), _MAX_LISTED)]
-    packed = [name for name in names if _COMPRESSED.search(name)]
-    if packed:
-        return f", but {packed[0]}, which is compressed; unpack it to a plain .tar first"
+    if compressed := compressed_among(names):
+        return f", but {compressed}"
     if any(map(is_image_name, names)):
         return ", but images; pack them into shards with `worker pack`"
     return "; check the address" if names else ", nor anything else; check the address"

@@ -9,7 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, is_image_name
+from worker.data.image_formats import (
+    IMAGE_SUFFIXES,
+    OTHER_IMAGES,
+    compressed_among,
+    is_image_name,
+)
 from worker.errors import ConfigurationError
 from worker.ingest.file_tree import Entry, FileTree
 from worker.ingest.splits import split_named
@@ -258,6 +263,9 @@ def _folders(
             folders.append(entry.path)
         else:
             _take(entry, found)
+    archives = "" if folders else compressed_among(e.name for e in tree.entries(folder))
+    if must and archives:
+        raise ConfigurationError(f"{folder}: holds no class folders, but {archives}")
     if must and not folders:
         raise ConfigurationError(f"{folder}: holds no class folders; it needs one folder per class")
     return folders

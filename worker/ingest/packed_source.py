@@ -11,8 +11,8 @@ import xxhash
 from worker.data.index import Address, Index, read_index
 from worker.data.reader import BadSample
 from worker.data.sample_keys import key_in
-from worker.data.shard_scan import GROUP_SUFFIX
 from worker.data.sidecar import decode_sidecar
+from worker.data.tar_sample import GROUP_SUFFIX
 from worker.errors import ConfigurationError, DataError
 from worker.ingest.source import Item, Source, Unit
 from worker.store import ObjectMissing, Store

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from worker.data.image_formats import IMAGE_SUFFIXES
+from worker.data.image_formats import IMAGE_SUFFIXES, UNPACK
 from worker.data.reader import BadSample
-from worker.data.shard_scan import Scan, TarSample, Unsound, read_samples
+from worker.data.shard_scan import Scan, read_samples
+from worker.data.tar_sample import TarSample, Unsound
 from worker.data.tar_source import find_tars
 from worker.errors import (
     ConfigurationError,
@@ -98,10 +99,8 @@ class TarSource(Source):
             self._left_over[unit] = dict(scan.passed_over)
         if scan.problems:
             problem = scan.problems[0]
-            raise DataError(
-                f"{_shown(tar.name)}: byte {problem.offset}: {problem.text}; fetch or write this "
-                "tar again"
-            )
+            remedy = "" if UNPACK in problem.text else "; fetch or write this tar again"
+            raise DataError(f"{_shown(tar.name)}: byte {problem.offset}: {problem.text}{remedy}")
 
     def left_over(self, unit: int) -> dict[str, int]:
         """Return the number of members, by kind, that belong to no sample of a tar already read."""

@@ -11,8 +11,9 @@ import xxhash
 
 from worker.data.index import Index
 from worker.data.reader import BadSample
-from worker.data.shard_scan import GROUP_SUFFIX, scan_shard
+from worker.data.shard_scan import scan_shard
 from worker.data.sidecar import write_sidecar
+from worker.data.tar_sample import GROUP_SUFFIX
 from worker.data.verify_shards import verify_shards
 from worker.errors import ConfigurationError, DataError, InfrastructureError
 from worker.ingest.planned import PlannedSplit, SetPlan

@@ -7,7 +7,7 @@ import xxhash
 
 from worker.data.multiplicity import Fold, Multiplicities, Sampling, held_out
 from worker.data.sample_table import read_table
-from worker.data.shard_scan import hash_key
+from worker.data.tar_sample import hash_key
 from worker.errors import ConfigurationError
 from worker.job.dataset import Dataset
 from worker.logs import count
