@@ -11,14 +11,17 @@ from urllib.parse import quote, quote_plus, unquote
 _HIDDEN = "[hidden]"
 _SHORTEST = 6  # characters; replacing shorter secrets would garble ordinary words
 _SHORTEST_ID = 16  # characters, the minimum for an AWS access key ID
-# Short words such as KEY count only as whole parts between underscores: neither MONKEY nor
-# KEYRING_HOME matches.
+# Short words such as PASS count only as whole parts between underscores.
 _SECRET_NAME = re.compile(
-    r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|SIGNATURE|COOKIE|WEBHOOK|CONN(ECTION)?_STR|"
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|WEBHOOK|CONN(ECTION)?_STR|"
     r"(API|ACCESS|PRIVATE|ACCOUNT|ENCRYPTION|SIGNING|LICENSE|SSH|AUTH)_?KEY|"
-    r"(^|_)(PASS|PWD|KEY|AUTH|AUTHORIZATION|PRIVATE|DSN|PAT)($|_)|[a-z](PWD|PASS)$",
+    r"(^|_)(PASS|PWD|AUTHORIZATION|DSN)($|_)|[a-z](PWD|PASS)$",
     re.IGNORECASE,
 )
+# What these hold may be a secret, or a word that must stay readable (SORT_KEY=filename). Neither
+# MONKEY nor KEYRING_HOME matches.
+_DOUBTFUL_NAME = re.compile(r"SIGNATURE|COOKIE|(^|_)(KEY|AUTH|PRIVATE|PAT)($|_)", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z]+([-_. ][A-Za-z]+)*")
 # Variables with such names hold the location of a secret. A webhook's URL, however, is itself a
 # secret.
 _PLACE_NAME = re.compile(
@@ -106,10 +109,12 @@ def redacted_data(value: Any) -> Any:
     return [redacted_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _is_secret(name: str) -> bool:
-    """Return whether a variable of this name holds a secret rather than the path to one."""
-    place = name in _FOLDERS or _PLACE_NAME.search(name)
-    return bool(_SECRET_NAME.search(name)) and not place
+def _is_secret(name: str, value: str) -> bool:
+    """Return whether a variable holds a secret rather than the path to one, or a mere word."""
+    if name in _FOLDERS or _PLACE_NAME.search(name):
+        return False
+    doubtful = _DOUBTFUL_NAME.search(name) and not _WORDS.fullmatch(value)
+    return bool(_SECRET_NAME.search(name) or doubtful)
 
 
 def _is_path(value: str) -> bool:
@@ -132,7 +137,7 @@ def _secrets() -> list[str]:
     for name, value in os.environ.items():
         # A short access key ID may be a plain user name, which is not a secret.
         word = name.upper().endswith("ACCESS_KEY_ID") and len(value) < _SHORTEST_ID
-        if _is_secret(name) and not _is_path(value) and not word:
+        if _is_secret(name, value) and not _is_path(value) and not word:
             found.add(value)
         login = _PASSWORD.search(value)
         if login:

@@ -122,16 +122,17 @@ def test_images_are_decoded_if_asked_for(run: Run, bucket: str) -> None:
 def test_a_compressed_shard_is_named(
     data: Callable[[bytes], bytes], kind: str, run: Run, write: Write, job: Job, tmp_path: Path
 ) -> None:
-    put(str(tmp_path), a=data(tar(labeled(3))))
-    refused = run("index", str(tmp_path))
+    tars = tmp_path / "tars"
+    put(str(tars), a=data(tar(labeled(3))))
+    refused = run("index", str(tars))
     assert refused.code == 65
     assert f"a.tar: byte 0: is compressed ({kind}); unpack it to a plain .tar first" in refused.err
-    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
-    refused = run("index", str(tmp_path))
+    (tars / "a.tar").rename(tars / "a.tar.gz")
+    refused = run("index", str(tars))
     there = "but a.tar.gz, which is compressed; unpack it to a plain .tar first"
     assert f"holds no .tar, {there}" in refused.err
-    assert f"holds no class folders, {there}" in run("pack", str(tmp_path), f"{tmp_path}-set").err
-    job["data"]["train"] = str(tmp_path)
+    assert f"holds no class folders, {there}" in run("pack", str(tars), f"{tmp_path}/set").err
+    job["data"]["train"] = str(tars)
     assert f"index.json: no such object, {there}" in run("plan", write(job)).err
 
 

@@ -194,6 +194,8 @@ def shown_setting(value: Any) -> str:
     """Format a setting much as the manifest writes it."""
     if value is None:
         return "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown_setting(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(shown_setting, value))
     if isinstance(value, bool):
