@@ -12,6 +12,8 @@ CARD_NAME, WEIGHTS_NAME = "model.json", "model.safetensors"
 JUDGMENT_NAME, README_NAME = "judgement.json", "README.md"
 FINAL = "final/"
 FIND_RATES = "find-rates/"
+SWEEP_NAME = "sweep.json"
+"""The plan of a sweep, at the root of its output."""
 CHECK = "check/"
 """Prefix below which `worker check` writes and deletes objects to test its permissions."""
 PUBLISHED = (

@@ -43,10 +43,21 @@ def test_statistics_are_those_of_all_images() -> None:
 def test_runs_are_averaged_and_the_mean_is_evaluated(
     run: Run, write: Write, job: Job, tmp_path: Path
 ) -> None:
+    strangers = [
+        train(run, write, with_output(job, f"{tmp_path}/stranger-{seed}/", train__seed=seed))
+        for seed in (0, 1)
+    ]
+    ended = run("average", *(store.uri for store in strangers), "--out", f"{tmp_path}/none/")
+    assert ended.code == 78
+    assert "began with different weights, so their mean is useless" in ended.err
+    job["model"]["weights"] = f"{strangers[0].uri}final/model.safetensors"
     runs = [
         train(run, write, with_output(job, f"{tmp_path}/run-{seed}/", train__seed=seed))
         for seed in (0, 1)
     ]
+    ended = run("average", runs[0].uri, runs[0].uri.rstrip("/"), "--out", f"{tmp_path}/none/")
+    assert ended.code == 78
+    assert "is listed twice" in ended.err
     out = f"{tmp_path}/mean/"
     ended = run("average", *(store.uri for store in runs), "--out", out)
     assert ended.code == 0, ended.err

@@ -264,6 +264,8 @@ def test_the_best_blend_with_the_weights_at_release_is_written(
     assert judged["blend"] == share
     assert judged["validation"]["accuracy"]["value"] == done["weights"]["accuracy"]
     assert "those of the step that released the backbone" in store.get("final/README.md").decode()
+    source = {0: "the release", 0.25: "a blend: 25% of step 20", 1: "step 20"}[share]
+    assert f"the model of {source}" in run("status", store.uri).out
     again = with_output(job, f"{tmp_path}/parts/")
     assert run("train", "--until", "3", write(again)).code == 75
     resumed = final_weights(train(run, write, again))

@@ -50,8 +50,8 @@ def check_stop(
 
 @pytest.fixture
 def stoppable(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A few epochs, a grace of 10 s; returns where the metrics will be."""
-    monkeypatch.setenv("WORKER_GRACE_SECONDS", "10")
+    """A few epochs, and the grace of a slow machine; returns where the metrics will be."""
+    monkeypatch.setenv("WORKER_GRACE_SECONDS", "60")
     monkeypatch.setenv("WORKER_METRICS_TEXTFILE", str(tmp_path))
     job["checkpoint"] = {"every_steps": 3}
     job["train"]["epochs"] = 3

@@ -70,7 +70,9 @@ def outcome(store: Store) -> dict[str, bytes]:
     return found
 
 
-def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_path: Path) -> None:
+def test_a_sweep_from_dry_run_to_report(
+    run: Run, write: Write, sweep: dict[str, Any], job: Job, tmp_path: Path
+) -> None:
     manifest = put(sweep, tmp_path)
     dry = run("sweep", manifest, "--dry-run")
     assert dry.code == 0, dry.err
@@ -114,6 +116,61 @@ def test_a_sweep_from_dry_run_to_report(run: Run, sweep: dict[str, Any], tmp_pat
     other = run("sweep", put(sweep, tmp_path, trials=3))
     assert other.code == 78
     assert "holds another sweep (sweep: trials was 2 and is now 3)" in other.err
+    dry = run("sweep", put(sweep, tmp_path, trials=3), "--dry-run")
+    assert dry.code == 78
+    assert "trials was 2 and is now 3" in dry.err
+    job["output"] = sweep["output"]
+    trained = run("train", write(job))
+    assert trained.code == 78
+    assert "output: " in trained.err
+    assert "holds a sweep (sweep.json); set a different output" in trained.err
+
+
+def test_an_output_that_holds_something_else_is_left_alone(
+    run: Run, write: Write, sweep: dict[str, Any], job: Job, dataset: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "red").mkdir(parents=True)
+    (photos / "red" / "a.jpg").write_bytes(b"")
+    for more in ((), ("--dry-run",)):
+        ended = run("sweep", put(sweep, tmp_path, output=str(photos)), *more)
+        assert ended.code == 78
+        assert "already holds red/a.jpg, which is not of this sweep" in ended.err
+    assert [path.name for path in photos.rglob("*")] == ["red", "a.jpg"]
+    job["output"] = f"{dataset}/train"
+    ended = run("plan", write(job))
+    assert ended.code == 78
+    assert "holds a data set (index.json); set a different output" in ended.err
+    # The manifests of a sweep may be where its output will be.
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "sweep.yaml").write_text(json.dumps({**sweep, "output": str(home)}))
+    assert run("sweep", f"{home}/sweep.yaml", "--dry-run").code == 0
+
+
+def test_manifests_of_the_other_kind_are_told(
+    run: Run, write: Write, sweep: dict[str, Any], job: Job, tmp_path: Path
+) -> None:
+    ended = run("train", put(sweep, tmp_path))
+    assert ended.code == 78
+    assert "is that of a sweep; use `worker sweep`" in ended.err
+    ended = run("sweep", write(job))
+    assert ended.code == 78
+    assert "is the manifest of a job; use `worker train`" in ended.err
+    ended = run("sweep", put(sweep, tmp_path, base=f"{tmp_path}/none.yaml"))
+    assert ended.code == 78
+    assert "base: manifest file://" in ended.err
+    ended = run("sweep", put(sweep, tmp_path, halving={"first": {"epochs": 2}}))
+    assert ended.code == 78
+    assert "halving.first.epochs: 2, but a trial has only 2 epochs" in ended.err
+    for bounds, told in (
+        ([1e-4, 1e-3, 1e-2], "vary.optimizer.lr.log: must have at most 2 items, not 3"),
+        (["a", "b"], "vary.optimizer.lr.log[0]: should be a valid number, not 'a'"),
+    ):
+        varied = {"optimizer.lr": {"log": bounds}}
+        ended = run("sweep", put(sweep, tmp_path, vary=varied))
+        assert told in ended.err, ended.err
+        assert "integer" not in ended.err
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from tests.repository.test_architecture import picture
 from tests.support.paths import ROOT
 from worker.environment import describe_environment
 from worker.errors import describe_exit_codes
-from worker.manifest.reference import describe_manifest
+from worker.manifest.reference import describe_keys, describe_manifest
 from worker.metrics.docs_table import describe_metrics
+from worker.sweep.manifest import SweepManifest
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "architecture.md": picture,
@@ -20,6 +21,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "exit-codes.md": describe_exit_codes,
     "manifest.md": describe_manifest,
     "metrics.md": describe_metrics,
+    "sweeps.md": lambda: describe_keys(SweepManifest),
 }
 _GENERATED = re.compile(r"(<!-- generated: make docs -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.examples import examples
 from worker.manifest.load import check_section
-from worker.sweep.best import best_of, figure_of, mean_and_half
+from worker.sweep.best import best_of, describe_best, figure_of, mean_and_half
 from worker.sweep.halving import mean_of, ranked, rung_epochs, rung_sizes, survivors
 from worker.sweep.manifest import First, Halving, SweepManifest
 from worker.sweep.plan import SweepPlan, Unit, UnitResult, standing
@@ -106,8 +106,20 @@ def test_any_order_of_results_leads_to_the_same_winner(
         assert rows[0].trial == best.trial
         assert rows[0].figure == best.figure
     assert {row.trial for row in rows} == set(range(trials))
-    assert all(row.state != "continuing" for row in rows)
+    assert not {"continuing", "waiting"} & {row.state for row in rows}
     assert not now.pending
+
+
+def test_a_trial_says_what_it_waits_for() -> None:
+    plan = plan_of(3, 2, 0.5)
+    done = UnitResult(value=0.5)
+    results = {Unit(0, 0, 0): done, Unit(0, 0, 1): done, Unit(0, 1, 0): done}
+    states = {row.trial: row.state for row in standings(plan, results)}
+    assert len(plan.rungs) > 1
+    assert states == {0: "waiting", 1: "continuing", 2: "waiting"}
+    best = best_of(plan, results)
+    assert best
+    assert "trial 0 is best so far, " in describe_best(plan, best, so_far=True)
 
 
 def test_the_interval_covers_the_repetitions_and_the_images() -> None:

@@ -29,6 +29,8 @@ class Weights(StoredRecord):
 
     step: Count
     accuracy: float | None = None
+    blend: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Their share in the blend with the weights at release; None if there is no blend."""
 
 
 class Done(StoredRecord):

@@ -74,12 +74,14 @@ def main(ctx: click.Context, log_format: str) -> None:
     worker check s3://bucket/job.yaml             check everything that the job needs here
     worker find-rates s3://bucket/job.yaml        suggest a base learning rate
     worker train s3://bucket/job.yaml             train, or resume where it stopped
+    worker sweep s3://bucket/sweep.yaml           train jobs that differ in a few settings
     worker status s3://runs/a/                    show a run's state; --watch keeps updating it
     worker report s3://runs/a/                    report on a run, as an HTML page
     worker compare s3://runs/a/ s3://runs/b/      compare results, and settings that differ
     worker export s3://runs/a/ --to mlflow:URL    copy a run's record to an experiment tracker
     worker evaluate s3://runs/a/ s3://sets/test/  judge a finished model on a data set
     worker predict s3://runs/a/ photo.jpg         classify pictures with a finished model
+    worker average s3://runs/a/ s3://runs/b/ --out s3://runs/mean/    average finished models
 
     Every address is s3://BUCKET/PREFIX, file:///PATH or a path. Endpoint and credentials come from
     the usual AWS_* variables.

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,9 @@ class _Part(click.ParamType[tuple[int, int]]):
         )
 
 
-def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
-    return tuple(filter(None, (name.strip() for name in (value or "").split(","))))
+def _names(_: Any, __: Any, values: Sequence[str]) -> tuple[str, ...]:
+    names = (name.strip() for value in values for name in value.split(","))
+    return tuple(filter(None, names))
 
 
 @main.command()
@@ -65,7 +67,12 @@ def _names(_: Any, __: Any, value: str | None) -> tuple[str, ...]:
 @click.option("--split", help="Column of the split.")
 @click.option("--root", help="Address that relative paths in a table start from.")
 @click.option("--classes", help="Address of a text file of class names, in label order.")
-@click.option("--keep-classes", callback=_names, help="The only classes to pack, comma-separated.")
+@click.option(
+    "--keep-classes",
+    multiple=True,
+    callback=_names,
+    help="The only classes to pack, comma-separated or one at a time.",
+)
 @click.option(
     "--share",
     type=click.FloatRange(min=0, min_open=True, max=1),

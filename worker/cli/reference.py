@@ -50,16 +50,19 @@ def settings() -> None:
 
 
 @main.command()
+@click.option("--sweep", is_flag=True, help="The manifest of a sweep instead of a job's.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown table of all keys instead.")
-def schema(*, markdown: bool) -> None:
+def schema(*, sweep: bool, markdown: bool) -> None:
     """Print the JSON Schema of the manifest."""
     from worker.manifest import Manifest
-    from worker.manifest.reference import describe_manifest
+    from worker.manifest.reference import describe_keys, describe_manifest
+    from worker.sweep.manifest import SweepManifest
 
     if markdown:
-        click.echo(describe_manifest(), nl=False)
+        click.echo(describe_keys(SweepManifest) if sweep else describe_manifest(), nl=False)
         return
-    click.echo(json.dumps(Manifest.model_json_schema(), indent=1))
+    section = SweepManifest if sweep else Manifest
+    click.echo(json.dumps(section.model_json_schema(), indent=1))
 
 
 @main.command()

@@ -40,9 +40,9 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
             if lines:
                 # Move the cursor up over the previous output and clear to the end of the screen.
                 click.echo(f"\x1b[{lines}A\x1b[J" if live else "", nl=not as_json and not live)
-            if live:  # a wrapped line would count as two when moving the cursor up
-                width = shutil.get_terminal_size().columns
-                text = "\n".join(line[:width] for line in text.splitlines())
+            if live:  # the cursor cannot move up past the top, nor knows of wrapped lines
+                width, height = shutil.get_terminal_size()
+                text = "\n".join(line[:width] for line in text.splitlines()[: height - 1])
             click.echo(text)
             if not watch or state.startswith(_ENDS):
                 return

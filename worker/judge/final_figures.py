@@ -9,6 +9,20 @@ from worker.judge.thresholds import Threshold
 from worker.store.json_records import StoredRecord
 
 
+def describe_source(step: int, blend: float | None) -> str:
+    """Say which weights a model has, such as `step 12`.
+
+    Args:
+        step: The step of its weights.
+        blend: Their share in the blend with the weights at release; None if there is no blend.
+    """
+    if blend is None or blend == 1:
+        return f"step {step}"
+    if blend == 0:
+        return "the release, as final.blend chose"
+    return f"a blend: {blend:.0%} of step {step}, {1 - blend:.0%} of the release"
+
+
 class FinalFigures(StoredRecord):
     """The figures of a finished model, with its temperature and thresholds."""
 
@@ -24,3 +38,8 @@ class FinalFigures(StoredRecord):
     """Its figures on the validation set, if there is one."""
     test: Judgment | None = None
     """Its figures on the test set, if there is one."""
+
+    @property
+    def source(self) -> str:
+        """Which weights these are, such as `step 12`."""
+        return describe_source(self.step, self.blend)

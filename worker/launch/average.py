@@ -1,6 +1,7 @@
 """The path from several finished models to their mean."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,6 +33,8 @@ from worker.ranks.process_group import device_of
 from worker.store import ObjectMissing, open_store
 from worker.text import read_text
 
+log = logging.getLogger(__name__)
+
 _LANES = 32
 
 
@@ -48,7 +51,8 @@ def run_average(
         advance: Called with the number of images done in a batch, and of all.
 
     Raises:
-        ConfigurationError: If the models are not alike, or the output holds a model.
+        ConfigurationError: If the models are not alike, started from different random weights, or
+            are one and the same, or the output holds a model.
     """
     settle_process()
     Settings.from_env().require_valid()
@@ -58,11 +62,38 @@ def run_average(
         raise ConfigurationError(f"--out: {store.uri} already holds a model; use another --out")
     models = [load_classifier(run) for run in runs]
     require_alike(models)
+    _require_common_start(models)
     mean = average(models)
     if has_batch_norm(mean.model):
         images, ids = _images(models[0], dataset)
         _estimate(mean, images, ids, lambda done: advance(done, len(ids)))
     write_model(mean, [model.address for model in models], store)
+
+
+def _require_common_start(models: Sequence[Classifier]) -> None:
+    """Raise `ConfigurationError` for models that nothing but chance brings together.
+
+    Only weights that were fine-tuned from the same ones lie close enough for a useful mean
+    (Neyshabur, Sedghi and Zhang, "What is being transferred in transfer learning?", 2020).
+    """
+    addresses = [model.address.rstrip("/").removesuffix("/final") for model in models]
+    twice = next((a for n, a in enumerate(addresses) if a in addresses[:n]), None)
+    if twice:
+        raise ConfigurationError(f"{twice}: is listed twice; list each run once")
+    starts = {}
+    for address, model in zip(addresses, models, strict=True):
+        with contextlib.suppress(ConfigurationError):  # of another origin, or a mean itself
+            manifest = _manifest_of(model)
+            chance = "" if manifest.model.pretrained else f" of train.seed {manifest.train.seed}"
+            starts[address] = f"{manifest.model.weights}{chance}"
+    if len(set(starts.values())) > 1:
+        told = "; ".join(f"{address}: {start}" for address, start in starts.items())
+        if any(start.startswith("none of") for start in starts.values()):
+            raise ConfigurationError(
+                f"the models began with different weights, so their mean is useless ({told}); "
+                "average runs with the same model.weights"
+            )
+        log.warning("the models began with weights of different addresses (%s)", told)
 
 
 def _estimate(mean: Classifier, images: Dataset, ids: Ids, advance: Callable[[int], None]) -> None:

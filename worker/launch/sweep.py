@@ -28,6 +28,7 @@ from worker.launch.requirements import check_place
 from worker.launch.start import run_job, settle_process
 from worker.launch.sweep_plan import plan_sweep
 from worker.launch.topology import Spawn
+from worker.layout import SWEEP_NAME
 from worker.logs import bind, count
 from worker.manifest import Manifest
 from worker.ranks.stop_signal import StopFlag
@@ -37,12 +38,10 @@ from worker.sweep.claims import Claims
 from worker.sweep.manifest import SweepManifest
 from worker.sweep.plan import (
     BEST_NAME,
-    PLAN_NAME,
     SweepPlan,
     Unit,
     UnitResult,
-    read_plan,
-    require_same,
+    require_own_output,
     standing,
 )
 from worker.sweep.results import ResultReader, has_failed, measure_unit, write_result
@@ -88,13 +87,13 @@ def run_sweep(sweep: SweepManifest, nproc: int | None, stop: StopFlag) -> int:
 
 def _settle(plan: SweepPlan, store: Store) -> SweepPlan:
     """Return the plan in the output, after writing it if this is the first worker."""
-    if read_plan(store) is None:
+    found = require_own_output(plan, store)
+    if found is None:
         data = json.dumps(plan.model_dump(), indent=1).encode()
-        store.put_if_absent(PLAN_NAME, data)
-    found = read_plan(store)
+        store.put_if_absent(SWEEP_NAME, data)
+        found = require_own_output(plan, store)
     if found is None:
         raise error_of(ExitCode.INFRASTRUCTURE)
-    require_same(found, plan, store)
     return found
 
 
@@ -109,7 +108,7 @@ class _Worker:
 
     def run(self) -> None:
         """Take units until none is left; raise `StopRequested` if a stop comes first."""
-        wait = _MIN_WAIT
+        wait, told = _MIN_WAIT, 0
         while True:
             results = self._results.read()
             now = standing(self._plan, results)
@@ -121,8 +120,14 @@ class _Worker:
                 wait = _MIN_WAIT
                 self._take(random.choice(free))  # noqa: S311 -- others look at the same list
                 continue
-            if wait >= _MAX_WAIT / 2:
-                log.info("waiting for %s that others run", count(len(now.pending), "trial"))
+            if wait >= _MAX_WAIT / 2 and told != len(now.pending):
+                told = len(now.pending)
+                log.info(
+                    "waiting for %s that others run; one that is not heard of for %d s is taken "
+                    "over",
+                    count(told, "run"),
+                    Settings.from_env().takeover_seconds,
+                )
             self._sleep(wait)
             wait = min(_MAX_WAIT, 1.5 * wait)
 

@@ -2,15 +2,16 @@
 
 from worker.charts import table
 from worker.errors import ConfigurationError
-from worker.job.open_data import JobData, open_data
+from worker.job.open_data import JobData, naming_field, open_data
 from worker.job.open_job import check_settings, open_job
 from worker.launch.topology import require_divisible
 from worker.logs import count
 from worker.manifest import Manifest, load_manifest
 from worker.model.pretrained_weights import load_pretrained
+from worker.store import open_store
 from worker.sweep.halving import rung_sizes
 from worker.sweep.manifest import SweepManifest
-from worker.sweep.plan import SweepPlan, make_plan
+from worker.sweep.plan import SweepPlan, make_plan, require_own_output
 
 
 def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
@@ -21,9 +22,13 @@ def plan_sweep(sweep: SweepManifest, ranks: int) -> SweepPlan:
         ranks: The number of ranks that will train a trial.
 
     Raises:
-        ConfigurationError: If a trial has settings that are not valid; names the first one.
+        ConfigurationError: If a trial has settings that are not valid (names the first one), or the
+            output holds something else.
     """
-    plan = make_plan(sweep, load_manifest(sweep.base))
+    with naming_field("base"):
+        base = load_manifest(sweep.base)
+    plan = make_plan(sweep, base)
+    require_own_output(plan, open_store(sweep.output))
     opened: dict[str, JobData] = {}
     weights: set[str] = set()
     for trial in range(len(plan.trials)):

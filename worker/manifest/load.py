@@ -71,7 +71,10 @@ def read_manifest(uri: str) -> str:
 
 def parse_manifest(text: str, uri: str) -> Manifest:
     """Parse and validate a manifest's text; `uri` is for messages only."""
-    return check_manifest(parse_mapping(text, uri), f"manifest {uri}")
+    data = parse_mapping(text, uri)
+    if {"sweep", "vary"} <= data.keys():
+        raise ConfigurationError(f"manifest {uri}: is that of a sweep; use `worker sweep`")
+    return check_manifest(data, f"manifest {uri}")
 
 
 def parse_mapping(text: str, uri: str) -> dict[Any, Any]:
@@ -127,6 +130,7 @@ def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
     If items of a list are invalid, an error saying that the list is too short is dropped.
     """
     places = [detail["loc"] for detail in details]
+    floats = {_path_in(data, detail) for detail in details if detail["type"] == "float_type"}
     for detail in details:
         here = detail["loc"]
         if detail["type"] == "too_short" and any(p[: len(here)] == here != p for p in places):
@@ -135,8 +139,11 @@ def _relevant(details: list[ErrorDetails], data: Any) -> Iterator[ErrorDetails]:
         # Errors that only say that the data has another of the alternative types. If the data is a
         # mapping, the error about the literal is one of them.
         other = detail["type"] in ("model_type", "dict_type") or (
-            detail["type"] == "literal_error" and isinstance(detail["input"], dict)
+            detail["type"] in ("literal_error", "int_type", "float_type")
+            and isinstance(detail["input"], dict)
         )
+        # A field that takes any number complains of each kind of number.
+        other = other or (detail["type"] == "int_type" and path in floats)
         if path == detail["loc"] or not other:
             # A wrong word is reported once, for the literal; its message also mentions the mapping.
             word = path != detail["loc"] and detail["type"] == "literal_error"
@@ -182,6 +189,11 @@ def _complaint(detail: ErrorDetails, schema: type[BaseModel]) -> str:
             f"{path}: must be 1 to 63 lowercase letters, digits and dashes, with no dash at "
             "either end"
         )
+    if detail["type"] in ("too_long", "too_short"):
+        kind, many = detail["type"].partition("_")[2], detail.get("ctx", {})
+        which, bound = ("most", "max_length") if kind == "long" else ("least", "min_length")
+        items = count(many[bound], "item")
+        return f"{path}: must have at {which} {items}, not {many['actual_length']}"
     if detail["type"] == "model_type":
         return f"{path}: must be a mapping of {', '.join(_known_keys(location, schema))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")

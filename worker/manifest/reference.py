@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,6 +20,11 @@ def describe_manifest() -> str:
     return f"{_table(keys)}\n\n## Groups\n\n{_table(list(_rows(Group, '')))}\n"
 
 
+def describe_keys(section: type[BaseModel]) -> str:
+    """Return a table of all keys of a section and of those below it."""
+    return f"{_table(list(_rows(section, '')))}\n"
+
+
 def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
         key = f"{path}{field.alias or name}"
@@ -29,7 +34,9 @@ def _rows(section: type[BaseModel], path: str) -> Iterator[tuple[str, str, str]]
         default = "" if shows_keys else _default(field)
         yield key, default, " ".join((field.description or "").split())
         if inner:
-            yield from _rows(inner, f"{key}.")
+            # The keys of a mapping are the user's.
+            named = "PATH." if get_origin(field.annotation) is dict else ""
+            yield from _rows(inner, f"{key}.{named}")
 
 
 def _is_optional(field: FieldInfo) -> bool:

@@ -52,10 +52,12 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     columns = [results_of(run) for run in runs]
     # A star among accuracies on different images would be no comparison.
     comparable = len({_identity(run) for run in runs}) == 1
-    rows = [
-        (name, _results(name, [column[name] for column in columns], stars=comparable))
-        for name in columns[0]
-    ]
+    # Images whose features are cached are not read again, so their speed is no comparison either.
+    probed = any(run.settings.get("train.cache_features") for run in runs)
+    rows = []
+    for name in columns[0]:
+        stars = not probed if name.startswith("images") else comparable
+        rows.append((name, _results(name, [column[name] for column in columns], stars=stars)))
     return Comparison(
         titles_of(runs),
         rows + _paired_row(runs, comparable=comparable),
@@ -94,8 +96,7 @@ def _results(name: str, values: Sequence[Any], *, stars: bool) -> list[str]:
     """Return each run's result as text, with the best one marked if they differ."""
     texts = [shown(name, value) for value in values]
     known = [value for value in values if value is not None]
-    judged = not name.startswith("images")
-    if name not in _BEST or len(set(known)) < 2 or (judged and not stars):
+    if name not in _BEST or len(set(known)) < 2 or not stars:
         return texts
     best = _BEST[name](known)
     return [

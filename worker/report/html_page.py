@@ -112,7 +112,7 @@ def _metric_tiles(run: Run) -> list[tuple[str, str, str]]:
     kept = run.final and run.final.validation
     if run.final and kept:
         value, interval = _parts(metric_text(best.metric, kept.metric(best.metric)))
-        return [first, (f"{name} of final/", value, f"{interval}, step {run.final.step}")]
+        return [first, (f"{name} of final/", value, f"{interval}, {run.final.source}")]
     return [first, (f"last {name}", *_value_of(last))]
 
 
@@ -181,12 +181,12 @@ def _judged(run: Run) -> dict[str, Any]:
     thresholds = final.thresholds if final else ()
     sizes = " and ".join(f"{one.images:,} {name} images" for name, one in known.items())
     shown = run.validation or run.test
-    step = final.step if final else shown.step if shown else 0
+    source = final.source if final else f"step {shown.step if shown else 0}"
     calibrated = ", with calibrated probabilities" if final and final.temperature != 1 else ""
     return {
         "sets": list(known),
         "figures": figure_rows(list(known.values())),
-        "judged": f"The model of step {step} on {sizes}{calibrated}.",
+        "judged": f"The model of {source} on {sizes}{calibrated}.",
         "validation": run.validation and evaluation_view(run.validation, run.classes, thresholds),
         "test": run.test and evaluation_view(run.test, run.classes, thresholds),
     }

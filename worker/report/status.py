@@ -11,6 +11,7 @@ from worker.checkpoint.commit import list_commits, read_commit_record
 from worker.checkpoint.publication_record import Done, read_done
 from worker.errors import ConfigurationError, ExitCode
 from worker.judge.figure_text import METRIC_NAMES, metric_text
+from worker.judge.final_figures import describe_source
 from worker.judge.measure import Measure
 from worker.layout import COMMITS, attempt_name, environment_name, progress_name
 from worker.logs import count
@@ -72,6 +73,8 @@ class Status:
     """Time from one checkpoint to the next, as set or chosen."""
     age: float
     """Seconds since the run last reported."""
+    final: str
+    """Which weights `final/` has, with their accuracy, as text; empty if there are none yet."""
     cost: str
     """What all attempts have cost, as text; empty if nothing is known."""
 
@@ -119,6 +122,7 @@ def read_status(store: Store) -> Status:
         commit_age=commit_age,
         checkpoint_seconds=said.checkpoint_seconds if running else None,
         age=age,
+        final=_describe_final(done) if done else "",
         cost=_read_cost(store, attempt),
     )
 
@@ -191,6 +195,7 @@ def describe_status(status: Status) -> str:
         "speed": speed,
         "loss": _number(status.loss, after=" in training"),
         METRIC_NAMES[status.metric]: _describe_metric(status),
+        "final": status.final,
         "commit": commit,
         "attempt": str(status.attempt),
         "ends": _describe_end(status.expected_end),
@@ -198,6 +203,12 @@ def describe_status(status: Status) -> str:
     }
     width = max(9, *(len(name) for name, text in rows.items() if text))
     return "\n".join(f"{name:<{width}} {text}" for name, text in rows.items() if text)
+
+
+def _describe_final(done: Done) -> str:
+    weights = done.weights
+    accuracy = "" if weights.accuracy is None else f", accuracy {weights.accuracy:.2%}"
+    return f"the model of {describe_source(weights.step, weights.blend)}{accuracy}"
 
 
 def _describe_metric(status: Status) -> str:

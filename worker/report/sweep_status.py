@@ -77,7 +77,7 @@ def read_sweep_status(plan: SweepPlan, store: Store) -> SweepStatus:
         units=units,
         done=units - len(now.pending),
         running=running if now.pending else 0,
-        best=describe_best(plan, best) if best else "",
+        best=describe_best(plan, best, so_far=bool(now.pending)) if best else "",
         trials=standings(plan, results),
         age=max(0.0, time.time() - max(heard)) if heard else None,
     )

@@ -38,7 +38,9 @@ class LocalStore:
                 data = file.read(-1 if stop is None else max(0, stop - start))
                 moved.size = len(data)
                 return data
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except IsADirectoryError:
+            raise ObjectMissing(f"{self.uri}{key}: is a folder, not a file") from None
+        except (FileNotFoundError, NotADirectoryError):
             raise ObjectMissing(f"{self.uri}{key}: no such file") from None
         except OSError as error:
             raise self._translate(key, error) from error

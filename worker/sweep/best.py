@@ -98,12 +98,19 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
     return mean, quantile * math.sqrt(spread / len(values))
 
 
-def describe_best(plan: SweepPlan, best: Best) -> str:
-    """Return the best trial as a line of text."""
+def describe_best(plan: SweepPlan, best: Best, *, so_far: bool = False) -> str:
+    """Return the best trial as a line of text.
+
+    Args:
+        plan: The plan.
+        best: The best trial.
+        so_far: Whether others may still turn out to be better.
+    """
     settings = ", ".join(f"{path} {value}" for path, value in best.settings.items())
     over = f" over {count(len(plan.repeats), 'run')}" if len(plan.repeats) > 1 else ""
     figure = metric_text(plan.metric, best.figure)
+    rank = "best so far" if so_far else "best"
     return (
-        f"trial {best.trial} is best, {METRIC_NAMES[plan.metric]} {figure}{over}"
+        f"trial {best.trial} is {rank}, {METRIC_NAMES[plan.metric]} {figure}{over}"
         f"{': ' + settings if settings else ''}"
     )

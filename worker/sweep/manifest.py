@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
+from worker.errors import ConfigurationError
 from worker.manifest.base import Count, Section, Text
 from worker.manifest.load import check_section, parse_mapping, read_manifest
 from worker.manifest.training import Metric
@@ -151,4 +152,9 @@ def load_sweep(uri: str) -> SweepManifest:
     Raises `ConfigurationError` with one line per mistake, each naming its field.
     """
     data: dict[Any, Any] = parse_mapping(read_manifest(uri), uri)
+    if {"job", "model"} <= data.keys():
+        raise ConfigurationError(
+            f"sweep {uri}: is the manifest of a job; use `worker train`, or make it the base of a "
+            "sweep"
+        )
     return check_section(data, f"sweep {uri}", SweepManifest)

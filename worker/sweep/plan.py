@@ -8,6 +8,8 @@ from pydantic import Field, JsonValue
 
 from worker.errors import ConfigurationError
 from worker.job.manifest_changes import flat
+from worker.layout import SWEEP_NAME
+from worker.logs import count
 from worker.manifest import Manifest, check_manifest
 from worker.manifest.training import Metric
 from worker.store import ObjectMissing, Store
@@ -16,7 +18,8 @@ from worker.sweep.halving import mean_of, rung_epochs, survivors
 from worker.sweep.manifest import SweepManifest
 from worker.sweep.trials import Settings, applied, repeats_of, trials_of
 
-PLAN_NAME, BEST_NAME, RESULTS, CLAIMS = "sweep.json", "best.json", "results/", "claims/"
+BEST_NAME, RESULTS, CLAIMS = "best.json", "results/", "claims/"
+_MANIFESTS = (".yaml", ".yml")
 _MAX_BYTES = 64 << 20
 
 _Value = Annotated[dict[str, JsonValue], Field(max_length=100)]
@@ -105,11 +108,18 @@ class SweepPlan(StoredRecord):
 def make_plan(sweep: SweepManifest, base: Manifest) -> SweepPlan:
     """Plan a sweep. A pure function of its manifest and that of its base.
 
-    Raises `ConfigurationError` if nothing would be validated.
+    Raises `ConfigurationError` if nothing would be validated, or never halved.
     """
     if not base.data.is_validated:
         raise ConfigurationError(
             "base: has no validation set to compare trials by; set its data.val or data.fold"
+        )
+    halving = sweep.halving
+    if halving and halving.first.epochs >= base.train.epochs:
+        raise ConfigurationError(
+            f"halving.first.epochs: {halving.first.epochs}, but a trial has only "
+            f"{count(base.train.epochs, 'epoch')} (train.epochs of base); set fewer, or remove "
+            "halving"
         )
     return SweepPlan(
         sweep=sweep.model_dump(mode="json"),
@@ -126,25 +136,42 @@ def read_plan(store: Store) -> SweepPlan | None:
     Raises `ConfigurationError` if it is damaged.
     """
     try:
-        plan = get_json(store, PLAN_NAME, SweepPlan, _MAX_BYTES)
+        plan = get_json(store, SWEEP_NAME, SweepPlan, _MAX_BYTES)
     except ObjectMissing:
         return None
     if plan is None:
-        raise ConfigurationError(f"{store.uri}{PLAN_NAME}: is damaged; use a new output")
+        raise ConfigurationError(f"{store.uri}{SWEEP_NAME}: is damaged; use a new output")
     return plan
 
 
-def require_same(found: SweepPlan, wanted: SweepPlan, store: Store) -> None:
-    """Raise `ConfigurationError` if the sweep in an output is another one.
+def require_own_output(plan: SweepPlan, store: Store) -> SweepPlan | None:
+    """Return the plan in the output of a sweep; None if the output is unused.
 
     Args:
-        found: The plan in the output.
-        wanted: The plan of this start.
+        plan: The plan of this start.
         store: The output.
 
     Raises:
-        ConfigurationError: If they differ; names the first difference.
+        ConfigurationError: If the output holds anything but this sweep; names the first difference.
     """
+    found = read_plan(store)
+    if found is None:
+        # The manifests of the sweep and of its base may well be there already.
+        others = (info.key for info in store.list() if not info.key.endswith(_MANIFESTS))
+        other = next(others, None)
+        if other is None:
+            return None
+        found = read_plan(store)  # another worker may just have begun
+        if found is None:
+            raise ConfigurationError(
+                f"output: {store.uri} already holds {other}, which is not of this sweep; set a "
+                "different output"
+            )
+    _require_same(found, plan, store)
+    return found
+
+
+def _require_same(found: SweepPlan, wanted: SweepPlan, store: Store) -> None:
     for name in ("sweep", "base"):
         before, now = flat(getattr(found, name)), flat(getattr(wanted, name))
         for path in sorted({*before, *now}):

@@ -6,10 +6,10 @@ from typing import Literal
 from worker.judge.measure import Measure
 from worker.sweep.best import figure_of
 from worker.sweep.halving import ranked
-from worker.sweep.plan import Results, SweepPlan, Unit, rung_means, standing
+from worker.sweep.plan import Results, Standing, SweepPlan, Unit, rung_means, standing
 from worker.sweep.trials import Settings
 
-State = Literal["finished", "continuing", "given up", "failed"]
+State = Literal["finished", "waiting", "continuing", "given up", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class TrialStanding:
     first: Measure
     """Its figure at the first rung, which all trials reach."""
     state: State
-    """`continuing` until it has finished, was given up or has failed."""
+    """`waiting` for a worker, or for the others of its rung; otherwise `continuing` until it has
+    finished, was given up or has failed."""
     code: int
     """The exit code of a trial that has failed; 0 for any other."""
 
@@ -53,11 +54,7 @@ def standings(plan: SweepPlan, results: Results) -> list[TrialStanding]:
             figure_of(plan, results, Unit(at, trial, 0)) if at is not None else Measure()
             for at in (rung, 0)
         ]
-        state: State = "given up"
-        if code:
-            state = "failed"
-        elif trial in now.trials:
-            state = "continuing" if now.pending else "finished"
+        state: State = "failed" if code else _state(plan, results, now, trial)
         found.append(
             TrialStanding(
                 trial=trial,
@@ -70,6 +67,15 @@ def standings(plan: SweepPlan, results: Results) -> list[TrialStanding]:
             )
         )
     return found
+
+
+def _state(plan: SweepPlan, results: Results, now: Standing, trial: int) -> State:
+    """Return the state of a trial that has not failed."""
+    if trial not in now.trials:
+        return "given up"
+    if all(unit.trial != trial for unit in now.pending):
+        return "waiting" if now.pending and now.rung + 1 < len(plan.rungs) else "finished"
+    return "continuing" if any(unit.trial == trial for unit in results) else "waiting"
 
 
 def _reached(plan: SweepPlan, results: Results, trial: int) -> int | None:

@@ -69,8 +69,8 @@ def describe_model(job: Job, card: Card, figures: FinalFigures) -> str:
     parts += [*_thresholds(figures), "## Data", _data(job), "## Training", _rates(job)]
     parts.append(
         f"{train.epochs} epochs of {job.steps_per_epoch} steps with {train.batch_size} images "
-        f"each, `{job.manifest.optimizer.name}`, seed {train.seed}; the weights are those of step "
-        f"{figures.step}. `manifest.json` beside this folder has all settings."
+        f"each, `{job.manifest.optimizer.name}`, seed {train.seed}; the weights are those of "
+        f"{figures.source}. `manifest.json` beside this folder has all settings."
     )
     parts += ["## Load it", _LOAD.format(options=_options(card))]
     return "\n\n".join(parts) + "\n"

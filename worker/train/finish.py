@@ -83,9 +83,9 @@ def _write(attempt: Attempt, figures: FinalFigures) -> None:
     if validation and metric != "accuracy":
         told = f"{METRIC_NAMES[metric]} {metric_text(metric, validation.metric(metric))}"
     log.info(
-        "done: %d steps; the model of step %d, validation %s, is at %sfinal/",
+        "done: %d steps; the model of %s, validation %s, is at %sfinal/",
         state.step,
-        figures.step,
+        figures.source,
         told,
         job.output.uri,
         extra={"fields": {"event": "done", **state.as_dict()}},

@@ -145,7 +145,7 @@ class Trainer:
         """Wait for the save of the epoch that has just ended, and raise `StopRequested`."""
         self._attempt.drain()
         raise StopRequested(
-            f"stopped after {count(until, 'epoch')}, as requested; run it again to continue"
+            f"paused after {count(until, 'epoch')}; running it again continues from there"
             if self._attempt.leads
             else ""
         )
