@@ -119,6 +119,12 @@ def test_a_sweep_from_dry_run_to_report(
     dry = run("sweep", put(sweep, tmp_path, trials=3), "--dry-run")
     assert dry.code == 78
     assert "trials was 2 and is now 3" in dry.err
+    for asked in (("audit",), ("compare", f"{sweep['output']}trials/00000-000/")):
+        ended = run(*asked, sweep["output"])
+        assert ended.code == 78
+        assert "it is the output of a sweep: pass that of one of its jobs" in ended.err
+    judged = run("evaluate", sweep["output"], job["data"]["train"])
+    assert "it is the output of a sweep: pass that of one of its jobs" in judged.err
     job["output"] = sweep["output"]
     trained = run("train", write(job))
     assert trained.code == 78

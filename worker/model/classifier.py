@@ -13,6 +13,7 @@ from worker.model.backbone import build_backbone, logits_of
 from worker.model.model_card import Card, read_card
 from worker.model.pretrained_weights import load_tensors
 from worker.store import ObjectMissing, open_store
+from worker.store.sweep_hint import sweep_hint
 
 
 class Classifier:
@@ -57,9 +58,8 @@ def load_classifier(address: str) -> Classifier:
             card = read_card(store)
         except ObjectMissing:
             raise ConfigurationError(
-                f"{address}: contains no model.json, either directly or in final/; specify "
-                f"the output "
-                "of a finished job"
+                f"{address}: contains no model.json, either directly or in final/; "
+                f"{sweep_hint(open_store(address), 'specify the output of a finished job')}"
             ) from None
     weights = store.get(WEIGHTS_NAME)
     if hashlib.sha256(weights).hexdigest() != card.sha256:

@@ -15,6 +15,7 @@ from worker.errors import ConfigurationError, DataError, WorkerError
 from worker.layout import LEDGER, RECORDS
 from worker.numbers import ceil_div
 from worker.store import Store
+from worker.store.sweep_hint import sweep_hint
 
 Rows = npt.NDArray[np.int64]
 
@@ -96,7 +97,8 @@ def read_last_attempt(store: Store) -> AttemptRecord:
     record = first_whole(store, attempt_numbers(store)[::-1])
     if record is None:
         raise ConfigurationError(
-            f"{store.uri}: holds no run; pass the output of a job that has been started"
+            f"{store.uri}: holds no run; "
+            f"{sweep_hint(store, 'pass the output of a job that has been started')}"
         )
     return record
 

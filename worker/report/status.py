@@ -23,6 +23,7 @@ from worker.record.progress_record import End, ProgressRecord
 from worker.report.record_schemas import EnvironmentRecord
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import get_json
+from worker.store.sweep_hint import sweep_hint
 
 _SILENT_SECONDS = 3 * PROGRESS_SECONDS  # one lost report does not make a run silent
 _SILENCE = "no heartbeat: the run was killed, or is cut off from its storage"
@@ -91,7 +92,8 @@ def read_status(store: Store) -> Status:
     numbers = attempt_numbers(store)
     if not numbers:
         raise ConfigurationError(
-            f"{store.uri}: holds no run; pass the output of a job that has been started"
+            f"{store.uri}: holds no run; "
+            f"{sweep_hint(store, 'pass the output of a job that has been started')}"
         )
     # Lazy, so usually only the newest record is read; older ones are needed if it is damaged.
     claims = ((number, read_attempt(store, number)) for number in reversed(numbers))
