@@ -204,11 +204,11 @@ def test_only_the_cause_is_told() -> None:
 
 
 def test_a_mistake_in_a_mapping_is_not_told_of_its_other_forms() -> None:
-    data = DESIGN.replace("data:\n", "data:\n  image_size: {train: 176, evalute: 224}\n")
+    data = DESIGN.replace("data:\n", "data:\n  image_size: {train: 176, evaluation: 224}\n")
     with pytest.raises(ConfigurationError) as caught:
         parse_manifest(data, "job.yaml")
     assert "integer" not in str(caught.value)
-    assert "data.image_size.evalute: unknown key; did you mean evaluate?" in str(caught.value)
+    assert "data.image_size.evaluation: unknown key; did you mean evaluate?" in str(caught.value)
 
 
 def test_the_schema_describes_every_field() -> None:

@@ -41,5 +41,5 @@ class FinalFigures(StoredRecord):
 
     @property
     def source(self) -> str:
-        """Which weights these are, such as `step 12`."""
+        """A description of its weights, such as `step 12`."""
         return describe_source(self.step, self.blend)

@@ -71,7 +71,7 @@ def run_average(
 
 
 def _require_common_start(models: Sequence[Classifier]) -> None:
-    """Raise `ConfigurationError` for models that nothing but chance brings together.
+    """Raise `ConfigurationError` for models that have no weights in common to start from.
 
     Only weights that were fine-tuned from the same ones lie close enough for a useful mean
     (Neyshabur, Sedghi and Zhang, "What is being transferred in transfer learning?", 2020).
