@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.processes import Run, Write
-from tests.support.stores import keys
+from tests.support.stores import keys, open_index
 from worker.store import open_store
 
 
@@ -53,3 +53,13 @@ def test_an_index_in_the_folder_of_a_split_is_pointed_at(
     assert re.search(
         r"index.json: no such object, but there is an index at \S+/train/index.json; use", ended.err
     )
+
+
+def test_classes_to_keep_may_be_given_one_at_a_time(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    for kept in (("red,blue",), ("red", "--keep-classes", "blue")):
+        place = f"{tmp_path}/{len(kept)}"
+        ended = run("pack", str(pictures), place, "--keep-classes", *kept)
+        assert ended.code == 0, ended.err
+        assert open_index(f"{place}/train").classes == ("blue", "red")

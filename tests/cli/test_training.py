@@ -30,6 +30,12 @@ def test_the_manifest_of_the_readme_draws_no_warning(
     assert {"features.1", "features.2+features.3"} <= set(groups)
 
 
+def test_a_folder_is_no_manifest(run: Run, tmp_path: Path) -> None:
+    ended = run("plan", str(tmp_path))
+    assert ended.code == 78
+    assert f"{tmp_path}: is a folder, not a file" in ended.err
+
+
 def test_models_with_a_similar_name_are_suggested(
     run: Run, write: Write, job: dict[str, Any]
 ) -> None:

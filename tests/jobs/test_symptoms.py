@@ -288,8 +288,8 @@ STORE: dict[str, Fault] = {
     "AWS STS, which gives out credentials, is out of reach": lambda env: with_identity(
         env, f"http://127.0.0.1:{free_port()}"
     ),
-    "its endpoint has no scheme": lambda env: with_identity(env, "sts:9000"),
-    "something else than STS": lambda env: by_sts(env, 404, b"<!doctype html><p>nothing here"),
+    "the endpoint of STS has no scheme": lambda env: with_identity(env, "sts:9000"),
+    "something other than STS": lambda env: by_sts(env, 404, b"<!doctype html><p>nothing here"),
     "a role that the token may not assume": lambda env: by_sts(
         env, 403, b"<ErrorResponse>" + error_body("AccessDenied") + b"</ErrorResponse>"
     ),

@@ -4,6 +4,12 @@ import json
 from typing import Any
 
 from tests.support.processes import Job, Run, Write
+from worker.report.compare import shown_setting
+
+
+def test_a_setting_of_several_values_is_shown_like_the_others() -> None:
+    shown = shown_setting({"WORKER_STALL_SECONDS": "8", "threads": [1, 2.0], "cap": None})
+    assert shown == "WORKER_STALL_SECONDS 8, threads 1, 2, cap none"
 
 
 def test_runs_are_compared(run: Run, write: Write, job: Job, tmp_path: Any) -> None:

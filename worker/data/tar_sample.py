@@ -154,6 +154,10 @@ def hash_key(key: str) -> int:
 
 
 def row_of(sample: ScannedSample, label_field: str | None) -> SampleRow:
+    """Return a sample's row; raises `Unsound` if it cannot be used.
+
+    Without a `label_field`, neither the label nor the kind of image matters.
+    """
     members = sample.members
     if sample.twice:
         raise Unsound(f"has two .{printable(sample.twice)} members")

@@ -113,7 +113,7 @@ class Metrics:
         )
         self.export = self._job_gauge(
             "export_timestamp_seconds",
-            "When these metrics were exported: a gateway keeps those of a process that hangs",
+            "Time of this export; falls behind if a process hangs whose metrics a gateway keeps",
         )
         self.phase_start = self._job_gauge(
             "phase_start_timestamp_seconds", "When this attempt began or last released layers"
