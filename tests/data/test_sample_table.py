@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.tars import labeled, tar
-from worker.data.index import INDEX_NAME, parse_address, read_index
+from worker.data.index import parse_address, read_index
 from worker.data.index_tars import index_tars
 from worker.data.sample_table import SampleTable, read_table, table_name
 from worker.data.tar_sample import hash_key
 from worker.data.tar_source import find_tars
 from worker.errors import DataError
+from worker.layout import INDEX_NAME
 from worker.store import open_store
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from worker.array_files import load_array
 from worker.data.index import Index, Shard
 from worker.data.sidecar import decode_sidecar
 from worker.errors import DataError, InfrastructureError
@@ -78,7 +79,7 @@ def read_table(store: Store, index: Index) -> SampleTable:
         data = store.get(name)
         if xxhash.xxh3_64_hexdigest(data) != whole.table:
             raise ValueError("it is not the table that the index describes")
-        table = cast(SampleTable, np.load(io.BytesIO(data), allow_pickle=False))
+        table = cast(SampleTable, load_array(data))
         if table.dtype != TABLE_DTYPE or table.shape != (whole.samples,):
             raise ValueError("it does not have a row for each sample")
         labels = table["label"]

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from worker.array_files import load_array
 from worker.data.index import Shard
 from worker.data.shard_scan import Scan
 from worker.data.tar_sample import SampleRow
@@ -74,7 +75,7 @@ def decode_sidecar(data: bytes, shard: Shard, classes: int | None) -> Sidecar:
     if xxhash.xxh3_64_hexdigest(data) != shard.sidecar_digest:
         raise ValueError("it is not the sidecar that the index describes")
     try:
-        sidecar = np.load(io.BytesIO(data), allow_pickle=False)
+        sidecar = load_array(data)
     except Exception as error:  # on arbitrary bytes, numpy may raise anything
         raise ValueError(f"it is not a table ({first_line(error)})") from None
     if not isinstance(sidecar, np.ndarray) or sidecar.dtype != SIDECAR_DTYPE or sidecar.ndim != 1:

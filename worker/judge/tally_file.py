@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 
+from worker.array_files import load_arrays
 from worker.judge.confusion import merge_rows
 from worker.judge.paired import RIGHT, Outcomes
 from worker.judge.tally import RELIABILITY_BINS, Tally
@@ -32,9 +33,9 @@ def decode_tally(data: bytes, classes: int) -> tuple[Tally, Outcomes]:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(member.file_size for member in packed.infolist()) > _MAX_BYTES:
                 raise ValueError(f"unpacks to more than {_MAX_BYTES} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            rows, histograms, reliability, sums = (arrays[name] for name in _FIELDS)
-            outcomes = arrays["outcomes"]
+        arrays = load_arrays(data)
+        rows, histograms, reliability, sums = (arrays[name] for name in _FIELDS)
+        outcomes = arrays["outcomes"]
     except ValueError:
         raise
     except Exception as error:  # on arbitrary bytes, the parsers may raise anything
