@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ Object = dict[str, Any]
 
 MACHINE = Path(__file__).parent / "machine"
 PLACE = Path(os.environ.get("WORKER_KUBE", Path.home() / ".cache" / "worker-kube"))
+CONFIG = PLACE / "cfg" / "admin.kubeconfig"
 NAMESPACE = "training"
 IN_FABRIC = ("ip", "netns", "exec", "kube-fabric")
 ENVIRONMENT = {
@@ -31,21 +32,6 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "secret",
     "AWS_REGION": "us-east-1",
 }
-OVERLAY = """\
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-namespace: training
-nameSuffix: -{name}
-resources: [{k8s}/base]
-components: [{components}]
-images: [{{name: worker, newName: registry.example.org/worker, newTag: 0.1.0}}]
-patches:
-  - patch: |
-      apiVersion: v1
-      kind: ConfigMap
-      metadata: {{name: settings}}
-      data: {{MANIFEST: "s3://jobs/{name}.yaml", AWS_ENDPOINT_URL_S3: "http://minio.storage:9000"}}
-"""
 CREDENTIALS = "[default]\naws_access_key_id = key\naws_secret_access_key = secret\n"
 
 
@@ -67,8 +53,7 @@ def run(*command: str, text: str | None = None, check: bool = True) -> str:
 def kubectl(*arguments: str, text: str | None = None, check: bool = True) -> str:
     """Run kubectl in the namespace of the jobs."""
     program = str(PLACE / "bin" / "kubectl")
-    config = str(PLACE / "cfg" / "admin.kubeconfig")
-    return run(program, "--kubeconfig", config, *arguments, text=text, check=check)
+    return run(program, "--kubeconfig", str(CONFIG), *arguments, text=text, check=check)
 
 
 def get(kind: str, *arguments: str) -> Object:
@@ -103,6 +88,11 @@ def put_manifest(name: str, **settings: str | int) -> None:
     _store("put", name, *pairs)
 
 
+def put_text(bucket: str, key: str, text: str) -> None:
+    """Put any text into the store."""
+    _store("raw", bucket, key, text)
+
+
 def stored(bucket: str, prefix: str) -> list[str]:
     """Return the objects of the store."""
     return list(json.loads(_store("ls", bucket, prefix)))
@@ -116,36 +106,6 @@ def _store(*arguments: str) -> str:
 def worker(*arguments: str) -> str:
     """Run the product's command beside the cluster, with the store in reach."""
     return run(*IN_FABRIC, str(ROOT / ".venv/bin/worker"), *arguments, check=False)
-
-
-def overlay(
-    name: str,
-    components: Sequence[str] = ("credentials",),
-    patches: Sequence[str] = (),
-    more: str = "",
-) -> str:
-    """Write an overlay as a user would, and render it.
-
-    Args:
-        name: The job's, and its manifest's.
-        components: Those of k8s/components.
-        patches: More patches, as YAML.
-        more: The rest of the kustomization.
-    """
-    folder = PLACE / "overlays" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    k8s = os.path.relpath(ROOT / "k8s", folder)
-    listed = ", ".join(f"{k8s}/components/{component}" for component in components)
-    text = OVERLAY.format(name=name, k8s=k8s, components=listed)
-    for patch in patches:
-        text += "  - patch: |\n" + "".join(f"      {line}\n" for line in patch.splitlines())
-    (folder / "kustomization.yaml").write_text(text + more)
-    return kubectl("kustomize", str(folder))
-
-
-def job_patch(spec: str) -> str:
-    """A patch of the job's spec, given as YAML in one line."""
-    return f"apiVersion: batch/v1\nkind: Job\nmetadata: {{name: train}}\nspec: {spec}"
 
 
 def apply(text: str) -> str:
@@ -216,6 +176,16 @@ def committed(run_name: str, at_least: int = 1) -> list[str]:
         return found if len(found) >= at_least else []
 
     return wait_for(f"commit of {run_name}", look)
+
+
+def shown(kind: str, *arguments: str) -> str:
+    """Return what `kubectl get` shows a person."""
+    return kubectl("-n", NAMESPACE, "get", kind, *arguments, check=False)
+
+
+def events(job: str) -> str:
+    """Return the events of a job and its pods, as `kubectl get events` shows them."""
+    return "\n".join(line for line in shown("events").splitlines() if f"/{job}" in line)
 
 
 def name_of(pod: Object) -> str:

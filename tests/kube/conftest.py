@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kube.cluster import NAMESPACE, kubectl, set_up, tear_down
+from tests.kube.cluster import NAMESPACE, control, kubectl, set_up, tear_down
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +23,13 @@ def cluster(plane: None) -> Iterator[None]:
     with contextlib.suppress(AssertionError):
         for kind in ("trainjob", "jobset", "job"):
             kubectl("-n", NAMESPACE, "delete", kind, "--all", "--wait=true", check=False)
+
+
+@pytest.fixture
+def power() -> Iterator[list[object]]:
+    """Nodes that have lost their power, which they get back."""
+    nodes: list[object] = []
+    yield nodes
+    for node in nodes:
+        for state in ("dead", "removed"):
+            control(state, node, on=False)

@@ -13,15 +13,16 @@ from tests.kube.cluster import (
     ended,
     evict,
     get,
-    job_patch,
     kill,
     kubectl,
-    overlay,
+    pods,
     put_manifest,
     running,
+    shown,
     stored,
     wait_for,
 )
+from tests.kube.overlays import job_patch, overlay
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.kube, pytest.mark.usefixtures("controllers", "cluster")]
@@ -89,6 +90,15 @@ def test_a_server_takes_the_examples(example: str) -> None:
     assert "Warning" not in kubectl(*monitoring, str(ROOT / "k8s/monitoring"))
 
 
+@pytest.mark.row("`apply` of a TrainJob")
+def test_a_server_refuses_a_train_job_before_it_has_seen_the_runtime() -> None:
+    path = str(ROOT / "k8s/examples/trainjob")
+    arguments = ("apply", "--dry-run=server", "--validate=strict", "-k", path)
+    said = kubectl(*arguments, check=False)
+    assert "trainingruntime.trainer.kubeflow.org/worker-ants-bees created (server dry run)" in said
+    assert "specified trainingRuntime must be created before" in said
+
+
 def test_a_job_set_resumes_and_ends_at_once_where_it_must() -> None:
     put_manifest("js", epochs=30)
     apply(overlay("js", ("credentials", "jobset"), more=JOBSET))
@@ -135,6 +145,24 @@ def test_a_train_job_fails_at_once_where_it_must() -> None:
     put_manifest("tf", epochs=2, more_data="color: blue")
     apply_train_job(overlay("tf", ("credentials", "trainjob"), more=TRAINJOB))
     assert "Failed" in conditions(ended("train-tf", 200, "trainjob"))
+
+
+@pytest.mark.row("Job `Suspended`, no pods")
+def test_a_queue_without_quota_says_so() -> None:
+    """The queue has 2 GPUs, and the job wants 4."""
+    apply(QUEUES)
+    apply(
+        overlay(
+            "much",
+            ("multi-node", "kueue", "credentials"),
+            [job_patch("{completions: 4, parallelism: 4}")],
+        )
+    )
+    asked = ("workloads", "-o", "jsonpath={.items[*].status.conditions[*].message}")
+    said = wait_for("the reason", lambda: shown(*asked), 60)
+    assert "insufficient quota for nvidia.com/gpu" in said
+    assert "Suspended" in shown("job", "train-much")
+    assert not pods("train-much")
 
 
 def test_kueue_suspends_and_resumes() -> None:

@@ -8,11 +8,13 @@ NetworkPolicy. A DNS server answers what EndpointSlices say. What a person may a
     partition.NODE   the node hears and says nothing to the API; its processes run on
     dead.NODE        power cut: its processes are killed, nothing is said
     shutdown.NODE    graceful shutdown: pods are ended as a kubelet with shutdownGracePeriod does
+
+A pod with the label `ip-family: IPv6` has an IPv6 address only, as on a cluster without IPv4. The one image
+that there is is IMAGE; that of PRIVATE takes a pull secret.
 """
 
 import argparse
 import base64
-import ctypes
 import datetime
 import http.server
 import json
@@ -20,10 +22,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import socketserver
 import ssl
-import struct
 import subprocess
 import sys
 import threading
@@ -32,11 +32,11 @@ import urllib.parse
 from pathlib import Path
 
 import requests
+from cluster_dns import ADDRESSES, FABRIC, Dns
 
 HERE = Path(__file__).parent
 PLACE = Path(os.environ["WORKER_KUBE"])
-FABRIC = "kube-fabric"
-DNS_IP = "198.18.0.2"
+IMAGE, PRIVATE = "registry.example.org/worker:0.1.0", "registry.example.org/private/worker:0.1.0"
 PRODUCT = Path(os.environ.get("PRODUCT", ".")).resolve()
 # What the "image" shows: the checkout, its .venv (which may be a link), and the interpreter.
 IMAGE_PATHS = list(dict.fromkeys([str(PRODUCT), str((PRODUCT / ".venv").resolve()), sys.base_prefix]))
@@ -104,14 +104,6 @@ class Api:
             except Exception as error:
                 say("watch", path, repr(error)[:200])
                 time.sleep(1)
-
-
-def enter(namespace: str) -> None:
-    """Move this thread into a network namespace."""
-    with open(f"/run/netns/{namespace}") as file:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(file.fileno(), 0x40000000):
-            raise OSError(ctypes.get_errno(), "setns")
 
 
 def run(*command: str, check: bool = True) -> str:
@@ -191,7 +183,8 @@ class Pod(threading.Thread):
         self.base = f"/api/v1/namespaces/{meta['namespace']}"
         with Pod.lock:
             self.number = next(Pod.numbers)
-        self.ip = f"198.18.{1 + self.number // 250}.{1 + self.number % 250}"
+        self.only_ipv6 = meta.get("labels", {}).get("ip-family") == "IPv6"
+        self.ip = f"fd00:18::1:{self.number:x}" if self.only_ipv6 else f"198.18.{1 + self.number // 250}.{1 + self.number % 250}"
         self.netns = f"kp{os.getpid()}-{self.number}"
         self.folder = kubelet.state / "pods" / f"{meta['name']}-{self.uid[:8]}"
         self.changed = threading.Condition()
@@ -264,6 +257,7 @@ class Pod(threading.Thread):
                     self.changed.wait_for(lambda: self.ending, 5)
                 if self.ending:
                     return "Failed"
+        self.pull()
         for number, container in enumerate(self.pod["spec"].get("initContainers", [])):
             code = self.container(container, self.inits[number], "Pending")
             if code is None or self.ending:
@@ -281,6 +275,31 @@ class Pod(threading.Thread):
         for thread in threads:
             thread.join()
         return "Succeeded" if all(code == 0 for code in codes.values()) else "Failed"
+
+    def pull(self) -> None:
+        """Wait until the images of all containers are there, as a kubelet does container by container."""
+        spec = self.pod["spec"]
+        firsts = [*zip(spec.get("initContainers", []), self.inits), *zip(spec["containers"], self.mains)]
+        tries = 0
+        while not self.ending:
+            wrong = next(((c, s) for c, s in firsts if not self.pullable(c["image"])), None)
+            if not wrong:
+                return
+            container, status = wrong
+            tries += 1
+            why = "ErrImagePull" if tries == 1 else "ImagePullBackOff"
+            status["state"] = {"waiting": {"reason": why, "message": f"Back-off pulling image \"{container['image']}\""}}
+            self.event("Failed" if tries == 1 else "BackOff", f"Failed to pull image \"{container['image']}\"")
+            self.report("Pending")
+            with self.changed:
+                self.changed.wait_for(lambda: self.ending, 5)
+
+    def pullable(self, image: str) -> bool:
+        secrets = self.pod["spec"].get("imagePullSecrets", [])
+        return image == IMAGE or (
+            image == PRIVATE
+            and any(self.api("GET", f"{self.base}/secrets/{each['name']}", ok=(404,)).get("code") != 404 for each in secrets)
+        )
 
     def container(self, container: dict, status: dict, phase: str) -> int | None:
         """Run one to its end; returns its exit code, or None if it never started."""
@@ -434,15 +453,15 @@ class Pod(threading.Thread):
         run("ip", "-n", FABRIC, "link", "set", link, "master", "br0", "up")
         run("ip", "-n", FABRIC, "link", "set", peer, "netns", self.netns)
         run("ip", "-n", self.netns, "link", "set", peer, "name", "eth0")
-        run("ip", "-n", self.netns, "addr", "add", f"{self.ip}/16", "dev", "eth0")
+        run("ip", "-n", self.netns, "addr", "add", *([f"{self.ip}/64", "nodad"] if self.only_ipv6 else [f"{self.ip}/16"]), "dev", "eth0")
         run("ip", "-n", self.netns, "link", "set", "eth0", "up")
         run("ip", "-n", self.netns, "link", "set", "lo", "up")
         spec, meta = self.pod["spec"], self.pod["metadata"]
         self.hostname = spec.get("hostname") or meta["name"]
         full = f"{self.hostname}.{spec['subdomain']}.{meta['namespace']}.svc.cluster.local " if spec.get("subdomain") else ""
-        (self.folder / "hosts").write_text(f"127.0.0.1\tlocalhost\n{self.ip}\t{full}{self.hostname}\n")
+        (self.folder / "hosts").write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{self.ip}\t{full}{self.hostname}\n")
         (self.folder / "resolv.conf").write_text(
-            f"nameserver {DNS_IP}\nsearch {meta['namespace']}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:2\n"
+            f"nameserver {ADDRESSES[6 if self.only_ipv6 else 4]}\nsearch {meta['namespace']}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:2\n"
         )
 
     def volumes(self) -> None:
@@ -637,64 +656,6 @@ class Kubelet:
             time.sleep(0.5)
 
 
-class Dns(threading.Thread):
-    """Answers for headless Services from EndpointSlices, and for nothing else."""
-
-    def __init__(self, api: Api) -> None:
-        super().__init__(daemon=True)
-        self.api, self.names = api, {}
-
-    def follow(self) -> None:
-        slices: dict[str, dict] = {}
-
-        def heard(kind: str, found: dict) -> None:
-            if kind == "LIST":
-                slices.clear()
-                slices.update(found)
-            elif kind == "DELETED":
-                slices.pop(found["metadata"]["uid"], None)
-            elif kind in ("ADDED", "MODIFIED"):
-                slices[found["metadata"]["uid"]] = found
-            names: dict[str, list[str]] = {}
-            for part in slices.values():
-                meta = part["metadata"]
-                service = f"{meta.get('labels', {}).get('kubernetes.io/service-name')}.{meta['namespace']}.svc.cluster.local"
-                for end in part.get("endpoints") or []:
-                    if end.get("conditions", {}).get("ready") is False:
-                        continue
-                    names.setdefault(service, []).extend(end["addresses"])
-                    if end.get("hostname"):
-                        names.setdefault(f"{end['hostname']}.{service}", []).extend(end["addresses"])
-            self.names = names
-
-        self.api.watch("/apis/discovery.k8s.io/v1/endpointslices", heard)
-
-    def run(self) -> None:
-        threading.Thread(target=self.follow, daemon=True).start()
-        enter(FABRIC)
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind((DNS_IP, 53))
-        while True:
-            try:
-                data, peer = sock.recvfrom(1500)
-                sock.sendto(self.answer(data), peer)
-            except Exception as error:
-                say("dns", repr(error))
-
-    def answer(self, data: bytes) -> bytes:
-        at, parts = 12, []
-        while data[at]:
-            parts.append(data[at + 1 : at + 1 + data[at]].decode().lower())
-            at += 1 + data[at]
-        kind = struct.unpack(">H", data[at + 1 : at + 3])[0]
-        question = data[12 : at + 5]
-        found = self.names.get(".".join(parts))
-        code = 0 if found else 3
-        found = found if found and kind == 1 else []
-        head = data[:2] + struct.pack(">HHHHH", 0x8580 | code, 1, len(found), 0, 0)
-        return head + question + b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 5, 4) + socket.inet_aton(a) for a in found)
-
-
 def serve_logs(kubelet: Kubelet, cert: str, key: str) -> None:
     """The part of a kubelet's own API that `kubectl logs` needs."""
 
@@ -754,7 +715,7 @@ def main() -> None:
     extra = dict(item.split("=", 1) for item in options.env)
     kubelet = Kubelet(api, options.nodes.split(","), state, state / "control", extra)
     kubelet.start()
-    Dns(api).start()
+    Dns(api.watch).start()
     threading.Thread(target=serve_logs, args=(kubelet, options.cert, options.key), daemon=True).start()
 
     def stop(*_: object) -> None:

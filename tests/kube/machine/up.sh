@@ -64,7 +64,7 @@ start() {
     --initial-cluster=one=http://127.0.0.1:$((ETCD_PORT + 1)) --log-level=warn
   start_one apiserver nice -n 5 "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:$ETCD_PORT \
     --bind-address=127.0.0.1 --secure-port=$PORT --cert-dir="$CFG/pki" --endpoint-reconciler-type=none \
-    --advertise-address=198.18.0.1 --service-cluster-ip-range=198.19.0.0/24 \
+    --advertise-address=198.18.0.1 --service-cluster-ip-range=198.19.0.0/24,fd00:19::/108 \
     --service-account-issuer=https://kubernetes.default.svc.cluster.local \
     --service-account-key-file="$CFG/sa.key" --service-account-signing-key-file="$CFG/sa.key" \
     --token-auth-file="$CFG/tokens.csv" --authorization-mode=Node,RBAC \
@@ -83,10 +83,13 @@ start() {
     ip netns add $FABRIC
     ip -n $FABRIC link set lo up
     ip -n $FABRIC link add br0 type bridge
-    for a in 1 2 3; do ip -n $FABRIC addr add 198.18.0.$a/16 dev br0; done
+    for a in 1 2 3; do
+      ip -n $FABRIC addr add 198.18.0.$a/16 dev br0
+      ip -n $FABRIC addr add fd00:18::$a/64 dev br0 nodad
+    done
     ip -n $FABRIC link set br0 up
   fi
-  start_one store env S3_IGNORE_SUBDOMAIN_BUCKETNAME=1 ip netns exec $FABRIC "$(dirname "$PY")/moto_server" -H 198.18.0.3 -p 9000
+  start_one store env S3_IGNORE_SUBDOMAIN_BUCKETNAME=1 ip netns exec $FABRIC "$(dirname "$PY")/moto_server" -H :: -p 9000
   start_one kubelet "$PY" "$H/kubelet.py" --server=https://127.0.0.1:$PORT --token="$TOKEN" \
     --ca="$CFG/pki/apiserver.crt" --cert="$CFG/pki/apiserver.crt" --key="$CFG/pki/apiserver.key" --nodes=node-a,node-b \
     --env=WORKER_LOADER_THREADS=1 --env=MOTO=1
@@ -107,6 +110,13 @@ metadata: {name: minio-1, namespace: storage, labels: {kubernetes.io/service-nam
 addressType: IPv4
 ports: [{name: s3, port: 9000}]
 endpoints: [{addresses: [198.18.0.3], conditions: {ready: true}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: minio-2, namespace: storage, labels: {kubernetes.io/service-name: minio}}
+addressType: IPv6
+ports: [{name: s3, port: 9000}]
+endpoints: [{addresses: ["fd00:18::3"], conditions: {ready: true}}]
 EOT
   wait_for 60 ip netns exec $FABRIC curl -s http://198.18.0.3:9000/
   AWS_ENDPOINT_URL=http://198.18.0.3:9000 AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret AWS_REGION=us-east-1 \
