@@ -29,24 +29,28 @@ fix: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m tests.repository.generated_docs
 
+# Three processes on two cores, as many tests wait for deadlines; each takes about 3 GB.
 #: make test      everything on real processes, with an embedded S3
 test: .venv/ready
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 #: make coverage  the same, with the lines of worker/ that no test runs
 coverage: .venv/ready
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -n 3 --dist loadfile
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-#: make e2e       real servers, schedulers and engines; crashes; the largest backbones
+# Two processes, as most tests wait, and by folder, so that the longest files are not the last; but one
+# large backbone at a time, as some take half of 24 GiB.
+#: make e2e       real servers, schedulers and engines; crashes; all backbones
 e2e: .venv/ready
 	.ci/servers
-	$(BIN)/pytest -m 'e2e or heavy'
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'e2e and not heavy'
+	$(BIN)/pytest -m heavy
 
-# A real Kubernetes control plane with JobSet, Trainer and Kueue, built once into ~/.cache/worker-kube (about
-# 25 minutes on two cores), and the shipped files on it (about half an hour). As root, with Go and iproute2.
+# A real Kubernetes control plane with JobSet, Trainer and Kueue, built once into ~/.cache/worker-kube (10 to 25
+# minutes on two cores), and the shipped files on it (25 minutes). As root, with Go and iproute2.
 #: make kube      a real Kubernetes control plane
 kube: .venv/ready
 	$(BIN)/pytest -m kube tests/kube

@@ -33,6 +33,7 @@ _PHRASES = {
     "nothing but": "only",
 }
 _PHRASE = re.compile(rf"\b({'|'.join(_PHRASES)})\b", re.IGNORECASE)
+_SPACED_PERCENT = re.compile(r"\d[ \u00a0\u202f]%(?! [\w(])")
 _MAX_PROSE = 120
 _CHECKED = ("worker/**/*.py", "bench/**/*.py", "docs/*.md", "*.md")
 
@@ -94,6 +95,8 @@ def _phrases(path: Path, number: int, line: str) -> Iterator[str]:
     for match in _PHRASE.finditer(line):
         phrase = match[0].lower()
         yield f"{_at(path, number)}: {phrase!r}: write {_PHRASES[phrase]!r}"
+    if _SPACED_PERCENT.search(line):
+        yield f"{_at(path, number)}: a space before the percent sign"
 
 
 def _at(path: Path, number: int) -> str:

@@ -35,7 +35,7 @@ def main() -> None:
             cost = seconds[True] - seconds[False]
             print(
                 f"batch {batch:5} per rank: {1e6 * cost:5.1f} us a step, writing included; "
-                f"{cost / 10e-3:.2%} of a step of 10 ms (bar 1 %)"
+                f"{cost / 10e-3:.2%} of a step of 10 ms (bar 1%)"
             )
 
 

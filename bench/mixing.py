@@ -1,6 +1,6 @@
 """Mixing by lanes and window on shards sorted by class, the worst case.
 
-A full shuffle is the yardstick: 100 % is as many distinct classes per batch as it has.
+A full shuffle is the yardstick: 100% is as many distinct classes per batch as it has.
 """
 
 import numpy as np

@@ -35,11 +35,12 @@ from worker.checkpoint.host_copy import HostCopy
 from worker.checkpoint.publish import settle
 from worker.checkpoint.snapshot import room_for_training, take_snapshot
 from worker.data.epoch_plan import EpochPlan
-from worker.data.index import INDEX_NAME, Index, Shard
+from worker.data.index import Index, Shard
 from worker.data.read_cache import Cache
 from worker.data.reader import SampleReader
 from worker.job.job import Job, require_own_output
 from worker.job.open_job import open_job
+from worker.layout import INDEX_NAME
 from worker.manifest import Manifest, parse_manifest
 from worker.model.learner import Learner, build_learner
 from worker.record.sample_ledger import ranks_that_write

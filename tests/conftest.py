@@ -1,7 +1,6 @@
 """An S3 server, small data sets, and `worker` commands in processes of their own."""
 
 import inspect
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
 import torch.distributed as dist
-from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 
 import tests.support.examples  # noqa: F401 -- the profile of `make quick`
@@ -20,10 +19,13 @@ from tests.support.packs import pack_folder
 from tests.support.paths import SHARED
 from tests.support.pictures import write_pictures
 from tests.support.processes import Run, Running, Sabotage, Start
+from tests.support.s3_server import start_s3_server
 from tests.support.stores import contents
 from worker.store import Store, open_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `worker train` has it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # as several processes share the cores
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # its own crashes beside torch's
 
 
@@ -63,21 +65,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI, what `../shared` is there for must not be left out."""
+    if hasattr(session.config, "workeroutput"):  # one of several processes
+        session.config.workeroutput["real"] = REAL
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if "WORKER_CI" in os.environ and SHARED.exists() and reporter and reporter.stats.get("skipped"):
         reporter.write_line("skipped, though CI skips nothing")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def pytest_testnodedown(node: Any) -> None:
+    """Collect what each of several processes has noted."""
+    REAL.update(getattr(node, "workeroutput", {}).get("real", {}))
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """The address of an S3 server on loopback that any test process may use."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with start_s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(autouse=True)

@@ -111,20 +111,8 @@ def start_docker(folder: Path) -> Iterator[Docker]:
     assert archive.exists(), f"{archive} is not there; run .ci/servers"
     socket = folder / "docker.sock"
     docker = Docker({**os.environ, "DOCKER_HOST": f"unix://{socket}"})
-    with (folder / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            [
-                *(binary("dockerd"), f"--data-root={_CACHE}/docker", f"--host=unix://{socket}"),
-                *(f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", f"--bip={_SUBNET}"),
-            ],
-            stdout=log,
-            stderr=log,
-        )
+    daemon = _start_daemon(docker, folder, f"unix://{socket}")
     try:
-        deadline = time.monotonic() + 60
-        while "Server" not in docker("version", check=False):
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
-            time.sleep(0.2)
         if not docker("images", "--quiet", BASE).strip():
             path = "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
             docker("import", "--change", path, archive, BASE)
@@ -134,6 +122,22 @@ def start_docker(folder: Path) -> Iterator[Docker]:
         daemon.send_signal(signal.SIGTERM)
         daemon.wait(60)
         subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True)
+
+
+def _start_daemon(docker: Docker, folder: Path, host: str) -> subprocess.Popen[bytes]:
+    """Start dockerd and return it once it responds."""
+    command = [
+        *(binary("dockerd"), f"--data-root={_CACHE}/docker", f"--host={host}"),
+        *(f"--exec-root={folder}/exec", f"--pidfile={folder}/pid", f"--bip={_SUBNET}"),
+    ]
+    with (folder / "log").open("w") as log:
+        daemon = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 120
+    while "Server" not in docker("version", check=False):
+        ended = daemon.poll() is not None or time.monotonic() > deadline
+        assert not ended, (folder / "log").read_text()[-4000:]
+        time.sleep(0.2)
+    return daemon
 
 
 def _client() -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from worker.judge.tally import Counter, Tally
+from worker.judge.counter import Counter
+from worker.judge.tally import Tally
 from worker.judge.tally_file import encode_tally
 from worker.store import Store
 

@@ -1,9 +1,11 @@
 """`worker` commands in processes that start from one preloaded server."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -79,12 +81,12 @@ class Running:
     def wait_until_it_handles(self, number: signal.Signals, seconds: float = 60) -> None:
         """Wait until the process has a handler for a signal; before that, Python only starts."""
         deadline = time.monotonic() + seconds
-        while not _handled(self.pid) & 1 << number - 1:
+        while not handles(self.pid, number):
             assert self._process.is_alive(), f"ended without a handler: {self._read(self._err)}"
             assert time.monotonic() < deadline, f"no handler of {number.name}"
             time.sleep(0.005)
 
-    def wait(self, seconds: float = 120) -> Ended:
+    def wait(self, seconds: float = 300) -> Ended:
         """Wait for the end."""
         self._process.join(seconds)
         if self._process.exitcode is None:
@@ -98,12 +100,13 @@ class Running:
         return path.read_text() if path.exists() else ""
 
 
-def _handled(pid: int) -> int:
-    """The signals that a process handles, as proc(5) has them: a bit each, the lowest for 1."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("SigCgt:"):
-            return int(line.split()[1], 16)
-    return 0
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, from proc(5): a bit each, the lowest for 1."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) & 1 << number - 1)
+    return False
 
 
 def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
@@ -111,7 +114,7 @@ def in_fresh_process(function: Callable[..., None], *arguments: object) -> None:
     # The server that forks it has the environment of the test that was the first to need it.
     process = _CONTEXT.Process(target=_in_environment, args=(dict(os.environ), function, arguments))
     process.start()
-    process.join(120)
+    process.join(300)
     process.kill()
     assert process.exitcode == 0
 
@@ -145,3 +148,17 @@ def _run_command(
     if sabotage:
         sabotage()
     main(["--log-format", "json", *arguments], prog_name="worker")
+
+
+_WATCHING = """\
+import os, sys
+leave = os._exit
+os._exit = lambda code: (print('torch' in sys.modules, flush=True), leave(code))
+from worker.cli import main
+main(sys.argv[1:])"""
+
+
+def run_watching_imports(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `worker` in an interpreter of its own; the last line tells whether it imported torch."""
+    command = [sys.executable, "-c", _WATCHING, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)

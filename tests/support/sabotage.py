@@ -22,6 +22,19 @@ def slow_steps(seconds: float) -> None:
     setattr(Engine, "launch", step)
 
 
+def slow_units(seconds: float) -> None:
+    """Every unit of a pack takes so much longer to read."""
+    from worker.ingest import pack
+
+    real = getattr(pack, "read_unit")
+
+    def read(*arguments: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments, **named)
+
+    setattr(pack, "read_unit", read)
+
+
 def slow_uploads(seconds: float) -> None:
     """Every checkpoint takes so much longer to upload."""
     from worker.checkpoint import saver_process as saver
