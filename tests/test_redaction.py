@@ -64,13 +64,30 @@ def test_a_short_id_of_a_key_may_be_a_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert redacted(text) == "file:///home/stranger/x [hidden] [hidden]"
 
 
-def test_what_is_no_secret_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["STORE_PASSWORD", "MAX_AUTH_TOKEN", "COUNT_SECRET"])
+def test_what_ends_like_a_secret_is_one_even_if_it_is_a_word(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "letmein")
+    assert redacted("it is letmein") == "it is [hidden]"
+
+
+def test_what_is_no_secret_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("MAX_TOKENS", "100000")
+    monkeypatch.setenv("PASSWORD_STORE", "datasets")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nosuch/gcp.json")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    monkeypatch.setenv("MY_TOKEN", "photos")  # as a folder of that name is here
     for text in (
         "/var/run/secrets/token does not exist",
         "false, s3://bucket/key: step 3?",
         "see https://host/docs?page=3",
+        "100000 datasets of photos, /nosuch/gcp.json",
         "mail me@host",
     ):
         assert redacted(text) == text

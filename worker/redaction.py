@@ -25,8 +25,13 @@ _WORDS = re.compile(r"[A-Za-z]+([-_. ][A-Za-z]+)*")
 # Variables with such names hold the location of a secret. A webhook's URL, however, is itself a
 # secret.
 _PLACE_NAME = re.compile(
-    r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|URI|URL|ARN|HOST|ADDR|PORT|NAME)$", re.IGNORECASE
+    r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|DIRECTORY|SOCK|URI|URL|ARN|HOST|ADDR|PORT|NAME)$|"
+    r"^GOOGLE_APPLICATION_CREDENTIALS$",
+    re.IGNORECASE,
 )
+# Such names hold a number, or the name of a program: MAX_NEW_TOKENS, TOKEN_LIMIT, PASSWORD_STORE.
+# What ends like a secret (STORE_PASSWORD) is one.
+_PLAIN_NAME = re.compile(r"^(MAX|MIN|NUM)_.*TOKENS$|_(COUNT|LIMIT|STORE)$", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
@@ -113,14 +118,16 @@ def _is_secret(name: str, value: str) -> bool:
     """Return whether a variable holds a secret rather than the path to one, or a mere word."""
     if name in _FOLDERS or _PLACE_NAME.search(name):
         return False
+    if _PLAIN_NAME.search(name) and (value.isdecimal() or _WORDS.fullmatch(value)):
+        return False
     doubtful = _DOUBTFUL_NAME.search(name) and not _WORDS.fullmatch(value)
     return bool(_SECRET_NAME.search(name) or doubtful)
 
 
 def _is_path(value: str) -> bool:
-    """Return whether a value is an existing path, such as that of a socket."""
+    """Return whether a value is an existing path, such as that of a socket or of a folder here."""
     try:
-        return value.startswith("/") and len(value) < _MAX_PATH and Path(value).exists()
+        return bool(value) and len(value) < _MAX_PATH and Path(value).exists()
     except (OSError, ValueError):
         return False
 

@@ -31,6 +31,8 @@ from worker.launch.launchers import detect
 from worker.launch.topology import require_divisible
 from worker.store import open_store
 from worker.store.client import renew_client, s3_client
+from worker.store.error_kinds import IdentityError
+from worker.store.error_messages import endpoint
 
 PAGE = ROOT / "docs/troubleshooting.md"
 
@@ -64,7 +66,7 @@ Environment = pytest.MonkeyPatch
 def ask(uri: str = "s3://bucket/run/") -> tuple[int, str]:
     """The exit code and message of a look at an object."""
     renew_client()
-    with contextlib.suppress(WorkerError):
+    with contextlib.suppress(WorkerError, IdentityError):
         s3_client()  # which takes a busy machine longer than the deadlines below
     try:
         open_store(uri).get("x")
@@ -147,16 +149,22 @@ def error_body(code: str, more: str = "") -> bytes:
     return f"<Error><Code>{code}</Code><Message>no</Message>{more}</Error>".encode()
 
 
-def answered(env: Environment, status: int, body: bytes = b"", **headers: str) -> tuple[int, str]:
+def answered(
+    env: Environment,
+    status: int,
+    body: bytes = b"",
+    uri: str = "s3://bucket/run/",
+    **headers: str,
+) -> tuple[int, str]:
     with serving(status, body, None, **headers) as port:
         env.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        return ask()
+        return ask(uri)
 
 
-def with_identity(env: Environment, sts: str, **variables: str) -> tuple[int, str]:
+def with_identity(env: Environment, sts: str, **variables: str | None) -> tuple[int, str]:
     """The outcome with a web identity instead of keys."""
     token = Path(tempfile.mkdtemp()) / "token"
-    token.write_text(variables.pop("token", "ey.me.x"))
+    token.write_text(str(variables.pop("token", "ey.me.x")))
     return given(
         env,
         AWS_ACCESS_KEY_ID=None,
@@ -165,6 +173,42 @@ def with_identity(env: Environment, sts: str, **variables: str) -> tuple[int, st
         AWS_WEB_IDENTITY_TOKEN_FILE=str(token),
         **{"AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/worker", **variables},
     )
+
+
+def by_file(env: Environment, secret: str, profile: str = "default") -> tuple[int, str]:
+    """The outcome with keys from a file."""
+    file = Path(tempfile.mkdtemp()) / "credentials"
+    file.write_text(f"[{profile}]\naws_access_key_id = key\naws_secret_access_key = {secret}\n")
+    return given(
+        env,
+        AWS_ACCESS_KEY_ID=None,
+        AWS_SECRET_ACCESS_KEY=None,
+        AWS_SHARED_CREDENTIALS_FILE=str(file),
+        AWS_CONFIG_FILE="/nowhere",
+    )
+
+
+def by_config(env: Environment, text: str) -> tuple[int, str]:
+    """The outcome with settings from the AWS config file."""
+    file = Path(tempfile.mkdtemp()) / "config"
+    file.write_text(text)
+    return given(env, AWS_ENDPOINT_URL=None, AWS_CONFIG_FILE=str(file))
+
+
+def by_agent(env: Environment, port: int) -> tuple[int, str]:
+    """The outcome with credentials from an agent on the node."""
+    env.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    return given(
+        env,
+        AWS_ACCESS_KEY_ID=None,
+        AWS_SECRET_ACCESS_KEY=None,
+        AWS_CONTAINER_CREDENTIALS_FULL_URI=f"http://127.0.0.1:{port}/v1/credentials",
+    )
+
+
+def by_refusing_agent(env: Environment) -> tuple[int, str]:
+    with serving(403, b"AccessDenied") as port:
+        return by_agent(env, port)
 
 
 def by_sts(env: Environment, status: int, body: bytes, **variables: str) -> tuple[int, str]:
@@ -201,11 +245,11 @@ def redirected(env: Environment) -> tuple[int, str]:
     return answered(env, 301, Location="https://store.invalid/x")
 
 
-def by_proxy(env: Environment, port: int) -> tuple[int, str]:
+def by_proxy(env: Environment, port: int, scheme: str = "http") -> tuple[int, str]:
     return given(
         env,
         AWS_ENDPOINT_URL="http://store.invalid:9000",
-        HTTP_PROXY=f"http://127.0.0.1:{port}",
+        HTTP_PROXY=f"{scheme}://127.0.0.1:{port}",
         http_proxy=None,
         NO_PROXY="",
         no_proxy=None,
@@ -220,7 +264,7 @@ def by_locked_proxy(env: Environment) -> tuple[int, str]:
 def dripping(env: Environment, endpoint: str) -> tuple[int, str]:
     with proxy(endpoint) as server:
         server.plan = lambda request: "drip head"
-        return given(env, AWS_ENDPOINT_URL=server.endpoint, WORKER_STORE_DEADLINE_SECONDS="1")
+        return given(env, AWS_ENDPOINT_URL=server.endpoint, WORKER_STORE_DEADLINE_SECONDS="6")
 
 
 def unset_endpoint(env: Environment) -> tuple[int, str]:
@@ -248,6 +292,9 @@ STORE: dict[str, Fault] = {
         env, AWS_ENDPOINT_URL="http://store.invalid:9000"
     ),
     "the endpoint has no scheme": lambda env: given(env, AWS_ENDPOINT_URL="minio:9000"),
+    "quotation marks around the endpoint": lambda env: given(
+        env, AWS_ENDPOINT_URL='"http://minio:9000"'
+    ),
     "an IPv6 endpoint without brackets": lambda env: given(
         env, AWS_ENDPOINT_URL="http://fd00::1:9000"
     ),
@@ -274,13 +321,36 @@ STORE: dict[str, Fault] = {
     ),
     "a proxy that is not there": lambda env: by_proxy(env, free_port()),
     "a proxy that wants a login": by_locked_proxy,
+    "a proxy of another kind": lambda env: by_proxy(env, free_port(), "socks5"),
     "no credentials": lambda env: given(
         env, AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None, HOME="/nowhere"
     ),
+    "a name that no bucket may have": lambda env: answered(env, 400, uri="s3://My_Data/run/"),
+    "a bucket in the endpoint": lambda env: given(env, AWS_ENDPOINT_URL="http://minio:9000/runs"),
+    "an underscore in the endpoint's name": lambda env: given(
+        env, AWS_ENDPOINT_URL="http://my_minio:9000"
+    ),
+    "an endpoint from the AWS config file": lambda env: by_config(
+        env, f"[default]\nendpoint_url = http://127.0.0.1:{free_port()}\n"
+    ),
+    "`AWS_CA_BUNDLE` names a folder": lambda env: given(
+        env, AWS_CA_BUNDLE="/etc/ssl", AWS_ENDPOINT_URL="https://127.0.0.1:9"
+    ),
+    "a profile that does not exist": lambda env: given(env, AWS_PROFILE="nobody"),
+    "a token without a role": lambda env: with_identity(env, "http://sts:1", AWS_ROLE_ARN=""),
+    "the agent that gives credentials to pods (EKS Pod Identity) is out of reach": lambda env: (
+        by_agent(env, free_port())
+    ),
+    "that agent refuses": by_refusing_agent,
+    "a secret that is empty in a credentials file": lambda env: by_file(env, ""),
+    "a credentials file without a default profile": lambda env: by_file(env, "x", "lab"),
     "half of the credentials": lambda env: given(env, AWS_SECRET_ACCESS_KEY=None),
     "a line break at the end of a key": lambda env: given(env, AWS_SECRET_ACCESS_KEY="secret\r\n"),
     "a blank at the end of the region": lambda env: given(env, AWS_REGION="us-east-1 "),
     "an unknown key": lambda env: answered(env, 403, error_body("InvalidAccessKeyId")),
+    "a session token left over from other keys": lambda env: answered(
+        env, 403, error_body("InvalidTokenId")
+    ),
     "a wrong secret": lambda env: answered(env, 403, error_body("SignatureDoesNotMatch")),
     "a web server at the endpoint, not S3": lambda env: answered(
         env, 404, b"<html><body>nothing here<hr></body></html>", **{"Content-Type": "text/html"}
@@ -348,10 +418,30 @@ ELSEWHERE = {
     "a node that never joins",
     "the rendezvous port is taken",
     "another job's output",
+    "a changed setting that must stay the same",
     "a rank that was killed",
 }
 """Rows with a test of their own below."""
 ROWS = {row.symptom: row for row in rows()}
+
+
+def test_a_role_may_come_from_a_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("ey.me.x")
+    (tmp_path / "config").write_text(
+        "[default]\nrole_arn = arn:aws:iam::123456789012:role/worker\n"
+        f"web_identity_token_file = {tmp_path}/token\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    code, message = with_identity(monkeypatch, f"http://127.0.0.1:{free_port()}", AWS_ROLE_ARN=None)
+    assert code == 69
+    assert "its token cannot be exchanged" in message
+
+
+def test_configured_endpoints_may_be_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert endpoint() == "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "false")
+    assert endpoint() == "http://127.0.0.1:1"
 
 
 def require(symptom: str, code: int, message: str) -> None:
@@ -379,6 +469,7 @@ def test_a_symptom_of_a_place(symptom: str) -> None:
 def test_symptoms_of_certificates(
     monkeypatch: pytest.MonkeyPatch, certificate: Path, expired: Path
 ) -> None:
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "20")
     require(
         "a certificate of an unknown authority",
         *by_tls(monkeypatch, certificate, "localhost", None),
@@ -479,6 +570,9 @@ def test_a_symptom_of_two_jobs_on_one_output(run: Run, write: Write, job: Job) -
     assert run("train", write(job)).code == 0
     ended = run("train", write({**job, "job": "another"}))
     require("another job's output", ended.code, last(ended))
+    job["data"]["image_size"] = 48
+    ended = run("train", write(job))
+    require("a changed setting that must stay the same", ended.code, last(ended))
 
 
 def test_a_symptom_of_memory_that_runs_out(run: Run, write: Write, job: Job) -> None:

@@ -59,7 +59,7 @@ def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Shorten the deadline, for faults that last."""
-    return lambda: monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "2")
+    return lambda: monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "4")
 
 
 @pytest.fixture

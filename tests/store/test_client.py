@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import tenacity
 
 from tests.support.proxy import Request, proxy
 from worker.errors import ConfigurationError, InfrastructureError
@@ -17,6 +18,10 @@ def test_an_unreachable_endpoint_is_infrastructure(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hunter2@127.0.0.1:{port}")
+    # One retry, then a pause that would outlast the deadline, on however slow a machine.
+    pauses = tenacity.wait_chain(tenacity.wait_fixed(0.1), tenacity.wait_fixed(1000))
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "100")
+    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: pauses)
     renew_client()
     try:
         with pytest.raises(InfrastructureError, match=f" http://127.0.0.1:{port} cannot be rea"):
@@ -53,7 +58,7 @@ def test_renewed_credentials_are_taken_up(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "10")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "90")
     with proxy(s3_endpoint) as server:
         server.plan = plan
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)

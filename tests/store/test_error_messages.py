@@ -38,9 +38,10 @@ def test_every_fault_of_a_server_may_pass(
 def test_the_cause_is_the_response_and_not_the_deadline_that_ran_out(
     faulty: tuple[Proxy, Store], impatient: Callable[[], None]
 ) -> None:
-    impatient()
     server, store = faulty
-    server.plan = lambda request: "507" if request.number == 1 else "drip head"
+    assert store.get("object")  # makes the client, whose reads may then take longer
+    impatient()
+    server.plan = lambda request: "507" if request.number == 2 else "drip head"
     with pytest.raises(InfrastructureError, match="the store responds with 507"):
         store.get("object")
 

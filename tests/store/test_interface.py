@@ -3,8 +3,10 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from moto.s3.models import S3Backend
 
 from tests.support.stores import keys
 from worker.errors import ConfigurationError, InfrastructureError
@@ -51,6 +53,23 @@ def test_one_of_many_creates(store: Store) -> None:
         won = list(pool.map(lambda n: store.put_if_absent("lock", b"%d" % n), range(24)))
     assert won.count(True) == 1
     assert store.get("lock") == b"%d" % won.index(True)
+
+
+def test_one_of_many_creates_on_the_test_server_when_each_write_takes_time(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests of claims run on moto; it must be as atomic as a real store on a busy machine, too."""
+    write = S3Backend.put_object
+
+    def slow(*args: Any, **settings: Any) -> Any:
+        time.sleep(0.05)
+        return write(*args, **settings)
+
+    monkeypatch.setattr(S3Backend, "put_object", slow)
+    store = open_store(bucket)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: store.put_if_absent("lock", b"%d" % n), range(8)))
+    assert won.count(True) == 1
 
 
 def test_creating_again_with_the_same_bytes_counts_as_created(store: Store) -> None:

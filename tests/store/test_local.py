@@ -65,3 +65,18 @@ def test_folders_that_are_opened_leave_no_descriptors(tmp_path: Path) -> None:
         with pytest.raises(ObjectMissing):
             store.get("folder")
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+@pytest.mark.parametrize("address", ["~/runs/a/", "$HOME/runs/a/", "${SCRATCH}/a/", "~ada/a"])
+def test_what_only_a_shell_expands_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="expanded by a shell, but not here"):
+        open_store(address)
+
+
+def test_a_folder_that_has_such_a_name_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$x").mkdir()
+    open_store("$x").put("a", b"1")
+    assert (tmp_path / "$x" / "a").read_bytes() == b"1"

@@ -1,5 +1,6 @@
 """Object storage behind one small interface: S3 or a local folder."""
 
+import re
 import unicodedata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -20,6 +21,8 @@ __all__ = [
     "read_uri",
     "write_uri",
 ]
+
+_SHELL = re.compile(r"~[\w.-]*(/|$)|\$[\w{]")
 
 
 def open_store(uri: str) -> Store:
@@ -55,6 +58,10 @@ def open_store(uri: str) -> Store:
     if "://" in uri:
         raise ConfigurationError(
             f"{parts.scheme}:// is not supported; use s3://BUCKET/PREFIX, file:///PATH or a path"
+        )
+    if _SHELL.match(uri) and not Path(uri).exists():
+        raise ConfigurationError(
+            f"{uri}: ~ and variables are expanded by a shell, but not here; write the path out"
         )
     return LocalStore(Path(uri))
 

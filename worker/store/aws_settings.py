@@ -4,23 +4,32 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from worker.errors import ConfigurationError
+from worker.store.aws_profile import configured_endpoint
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_IN_FILE = "endpoint_url in the AWS config file"
 STS_ENDPOINT = "AWS_ENDPOINT_URL_STS"
 IDENTITY_FILE = "AWS_WEB_IDENTITY_TOKEN_FILE"
 _PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _CERTIFICATES = ("AWS_CA_BUNDLE",)
-_ROLE = ("AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
-_IDENTITIES = ("AWS_SHARED_CREDENTIALS_FILE", IDENTITY_FILE)
+ROLE = "AWS_ROLE_ARN"
+_ROLE = (ROLE, "AWS_ROLE_SESSION_NAME", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
+_IDENTITIES = (
+    "AWS_SHARED_CREDENTIALS_FILE",
+    IDENTITY_FILE,
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)
 """Variables that name files, which are read if the pair of keys is not set."""
+_SCHEME = re.compile(r"[A-Za-z0-9+.-]+://(?=.*@)")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
 _ECHO = " (a file or Secret made with `echo` ends with a line break: use `printf %s`)"
-_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY")  # botocore reads no others
 
 
 def check_settings(env: Mapping[str, str]) -> None:
@@ -43,22 +52,38 @@ def check_settings(env: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{name}: {env[name][:60]!r} is not a region name")
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
         raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
+    setting, endpoint = endpoint_setting(env)
+    _check_files(env, tls=not endpoint.startswith("http://"))
+    for name, url in ((STS_ENDPOINT, env.get(STS_ENDPOINT, "")), (setting, endpoint)):
+        if url:
+            _check_endpoint(name, url)
+    exceptions = {"no": env.get("no_proxy") or env.get("NO_PROXY", "")}
+    host = urlsplit(address_in(endpoint)).hostname or ""
+    if not proxy_bypass_environment(host, exceptions):
+        _check_proxy(*proxy_in(env))
+
+
+def _check_files(env: Mapping[str, str], *, tls: bool) -> None:
+    """Raise `ConfigurationError` for a file that is needed but does not exist."""
     # Files that will not be used may be missing: a CA bundle without TLS, a credentials file if the
     # keys are in the environment.
-    tls = not endpoint_in(env).startswith("http://")
     used = [*(_CERTIFICATES if tls else ()), *(() if env.get(_PAIR[0]) else _IDENTITIES)]
     for name in used:
-        if env.get(name) and not Path(env[name]).expanduser().exists():
-            raise ConfigurationError(f"{name}: {env[name]} does not exist")
-    for name in (*ENDPOINTS, STS_ENDPOINT):
+        path = Path(env.get(name, "")).expanduser()
+        if env.get(name) and (path.is_dir() or not path.exists()):  # /dev/null is no mistake
+            problem = "is a folder; give the file" if path.is_dir() else "does not exist"
+            raise ConfigurationError(f"{name}: {env[name]} {problem}")
+
+
+def endpoint_setting(env: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name of the setting that leads to the store, and its value, empty if not set."""
+    if env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return ENDPOINTS[-1], ""
+    for name in ENDPOINTS:
         if env.get(name):
-            _check_endpoint(name, env[name])
-
-
-def endpoint_in(env: Mapping[str, str]) -> str:
-    """Return the address of the endpoint without a login; empty if no endpoint is set."""
-    url = next((env[name] for name in ENDPOINTS if env.get(name)), "")
-    return address_in(url) if url else ""
+            return name, env[name]
+    url = configured_endpoint()
+    return (_IN_FILE if url else ENDPOINTS[-1]), url
 
 
 def address_in(url: str) -> str:
@@ -70,11 +95,24 @@ def address_in(url: str) -> str:
 
 def proxy_in(env: Mapping[str, str]) -> tuple[str, str]:
     """Return the variable that sets the endpoint's proxy, and its value without a login."""
-    scheme = "http" if endpoint_in(env).startswith("http://") else "https"
+    scheme = "http" if endpoint_setting(env)[1].startswith("http://") else "https"
     for name in _PROXIES:
-        if name.lower() in (f"{scheme}_proxy", "all_proxy") and env.get(name):
-            return name, env[name].rpartition("@")[2]
+        if name.lower() == f"{scheme}_proxy" and env.get(name):
+            begin = _SCHEME.match(env[name])  # only at the start, as a password may hold `://`
+            return name, f"{begin[0] if begin else ''}{env[name].rpartition('@')[2]}"
     return f"{scheme.upper()}_PROXY", ""
+
+
+def _check_proxy(name: str, url: str) -> None:
+    """Raise `ConfigurationError` unless a proxy's value is `http://HOST:PORT` or `HOST:PORT`."""
+    scheme, separator, host = url.rpartition("://")
+    if separator and scheme.lower() not in ("http", "https"):
+        raise ConfigurationError(
+            f"{name}: {url[:200]!r} is not an HTTP proxy; give one as http://HOST:PORT, or add the "
+            "endpoint's host to NO_PROXY"
+        )
+    if re.search(r"[\s?#]", host):
+        raise ConfigurationError(f"{name}: {url[:200]!r} is not http://HOST:PORT")
 
 
 def _require_plain(name: str, value: str) -> None:
@@ -92,6 +130,11 @@ def _require_plain(name: str, value: str) -> None:
 
 
 def _check_endpoint(name: str, url: str) -> None:
+    if url[0] in "\"'":
+        raise ConfigurationError(
+            f"{name}: begins with a quotation mark; remove it and the one at the end "
+            "(`docker --env-file` takes them as part of the value)"
+        )
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         where = url.rpartition("@")[2][:200]
@@ -109,6 +152,19 @@ def _check_endpoint(name: str, url: str) -> None:
         valid = bool(urlsplit(url).hostname) and urlsplit(url).port != 0
     except ValueError:
         valid = False
+    shown = "" if "@" in url else f"{rest[:200]!r} "  # a password may hold a slash
     if not valid or re.search(r"[\s?#]", rest):
-        shown = "" if "@" in url else f"{host!r} "  # a password may hold a slash
         raise ConfigurationError(f"{name}: {shown}is not HOST or HOST:PORT")
+    if "_" in (urlsplit(url).hostname or ""):
+        raise ConfigurationError(
+            f"{name}: {shown}has an underscore, which boto3 refuses in a host name; use an alias "
+            "or the IP address"
+        )
+    path = urlsplit(url).path.strip("/")
+    # Some stores are at a path, such as /storage/v1/s3; a single word is a bucket, as in the
+    # address that Cloudflare's pages give.
+    if path not in ("", "s3") and "/" not in path:
+        raise ConfigurationError(
+            f"{name}: ends with /{path}, which looks like a bucket; remove it, and give the bucket "
+            f"in addresses: s3://{path}/…"
+        )

@@ -1,6 +1,5 @@
 """Creation of buckets, which happens only on request."""
 
-import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -8,11 +7,11 @@ import botocore.exceptions as boto_errors
 
 from worker.errors import ConfigurationError
 from worker.store.error_kinds import code_of, status_of
+from worker.store.error_messages import bucket_name_fault
 from worker.store.s3 import S3Store
 
 _OWN = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _DEFAULT_REGION = "us-east-1"
-_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def create_bucket(uri: str) -> bool:
@@ -35,11 +34,8 @@ def _create(s3: Any, name: str) -> bool:
             if status_of(error) == 403:  # without permission to look, assume that it exists
                 return False
             raise
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"s3://{name}/: {name} is not a valid bucket name; use 3 to 63 lowercase letters, "
-            "digits, dots and dashes"
-        )
+    if bucket_name_fault(name):
+        raise ConfigurationError(f"s3://{name}/: {bucket_name_fault(name)}")
     # S3 refuses us-east-1 as a location constraint: it is the default, and must be left out.
     region = s3.meta.region_name
     where = {"LocationConstraint": region} if region and region != _DEFAULT_REGION else None

@@ -12,9 +12,10 @@ from botocore.config import Config
 
 from worker.environment import Settings
 from worker.errors import ConfigurationError
+from worker.store.aws_profile import unknown_profile
 from worker.store.aws_settings import ENDPOINTS, check_settings
 from worker.store.error_kinds import refuse_page, refuse_redirect
-from worker.store.identity import mark_failures
+from worker.store.identity import find_credentials
 from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
 
 _lock = threading.Lock()
@@ -46,7 +47,7 @@ def _client(pid: int) -> Any:
         # boto3's default session would keep the credentials that it has already read.
         # boto3 ignores AWS_REGION, but other SDKs read it, so users expect it to work.
         session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))
-        mark_failures(session.get_credentials())
+        find_credentials(session)
         client = session.client(
             "s3",
             config=Config(
@@ -61,6 +62,8 @@ def _client(pid: int) -> Any:
                 read_timeout=max(1.0, min(30.0, Settings.from_env().store_deadline_seconds / 3)),
             ),
         )
+    except boto_errors.ProfileNotFound:
+        raise unknown_profile() from None
     except (ValueError, boto_errors.BotoCoreError) as error:
         text = str(error)
         for name in ENDPOINTS:  # the endpoint may contain a password in any form

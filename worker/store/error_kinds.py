@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,8 +11,10 @@ import botocore.parsers
 import urllib3.exceptions
 
 from worker.errors import ConfigurationError
-from worker.store.aws_settings import endpoint_in
+from worker.store.aws_settings import address_in, endpoint_setting
 
+CONTAINER = "container-role"  # botocore's name for EKS Pod Identity and its like
+REFUSED_BY_AGENT = re.compile(r"non 200 response (4\d\d)")
 LOST_RACE = {409, 412}  # status of a conditional write that came after another writer's
 _CONNECTION_ERRORS = (
     boto_errors.HTTPClientError,
@@ -34,20 +37,22 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 
 
 _TLS = {
-    "WRONG_VERSION_NUMBER": "does not speak TLS; use http:// in AWS_ENDPOINT_URL",
-    "record layer failure": "does not speak TLS; use http:// in AWS_ENDPOINT_URL",
+    "WRONG_VERSION_NUMBER": "does not speak TLS; use http:// in {setting}",
+    "record layer failure": "does not speak TLS; use http:// in {setting}",
     "NO_CERTIFICATE_OR_CRL_FOUND": "cannot be verified: AWS_CA_BUNDLE holds no certificate",
     "expired": "has a certificate that has expired, or this machine's clock is wrong",
     "not yet valid": "has a certificate that is not valid yet; check this machine's clock",
     "match": "has a certificate for a different host name; use the certificate's host name in "
-    "AWS_ENDPOINT_URL",
+    "{setting}",
     # Last, as the text of the certificate errors above contains this, too.
     "CERTIFICATE_VERIFY_FAILED": (
         "has a certificate signed by an unknown authority; set AWS_CA_BUNDLE to a file with "
         "that authority's certificate"
     ),
 }
-"""Meanings of TLS errors, by a part of their text; the first match counts."""
+"""Meanings of TLS errors, by a part of their text; the first match counts. `{setting}` stands for
+the name of the setting that leads to the server.
+"""
 
 
 class IdentityError(Exception):
@@ -64,13 +69,17 @@ def status_of(error: BaseException) -> int:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later."""
     if isinstance(error, IdentityError):
-        return error.__cause__ is not None and is_transient(error.__cause__)
+        cause = error.__cause__
+        # The agent on the node may be starting again; only a refusal by it is final.
+        if str(error) == CONTAINER:
+            return not REFUSED_BY_AGENT.search(str(cause))
+        return cause is not None and is_transient(cause)
     if isinstance(error, boto_errors.HTTPClientError):
         # A bare HTTPClientError is a fault unknown to botocore, such as an invalid header value.
         inner = error.kwargs.get("error")
         known = type(error) is not boto_errors.HTTPClientError
         return known or isinstance(inner, OSError | urllib3.exceptions.HTTPError)
-    if isinstance(error, boto_errors.SSLError) and tls_fault(error):
+    if isinstance(error, boto_errors.SSLError) and tls_fault(error, ""):
         return False
     if isinstance(error, _CONNECTION_ERRORS):
         return True
@@ -80,9 +89,13 @@ def is_transient(error: BaseException) -> bool:
     return passing or code_of(error) in _RENEWED | _HICCUPS
 
 
-def tls_fault(error: boto_errors.SSLError) -> str | None:
-    """Return the meaning of a TLS error that retrying cannot fix; None for any other."""
-    return next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
+def tls_fault(error: boto_errors.SSLError, setting: str) -> str | None:
+    """Return the meaning of a TLS error that retrying cannot fix; None for any other.
+
+    `setting` is the name of the setting that leads to the server.
+    """
+    meaning = next((meaning for word, meaning in _TLS.items() if word in str(error)), None)
+    return meaning and meaning.format(setting=setting)
 
 
 def needs_renewal(error: BaseException) -> bool:
@@ -128,13 +141,14 @@ def refuse_redirect(response: Any = None, **_: Any) -> None:
     if "x-amz-bucket-region" in headers:
         return
     target = urlsplit(str(headers.get("location", "")))
-    endpoint = endpoint_in(os.environ) or "of S3"
+    setting, url = endpoint_setting(os.environ)
+    endpoint = address_in(url) if url else "of S3"
     if not target.netloc:
         raise ConfigurationError(
             f"the endpoint {endpoint} redirects to {target.path or 'nowhere'} on the same server, "
-            "so it is not the S3 API; correct AWS_ENDPOINT_URL"
+            f"so it is not the S3 API; correct {setting}"
         )
     where = f"{target.scheme}://{target.netloc.rpartition('@')[2]}"
     raise ConfigurationError(
-        f"the endpoint {endpoint} redirects to {where}; set AWS_ENDPOINT_URL to that address"
+        f"the endpoint {endpoint} redirects to {where}; set {setting} to that address"
     )

@@ -3,14 +3,17 @@
 import datetime
 import email.utils
 import os
+import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import botocore.exceptions as boto_errors
 import botocore.parsers
 import urllib3.exceptions
 
 from worker.errors import ConfigurationError, InfrastructureError, first_line
-from worker.store.aws_settings import endpoint_in, proxy_in
+from worker.store.aws_profile import PROFILES, profile_names
+from worker.store.aws_settings import address_in, endpoint_setting, proxy_in
 from worker.store.error_kinds import (
     IdentityError,
     NotS3,
@@ -33,15 +36,20 @@ _CREDENTIAL_ERRORS = (
 )
 _CONSOLE = "must be made to API port"  # from MinIO's error message
 _MAX_WORDS = 200
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 NO_BUCKET = "no such bucket"
 _PROXY_LOGIN = 407
 _REFUSALS = {
     "NoSuchBucket": (
-        f"{NO_BUCKET}; correct the name, or create the bucket (--create-bucket of `worker pack` or "
-        "`worker put`)"
+        f"{NO_BUCKET}; correct the name, or create the bucket if it is to be written to "
+        "(--create-bucket of `worker pack` or `worker put`)"
     ),
     "InvalidAccessKeyId": (
         "access denied (InvalidAccessKeyId); AWS_ACCESS_KEY_ID is unknown to the store"
+    ),
+    **dict.fromkeys(
+        ("InvalidToken", "InvalidTokenId"),
+        "access denied; AWS_SESSION_TOKEN does not belong to the keys: unset it, or renew all",
     ),
     "SignatureDoesNotMatch": (
         "access denied (SignatureDoesNotMatch); AWS_SECRET_ACCESS_KEY does not match "
@@ -52,7 +60,13 @@ _REFUSALS = {
 
 def endpoint() -> str:
     """Return the endpoint's address, without any credentials in it."""
-    return endpoint_in(os.environ) or "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
+    name, url = endpoint_setting(os.environ)
+    return address_in(url) if url else f"AWS's own S3 ({name} is not set)"
+
+
+def _setting() -> str:
+    """Return the name of the setting that leads to the store."""
+    return endpoint_setting(os.environ)[0]
 
 
 def translate(error: Exception, uri: str) -> Exception:
@@ -67,8 +81,8 @@ def translate(error: Exception, uri: str) -> Exception:
         return _translate_refusal(error, uri)
     if isinstance(error, TooSlow):
         return InfrastructureError(f"{uri}: {endpoint()} sent {error}; check the network")
-    if isinstance(error, boto_errors.SSLError) and tls_fault(error):
-        return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error)}")
+    if isinstance(error, boto_errors.SSLError) and tls_fault(error, _setting()):
+        return ConfigurationError(f"{uri}: {endpoint()} {tls_fault(error, _setting())}")
     if is_transient(error):
         return InfrastructureError(f"{uri}: {_lost_connection(error)}")
     # Only a bare HTTPClientError gets here, for a request that could not be sent at all; see
@@ -88,7 +102,7 @@ def _lost_connection(error: Exception) -> str:
     if isinstance(error, NotS3 | botocore.parsers.ResponseParserError):
         return (
             f"{endpoint()} responds, but not like an S3 server; check the port in "
-            f"AWS_ENDPOINT_URL (a web console has a different one) and any proxies"
+            f"{_setting()} (a web console has a different one) and any proxies"
         )
     if isinstance(error, boto_errors.ProxyConnectionError):
         name, proxy = proxy_in(os.environ)
@@ -96,9 +110,7 @@ def _lost_connection(error: Exception) -> str:
             f"the proxy {proxy} cannot be reached ({_reason(error)}); correct {name}, or add the "
             "endpoint's host to NO_PROXY"
         )
-    return (
-        f"{endpoint()} cannot be reached ({_reason(error)}); check AWS_ENDPOINT_URL and the network"
-    )
+    return f"{endpoint()} cannot be reached ({_reason(error)}); check {_setting()} and the network"
 
 
 def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
@@ -119,15 +131,28 @@ def _translate_refusal(error: boto_errors.ClientError, uri: str) -> Exception:
             f"{name}, or add the endpoint's host to NO_PROXY"
         )
     if is_transient(error):
-        name = "" if code == str(status) else f" {code}"  # a gateway's response has no code
+        name = "" if code in ("", str(status)) else f" {code}"  # a gateway's response has no code
         return InfrastructureError(f"{uri}: the store responds with {status}{name}")
     foreign = _is_foreign(error)
+    fault = bucket_name_fault(urlsplit(uri).netloc)
+    # The response to a HEAD request has no code.
+    if fault and status == 400 and code in ("InvalidBucketName", "400", ""):
+        return ConfigurationError(f"{uri}: {fault}")
     # Whatever the code: the response to a HEAD request has no body to hold the real one.
     if status == 404 and code != "NoSuchBucket" and not foreign:
         return ObjectMissing(f"{uri}: no such object")
     if foreign:
         return ConfigurationError(f"{uri}: {_not_s3(status)}")
     return ConfigurationError(f"{uri}: {_refusal(code, status, _words(error))}")
+
+
+def bucket_name_fault(name: str) -> str:
+    """Return why a store may not accept a bucket's name, and the remedy; empty for a valid name."""
+    if _BUCKET.fullmatch(name):
+        return ""
+    return (
+        f"{name} is not a valid bucket name; use 3 to 63 lowercase letters, digits, dots and dashes"
+    )
 
 
 def _words(error: boto_errors.ClientError) -> str:
@@ -139,10 +164,10 @@ def _words(error: boto_errors.ClientError) -> str:
 def _refusal(code: str, status: int, words: str) -> str:
     """Return the message for a refusal that retrying cannot change."""
     if _CONSOLE in words:
-        return f"{endpoint()} leads to a web console, not to S3; check the port in AWS_ENDPOINT_URL"
+        return f"{endpoint()} leads to a web console, not to S3; check the port in {_setting()}"
     if code in _REFUSALS:
         return _REFUSALS[code]
-    if status in {401, 403} or code == "InvalidToken":
+    if status in {401, 403}:
         return f"access denied ({code}); check the credentials and their permissions"
     if code == str(status):
         return _not_s3(status)
@@ -165,7 +190,7 @@ def _is_foreign(error: boto_errors.ClientError) -> bool:
 def _not_s3(status: int) -> str:
     return (
         f"{endpoint()} responds with {status}, but not like an S3 server; check the port in "
-        "AWS_ENDPOINT_URL, and whether it should be https://"
+        f"{_setting()}, and whether it should be https://"
     )
 
 
@@ -218,6 +243,13 @@ def _missing_credentials() -> str:
         return f"AWS_SHARED_CREDENTIALS_FILE: {file} does not exist"
     if os.environ.get("AWS_SECRET_ACCESS_KEY"):
         return "AWS_ACCESS_KEY_ID: not set, though AWS_SECRET_ACCESS_KEY is"
+    names = profile_names()
+    if names and "default" not in names and not any(os.environ.get(name) for name in PROFILES):
+        shown = ", ".join(printable(name[:60]) for name in names[:5])
+        return (
+            "no usable S3 credentials: there is no profile named default; set AWS_PROFILE to one "
+            f"of those in the AWS files ({shown})"
+        )
     return (
         "no usable S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
         "or use a profile or a workload identity"

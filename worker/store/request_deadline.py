@@ -14,6 +14,8 @@ from typing import Any
 
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 
+from worker.store.error_kinds import IdentityError
+
 _POLL_SECONDS = 0.25
 _MIN_BYTES_PER_SECOND = 100_000  # lowest acceptable rate, which deadlines allow for
 
@@ -111,7 +113,8 @@ def limited(seconds: float, sent: int = 0) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if request.is_late:
+        # Credentials are fetched from another server, whose failure has a message of its own.
+        if request.is_late and not isinstance(error, IdentityError):
             raise TooSlow(f"no complete response within {seconds:.0f} s") from error
         raise
     finally:
