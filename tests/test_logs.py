@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 
@@ -92,3 +94,12 @@ def test_warnings_of_libraries_and_tracebacks_are_one_line_each(capsys: Captured
     warning, failure = map(json.loads, lines(capsys))
     assert "old\nhabits" in warning["message"]
     assert "in two" in failure["traceback"]
+
+
+def test_the_live_line_leaves_out_fields_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of `1e-05` would be read as another number."""
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((30, 24)))
+    logs.show_live("step 4/24  loss 0.650  lr 1e-05 to 0.001")
+    assert capsys.readouterr().err.endswith("step 4/24  loss 0.650")

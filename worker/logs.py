@@ -114,9 +114,12 @@ def is_live(style: str) -> bool:
 
 
 def show_live(text: str) -> None:
-    """Draw the live line, cut to the terminal's width."""
+    """Draw the live line; fields, two blanks apart, that do not fit the terminal are left out."""
     # One column stays free: text that wraps could not be cleared, as only the last line would be.
-    _draw(_CLEAR_LINE + text[: shutil.get_terminal_size().columns - 1])
+    width = shutil.get_terminal_size().columns - 1
+    if len(text) > width:  # half a number would be read as another one
+        text = text[:width].rpartition("  ")[0] or text[:width]
+    _draw(_CLEAR_LINE + text)
 
 
 def end_live() -> None:

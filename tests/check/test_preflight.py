@@ -1,16 +1,18 @@
 """`worker check`: a row and a remedy for each thing that a start needs."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import Run, Write
+from tests.support.processes import Run, Write, run_watching_imports
 from tests.support.proxy import Request, proxy
 from tests.support.stores import keys
 from worker.store import open_store
@@ -96,13 +98,7 @@ def test_settings_of_the_place_are_checked_and_change_nothing(
 
 def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("version: 1\njob: x\nfast: true\n")
-    code = (
-        "import sys; from worker.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "finally: print('torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, "check", str(tmp_path / "job.yaml")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = run_watching_imports("check", "job.yaml", folder=tmp_path)
     assert ended.returncode == 78
     *lines, last = ended.stdout.splitlines()
     assert last == "False"
@@ -114,6 +110,19 @@ def test_a_bad_manifest_is_told_before_anything_slow_is_imported(tmp_path: Path)
         "-",
         "not checked: the manifest cannot be used",
     )
+
+
+def test_a_stop_at_the_very_end_does_not_make_a_failure_of_it(
+    write: Write, job: dict[str, Any]
+) -> None:
+    """Interpreters that end drop their handlers, and unloading torch takes a second."""
+    command = [sys.executable, "-m", "worker", "check", write(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert any("checks" in line for line in process.stdout), "the last line"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, 75)
 
 
 def test_wrong_weights_and_groups_are_found(run: Run, write: Write, remote: dict[str, Any]) -> None:
@@ -217,7 +226,10 @@ def test_an_output_without_a_bucket_is_one_failure(
     ended = run("check", write(remote))
     assert ended.code == 78
     table = rows(ended.out)
-    assert "create the bucket (--create-bucket of `worker pack` or " in table["output: list"][1]
+    assert (
+        "create the bucket if it is to be written to (--create-bucket of `worker pack` or "
+        in table["output: list"][1]
+    )
     assert table["output: delete"] == ("-", "not checked: no such bucket")
 
 

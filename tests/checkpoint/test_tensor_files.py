@@ -98,7 +98,7 @@ def test_a_commit_that_holds_no_tensors_is_passed_over(
     run: Run, start: Start, write: Write, job: dict[str, Any]
 ) -> None:
     """Its digests fit, as whoever wrote it believed in it."""
-    running = start("train", write(job), sabotage=functools.partial(slow_steps, 0.3))
+    running = start("train", write(job), sabotage=functools.partial(slow_steps, 1.0))
     running.wait_for("step 1/")
     running.send(signal.SIGTERM)
     assert running.wait().code == 75

@@ -35,10 +35,12 @@ def test_pack_and_plan(
     lines = [re.sub(" +", " ", line) for line in ended.out.splitlines()]
     assert "steps 2 epochs of 5 = 10, 12 images each, 4 in the last step of an epoch" in lines
     assert "classes 2: blue, red" in lines
-    assert "features.1 features.1 5e-05 5e-05 1e-05 10 1,448 0.04% no" in lines
-    assert "features.0 features.0 0 0 1e-05 3 928 0.02% always" in lines
-    assert "head head 0.001 0.001 1e-05 2 2,562 0.06% no" in lines
+    assert "features.1 5e-05 5e-05 1e-05 1,448 0.04% no" in lines
+    assert "features.0 0 0 1e-05 928 0.02% always" in lines
+    assert "head 0.001 0.001 1e-05 2,562 0.06% no" in lines
     assert not [key for key in keys(open_store(bucket)) if key.startswith("run")]
+    near = run("plan", write(job | {"output": "runs/here/"}))
+    assert "runs/here/ is a folder on this machine, although the data are on S3" in near.out
     refused = run("plan", "--ranks", "5", write(job))
     assert refused.code == 78
     assert "12 is not a multiple of the 5 ranks; start 3, 4 or 6" in refused.err
@@ -51,7 +53,7 @@ def test_an_index_in_the_folder_of_a_split_is_pointed_at(
     ended = run("plan", write(job))
     assert ended.code == 78
     assert re.search(
-        r"index.json: no such object, but there is an index at \S+/train/index.json; use", ended.err
+        r"index.json: no such object, but there is a data set nearby; use \S+/train/", ended.err
     )
 
 

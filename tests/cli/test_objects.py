@@ -23,6 +23,7 @@ def test_put_uploads_a_file_and_makes_the_bucket(run: Run, aws: None, tmp_path: 
     assert "My_Bucket is not a valid bucket name; use 3 to 63 lowercase" in misnamed.err
     for path, complaint in ((f"{tmp_path}/gone", "no such file"), (tmp_path, "is a folder")):
         assert complaint in run("put", str(path), "s3://put-bucket/").err
+    assert "FILE: is an address" in run("put", "s3://put-bucket/jobs/job.yaml", "back.yaml").err
     for address in ("s3://put-bucket", str(tmp_path)):
         assert "end it with a slash to put job.yaml there" in (
             run("put", f"{tmp_path}/job.yaml", address).err

@@ -40,5 +40,5 @@ def test_models_with_a_similar_name_are_suggested(
     run: Run, write: Write, job: dict[str, Any]
 ) -> None:
     job["model"]["backbone"] = "efficientnet_bo"
-    assert "did you mean efficientnet_b0 or efficientnet_b1" in run("plan", write(job)).err
+    assert "did you mean efficientnet_b0, efficientnet_b1 or" in run("plan", write(job)).err
     assert "did you mean efficientnet_b0?" in run("models", "efficentnet*").err

@@ -140,7 +140,7 @@ def test_encoded_bytes_come_first_where_room_is_short(dataset: Path, tmp_path: P
     scratch = Scratch(tmp_path, 2 * encoded, 1, reserve=encoded)
     reader = SampleReader(open_store(uri), decoding.index, cache=Cache(1 << 24), scratch=scratch)
     decoded = DecodedImages(scratch, reader, ImageSpec(10**6))
-    big = torch.zeros(3, 100, encoded // 2000, dtype=torch.uint8)  # of 15 % of the encoded bytes
+    big = torch.zeros(3, 100, encoded // 2000, dtype=torch.uint8)  # of 15% of the encoded bytes
     for number in range(20):
         decoded.put(number, big, 0)
         decoded._waiting.join()

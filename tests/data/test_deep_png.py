@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from tests.support.encoding import LIMIT, pixels
+from tests.support.processes import Run
 from tests.support.stores import open_index
-from worker.cli import main
 from worker.data.decode_image import ImageSpec, decode
 
 
@@ -44,7 +43,7 @@ def test_twelve_bits_in_sixteen_are_not_black(colors: int) -> None:
     assert pixels(undeclared).max() == 15  # without the set's range, all 16 bits are taken as used
 
 
-def test_a_set_of_deep_images_knows_its_range(tmp_path: Path) -> None:
+def test_a_set_of_deep_images_knows_its_range(run: Run, tmp_path: Path) -> None:
     """It is that of the training split, for all splits and for the model."""
     for split, high in (("train", 4095), ("val", 900)):
         for name in ("cat", "dog"):
@@ -52,11 +51,11 @@ def test_a_set_of_deep_images_knows_its_range(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             ramp = np.linspace(0, high, 600).astype(np.uint16).reshape(20, 30)
             (folder / "x.png").write_bytes(deep_png(ramp))
-    result = CliRunner().invoke(main, ["pack", f"{tmp_path}/photos", f"{tmp_path}/set"])
-    assert result.exit_code == 0, result.output
-    assert "16-bit images are assumed to use only 12 bits" in result.output
+    packed = run("pack", f"{tmp_path}/photos", f"{tmp_path}/set")
+    assert packed.code == 0, packed.err
+    assert "16-bit images are assumed to use only 12 bits" in packed.out + packed.err
     for split in ("train", "val"):
         assert open_index(f"{tmp_path}/set/{split}").depth == 12
-    again = CliRunner().invoke(main, ["index", f"{tmp_path}/set/train", "--overwrite"])
-    assert again.exit_code == 0, again.output
+    again = run("index", f"{tmp_path}/set/train", "--overwrite")
+    assert again.code == 0, again.err
     assert open_index(f"{tmp_path}/set/train").depth == 12

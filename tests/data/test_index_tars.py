@@ -134,6 +134,13 @@ def test_a_compressed_shard_is_named(
     assert f"holds no class folders, {there}" in run("pack", str(tars), f"{tmp_path}/set").err
     job["data"]["train"] = str(tars)
     assert f"index.json: no such object, {there}" in run("plan", write(job)).err
+    put(str(tars / "train"), b=tar(labeled(3)))
+    packed = run("pack", str(tars), f"{tmp_path}/set", "--dry-run")
+    put(str(tars), b=tar(labeled(3)))
+    indexed = run("index", str(tars))
+    for ended in (packed, indexed):
+        assert ended.code == 0, ended.err
+        assert "left out: 1 compressed archive, such as a.tar.gz; unpack to plain" in ended.err
 
 
 def test_links_are_named_with_their_remedy(run: Run, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_closed_loader_leaves_no_thread(dataset: Path) -> None:
     loader.close()
     reader._cache.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 

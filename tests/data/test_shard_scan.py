@@ -24,6 +24,7 @@ from worker.data import tar_members as tar_module
         (bytes(10240), 0, "holds no samples", 0),
         (b"<html>not found</html>" * 99, 0, "no tar header", 0),
         (tar([("k.jpg", image())]), 0, "sample 'k' has no label", 0),
+        (tar([("ants/k.jpg", image())]), 0, "if folders are the classes, unpack the tar", 0),
         (tar([("k.cls", b"1")]), 0, "sample 'k' has no .jpg", 0),
         (tar([("k.cls", b" "), ("k.jpg", image())]), 0, "sample 'k' has an empty .cls", 0),
         (tar([("k.cls", b"1"), ("k.jpg", b"")]), 0, "'k.jpg', which is not a JPEG", 0),

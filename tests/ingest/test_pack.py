@@ -71,13 +71,21 @@ def make_bad(folder: Path) -> None:
 def test_every_image_is_decoded_and_all_bad_ones_are_listed(run: Run, tmp_path: Path) -> None:
     make_bad(tmp_path / "photos" / "train")
     make_bad(tmp_path / "photos" / "val")
+    (tmp_path / "photos" / "val" / "blue" / "none.jpg").touch()
+    (tmp_path / "photos" / "val" / "blue" / "moves.gif").write_bytes(b"GIF89a")
+    with (tmp_path / "photos" / "val" / "blue" / "huge.jpg").open("wb") as huge:
+        huge.truncate(1 << 40)  # reading it would take all memory
     ended = run("pack", f"{tmp_path}/photos", f"{tmp_path}/set")
     assert ended.code == 65
     assert not list((tmp_path / "set").glob("*.json"))
     (event,) = ended.events
-    assert "4 images cannot be used; repair or remove them, or pass --bad skip:" in ended.err
-    assert event["message"].count("red/cut: cannot be decoded") == 2
-    assert "blue/page: is not a JPEG, PNG or WebP image" in event["message"]
+    assert "6 images cannot be used; repair or remove them, or pass --bad skip:" in ended.err
+    for split in ("train", "val"):
+        assert f"{split}/red/cut.jpg: cannot be decoded" in event["message"]
+    assert "train/blue/page.png: is not a JPEG, PNG or WebP image" in event["message"]
+    assert "val/blue/none.jpg: is empty" in event["message"]
+    assert "val/blue/huge.jpg: is larger than 256 MiB" in event["message"]
+    assert "left out: 1 .gif image" in ended.err, "what else is to be repaired is said at once"
 
 
 def test_bad_images_are_left_out_within_a_budget(run: Run, tmp_path: Path) -> None:

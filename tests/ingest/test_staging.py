@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import write_pictures
-from tests.support.processes import Run
+from tests.support.processes import Run, Start
+from tests.support.sabotage import slow_units
 from tests.support.stores import contents
 from tests.support.tars import labeled, tar
 from worker.store import open_store
@@ -117,7 +118,7 @@ def change_a_file() -> None:
         for unit in range(len(self.source.units)):
             for item in self.source.items(unit):
                 if item.key == "red/000":
-                    path = item.load.args[0]  # type: ignore[attr-defined]
+                    path = Path(item.place)
                     path.write_bytes(path.read_bytes() + b"x")
         real(self, *arguments, **more)  # type: ignore[arg-type]
 
@@ -180,3 +181,19 @@ def test_a_split_whose_index_is_missing_is_completed(run: Run, tars: Path, tmp_p
     expected = calm(run, tars, tmp_path / "set")
     (tmp_path / "set" / "val" / "index.json").unlink()
     assert calm(run, tars, tmp_path / "set") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_is_no_failure_and_the_same_command_resumes(
+    number: signal.Signals, run: Run, start: Start, tars: Path, tmp_path: Path
+) -> None:
+    """As in an Indexed Job or an array, which would count any other code."""
+    arguments = ("pack", str(tars), f"{tmp_path}/set", *OPTIONS, "--workers", "2")
+    # The pack must not end before the signal.
+    running = start(*arguments, sabotage=functools.partial(slow_units, 1.0))
+    running.wait_for("reading")
+    running.send(number)
+    ended = running.wait()
+    assert ended.code == 75, ended.err
+    assert ended.err.count("stopped on request; the same command resumes") == 1
+    assert run(*arguments).code == 0

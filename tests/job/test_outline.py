@@ -42,6 +42,12 @@ def test_a_plan_tells_the_peak_and_what_never_comes(
     warnings = json.loads(run("plan", "--json", write(job)).out)["warnings"]
     starts = ("model.weights: none", "the head is frozen", "train.ema: after 2")
     assert [w.startswith(start) for w, start in zip(warnings, starts, strict=True)] == [True] * 3
+    whole = job | {"train": job["train"] | {"batch_size": 10_000}}
+    warnings = json.loads(run("plan", "--json", write(whole)).out)["warnings"]
+    assert any(w.startswith("train.batch_size: 10000 is more than the") for w in warnings)
+    fast = job | {"optimizer": job["optimizer"] | {"lr": 10}}
+    warnings = json.loads(run("plan", "--json", write(fast)).out)["warnings"]
+    assert warnings[0].startswith("the rate of head rises to 10, and adam usually diverges above")
     wrong = run("find-rates", "--low", "1", write(job))
     assert wrong.code == 78
     assert "--low: 1 is not below --high, 0.1; set both" in wrong.err

@@ -122,7 +122,7 @@ def test_faults_that_stay_end_the_job_and_lose_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the second commit on, the store takes nothing any more."""
-    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "8")
+    monkeypatch.setenv("WORKER_STORE_DEADLINE_SECONDS", "15")
 
     def plan(request: Request) -> str | None:
         late = "/checkpoints/" in request.path and "/00000002-" not in request.path

@@ -1,5 +1,6 @@
 """`worker sweep`: workers that come and go share the trials, and the outcome is that of one."""
 
+import functools
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import Ended, Job, Run, Running, Start, Write
+from tests.support.sabotage import slow_steps
 from tests.support.stores import keys
 from worker.checkpoint.commit import list_commits, read_commit
 from worker.store import Store, open_store
@@ -243,7 +245,8 @@ def test_a_stop_keeps_what_was_done(
 ) -> None:
     del sweep["vary"]["data.fold.hold"]
     manifest, store = put(sweep, tmp_path), open_store(sweep["output"])
-    process = start("sweep", manifest)
+    slow = functools.partial(slow_steps, 0.5)  # the sweep must not end before the signal
+    process = start("sweep", manifest, sabotage=slow)
     wait_for(store, "results/", 1, process)
     process.send(signal.SIGTERM)
     ended = process.wait()
@@ -253,7 +256,7 @@ def test_a_stop_keeps_what_was_done(
 
 
 def wait_for(store: Store, prefix: str, count: int, process: Running) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(keys(store, prefix)) < count:
         assert time.monotonic() < deadline, process.wait().err
         time.sleep(0.05)

@@ -1,6 +1,7 @@
 """`worker train` as processes over gloo: what a user relies on from start to end."""
 
 import copy
+import functools
 import io
 import json
 import os
@@ -24,7 +25,7 @@ import torch
 from tests.support.evaluations import read_confusion
 from tests.support.packs import pack_folder
 from tests.support.processes import Ended, Job, Run, Start, Write
-from tests.support.sabotage import two_ranks_per_piece
+from tests.support.sabotage import slow_steps, two_ranks_per_piece
 from tests.support.stores import keys, open_index, open_reader, unfinish
 from worker.data.decode_image import ImageSpec, decode
 from worker.judge.confusion import by_class
@@ -165,7 +166,8 @@ def test_stopped_and_resumed_ends_with_the_same_bytes(
     store = open_store(job["output"])
     codes: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
-        process = start("train", *nproc, write(job))
+        slow = functools.partial(slow_steps, 1.0)  # the job must not end before the signal
+        process = start("train", *nproc, write(job), sabotage=slow)
         process.wait_for('"event": "step"' if not codes else '"event": "start"')
         process.send(number)
         ended = process.wait()
@@ -189,13 +191,12 @@ def test_killed_and_resumed_on_other_ranks_loses_and_repeats_nothing(
     job["train"]["epochs"] = 3
     store = open_store(job["output"])
     for ranks, commit in ((2, 1), (3, 2)):
-        process = start("train", "--nproc", str(ranks), write(job))
-        for _ in range(600):
-            if len([k for k in keys(store) if k.startswith("commits/")]) >= commit:
-                break
+        slow = functools.partial(slow_steps, 0.5)  # the job must not end before the signal
+        process = start("train", "--nproc", str(ranks), write(job), sabotage=slow)
+        deadline = time.monotonic() + 120
+        while len([k for k in keys(store) if k.startswith("commits/")]) < commit:
+            assert time.monotonic() < deadline, "no commit came"
             time.sleep(0.02)
-        else:
-            pytest.fail("no commit came")
         process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL
     train(run, write, job)

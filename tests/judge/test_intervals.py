@@ -1,4 +1,4 @@
-"""Of the 95 % intervals, 95 % hold the true value."""
+"""95% intervals hold the true value in 95% of all cases."""
 
 import numpy as np
 import pytest

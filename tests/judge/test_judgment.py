@@ -6,9 +6,10 @@ import torch
 from sklearn import metrics
 
 from worker.judge.confusion import merge_rows
+from worker.judge.counter import Counter
 from worker.judge.judgment import Judgment, judge
 from worker.judge.measure import Measure
-from worker.judge.tally import Counter, Tally
+from worker.judge.tally import Tally
 
 
 def predictions(images: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

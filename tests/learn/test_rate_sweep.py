@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from worker.learn.rate_sweep import make_sweep, noise_of
+from worker.learn.rate_sweep import clipped, describe_sweep, make_sweep, noise_of
 
 RATES = [10 ** (-6 + 5 * step / 99) for step in range(100)]
 
@@ -35,6 +35,15 @@ def test_a_fall_is_found_in_noise(seed: int) -> None:
     losses[-8:] = [2.0**n for n in range(8)]
     suggestion = make_sweep(RATES, losses, diverged=True).suggestion
     assert suggestion and 1e-5 < suggestion < 1e-1
+
+
+def test_a_loss_that_only_rises_is_drawn_as_such() -> None:
+    rates = [10 ** (number / 10) for number in range(20)]
+    sweep = make_sweep(rates, [1 + 0.1 * number for number in range(20)], diverged=False)
+    drawn = clipped(sweep)
+    assert drawn[0] == min(drawn) < drawn[-1]
+    assert "▁" in describe_sweep(sweep, 1.0)
+    assert "█" in describe_sweep(sweep, 1.0)
 
 
 def test_noise_is_measured_beside_a_trend() -> None:

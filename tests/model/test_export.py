@@ -47,6 +47,12 @@ def test_a_finished_model_classifies(
     assert missing.code == 78
     assert "gone.jpg: no such file" in missing.err
     assert len(missing.out.splitlines()) == len(images)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.gif").write_bytes(b"GIF89a")
+    (tmp_path / "more" / "b.jpg").write_bytes(Path(images[0]).read_bytes())
+    mixed = run("predict", final, f"{tmp_path}/more")
+    assert mixed.code == 0
+    assert "left out: 1 .gif image; convert" in mixed.err
     assert "https:// is not supported" in run("predict", final, "https://host/x.jpg").err
     assert "holds no images (jpg," in run("predict", final, final).err
     weights = Path(job["output"]) / "final/model.safetensors"
@@ -128,7 +134,7 @@ for path in sys.argv[1:]:
 def check_readme(final: Path, images: list[str]) -> None:
     """Its snippet loads the model without this package, and gives the same probabilities."""
     readme = (final / "README.md").read_text()
-    for wanted in ("# blue-red", "validation", "95 % intervals", "| blue |", "temperature"):
+    for wanted in ("# blue-red", "validation", "95% intervals", "| blue |", "temperature"):
         assert wanted in readme
     (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(snippet.splitlines()) <= 18

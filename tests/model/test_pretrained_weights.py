@@ -119,6 +119,13 @@ def test_safetensors_are_known_by_what_they_hold(tmp_path: Path) -> None:
             r"holds no state dict \(found the keys teacher, epoch\); save",
         ),
         ([1], r"holds no state dict \(found a list\); save"),
+        (
+            {
+                "teacher": {"w": torch.ones(1), "b": torch.ones(1)},
+                "app": {"model": {"w": torch.ones(1)}},
+            },
+            r"holds no state dict \(found 2 tensors under teacher, 1 tensor under app.model\); save",
+        ),
         ({}, r"holds no state dict \(found nothing\); save"),
         (
             {"model": {"conv1.weight": torch.ones(2)}},
@@ -137,6 +144,32 @@ def test_a_file_of_others_that_cannot_be_taken_is_described(
     with pytest.raises(ConfigurationError, match=complaint) as caught:
         load_pretrained(build(), f"{tmp_path}/w.pth")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"<!doctype html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes them"),
+        (b"\x93NUMPY\1\0", "is a NumPy array"),
+        (b"\x1f\x8b\x08", "is compressed with gzip; decompress it"),
+        (b"BZh91", "is compressed with bzip2"),
+        (b"", "is empty; copy the file again"),
+        (b"PK\3\4cut", "or it is cut short"),
+    ],
+)
+def test_what_is_no_weights_file_at_all_is_named(
+    content: bytes, complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=complaint):
+        load_pretrained(build(), f"{tmp_path}/w.pth")
+
+
+def test_the_folder_of_a_run_leads_to_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"{tmp_path}/final/model.safetensors$"):
+        load_pretrained(build(), f"{tmp_path}/")
 
 
 def refused(tmp_path: Path, state: dict[str, torch.Tensor], complaint: str) -> None:
@@ -168,7 +201,7 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"conv1.weight": Evil()}, buffer)
     store = open_store(str(tmp_path))
-    for name, data in (("w.pt", buffer.getvalue()), ("x.pt", b"nonsense"), ("y.safetensors", b"")):
+    for name, data in (("w.pt", buffer.getvalue()), ("x.pt", b"nonsense"), ("y.safetensors", b"x")):
         store.put(name, data)
         with pytest.raises(
             ConfigurationError, match="neither safetensors nor a|besides the tensors"

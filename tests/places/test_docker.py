@@ -1,4 +1,7 @@
-"""The shipped image and compose file on a real Docker engine, against a real MinIO."""
+"""The shipped image, compose file and pods on a real Docker engine, against a real MinIO.
+
+All tests with Docker are in this file, which one process runs: two engines cannot share the cache.
+"""
 
 import functools
 import json
@@ -13,7 +16,9 @@ from ruamel.yaml import YAML
 
 from bench.servers import wait_until
 from tests.support.docker import CONTAINED, MINIO, WORKER, Docker
+from tests.support.manifests import render_overlay
 from tests.support.paths import ROOT
+from tests.support.pods import Pod
 from tests.support.processes import Job, Write
 
 pytestmark = pytest.mark.e2e
@@ -163,3 +168,62 @@ def _query(query: str) -> list[dict[str, Any]]:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address) as answer:
         found: list[dict[str, Any]] = json.loads(answer.read())["data"]["result"]
         return found
+
+
+def test_the_pods_of_a_job_find_each_other_and_finish(docker: Docker, tmp_path: Path) -> None:
+    """Each index's template under Docker with what the controllers would give it."""
+    docker("network", "create", "cluster")
+    secrets = ("--env=MINIO_ROOT_USER=key", "--env=MINIO_ROOT_PASSWORD=long-secret")
+    docker(
+        *("run", "--detach", "--name=minio", "--network=cluster", *secrets, MINIO),
+        *("server", "/data"),
+    )
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "credentials").write_text(
+        "[default]\naws_access_key_id=key\naws_secret_access_key=long-secret\n"
+    )
+    place = (
+        *("--env=AWS_ENDPOINT_URL=http://minio:9000", "--env=AWS_ACCESS_KEY_ID=key"),
+        *("--env=AWS_SECRET_ACCESS_KEY=long-secret", "--env=AWS_REGION=us-east-1"),
+    )
+    examples = f"--volume={ROOT}/examples/compose:/examples:ro"
+    docker(
+        *("run", *CONTAINED, "--tmpfs=/tmp", "--network=cluster", *place, examples),
+        *("--entrypoint=python", WORKER, "/examples/buckets.py"),
+    )
+    objects = render_overlay(
+        tmp_path,
+        """
+        namePrefix: team-
+        namespace: training
+        resources: [../../base]
+        components: [../../components/multi-node, ../../components/credentials]
+        images: [{name: worker, newTag: local}]
+        patches:
+          - patch: |
+              apiVersion: v1
+              kind: ConfigMap
+              metadata: {name: settings}
+              data: {MANIFEST: "s3://jobs/shapes.yaml", AWS_ENDPOINT_URL_S3: "http://minio:9000"}
+        """.replace("\n        ", "\n"),
+    )
+    mounts = {"credentials": credentials}
+    pods = [Pod(docker, objects, index, mounts) for index in range(2)]
+    for pod in pods:
+        pod.start("initContainers")
+    codes = [pod.wait() for pod in pods]
+    assert codes == [0, 0], [pod.log() for pod in pods]
+    assert "2 in all, 16 images of each batch" in pods[0].log()
+    for pod in pods:
+        pod.start("containers")
+    codes = [pod.wait() for pod in pods]
+    assert codes == [0, 0], [pod.log() for pod in pods]
+    assert '"world_size": 2' in pods[0].log() or "ranks: 2" in pods[0].log()
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=f"http://{docker.address('minio')}:9000",
+        aws_access_key_id="key",
+        aws_secret_access_key="long-secret",
+    )
+    assert s3.list_objects_v2(Bucket="runs", Prefix="shapes/done.json")["KeyCount"] == 1

@@ -1,4 +1,4 @@
-"""Kubernetes manifests: schemas, an API server's rules, policies, and pods run under Docker."""
+"""Kubernetes manifests: schemas, an API server's rules, and policies."""
 
 import copy
 import json
@@ -10,12 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import kubeflow_trainer_api.models as kubeflow
 import kubernetes_validate
 import pytest
 
-from tests.support.docker import CONTAINED, MINIO, WORKER, Docker
 from tests.support.manifests import (
     EXAMPLES,
     FATAL,
@@ -270,132 +268,3 @@ def test_policies(tmp_path: Path) -> None:
         for check in report["results"]["failed_checks"]
     ]
     assert report["summary"]["passed"] > 100
-
-
-def test_the_pods_of_a_job_find_each_other_and_finish(docker: Docker, tmp_path: Path) -> None:
-    """Each index's template under Docker with what the controllers would give it."""
-    docker("network", "create", "cluster")
-    secrets = ("--env=MINIO_ROOT_USER=key", "--env=MINIO_ROOT_PASSWORD=long-secret")
-    docker(
-        *("run", "--detach", "--name=minio", "--network=cluster", *secrets, MINIO),
-        *("server", "/data"),
-    )
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    (credentials / "credentials").write_text(
-        "[default]\naws_access_key_id=key\naws_secret_access_key=long-secret\n"
-    )
-    place = (
-        *("--env=AWS_ENDPOINT_URL=http://minio:9000", "--env=AWS_ACCESS_KEY_ID=key"),
-        *("--env=AWS_SECRET_ACCESS_KEY=long-secret", "--env=AWS_REGION=us-east-1"),
-    )
-    examples = f"--volume={ROOT}/examples/compose:/examples:ro"
-    docker(
-        *("run", *CONTAINED, "--tmpfs=/tmp", "--network=cluster", *place, examples),
-        *("--entrypoint=python", WORKER, "/examples/buckets.py"),
-    )
-    objects = render_overlay(
-        tmp_path,
-        """
-        namePrefix: team-
-        namespace: training
-        resources: [../../base]
-        components: [../../components/multi-node, ../../components/credentials]
-        images: [{name: worker, newTag: local}]
-        patches:
-          - patch: |
-              apiVersion: v1
-              kind: ConfigMap
-              metadata: {name: settings}
-              data: {MANIFEST: "s3://jobs/shapes.yaml", AWS_ENDPOINT_URL_S3: "http://minio:9000"}
-        """.replace("\n        ", "\n"),
-    )
-    mounts = {"credentials": credentials}
-    pods = [Pod(docker, objects, index, mounts) for index in range(2)]
-    for pod in pods:
-        pod.start("initContainers")
-    codes = [pod.wait() for pod in pods]
-    assert codes == [0, 0], [pod.log() for pod in pods]
-    assert "2 in all, 16 images of each batch" in pods[0].log()
-    for pod in pods:
-        pod.start("containers")
-    codes = [pod.wait() for pod in pods]
-    assert codes == [0, 0], [pod.log() for pod in pods]
-    assert '"world_size": 2' in pods[0].log() or "ranks: 2" in pods[0].log()
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=f"http://{docker.address('minio')}:9000",
-        aws_access_key_id="key",
-        aws_secret_access_key="long-secret",
-    )
-    assert s3.list_objects_v2(Bucket="runs", Prefix="shapes/done.json")["KeyCount"] == 1
-
-
-class Pod:
-    """One index of the rendered Job, as its controllers and a kubelet would run it.
-
-    All but the GPU, of which there is none, and the volumes' sizes.
-    """
-
-    def __init__(
-        self, docker: Docker, objects: list[Object], index: int, mounts: dict[str, Path]
-    ) -> None:
-        (job,) = of_kind(objects, "Job")
-        (settings,) = of_kind(objects, "ConfigMap")
-        self.docker, self.index, self.mounts = docker, index, mounts
-        self.spec = job["spec"]["template"]["spec"]
-        self.settings = settings["data"]
-        self.host = f"{job['metadata']['name']}-{index}"
-        self.domain = f"{self.spec['subdomain']}.{job['metadata']['namespace']}.svc.cluster.local"
-        self.running = ""
-
-    def start(self, kind: str) -> None:
-        """Start the init container or the container."""
-        (container,) = self.spec[kind]
-        self.running = f"{self.host}-{container['name']}"
-        user = self.spec["securityContext"]
-        env = {
-            **self.settings,
-            **{e["name"]: e["value"] for e in container["env"]},
-            "JOB_COMPLETION_INDEX": str(self.index),
-        }
-        arguments = [
-            re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], text) for text in container["args"]
-        ]
-        self.docker(
-            *("run", "--detach", f"--name={self.running}", "--network=cluster"),
-            *(f"--hostname={self.host}", f"--domainname={self.domain}"),
-            f"--network-alias={self.host}.{self.domain}",
-            *(f"--user={user['runAsUser']}:{user['runAsGroup']}", *self._security(container)),
-            *(f"--memory={container['resources']['limits']['memory'].replace('i', '')}",),
-            *(f"--env={name}={value}" for name, value in env.items()),
-            *self._volumes(container),
-            *(container["image"], *arguments),
-        )
-
-    def _security(self, container: Object) -> list[str]:
-        security = container["securityContext"]
-        assert security["allowPrivilegeEscalation"] is False
-        flags = [f"--cap-drop={name}" for name in security["capabilities"]["drop"]]
-        read_only = ["--read-only"] if security["readOnlyRootFilesystem"] else []
-        return [*flags, *read_only, "--security-opt=no-new-privileges"]
-
-    def _volumes(self, container: Object) -> list[str]:
-        flags = []
-        volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
-        group = self.spec["securityContext"]["fsGroup"]
-        for mount in container["volumeMounts"]:
-            name, path = mount["name"], mount["mountPath"]
-            if "emptyDir" in volumes[name]:
-                flags.append(f"--tmpfs={path}:mode=2770,gid={group}")
-            else:
-                flags.append(f"--volume={self.mounts[name]}:{path}:ro")
-        return flags
-
-    def wait(self) -> int:
-        """The exit code of what was started last."""
-        return self.docker.wait(self.running)
-
-    def log(self) -> str:
-        """What it has printed."""
-        return self.docker("logs", self.running)

@@ -105,8 +105,8 @@ def idle_for_long(folder: Path) -> None:
 
     def run(rank: Rank, listener: socket.socket | None) -> None:
         with process_group(rank, listener, StopFlag()):
-            liveness = Liveness(lambda gone: (folder / f"lost {gone}").touch(), 1)
-            time.sleep(6)
+            liveness = Liveness(lambda gone: (folder / f"lost {gone}").touch(), 8)
+            time.sleep(12)
             dist.barrier()
             liveness.close()
 

@@ -26,6 +26,7 @@ def test_a_rendezvous_that_breaks_in_a_stop_is_a_stop(
     monkeypatch.setattr(distributed, "_open_rendezvous", gone)
     stop = StopFlag()
     if stops:
+        monkeypatch.setattr(distributed, "_HEAR_SECONDS", 60.0)
         threading.Timer(0.3, lambda: setattr(stop, "requested", True)).start()
     with (
         pytest.raises(kind),

@@ -1,5 +1,6 @@
 """Signals that stop a job, and how long a stop may take."""
 
+import logging
 import os
 import signal
 import sys
@@ -46,6 +47,72 @@ def test_ctrl_c_twice_in_a_terminal_does_not_wait(times: int, terminal: bool, co
     process.start()
     process.join(30)
     assert process.exitcode == code
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_only_a_command_that_commits_speaks_of_checkpoints(
+    commits: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level(logging.INFO):
+        StopFlag(commits=commits)._acknowledge(signal.SIGINT)
+    assert "pressing Ctrl-C again exits at once" in caplog.text
+    assert ("since the last checkpoint" in caplog.text) == commits
+
+
+def time_left(numbers: tuple[int, ...], *, terminal: bool, in_rank: bool) -> None:
+    """Exit with the seconds left after signals, at most 99, here or in a rank that is forked."""
+    stop = StopFlag()
+    stop.has_begun = True
+    stop.install()
+    sys.stderr.isatty = lambda: terminal  # type: ignore[method-assign]
+    (installed, install), (sent, send) = os.pipe(), os.pipe()
+    child = os.fork() if in_rank else 0
+    if in_rank and not child:
+        # As a trial of a sweep does, which has a flag of its own.
+        stop = StopFlag(parent=stop)
+        stop.has_begun = True
+        stop.install()
+        os.write(install, b".")
+    if child:
+        os.read(installed, 1)
+        # As run_ranks does: a rank gets SIGTERM for SIGINT, after the parent.
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            os.kill(child, signal.SIGTERM)
+        os.write(send, b".")
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    if in_rank:
+        os.read(sent, 1)
+    else:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+    os._exit(int(min(stop.remaining(), 99)))
+
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize("in_rank", [False, True])
+@pytest.mark.parametrize(
+    ("numbers", "terminal", "unlimited"),
+    [
+        ((INT,), True, True),
+        ((INT,), False, False),
+        ((TERM,), True, False),
+        ((INT, TERM), True, False),
+    ],
+)
+def test_ctrl_c_in_a_terminal_leaves_all_the_time_there_is(
+    numbers: tuple[int, ...], terminal: bool, unlimited: bool, in_rank: bool
+) -> None:
+    process = get_context("forkserver").Process(
+        target=time_left, args=(numbers,), kwargs={"terminal": terminal, "in_rank": in_rank}
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode is not None
+    assert process.exitcode == 99 if unlimited else 20 < process.exitcode < 30
 
 
 def test_a_hangup_stays_ignored_under_nohup() -> None:

@@ -47,6 +47,7 @@ def test_a_journal_writes_by_itself_and_says_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals, "_FIRST_SECONDS", 0.02)
+    monkeypatch.setattr(journals, "_LAST_WORD_SECONDS", 60.0)
     store = open_store(str(tmp_path))
     journal = Journal(store, 4, leads=True)
     journal.begin(0, 10, 1)
@@ -57,7 +58,7 @@ def test_a_journal_writes_by_itself_and_says_how_it_ended(
     ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    journal.close(StopRequested("asked to"), 5)
+    journal.close(StopRequested("asked to"), 60)
     end = json.loads(store.get(progress_name(4)))["end"]
     assert end == {"code": 75, "text": "asked to"}
     (part,) = read_history(store).parts

@@ -15,6 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bench.servers import free_port
 from tests.support.processes import Job, Run, Start, Write
 from worker.record.events import EvaluationEvent, StepEvent
 from worker.report.read_run import Run as ReadRun
@@ -144,10 +145,24 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Run, write: Write, job
     assert "Traceback" not in ended.err
 
 
+def test_a_server_that_does_not_answer_is_given_up(
+    run: Run, write: Write, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    job["train"]["epochs"] = 1
+    assert run("train", write(job)).code == 0
+    ended = run("export", job["output"], "--to", f"mlflow:http://127.0.0.1:{free_port()}")
+    assert ended.code == 69
+    assert " cannot be reached; check the address" in ended.err
+
+
 def test_a_mistake_in_the_address_is_one_line(run: Run, tmp_path: Path) -> None:
     ended = run("export", str(tmp_path), "--to", "comet:x")
     assert ended.code == 78
     assert "none of tensorboard:DIR, mlflow:URL and wandb:DIR" in ended.err
+    ended = run("export", f"{tmp_path}/run/", "--to", "mlflow:mlruns")
+    assert ended.code == 78
+    assert "give the address of the server, as in mlflow:http://HOST:PORT" in ended.err
     ended = run("export", str(tmp_path), "--to", "tensorboard:x")
     assert ended.code == 78
     assert "holds no run" in ended.err

@@ -40,6 +40,9 @@ def test_evaluate_gives_what_the_job_has_written(
     report = run("report", judged["output"], "--out", "-")
     assert "macro F1 of final/" in report.out
     assert "with calibrated probabilities" in report.out
+    pictured = pictured_confidences((tmp_path / "validation" / "judgement.html").read_text())
+    assert pictured
+    assert pictured == pictured_confidences(report.out)
     assert "52 test images" in report.out
     assert "52 training, 14 validation and 52 test images" in report.out
     plan = run("plan", write(judged))
@@ -48,6 +51,12 @@ def test_evaluate_gives_what_the_job_has_written(
     check = run("check", write(judged))
     assert check.code == 78
     assert re.search(r"FAIL +data.test", check.out)
+
+
+def pictured_confidences(page: str) -> list[str]:
+    """The probabilities beside the first images to look at."""
+    section = page.partition('<section class="pick">')[2].partition("</section>")[0]
+    return re.findall(r"\d+(?:\.\d+)?%", section)
 
 
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_auroc", "loss"])

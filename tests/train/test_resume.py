@@ -33,7 +33,7 @@ def note_reads(folder: str) -> None:
 def test_one_rank_reads_for_all(
     start: Start, run: Run, write: Write, job: dict[str, Any], tmp_path: Path
 ) -> None:
-    slow = functools.partial(slow_steps, 0.3)
+    slow = functools.partial(slow_steps, 1.0)
     running = start("train", "--nproc", "2", write(job), sabotage=slow)
     running.wait_for("step 1/")
     running.send(signal.SIGTERM)
@@ -65,8 +65,8 @@ def test_a_read_may_take_longer_than_a_stall_and_a_collective(
 ) -> None:
     assert run("train", write(job)).code == 0
     unfinish(open_store(job["output"]))
-    monkeypatch.setenv("WORKER_STALL_SECONDS", "3")
-    monkeypatch.setenv("WORKER_COLLECTIVE_SECONDS", "4")
-    plan = functools.partial(slow_reads, 9)
+    monkeypatch.setenv("WORKER_STALL_SECONDS", "8")
+    monkeypatch.setenv("WORKER_COLLECTIVE_SECONDS", "10")
+    plan = functools.partial(slow_reads, 20)
     ended = run("train", "--nproc", "2", write(job), sabotage=plan)
     assert ended.code == 0, ended.err

@@ -5,12 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from worker.errors import ConfigurationError
+from worker.layout import PREDICTION_NAME
 from worker.redaction import redacted
 from worker.store import ObjectMissing, Store
 from worker.store.json_records import StoredRecord, get_json
 
 PREDICTIONS, EMBEDDINGS = "predictions/", "embeddings/"
-PLAN_NAME, INDEX_NAME = f"{PREDICTIONS}plan.json", f"{PREDICTIONS}index.json"
+INDEX_NAME = f"{PREDICTIONS}index.json"
 SOURCE = f"{PREDICTIONS}source/"
 """Prefix of what a starter has written down about a source that has no index."""
 
@@ -84,11 +85,11 @@ def read_plan(out: Store) -> PredictionPlan | None:
         ConfigurationError: If the plan is damaged.
     """
     try:
-        plan = get_json(out, PLAN_NAME, PredictionPlan, 1 << 30)
+        plan = get_json(out, PREDICTION_NAME, PredictionPlan, 1 << 30)
     except ObjectMissing:
         return None
     if plan is None:
-        raise ConfigurationError(f"{out.uri}{PLAN_NAME}: is damaged; use another --out")
+        raise ConfigurationError(f"{out.uri}{PREDICTION_NAME}: is damaged; use another --out")
     return plan
 
 

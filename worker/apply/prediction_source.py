@@ -15,15 +15,22 @@ from dataclasses import dataclass
 
 from worker.apply.file_reader import FileReader
 from worker.apply.prediction_plan import LISTS, SOURCE, Kind, PartPlan, PredictionPlan
-from worker.data.image_formats import IMAGE_SUFFIXES, compressed_among, is_image_name
-from worker.data.index import INDEX_NAME, Address, Index, Shard, parse_address, read_index
+from worker.data.image_formats import (
+    IMAGE_SUFFIXES,
+    compressed_among,
+    describe_left_out,
+    is_image_name,
+)
+from worker.data.index import Address, Index, Shard, parse_address, read_index
 from worker.data.read_cache import Cache
 from worker.data.reader import Reader, SampleReader
 from worker.data.scratch import Scratch
 from worker.data.shard_scan import scan_shard
 from worker.data.sidecar import write_sidecar
+from worker.data.tar_source import plain_tars
 from worker.errors import ConfigurationError, DataError
 from worker.job.loaders import ReadSet
+from worker.layout import INDEX_NAME
 from worker.logs import count
 from worker.store import ObjectInfo, ObjectMissing, Store, open_store, read_uri
 from worker.store.json_records import put_json
@@ -82,7 +89,7 @@ def find_images(address: str, out: Store) -> FoundImages:
         index = read_index(found)
         return FoundImages(kind="set", identity=index.identity, place="", parts=_parts(index))
     objects = list(found.store.list())
-    tars = [info for info in objects if info.key.endswith(".tar")]
+    tars = plain_tars(found.store.uri, objects)
     if found.names is not None:
         there = {info.key: info for info in tars}
         missing = [name for name in found.names if name not in there]
@@ -92,7 +99,7 @@ def find_images(address: str, out: Store) -> FoundImages:
     if tars:
         index = _scan(found.store, tars, open_store(f"{out.uri}{place}"))
         return FoundImages(kind="tars", identity=index.identity, place=place, parts=_parts(index))
-    keys = [info.key for info in objects if is_image_name(info.key)]
+    keys = _images_among([info.key for info in objects])
     if not keys and is_image_name(address):
         raise ConfigurationError(
             f"{address}: --out takes a whole set; list single images in a .txt file"
@@ -105,6 +112,13 @@ def find_images(address: str, out: Store) -> FoundImages:
         )
     base = found.store.uri
     return _write_listing(((f"{base}{key}", key) for key in keys), base, out, place)
+
+
+def _images_among(keys: list[str]) -> list[str]:
+    """Return the keys of images; those of unsupported formats are reported."""
+    for line in describe_left_out(keys):
+        log.warning("%s", line)
+    return [key for key in keys if is_image_name(key)]
 
 
 def open_images(plan: PredictionPlan, out: Store) -> tuple[ReadSet, int | None]:

@@ -10,12 +10,14 @@ import boto3
 import botocore.exceptions as boto_errors
 
 from worker.check.table import NO_STORAGE, Caution, Table
-from worker.errors import ConfigurationError, first_line
+from worker.errors import ConfigurationError
 from worker.layout import ATTEMPTS, CHECK
 from worker.logs import count
 from worker.store import ObjectMissing, Store
 from worker.store.aws_settings import check_settings
+from worker.store.error_kinds import IdentityError
 from worker.store.error_messages import NO_BUCKET, translate
+from worker.store.identity import find_credentials
 
 _MULTIPART = 32 << 20  # more than the store sends in a single PUT
 
@@ -24,11 +26,11 @@ def probe_credentials() -> str:
     """Return the source of the credentials that boto3 found, never the credentials themselves."""
     check_settings(os.environ)
     try:
-        found = boto3.session.Session().get_credentials()
+        found = find_credentials(boto3.session.Session())
         if found:
             found.get_frozen_credentials()  # exchanges a token, if there is one, for keys
-    except (boto_errors.BotoCoreError, boto_errors.ClientError) as error:
-        raise ConfigurationError(first_line(error)) from None
+    except (IdentityError, boto_errors.BotoCoreError) as error:
+        raise translate(error, "AWS") from None
     if found is None:
         raise translate(boto_errors.NoCredentialsError(), "AWS")
     return f"from {found.method}"

@@ -60,6 +60,9 @@ def index(
     command exits with 65 and writes no index. After an interruption, the same command resumes
     where it left off.
     """
+    from worker.ranks.stop_signal import StopFlag
+
+    StopFlag(resumes=True).install()
     from worker.data.class_names import read_classes
     from worker.data.index import parse_address, read_index, require_no_index
     from worker.data.index_tars import index_tars

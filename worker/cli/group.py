@@ -1,6 +1,7 @@
 """The `worker` command, which turns the errors of its subcommands into exit codes."""
 
 import os
+import select
 import sys
 from typing import NoReturn
 
@@ -8,7 +9,8 @@ import click
 from click._termui_impl import ProgressBar
 
 from worker import __version__
-from worker.launch.guard import report
+from worker.errors import ExitCode, StopRequested
+from worker.launch.guard import leave, report
 from worker.logs import configure_logs
 from worker.redaction import redacted
 
@@ -33,13 +35,44 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> NoReturn:
         try:
             code = super().invoke(ctx)
+        except click.NoSuchOption as error:
+            raise _redacted(_by_manifest(error)) from None
         except click.ClickException as error:
             raise _redacted(error) from None
-        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError as error:
+            code = ExitCode.DONE if _has_no_reader() else report(error)
+        except KeyboardInterrupt:
+            code = report(StopRequested("stopped on request"))
         except Exception as error:
             code = report(error)
-        sys.exit(code)
+        # The interpreter's own end would take a second with torch, in which a stop signal, no
+        # longer handled, would make a success a failure.
+        leave(code or ExitCode.DONE)
+
+
+def _has_no_reader() -> bool:
+    """Return whether stdout is a pipe that nobody reads anymore, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are always reported
+    return bool(poll.poll(0))
+
+
+def _by_manifest(error: click.NoSuchOption) -> click.ClickException:
+    """Return the same error, or where to set what is no option of a job's command but a setting."""
+    ctx = error.ctx
+    if not ctx or "manifest" not in {parameter.name for parameter in ctx.command.params}:
+        return error
+    from worker.manifest.keys import path_of_setting
+
+    options = (option.lstrip("-") for each in ctx.command.params for option in each.opts)
+    path = path_of_setting(error.option_name.lstrip("-"), options)
+    if not path:
+        return error
+    return click.UsageError(
+        f"No such option {error.option_name!r}; set {path} in the manifest.", ctx
+    )
 
 
 def _redacted(error: click.ClickException) -> click.ClickException:

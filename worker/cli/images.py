@@ -1,9 +1,11 @@
 """The images that a command line names."""
 
+import click
+
 from worker.apply.prediction_plan import LISTS
-from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
-from worker.data.index import INDEX_NAME
+from worker.data.image_formats import IMAGE_SUFFIXES, describe_left_out, is_image_name
 from worker.errors import ConfigurationError
+from worker.layout import INDEX_NAME
 from worker.store import LocalStore, open_store
 
 
@@ -25,6 +27,8 @@ def find_images(address: str) -> list[str]:
         return [address]
     keys = [info.key for info in store.list()]
     names = [key for key in keys if is_image_name(key)]
+    for line in describe_left_out(keys):
+        click.echo(line, err=True)
     if not names and INDEX_NAME in keys:
         raise ConfigurationError(f"{address}: is a packed set; give --out to predict it")
     if not names and isinstance(store, LocalStore) and not is_folder:

@@ -1,14 +1,13 @@
 """Commands that use a finished model."""
 
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from worker.cli.group import main, settle_torch
 from worker.errors import ExitCode, most_fatal
-from worker.launch.guard import leave
 from worker.logs import count, is_live
 from worker.redaction import redacted
 
@@ -25,8 +24,8 @@ from worker.redaction import redacted
 @click.pass_obj
 def evaluate(
     log_format: str, *, model: str, dataset: str, out: str | None, nproc: int | None
-) -> NoReturn:
-    """Judge MODEL on DATASET: every figure with its 95 % interval.
+) -> int:
+    """Judge MODEL on DATASET: every figure with its 95% interval.
 
     MODEL is the output of a finished job or its final/ folder, DATASET any packed or indexed set.
     Classes are matched by name: images of classes that the model does not know are left out and
@@ -34,13 +33,13 @@ def evaluate(
     """
     from worker.ranks.stop_signal import StopFlag
 
-    stop = StopFlag()
+    stop = StopFlag(commits=False)
     stop.install()
     settle_torch()
     from worker.launch.evaluate import run_evaluation
 
     live = is_live(log_format)
-    leave(run_evaluation(model, dataset, out, nproc=nproc, stop=stop, live=live))
+    return run_evaluation(model, dataset, out, nproc=nproc, stop=stop, live=live)
 
 
 @main.command()
@@ -93,7 +92,7 @@ def predict(log_format: str, /, **given: Any) -> int:
             raise click.UsageError("--json is for single images; with --out, give --format")
         if len(given["images"]) > 1:
             raise click.UsageError("--out takes one set; list single images in a .txt file")
-        _predict_set(log_format, given)
+        return _predict_set(log_format, given)
     for option, name in (("embeddings", "embeddings"), ("nproc", "nproc"), ("form", "format")):
         if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} is for whole sets; give --out")
@@ -101,10 +100,10 @@ def predict(log_format: str, /, **given: Any) -> int:
     return _predict_images(given["model"], given["images"], top, as_json=given["as_json"])
 
 
-def _predict_set(log_format: str, given: dict[str, Any]) -> NoReturn:
+def _predict_set(log_format: str, given: dict[str, Any]) -> int:
     from worker.ranks.stop_signal import StopFlag
 
-    stop = StopFlag()
+    stop = StopFlag(commits=False)
     stop.install()
     settle_torch()
     from worker.launch.predict import PredictionOptions, run_prediction
@@ -114,7 +113,7 @@ def _predict_set(log_format: str, given: dict[str, Any]) -> NoReturn:
         format=given["form"],
         embeddings=given["embeddings"],
     )
-    code = run_prediction(
+    return run_prediction(
         given["model"],
         given["images"][0],
         given["out"],
@@ -123,23 +122,27 @@ def _predict_set(log_format: str, given: dict[str, Any]) -> NoReturn:
         stop=stop,
         live=is_live(log_format),
     )
-    leave(code)
 
 
 def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_json: bool) -> int:
     from worker.cli.images import find_images, folder_of
-    from worker.data.reader import BadSample
+
+    # Before torch is imported, which takes seconds.
+    listed = [found for image in images for found in find_images(image)]
+    from worker.data.image_formats import MAX_IMAGE_BYTES
+    from worker.data.reader import BadSample, require_image_size
     from worker.judge.figure_text import share_text
     from worker.judge.intervals import share
     from worker.model.classifier import load_classifier
     from worker.store import ObjectMissing, read_uri
 
     classifier = load_classifier(model)
-    listed = [found for image in images for found in find_images(image)]
     codes, hits = [ExitCode.DONE], [0, 0]
     for image in listed:
         try:
-            chances = classifier.predict(read_uri(image))
+            data = read_uri(image, MAX_IMAGE_BYTES + 1)
+            require_image_size(len(data))
+            chances = classifier.predict(data)
         except BadSample as error:
             codes.append(ExitCode.DATA)
             click.echo(f"error: {redacted(image)}: {error}", err=True)

@@ -26,6 +26,8 @@ def put(*, file: Path, address: str, create_bucket: bool) -> None:
 
     if file.is_dir():
         raise ConfigurationError(f"{file}: is a folder; `worker pack` uploads image folders")
+    if str(file).startswith("s3:/"):  # a path keeps one slash of an address
+        raise ConfigurationError("FILE: is an address; `worker put` uploads a file of this machine")
     if not file.is_file():
         raise ConfigurationError(f"{file}: {'is not a file' if file.exists() else 'no such file'}")
     is_bucket = address.startswith("s3://") and address.count("/") == _SLASHES

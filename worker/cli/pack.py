@@ -143,7 +143,11 @@ def _names(_: Any, __: Any, values: Sequence[str]) -> tuple[str, ...]:
     show_default=True,
     help="Images with more pixels count as bad; see data.max_pixels.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace existing data sets at DEST.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace existing data sets at DEST; jobs on them can then no longer resume.",
+)
 @click.option(
     "--create-bucket", is_flag=True, help="Create the bucket of DEST if it does not exist."
 )
@@ -158,9 +162,10 @@ def pack(source: str, dest: str, **given: Any) -> None:
     Every image is decoded; those that cannot be are all listed. The same source and options give
     the same bytes on any machine. After an interruption, the same command resumes.
     """
+    from worker.ranks.stop_signal import StopFlag
+
+    StopFlag(resumes=True).install()  # in an Indexed Job or an array, too
     from worker.ingest.open_source import open_source
-    from worker.ingest.pack import Pack, passed_over, plan_of
-    from worker.ingest.pack_text import describe_bad, describe_passed_over, describe_plan
     from worker.store.buckets import create_bucket
 
     if given["error_budget"] is not None and given["bad"] == "fail":
@@ -171,6 +176,10 @@ def pack(source: str, dest: str, **given: Any) -> None:
     _require_apart(source, dest)
     opened = open_source(source, _source_options(given))
     click.echo(f"{_shown(source)}: {opened.description}", err=True)
+    # Only now, as torch takes seconds to import.
+    from worker.ingest.pack import Pack, passed_over, plan_of
+    from worker.ingest.pack_text import describe_bad, describe_passed_over, describe_plan
+
     options = _pack_options(given, near=near)
     if given["create_bucket"] and not given["dry_run"]:
         create_bucket(dest)
@@ -184,11 +193,11 @@ def pack(source: str, dest: str, **given: Any) -> None:
     wanted = options.plan
     if given["dry_run"]:  # everything is shown before anything is refused
         wanted = replace(wanted, bad_share=1.0, allow_duplicates=True)
+    # Before anything is refused, so that one look at the source does.
+    for line in describe_passed_over(passed_over(units, opened)):
+        click.echo(line, err=True)
     plan, places = plan_of(units, opened, wanted)
-    for line in [
-        *describe_bad(plan.rows, plan.bad),
-        *describe_passed_over(passed_over(units, opened)),
-    ]:
+    for line in describe_bad(plan.rows, plan.bad):
         click.echo(line, err=True)
     click.echo(describe_plan(plan, near=near))
     if given["dry_run"]:

@@ -1,9 +1,11 @@
 """Commands for existing runs."""
 
 import contextlib
+import itertools
 import json
 import shutil
 import sys
+import textwrap
 import time
 
 import click
@@ -42,12 +44,20 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
                 click.echo(f"\x1b[{lines}A\x1b[J" if live else "", nl=not as_json and not live)
             if live:  # the cursor cannot move up past the top, nor knows of wrapped lines
                 width, height = shutil.get_terminal_size()
-                text = "\n".join(line[:width] for line in text.splitlines()[: height - 1])
+                text = "\n".join(_wrapped(text, width)[: height - 1])
             click.echo(text)
             if not watch or state.startswith(_ENDS):
                 return
             lines = text.count("\n") + 1
             time.sleep(_WATCH_SECONDS)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return the rows of a terminal that lines take, so that nothing of them is lost."""
+    rows = [
+        textwrap.wrap(line, width, subsequent_indent="  ") or [""] for line in text.splitlines()
+    ]
+    return list(itertools.chain.from_iterable(rows))
 
 
 @main.command()
@@ -87,7 +97,8 @@ def report(run: str, out: str) -> None:
 def compare(*, runs: tuple[str, ...], as_json: bool, out: str | None) -> None:
     """Compare RUNS side by side: results, and the settings that differ.
 
-    A run is the output of a job, finished or not. The best value of each result is marked.
+    A run is the output of a job, finished or not. A star marks the best value; the last
+    row says whether the difference could be chance.
     """
     if len(runs) == 1:
         raise click.UsageError("compares two or more runs; for a single run, use `worker report`")

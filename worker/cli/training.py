@@ -3,12 +3,11 @@
 import json
 import os
 import sys
-from typing import NoReturn
 
 import click
 
 from worker.cli.group import main, progress_bar, settle_torch
-from worker.launch.guard import leave
+from worker.errors import ExitCode
 from worker.logs import is_live
 from worker.redaction import redacted
 
@@ -27,7 +26,7 @@ from worker.redaction import redacted
     help="Stop with exit code 75 once this many epochs are trained, evaluated and saved.",
 )
 @click.pass_obj
-def train(log_format: str, manifest: str, nproc: int | None, until: int | None) -> NoReturn:
+def train(log_format: str, manifest: str, nproc: int | None, until: int | None) -> int:
     """Train the job in MANIFEST, or resume it from its last checkpoint.
 
     Stops on SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C with everything committed (exit code 75);
@@ -44,7 +43,7 @@ def train(log_format: str, manifest: str, nproc: int | None, until: int | None) 
     settle_torch()
     from worker.launch.start import run_job
 
-    leave(run_job(loaded, nproc, stop, live=is_live(log_format), until=until))
+    return run_job(loaded, nproc, stop, live=is_live(log_format), until=until)
 
 
 @main.command()
@@ -170,7 +169,7 @@ def find_rates(
     """
     from worker.ranks.stop_signal import StopFlag
 
-    stop = StopFlag()
+    stop = StopFlag(commits=False)
     stop.install()
     from worker.manifest import load_manifest  # takes a while; a signal may come meanwhile
 
@@ -201,7 +200,7 @@ def find_rates(
 @click.argument("manifest")
 @click.option("--nproc", type=click.IntRange(min=1), help="Ranks for each trial, as for `train`.")
 @click.option("--dry-run", is_flag=True, help="Check and list the trials; write nothing.")
-def sweep(manifest: str, nproc: int | None, *, dry_run: bool) -> NoReturn:
+def sweep(manifest: str, nproc: int | None, *, dry_run: bool) -> int:
     """Run the trials of the sweep in MANIFEST, together with any other workers.
 
     Start the same command in any number of pods, array tasks or shells, at any time: they share
@@ -216,11 +215,10 @@ def sweep(manifest: str, nproc: int | None, *, dry_run: bool) -> NoReturn:
 
     loaded = load_sweep(manifest)
     settle_torch()
-    from worker.launch.guard import exit_code
     from worker.launch.sweep import run_sweep
     from worker.launch.sweep_plan import describe_dry_run, plan_sweep
 
     if dry_run:
         click.echo(describe_dry_run(plan_sweep(loaded, nproc or 1)))
-        leave(0)
-    leave(exit_code(lambda: run_sweep(loaded, nproc, stop)))
+        return ExitCode.DONE
+    return run_sweep(loaded, nproc, stop)

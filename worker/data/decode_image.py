@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from worker.data.deep_png import deep_pixels, is_deep
+from worker.data.image_formats import not_an_image
 from worker.data.jpeg_header import count_scans, read_header
 from worker.data.reader import BadSample
 from worker.errors import first_line
@@ -137,7 +138,7 @@ def _decode_any(data: memoryview, spec: ImageSpec) -> Pixels:
     except BadSample:
         raise
     except UnidentifiedImageError:
-        raise BadSample("undecodable", "is not a JPEG, PNG or WebP image") from None
+        raise BadSample("undecodable", f"is {not_an_image(bytes(data[:64]))}") from None
     except Exception as error:  # for hostile bytes, Pillow raises whatever its parsers raise
         reason = first_line(error)
         raise BadSample("undecodable", f"cannot be decoded ({reason})") from None

@@ -5,9 +5,7 @@ import zlib
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_png
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT, _CHUNKS_AT = 24, 8
@@ -71,6 +69,10 @@ def _samples(image: Image.Image, data: memoryview) -> Samples:
     # torchvision.
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.uint16)[None]
+    # They take seconds to import, and commands that only look at headers do without them.
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
     clean = torch.frombuffer(bytearray(_well_formed(data)), dtype=torch.uint8)
     samples: Samples = decode_png(clean, ImageReadMode.UNCHANGED).numpy()
     return samples[:3] if len(samples) >= 3 else samples[:1]

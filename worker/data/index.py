@@ -7,6 +7,7 @@ when the shard is.
 """
 
 import codecs
+import contextlib
 import hashlib
 import itertools
 import math
@@ -23,10 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from worker.data.image_formats import compressed_among
 from worker.errors import ConfigurationError, InfrastructureError, WorkerError
+from worker.layout import INDEX_NAME
 from worker.store import ObjectMissing, Store, open_store, require_no_query
 from worker.store.json_records import put_json
 
-INDEX_NAME = "index.json"
 _MAX_SHARDS = 1_000_000
 _MAX_BYTES = 1 << 50  # of a shard
 _MAX_SAMPLES = 1 << 40
@@ -213,11 +214,10 @@ def read_index(address: Address) -> Index:
         data = address.store.get(INDEX_NAME, 0, _MAX_INDEX_BYTES)
         index = Index.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except ObjectMissing:
-        below = _index_below(address.store)
-        if below:
+        near = _sets_nearby(address.store)
+        if near:
             raise ConfigurationError(
-                f"{uri}: no such object, but there is an index at {below}; "
-                f"use {below.removesuffix(INDEX_NAME)}"
+                f"{uri}: no such object, but there is a data set nearby; use {' or '.join(near)}"
             ) from None
         compressed = compressed_among(_some_names(address.store))
         raise ConfigurationError(
@@ -250,17 +250,19 @@ def _some_names(store: Store) -> list[str]:
         return []
 
 
-def _index_below(store: Store) -> str | None:
-    """Return the address of a split's index, if the store is the folder above the splits."""
-    for split in _USUAL_SPLITS:
-        try:
-            store.get(f"{split}/{INDEX_NAME}", 0, 1)
-        except ObjectMissing:
-            continue
-        except WorkerError:  # a mere hint must cause neither another failure nor a wait
-            return None
-        return f"{store.uri}{split}/{INDEX_NAME}"
-    return None
+def _sets_nearby(store: Store) -> list[str]:
+    """Return the addresses of data sets in splits below a store, and in that above a split."""
+    above, _, name = store.uri.rstrip("/").rpartition("/")
+    found = []
+    with contextlib.suppress(WorkerError):  # a mere hint must cause no other failure
+        for uri in (
+            *(f"{store.uri}{split}/" for split in _USUAL_SPLITS),
+            *((f"{above}/",) if name in _USUAL_SPLITS else ()),
+        ):
+            with contextlib.suppress(ObjectMissing):
+                open_store(uri).get(INDEX_NAME, 0, 1)
+                found.append(uri)
+    return found
 
 
 def require_no_index(store: Store, remedy: str) -> None:
@@ -269,7 +271,10 @@ def require_no_index(store: Store, remedy: str) -> None:
         store.get(INDEX_NAME)
     except ObjectMissing:
         return
-    raise ConfigurationError(f"{store.uri}: already holds a data set; {remedy} or pass --overwrite")
+    raise ConfigurationError(
+        f"{store.uri}: already holds a data set; {remedy}, or pass --overwrite, after which jobs "
+        "on it cannot resume"
+    )
 
 
 def write_index(store: Store, index: Index) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from worker.data.class_names import find_classes, number_of
-from worker.data.decode_image import ImageSpec, decode
 from worker.data.index import Address, Index, Shard, read_index, write_index
 from worker.data.reader import BadSample
 from worker.data.sample_table import write_table
@@ -190,6 +189,9 @@ def _require_budget(
 
 def _look(max_pixels: int, image: bytes) -> None:
     """Decode an image as training would; raise `Unsound` if that fails."""
+    # It takes seconds to import, and scanning does without it.
+    from worker.data.decode_image import ImageSpec, decode
+
     try:
         decode(memoryview(image), ImageSpec(max_pixels))
     except BadSample as error:

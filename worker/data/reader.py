@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from worker.data.image_formats import MAX_IMAGE_BYTES
 from worker.data.index import Index, Shard
 from worker.data.read_cache import Cache
 from worker.data.sample_keys import key_in
@@ -36,6 +37,12 @@ class BadSample(DataError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+def require_image_size(size: int) -> None:
+    """Raise `BadSample` for a file of more bytes than are read as an image."""
+    if size > MAX_IMAGE_BYTES:
+        raise BadSample("undecodable", f"is larger than {MAX_IMAGE_BYTES >> 20} MiB")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from worker.array_files import load_arrays
 from worker.data.shard_scan import Scan
 from worker.data.tar_sample import SampleRow
 from worker.data.tar_source import Tar
@@ -41,11 +42,10 @@ def encode_staged(scan: Scan, tar: Tar, label_field: str, max_pixels: int | None
 
 
 def decode_staged(data: bytes, tar: Tar, label_field: str, max_pixels: int | None) -> Scan | None:
-    with np.load(io.BytesIO(data), allow_pickle=False) as staged:
-        facts = json.loads(staged["facts"].item())
-        # tolist() also turns numpy scalars into Python ints, so that a staged scan equals a fresh
-        # one.
-        rows = staged["rows"].tolist()
+    staged = load_arrays(data)
+    facts = json.loads(staged["facts"].item())
+    # tolist() also turns numpy scalars into Python ints, so that a staged scan equals a fresh one.
+    rows = staged["rows"].tolist()
     expected = (_VERSION, tar.size, tar.version, label_field)
     if (facts["version"], facts["bytes"], facts["tar"], facts["label_field"]) != expected:
         return None

@@ -7,12 +7,17 @@ from typing import NamedTuple
 import xxhash
 
 from worker.data.deep_png import highest_sample, is_deep
-from worker.data.image_formats import IMAGE_SUFFIXES, OTHER_IMAGES, SIGNATURES
+from worker.data.image_formats import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    OTHER_IMAGES,
+    SIGNATURES,
+    not_an_image,
+)
 from worker.data.tar_members import Malformed, Member, ShardStream
 from worker.text import printable, read_name, read_text
 
 _HEAD_BYTES = 32
-_MAX_DEEP_BYTES = 1 << 28
 _LABELS: tuple[str, ...] = ("cls", "json")
 GROUP_SUFFIX = "group"
 """Member that names the group of a sample, such as a patient, which folds keep together."""
@@ -101,8 +106,8 @@ class ScannedSample:
 
     def _read(self, member: Member, stream: ShardStream, suffix: str | None) -> None:
         kept, wanted = bytearray(), _HEAD_BYTES if suffix in IMAGE_SUFFIXES else 0
-        if suffix and self._whole:
-            wanted = _MAX_DEEP_BYTES
+        if suffix and self._whole and member.size <= MAX_IMAGE_BYTES:
+            wanted = MAX_IMAGE_BYTES
         if suffix in (*_LABELS, GROUP_SUFFIX) and not self._whole:
             wanted = _MAX_LABEL_BYTES
         at = member.offset
@@ -114,7 +119,7 @@ class ScannedSample:
             # The first bytes show whether a PNG has 16 bits; finding its highest value takes all
             # pixels.
             if wanted == _HEAD_BYTES and is_deep(kept + piece[:_HEAD_BYTES]):
-                wanted = _MAX_DEEP_BYTES
+                wanted = MAX_IMAGE_BYTES
             kept += piece[: max(0, wanted - len(kept))]
             at += len(chunk)
         if at < member.end:
@@ -122,7 +127,8 @@ class ScannedSample:
             raise Malformed(self.offset, text)
         if suffix:
             # `member.end` is rounded up to a full block, so the padding may have been kept, too.
-            self.heads[suffix] = bytes(kept[: member.size])
+            del kept[member.size :]
+            self.heads[suffix] = bytes(kept)
 
 
 class TarSample:
@@ -173,7 +179,7 @@ def row_of(sample: ScannedSample, label_field: str | None) -> SampleRow:
     label = "" if label_field is None else _label(sample, label_field)
     known = sample.heads[suffix].startswith(SIGNATURES)
     if label_field is not None and not (image.size and known):
-        raise Unsound(f"has {image.name!r}, which is not a JPEG, PNG or WebP image")
+        raise Unsound(f"has {image.name!r}, which is {not_an_image(sample.heads[suffix])}")
     first = image.data_offset - sample.offset
     key = hash_key(sample.key)
     group = sample.heads.get(GROUP_SUFFIX)
@@ -207,8 +213,12 @@ def _label(sample: ScannedSample, label_field: str) -> str:
     kind = next((kind for kind in _LABELS if kind in sample.members), None)
     if kind is None:
         raise Unsound(
-            "has no label: no .cls or .json beside its image; if the label is elsewhere in the "
-            "shard, sort the shard (tar --sort=name)"
+            "has no label: no .cls or .json beside its image; "
+            + (
+                "if folders are the classes, unpack the tar and pack the result with `worker pack`"
+                if "/" in sample.key
+                else "if the label is elsewhere in the shard, sort the shard (tar --sort=name)"
+            )
         )
     if sample.members[kind].size > _MAX_LABEL_BYTES:
         raise Unsound(f"has a .{kind} of {sample.members[kind].size} bytes")

@@ -2,16 +2,20 @@
 
 import itertools
 import json
+import logging
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.data.image_formats import compressed_among, is_image_name
+from worker.data.image_formats import compressed_among, describe_compressed, is_image_name
 from worker.data.index import (
     parse_address,
 )
 from worker.errors import ConfigurationError, DataError
-from worker.store import Store
+from worker.store import ObjectInfo, Store
 from worker.text import read_text
+
+log = logging.getLogger(__name__)
 
 _MAX_LISTED = 10_000
 
@@ -52,7 +56,7 @@ def find_tars(uri: str) -> Source:
     store = address.store
     if address.names is not None:
         return Source(store, _named(store, dict.fromkeys(address.names)))
-    listed = [info for info in store.list() if info.key.endswith(".tar")]
+    listed = plain_tars(store.uri, list(store.list()))
     _require_names(store, [info.key for info in listed])
     tars = tuple(
         Tar(name=info.key, size=info.size, version=info.version)
@@ -64,6 +68,14 @@ def find_tars(uri: str) -> Source:
         more = f"; there are some in {', '.join(folders[:4])}: index each folder" if folders else ""
         raise ConfigurationError(f"{store.uri}: holds no .tar{more or _instead(store)}")
     return Source(store, tars)
+
+
+def plain_tars(uri: str, objects: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    """Return the tars among the objects of a store; compressed ones beside them are reported."""
+    tars = [info for info in objects if info.key.endswith(".tar")]
+    for line in describe_compressed(info.key for info in objects) if tars else ():
+        log.warning("%s: %s", uri, line)
+    return tars
 
 
 def _instead(store: Store) -> str:

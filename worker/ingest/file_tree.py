@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Protocol
 
+from worker.data.reader import require_image_size
 from worker.errors import ConfigurationError
 from worker.store import LocalStore, Store, open_store
 
@@ -42,7 +43,7 @@ class FileTree(Protocol):
         """Return the size of a file in bytes, and its version."""
 
     def read(self, path: PurePath) -> bytes:
-        """Return the contents of a file."""
+        """Return the contents of a file; raises `BadSample` if it is too large for an image."""
 
 
 class StorePath(PurePosixPath):
@@ -85,6 +86,7 @@ class LocalTree:
         return status.st_size, f"{status.st_size} {status.st_mtime_ns}"
 
     def read(self, path: PurePath) -> bytes:
+        require_image_size(self.stat(path)[0])
         try:
             return Path(path).read_bytes()
         except OSError as error:
@@ -136,6 +138,7 @@ class StoreTree:
         return self._files[path]
 
     def read(self, path: PurePath) -> bytes:
+        require_image_size(self.stat(path)[0])
         return self._store.get(str(path)[len(self._store.uri) :])
 
 

@@ -52,6 +52,7 @@ class FolderSource(Source):
             key=file.key,
             label=split.classes[file.label],
             split=split.name,
+            place=str(file.path),
             load=functools.partial(self._tree.read, file.path),
         )
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from worker.data.decode_image import ImageSpec, decode
 from worker.data.deep_png import is_deep
-from worker.data.image_formats import SIGNATURES
+from worker.data.image_formats import SIGNATURES, not_an_image
 from worker.data.reader import BadSample
 
 Pixels = npt.NDArray[np.uint8]
@@ -65,9 +65,11 @@ def check_image(data: bytes, options: ImageOptions) -> Checked:
     Raises:
         BadSample: If training could not use it.
     """
+    if not data:
+        raise BadSample("undecodable", "is empty")
     suffix = next((name for mark, name in _SUFFIXES.items() if data.startswith(mark)), None)
     if suffix is None:
-        raise BadSample("undecodable", "is not a JPEG, PNG or WebP image")
+        raise BadSample("undecodable", f"is {not_an_image(data[:_HEAD_BYTES])}")
     pixels: Pixels = (
         decode(memoryview(data), ImageSpec(options.max_pixels)).permute(1, 2, 0).numpy()
     )

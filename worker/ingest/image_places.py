@@ -5,8 +5,8 @@ import functools
 from pathlib import Path, PurePath, PurePosixPath
 from urllib.parse import urlsplit
 
-from worker.data.image_formats import IMAGE_SUFFIXES, is_image_name
-from worker.data.reader import BadSample
+from worker.data.image_formats import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, is_image_name
+from worker.data.reader import BadSample, require_image_size
 from worker.errors import ConfigurationError
 from worker.ingest.file_tree import FileTree, open_tree
 from worker.ingest.web import read_web
@@ -57,16 +57,18 @@ class ImagePlaces:
         """Return an image.
 
         Raises:
-            BadSample: If there is no such file.
+            BadSample: If there is no such file, or it is too large.
             WorkerError: If it cannot be read.
         """
         if not self._is_relative(name):
             if name.lower().startswith(("http://", "https://")):
                 return read_web(name)
             try:
-                return read_uri(name)
+                data = read_uri(name, MAX_IMAGE_BYTES + 1)
             except ObjectMissing:
                 raise BadSample("missing", "no such file") from None
+            require_image_size(len(data))
+            return data
         if self.on_web:
             below = urlsplit(name).path if "://" in name else name
             return read_web(f"{self._root}/{below.lstrip('/')}")

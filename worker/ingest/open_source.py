@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from worker.data.image_formats import is_image_name
-from worker.data.index import INDEX_NAME
 from worker.errors import ConfigurationError
 from worker.ingest.file_tree import Entry, FileTree, open_tree
 from worker.ingest.folder_source import FolderSource
@@ -17,6 +16,7 @@ from worker.ingest.splits import SPLITS, split_named
 from worker.ingest.table_rows import TABLES
 from worker.ingest.table_source import TableSource
 from worker.ingest.tar_source import Map, TarSource
+from worker.layout import INDEX_NAME
 from worker.store import ObjectInfo, open_store, read_uri
 
 _METADATA = ("metadata.csv", "metadata.jsonl")

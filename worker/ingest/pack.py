@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.data.index import INDEX_NAME, Index, parse_address, read_index, require_no_index
+from worker.data.index import Index, parse_address, read_index, require_no_index
 from worker.data.sample_table import table_name, write_table
 from worker.data.shard_scan import depth_for
 from worker.errors import ConfigurationError, InfrastructureError
@@ -28,8 +28,10 @@ from worker.ingest.rows import Row, UnitRows
 from worker.ingest.source import Source
 from worker.ingest.staging import Receipt, Staging, pack_id
 from worker.ingest.write_shards import OWN_NAME, Changed, Place, ShardWriter
+from worker.layout import INDEX_NAME
 from worker.store import ObjectMissing, Store, open_store
 from worker.store.json_records import put_json
+from worker.store.output_kinds import DATASET, require_no_other_kind
 
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.2, 5.0
 _MAX_IDLE_SECONDS = 1800.0
@@ -103,6 +105,7 @@ class Pack:
                 record = read_dataset_record(store)
                 if record is None or record.pack != self.identity:  # else this one resumes
                     require_no_index(store, "choose another place")
+                    require_no_other_kind(store, DATASET, "choose another place")
 
     def read(self, advance: Advance, *, dry: bool) -> list[UnitRows]:
         """Read this part's units that are still unread; in a dry run, return their rows."""

@@ -96,7 +96,7 @@ def _named(plan: SetPlan, i: int) -> str:
 
 def describe_bad(rows: Sequence[Row], bad: Sequence[int]) -> list[str]:
     """Return a line for each image that is left out."""
-    return [f"left out: {rows[i].key}: {rows[i].bad}" for i in bad]
+    return [f"left out: {rows[i].name}: {rows[i].bad}" for i in bad]
 
 
 def describe_passed_over(kinds: Mapping[str, int]) -> list[str]:

@@ -5,15 +5,19 @@ import io
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, BinaryIO
 
 import xxhash
 
+from worker.data.image_formats import MAX_IMAGE_BYTES
 from worker.data.index import Address, Index, read_index
-from worker.data.reader import BadSample
+from worker.data.reader import BadSample, require_image_size
 from worker.data.sample_keys import key_in
 from worker.data.sidecar import decode_sidecar
 from worker.data.tar_sample import GROUP_SUFFIX
 from worker.errors import ConfigurationError, DataError
+from worker.ingest.object_file import ObjectFile
 from worker.ingest.source import Item, Source, Unit
 from worker.store import ObjectMissing, Store
 
@@ -64,6 +68,13 @@ class PackedSource(Source):
         data, first = b"", 0
         for row in sidecar:
             start, stop = int(row["offset"]), int(row["offset"]) + int(row["length"])
+            if stop - start > MAX_IMAGE_BYTES:
+                item = _large(
+                    io.BufferedReader(ObjectFile(store, shard.name, start, stop), _READ), row
+                )
+                key = item.key or f"{shard.name}-{start}"
+                yield replace(item, key=key, label=index.classes[int(row["label"])], split=split)
+                continue
             if stop > first + len(data):
                 data, first = store.get(shard.name, start, max(stop, start + _READ)), start
             sample = data[start - first : stop - first]
@@ -74,14 +85,39 @@ class PackedSource(Source):
                 key=key,
                 label=index.classes[int(row["label"])],
                 split=split,
-                group=_group_in(sample) if row["group"] != row["key"] else "",
-                load=functools.partial(_give, image, sound),
+                group=_group_in(io.BytesIO(sample)) if row["group"] != row["key"] else "",
+                load=functools.partial(_give, image, len(image), sound=sound),
             )
 
 
-def _group_in(sample: bytes) -> str:
+def _large(sample: BinaryIO, row: Any) -> Item:
+    """Return the image of a sample that is too large for memory, such as one beside a video.
+
+    Args:
+        sample: The sample's part of the shard.
+        row: Its row in the sidecar.
+    """
+    key = key_in(sample.read(_HEAD_BYTES)) or ""
+    sample.seek(0)
+    digest = xxhash.xxh3_64()
+    while piece := sample.read(_READ):
+        digest.update(piece)
+    image, size = b"", int(row["image_length"])
+    if size <= MAX_IMAGE_BYTES:
+        sample.seek(int(row["image_offset"]))
+        image = sample.read(size)
+    sample.seek(0)
+    return Item(
+        key=key,
+        label=None,
+        group=_group_in(sample) if row["group"] != row["key"] else "",
+        load=functools.partial(_give, image, size, sound=digest.intdigest() == row["digest"]),
+    )
+
+
+def _group_in(sample: BinaryIO) -> str:
     """Return the group that a sample's tar members state, so that a set packed anew keeps it."""
-    with tarfile.open(fileobj=io.BytesIO(sample)) as tar:
+    with tarfile.open(fileobj=sample) as tar:
         for member in tar:
             file = tar.extractfile(member)
             if file and member.name.endswith(f".{GROUP_SUFFIX}"):
@@ -89,7 +125,8 @@ def _group_in(sample: bytes) -> str:
     return ""
 
 
-def _give(image: bytes, sound: bool) -> bytes:  # noqa: FBT001 -- bound by position
+def _give(image: bytes, size: int, *, sound: bool) -> bytes:
+    require_image_size(size)
     if not sound:
         raise BadSample("altered", "its bytes differ from those that were indexed")
     return image

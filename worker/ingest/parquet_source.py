@@ -1,7 +1,6 @@
 """Parquet as a source, with images as bytes or paths, as Hugging Face's `datasets` writes it."""
 
 import functools
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from typing import Any
 from worker.data.reader import BadSample
 from worker.errors import ConfigurationError, DataError, first_line
 from worker.ingest.image_places import ImagePlaces
+from worker.ingest.object_file import ObjectFile
 from worker.ingest.source import Item, Source, Unit
 from worker.ingest.splits import split_named
 from worker.ingest.table_columns import TABLE_OPTIONS, Columns, find_columns
@@ -19,32 +19,6 @@ from worker.store import ObjectInfo, Store
 
 _ROWS_AT_ONCE = 64
 _EXTRA = "reading Parquet needs the package pyarrow; install it"
-
-
-class _File(io.RawIOBase):
-    """An object of a store, as a file in which pyarrow can seek."""
-
-    def __init__(self, store: Store, info: ObjectInfo) -> None:
-        self._store, self._info, self._at = store, info, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._info.size)[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._info.size if size < 0 else min(self._at + size, self._info.size)
-        data = self._store.get(self._info.key, self._at, stop) if stop > self._at else b""
-        self._at += len(data)
-        return data
 
 
 class ParquetSource(Source):
@@ -177,7 +151,9 @@ class ParquetSource(Source):
         except ImportError:
             raise ConfigurationError(_EXTRA) from None
         try:
-            return parquet.ParquetFile(arrow.PythonFile(_File(self._store, info), mode="r"))
+            return parquet.ParquetFile(
+                arrow.PythonFile(ObjectFile(self._store, info.key, 0, info.size), mode="r")
+            )
         except (arrow.ArrowException, OSError) as error:
             raise self._damaged(info, error) from None
 

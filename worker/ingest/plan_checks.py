@@ -18,14 +18,15 @@ def require_budget(rows: Sequence[Row], bad: list[int], share: float | None) -> 
         return
     reasons = {rows[i].bad for i in bad}
     if len(bad) == len(rows) > 1 and len(reasons) == 1:
-        reason = f"{reasons.pop()}, such as {rows[0].key}"
+        reason = f"{reasons.pop()}, such as {rows[0].name}"
         if "no such file" in reason:
             reason += "; pass --root with the folder that the paths start from"
         raise DataError(f"none of the {len(rows):,} images can be used: {reason}")
-    remedy = "repair or remove them, or pass --bad skip"
+    them = "it" if len(bad) == 1 else "them"
+    remedy = f"repair or remove {them}, or pass --bad skip"
     if share is not None:
-        remedy = f"more than --error-budget {share:g} allows; repair or remove them"
-    lines = [f"{rows[i].key}: {rows[i].bad}" for i in bad]
+        remedy = f"more than --error-budget {share:g} allows; repair or remove {them}"
+    lines = [f"{rows[i].name}: {rows[i].bad}" for i in bad]
     raise DataError("\n  ".join([f"{count(len(bad), 'image')} cannot be used; {remedy}:", *lines]))
 
 

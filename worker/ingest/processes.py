@@ -11,6 +11,7 @@ from ctypes import c_longlong
 from typing import Any, TypeVar
 
 from worker.errors import InfrastructureError
+from worker.forks import STOP_SIGNALS, die_with
 
 R = TypeVar("R")
 Work = Callable[[int, Callable[[int, int], None]], R]
@@ -65,25 +66,17 @@ def work_on(
     finally:
         # End the processes at once: whatever is complete has been staged.
         for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.terminate()
+            process.kill()
         pool.shutdown(wait=False, cancel_futures=True)
         _current.clear()
         gc.unfreeze()
 
 
 def _leave_to(parent: int) -> None:
-    """Leave Ctrl-C to the parent, which ends its children; end when the parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent)
-
-
-def _end_with(parent: int) -> None:
-    import ctypes
-
-    # 1 is PR_SET_PDEATHSIG: a parent that is killed cannot end its children itself.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    """Leave stop signals to the parent, which ends its children; end when the parent does."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with(parent)
 
 
 def _work_on(part: int) -> Any:

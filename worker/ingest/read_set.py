@@ -11,12 +11,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from worker.data.epoch_plan import keyed_hash
-from worker.data.index import INDEX_NAME, Address, Index, read_index
+from worker.data.index import Address, Index, read_index
 from worker.data.sample_keys import key_in
 from worker.data.sidecar import Sidecar, decode_sidecar
 from worker.errors import ConfigurationError
 from worker.ingest.dataset_record import DatasetRecord, read_dataset_record
 from worker.ingest.splits import SPLITS
+from worker.layout import INDEX_NAME
 from worker.store import ObjectMissing, Store, open_store
 
 _SIDE = 144

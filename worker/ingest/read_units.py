@@ -72,7 +72,13 @@ def read_unit(
 
 def _look(item: Item, options: ImageOptions) -> tuple[Row, Checked | None, int]:
     """Return the row of an item, the image if it is sound, and the number of bytes read."""
-    row = Row(key=item.key, label=item.label or "", split=item.split, group=item.group)
+    row = Row(
+        key=item.key,
+        label=item.label or "",
+        split=item.split,
+        group=item.group,
+        place=item.place,
+    )
     try:
         label = read_name(item.label or "")
     except ValueError as error:
@@ -90,6 +96,7 @@ def _look(item: Item, options: ImageOptions) -> tuple[Row, Checked | None, int]:
     except ConfigurationError as error:
         return row._replace(bad=f"cannot be read: {error}"), None, len(data)
     row = row._replace(
+        place="",  # only bad ones are named by it, and there may be millions of others
         suffix=checked.suffix,
         bytes=len(checked.data),
         original_bytes=len(data),

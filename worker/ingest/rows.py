@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from worker.array_files import load_arrays
+
 _NUMBERS = np.dtype(
     [
         ("bytes", "<u8"),
@@ -54,9 +56,16 @@ class Row(NamedTuple):
     offset: int = 0
     """Where it begins in the chunk."""
     resized: bool = False
+    place: str = ""
+    """Path of the file of a bad image in the source; empty if it has none."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages: the path of its file, or else its key."""
+        return self.place or self.key
 
 
-_TEXTS = ("key", "label", "split", "group", "bad", "suffix")
+_TEXTS = ("key", "label", "split", "group", "bad", "suffix", "place")
 
 
 @dataclass(kw_only=True)
@@ -99,8 +108,8 @@ class UnitRows:
     @classmethod
     def decode(cls, data: bytes) -> "UnitRows":
         """Return the rows that `encode` has encoded; on other bytes, it may raise anything."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            texts, numbers = json.loads(file["texts"].tobytes()), file["numbers"].tolist()
+        arrays = load_arrays(data)
+        texts, numbers = json.loads(arrays["texts"].tobytes()), arrays["numbers"].tolist()
         columns = zip(*(texts[name] for name in _TEXTS), numbers, strict=True)
         rows = [
             Row(

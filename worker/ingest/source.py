@@ -20,6 +20,8 @@ class Item:
     """Returns the encoded image; raises `BadSample` if it is missing or damaged."""
     split: str = ""
     """`train`, `val` or `test`; empty if the source does not say."""
+    place: str = ""
+    """Path of its file in the source, to name it in messages; empty if it has no file."""
     group: str = ""
     """Value of the column that `--group-by` names; empty if there is no such column."""
 

@@ -72,6 +72,7 @@ class TableSource(Source):
             label=label,
             split=split,
             group=group,
+            place=name,
             load=functools.partial(self._places.read, name),
         )
 

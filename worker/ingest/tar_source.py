@@ -20,7 +20,7 @@ from worker.data.image_formats import IMAGE_SUFFIXES, UNPACK
 from worker.data.reader import BadSample
 from worker.data.shard_scan import Scan, read_samples
 from worker.data.tar_sample import TarSample, Unsound
-from worker.data.tar_source import find_tars
+from worker.data.tar_source import find_tars, plain_tars
 from worker.errors import (
     ConfigurationError,
     DataError,
@@ -179,7 +179,7 @@ def _in_store(address: str) -> tuple[_Tar, ...]:
     if address.endswith((".tar", ".json")):
         return _with_splits(_found(address))
     store = open_store(address)
-    tars = [info for info in store.list() if info.key.endswith(".tar")]
+    tars = plain_tars(store.uri, list(store.list()))
     folders = {info.key.partition("/")[0] for info in tars if "/" in info.key}
     splits = {folder: split_named(folder) for folder in folders}
     if folders and all(splits.values()) and all("/" in info.key for info in tars):

@@ -237,10 +237,15 @@ def require_same_identity(job: Job, owner: Identity) -> None:
         for field, value in job.identity.items()
         if owner.get(field, value) != value
     ]
+    if owner.get("job", job.manifest.job) != job.manifest.job:
+        raise ConfigurationError(
+            f"output: {job.output.uri} belongs to another job ({differences[0]}); set a different "
+            "output for this one"
+        )
     if differences:
         raise ConfigurationError(
-            f"output: {job.output.uri} belongs to another job ({'; '.join(differences)}); "
-            "set a different output for this one"
+            f"output: {job.output.uri} was started with settings that cannot change "
+            f"({'; '.join(differences)}); set them back, or set a different output"
         )
 
 

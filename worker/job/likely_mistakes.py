@@ -8,6 +8,8 @@ from worker.numbers import ceil_div
 _TINY_SHARE = 1e-4
 _MAX_SHARE_OF_START = 0.1
 _MIN_IMAGES = 2
+_MAX_PEAKS = {"adam": 0.1, "adamw": 0.1, "sgd": 10.0}
+"""Rates above these, by optimizer, make the loss diverge in almost every job."""
 _STRONG_DECAY = 0.01  # at or above this value, norms and biases are noticeably pulled toward 0
 
 
@@ -23,11 +25,21 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
         The warnings, about the most costly mistakes first.
     """
     train, groups = job.manifest.train, job.groups
-    found = _slow_head(job, layout)
+    found = _high_rates(job) + _slow_head(job, layout)
+    if train.batch_size > job.samples_per_epoch:
+        found.append(
+            f"train.batch_size: {train.batch_size} is more than the "
+            f"{count(job.samples_per_epoch, 'image')} of an epoch, so an epoch is a single step"
+        )
     if train.ema and train.ema**job.total_steps > _MAX_SHARE_OF_START:
         found.append(
             f"train.ema: after {job.total_steps} steps, {train.ema**job.total_steps:.0%} of the "
             "average still comes from the weights of the first step; use a smaller decay"
+        )
+    if job.train.store.uri.startswith("s3://") and not job.output.uri.startswith("s3://"):
+        found.append(
+            f"output: {job.output.uri} is a folder on this machine, although the data are on S3; a "
+            "job that starts elsewhere would not find its checkpoints"
         )
     warmup = job.manifest.optimizer.schedule.warmup
     if warmup and warmup.in_steps(job.steps_per_epoch) >= job.total_steps:
@@ -57,6 +69,18 @@ def likely_mistakes(job: Job, layout: Layout, ranks: int) -> list[str]:
             "optimizer.decay_norms_and_biases: false excludes them"
         )
     return found
+
+
+def _high_rates(job: Job) -> list[str]:
+    """Return a warning if a rate is so high that the loss will probably diverge."""
+    name = job.manifest.optimizer.name
+    fastest = max(job.groups, key=job.peak)
+    if job.peak(fastest) <= _MAX_PEAKS[name]:
+        return []
+    return [
+        f"the rate of {fastest.name} rises to {job.peak(fastest):g}, and {name} usually diverges "
+        f"above {_MAX_PEAKS[name]:g}; check optimizer.lr (`worker find-rates` suggests one)"
+    ]
 
 
 def _slow_head(job: Job, layout: Layout) -> list[str]:

@@ -3,7 +3,6 @@
 Any mistake in a manifest is found here, before ranks connect or a GPU is in use.
 """
 
-import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,12 +14,10 @@ from worker.checkpoint.commit import CommitName, list_commits, read_commit_recor
 from worker.checkpoint.output_owner import owner_of
 from worker.checkpoint.publication_record import read_done
 from worker.data.epoch_plan import steps_per_epoch
-from worker.data.index import INDEX_NAME
 from worker.data.preprocessing import Preprocessing
 from worker.errors import ConfigurationError
 from worker.job.job import EarlierAttempts, Job
 from worker.job.open_data import JobData, naming_field, open_data
-from worker.layout import SWEEP_NAME
 from worker.learn.loss import Criterion, class_weights
 from worker.manifest import ImageSizes, Manifest
 from worker.model.backbone import Backbone, build_backbone, preprocessing_of, sketch_backbone
@@ -28,7 +25,8 @@ from worker.model.model_card import preset_beside
 from worker.model.rate_groups import RateGroup, assign
 from worker.model.regularization import set_dropout, set_stochastic_depth
 from worker.model.skeleton import require_train_size
-from worker.store import ObjectMissing, Store, open_store
+from worker.store import Store, open_store
+from worker.store.output_kinds import JOB, require_no_other_kind
 
 log = logging.getLogger(__name__)
 
@@ -149,20 +147,12 @@ def _read_earlier(output: Store) -> EarlierAttempts | None:
     numbers = attempt_numbers(output)
     owner = owner_of(output, numbers)
     if owner is None:
-        _require_no_other_kind(output)
+        require_no_other_kind(output, JOB, "set a different output")
         if numbers:
             log.warning("%s: its owner cannot be determined, so this job takes it over", output.uri)
         return None
     newest = first_whole(output, numbers[::-1])
     return EarlierAttempts(owner, dict(newest.manifest) if newest else {})
-
-
-def _require_no_other_kind(output: Store) -> None:
-    """Raise `ConfigurationError` if the output of a job holds a sweep or a data set."""
-    for name, kind in ((SWEEP_NAME, "a sweep"), (INDEX_NAME, "a data set")):
-        with contextlib.suppress(ObjectMissing):
-            output.get(name, 0, 1)
-            raise ConfigurationError(f"{output.uri} holds {kind} ({name}); set a different output")
 
 
 def _commits_from_newest(output: Store) -> tuple[CommitName, ...]:

@@ -99,8 +99,9 @@ def _short(value: Any) -> str:
 
 
 def _describe_groups(plan: Outline) -> list[str]:
-    head = ("group", "match", "rate now", "peak", "decay", "tensors", "parameters", "share")
-    return table([(*head, "frozen"), *(_row(group, plan) for group in plan.groups)], left=2)
+    # At most 80 columns for most jobs; `--json` has more.
+    head = ("group", "rate now", "peak", "decay", "parameters", "share", "frozen")
+    return table([head, *(_row(group, plan) for group in plan.groups)])
 
 
 def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
@@ -112,13 +113,12 @@ def _row(group: GroupOutline, plan: Outline) -> tuple[str, ...]:
         frozen = f"until step {group.release_step} (epoch {epoch:.3g})"
     if group.batch_norm == "frozen" and group.release_step is not None:
         frozen += ", but BatchNorm statistics always"
+    own_name = group.name.partition(" (")[0] != "+".join(group.match)
     return (
-        group.name,
-        " ".join(group.match),
+        f"{group.name}: {' '.join(group.match)}" if own_name else group.name,
         f"{group.rate_now:.3g}",
         f"{group.rate_peak:.3g}",
         f"{group.weight_decay:g}",
-        str(group.tensors),
         f"{group.parameters:,}",
         f"{group.share:.2%}",
         frozen,

@@ -1,4 +1,4 @@
-"""Figures as text, each with its 95 % interval."""
+"""Figures as text, each with its 95% interval."""
 
 from worker.judge.measure import Measure
 from worker.manifest.training import Metric

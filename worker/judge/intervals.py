@@ -1,4 +1,4 @@
-"""95 % intervals, each by a method that its function names.
+"""95% intervals, each by a method that its function names.
 
 All of them treat the images as a random sample. They say nothing about images of another kind.
 """
@@ -12,7 +12,7 @@ from worker.judge.measure import Measure, measure
 
 Floats = npt.NDArray[np.float64]
 
-_Z = 1.959963984540054  # the standard normal's 97.5 % quantile
+_Z = 1.959963984540054  # the standard normal's 97.5% quantile
 _DRAWS = 1000
 
 

@@ -1,4 +1,4 @@
-"""Every figure about a model on a set of labeled images, each with its 95 % interval."""
+"""Every figure about a model on a set of labeled images, each with its 95% interval."""
 
 from collections.abc import Sequence
 from typing import Annotated

@@ -6,7 +6,7 @@ from worker.store.json_records import StoredRecord
 
 
 class Measure(StoredRecord):
-    """A figure and its 95 % interval; all None if there is nothing to compute it from."""
+    """A figure and its 95% interval; all None if there is nothing to compute it from."""
 
     value: float | None = None
     low: float | None = None

@@ -23,7 +23,6 @@ from worker.apply.prediction_index import (
     write_prediction_index,
 )
 from worker.apply.prediction_plan import (
-    PLAN_NAME,
     Format,
     PredictionPlan,
     read_plan,
@@ -41,6 +40,7 @@ from worker.launch.launchers import detect, without_peers
 from worker.launch.spawn import run_ranks
 from worker.launch.start import settle_process
 from worker.launch.topology import Spawn, one_node
+from worker.layout import PREDICTION_NAME
 from worker.logs import bind, count, end_live, show_live
 from worker.metrics.exporters import announce, exported
 from worker.metrics.registry import Metrics
@@ -53,6 +53,7 @@ from worker.ranks.rank import Rank
 from worker.ranks.stop_signal import StopFlag
 from worker.ranks.watchdog import Watchdog
 from worker.store import Store, open_store
+from worker.store.output_kinds import PREDICTION, require_no_other_kind
 from worker.store.traffic_counts import listen
 
 log = logging.getLogger(__name__)
@@ -153,12 +154,13 @@ def _settle_plan(
     )
     plan = read_plan(out)
     if plan is None:
+        require_no_other_kind(out, PREDICTION, "use another --out")
         found = find_images(source, out)
         fresh = wanted.model_copy(update=vars(found))
-        out.put_if_absent(PLAN_NAME, json.dumps(fresh.model_dump(), indent=1).encode())
+        out.put_if_absent(PREDICTION_NAME, json.dumps(fresh.model_dump(), indent=1).encode())
         plan = read_plan(out)
     if plan is None:
-        raise InfrastructureError(f"{out.uri}{PLAN_NAME}: cannot be read back as written")
+        raise InfrastructureError(f"{out.uri}{PREDICTION_NAME}: cannot be read back as written")
     require_same(plan, wanted, out)
     return plan
 

@@ -177,7 +177,9 @@ class _Worker:
     def _train(self, manifest: Manifest, until: int) -> int:
         """Train a job up to an epoch in a child process; return its exit code."""
         context = multiprocessing.get_context("fork")
-        child = context.Process(target=_child, args=(os.getpid(), manifest, self._ranks, until))
+        child = context.Process(
+            target=_child, args=(os.getpid(), manifest, self._ranks, until, self._stop)
+        )
         # As for the ranks of a job: a signal that arrives during the fork would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         child.start()
@@ -211,9 +213,9 @@ class _Worker:
         log.info("the sweep is done: %s", describe_best(self._plan, best))
 
 
-def _child(parent: int, manifest: Manifest, ranks: int, until: int) -> None:
+def _child(parent: int, manifest: Manifest, ranks: int, until: int, flag: StopFlag) -> None:
     die_with(parent)
-    stop = StopFlag()
+    stop = StopFlag(parent=flag)
     stop.install()
     # A terminal sends SIGINT to the entire process group; the parent forwards it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from worker.data.loader import Batch
 from worker.data.preprocessing import Preprocessing
+from worker.judge.counter import Counter, add_ranks
 from worker.judge.paired import RIGHT, WRONG, Outcomes
-from worker.judge.tally import Counter, Tally, add_ranks
+from worker.judge.tally import Tally
 from worker.learn.picked_images import Pick, Picker
 from worker.learn.predictor import Predictor
 from worker.ranks.device_transfer import Mark, Uploader

@@ -16,6 +16,7 @@ from worker.errors import ConfigurationError
 _SMOOTHING = 0.9
 _MIN_POINTS = 10
 _MIN_FALL = 0.1
+_MIN_MARGIN = 0.25  # of the lowest loss
 _SIGMAS = 4.0  # strict, as the search for the longest fall also picks the largest noise
 _NORMAL_MEDIAN = 0.6745  # median absolute value of a normal variable, in standard deviations
 _COLUMNS = 60
@@ -162,7 +163,10 @@ def describe_sweep(sweep: Sweep, base: float) -> str:
 
 def _describe_suggestion(sweep: Sweep, base: float) -> list[str]:
     if sweep.suggestion is None:
-        return ["no suggestion: the loss does not clearly fall; set another --low and --high"]
+        return [
+            "no suggestion: the loss does not clearly fall; raise --steps, or set another --low "
+            "and --high"
+        ]
     lines = [
         f"suggestion: optimizer.lr: {sweep.suggestion:.1e} ({sweep.suggestion / base:.2g} "
         "times that of the manifest; scale the groups' absolute rates by the same factor)"
@@ -175,4 +179,6 @@ def _describe_suggestion(sweep: Sweep, base: float) -> list[str]:
 def clipped(sweep: Sweep) -> list[float]:
     """Return the losses, clipped a little above the first, as divergence would hide the fall."""
     first, low = sweep.losses[0], min(sweep.losses)
-    return [min(loss, first + (first - low) / 2) for loss in sweep.losses]
+    # If the loss never falls, the first is the lowest, and the rise has to show.
+    margin = max((first - low) / 2, low * _MIN_MARGIN)
+    return [min(loss, first + margin) for loss in sweep.losses]

@@ -16,7 +16,7 @@ _FIRST_PRINTABLE, _DELETE = 0x20, "\x7f"
 
 def _as_tuple(value: Any) -> Any:
     """Turn a pattern or a list into a tuple; leave anything else to type validation."""
-    if isinstance(value, str):
+    if isinstance(value, str | int | float):  # a number is refused like one in a list
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from worker.manifest.job import Manifest
-from worker.manifest.load import section_in
+from worker.manifest.keys import section_in
 
 _INDEX = re.compile(r"\[\d+\]")
 

@@ -1,9 +1,8 @@
 """Loading and validation of manifests in YAML 1.2 or JSON, with one line per mistake."""
 
-import difflib
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,6 +10,7 @@ from pydantic_core import ErrorDetails
 from worker.errors import ConfigurationError, first_line
 from worker.logs import count
 from worker.manifest.job import Manifest
+from worker.manifest.keys import known_keys, remedy_for
 from worker.manifest.yaml import MAX_BYTES, parse_yaml
 from worker.store import ObjectMissing, read_uri
 from worker.text import printable, read_text
@@ -19,30 +19,6 @@ S = TypeVar("S", bound=BaseModel)
 
 _MAX_SHOWN = 60
 _MAX_COMPLAINTS = 20
-_ALIKE = 0.7
-_ELSEWHERE = {
-    "arch": "model.backbone",
-    "architecture": "model.backbone",
-    "model_name": "model.backbone",
-    "num_epochs": "train.epochs",
-    "learning_rate": "optimizer.lr",
-    "wd": "optimizer.weight_decay",
-    "data_dir": "data.train",
-    "dataset": "data.train",
-    "pretrained": "model.weights",
-    "train_dir": "data.train",
-    "val_dir": "data.val",
-    "train_data": "data.train",
-    "train_prefix": "data.train",
-    "val_data": "data.val",
-    "val_prefix": "data.val",
-    "num_classes": "",
-    "num_workers": "",
-    "gpus": "",
-    "device": "",
-}
-"""Other tools' names for settings; an empty path means that there is no such setting here."""
-_NO_SETTING = "remove it; its value comes from the data or the environment (docs/environment.md)"
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -181,9 +157,8 @@ def _complaint(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{path}: missing; add it"
     if detail["type"] == "extra_forbidden":
-        return (
-            f"{path}: unknown key; {_remedy(str(location[-1])[:_MAX_SHOWN], location[:-1], schema)}"
-        )
+        key = str(location[-1])[:_MAX_SHOWN]
+        return f"{path}: unknown key; {remedy_for(key, location[:-1], schema)}"
     if detail["type"] == "string_pattern_mismatch":
         return (
             f"{path}: must be 1 to 63 lowercase letters, digits and dashes, with no dash at "
@@ -195,45 +170,14 @@ def _complaint(detail: ErrorDetails, schema: type[BaseModel]) -> str:
         items = count(many[bound], "item")
         return f"{path}: must have at {which} {items}, not {many['actual_length']}"
     if detail["type"] == "model_type":
-        return f"{path}: must be a mapping of {', '.join(_known_keys(location, schema))}"
+        return f"{path}: must be a mapping of {', '.join(known_keys(location, schema))}"
+    if detail["type"] == "string_type" and isinstance(detail["input"], (bool, int, float)):
+        # YAML reads a bare 2024, true or 007 as what it looks like.
+        return f"{path}: must be text; put it in quotes"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     given = detail["input"]
     got = f", not {_quoted(given)}" if isinstance(given, (str, int, float)) else ""
     return f"{path}: {message}{got}" if path else f"{message}{got}"
-
-
-def _remedy(key: str, section: list[Any], schema: type[BaseModel]) -> str:
-    """Suggest a remedy for an unknown key: a similar key, or the section it belongs in."""
-    if key.lower() in _ELSEWHERE and schema is Manifest:
-        path = _ELSEWHERE[key.lower()]
-        return f"did you mean {path}?" if path else _NO_SETTING
-    known = _known_keys(section, schema)
-    elsewhere = dict(_paths(schema))
-    near = _nearest(key, known)
-    if key in elsewhere and (near or "").lower() != key.lower():
-        parent = elsewhere[key].rpartition(".")[0]
-        return f"put it under {parent}" if parent else "put it at the top level"
-    if near:
-        return f"did you mean {near}?"
-    far = _nearest(key, elsewhere)
-    return f"did you mean {elsewhere[far]}?" if far else f"known here: {', '.join(known)}"
-
-
-def _nearest(key: str, known: Iterable[str]) -> str | None:
-    key = key.lower()
-    close = difflib.get_close_matches(key, known := list(known), n=1, cutoff=_ALIKE)
-    # Abbreviations (`aug` for `augment`), and keys with a suffix (`lr_base` for `lr`).
-    begun = [name for name in known if name.startswith(key) or key.startswith(f"{name}_")]
-    return next(iter([*close, *begun]), None) if key else None
-
-
-def _paths(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys below a section and their paths, deepest first: `epochs`, `train.epochs`."""
-    for name, info in section.model_fields.items():
-        inner = section_in(info.annotation)
-        if inner:
-            yield from _paths(inner, f"{path}{name}.")
-    yield from ((name, f"{path}{name}") for name in section.model_fields)
 
 
 def _quoted(value: str | float) -> str:
@@ -248,19 +192,3 @@ def _shown(value: str | float) -> str | float:
     if isinstance(value, int) and abs(value) >= 10**_MAX_SHOWN:
         return "a number of more than 60 digits"
     return value
-
-
-def _known_keys(location: list[Any], schema: type[BaseModel]) -> list[str]:
-    """Return the keys of the section at `location`."""
-    section = schema
-    for part in location:
-        if part in section.model_fields:
-            section = section_in(section.model_fields[part].annotation) or section
-    return [info.alias or name for name, info in section.model_fields.items()]
-
-
-def section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a field's type is or contains, as in `X | None` or a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(section_in, get_args(annotation))), None)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from worker.manifest.job import Manifest
-from worker.manifest.load import section_in
+from worker.manifest.keys import section_in
 from worker.manifest.training import Group
 
 _HEAD = "| key | default | meaning |\n|---|---|---|"

@@ -18,6 +18,21 @@ from worker.errors import first_line
 MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 50
+_CLEARER = (
+    (
+        "mapping values are not allowed",
+        "indented farther than the key above it, or a value with a colon needs quotation marks",
+    ),
+    ("expected <block end>", "indented differently from the keys above it; align them"),
+    ("'\\t' that cannot start", "a tab; indent with spaces"),
+    ("expected ',' or", "a bracket or brace before this line is not closed"),
+    ("unexpected end of stream", "a quotation mark before this line is not closed"),
+    (
+        "expected alphabetic or numeric",
+        'a value that begins with * or & needs quotation marks: "*"',
+    ),
+)
+"""Problems as the parser words them, and as users understand them."""
 _DUPLICATE = re.compile(r'found duplicate key "(.*?)" with value .*')
 
 
@@ -34,6 +49,7 @@ def parse_yaml(text: str) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = str(error.problem or error).splitlines()[0]
         # The values that ruamel quotes in its message are not those in the text.
+        problem = next((ours for theirs, ours in _CLEARER if theirs in problem), problem)
         problem = _DUPLICATE.sub(r'the key "\1" appears twice; remove one of the two', problem)
         raise ValueError(f"line {line}: {problem}") from None
     except (YAMLError, TypeError, ValueError, RecursionError, LookupError) as error:

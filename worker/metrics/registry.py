@@ -162,10 +162,10 @@ class Metrics:
             "metric", "The figure that train.metric names, in the last evaluation", "metric"
         )
         self.metric_low = self._job_gauge(
-            "metric_low", "Lower limit of the 95 % interval of that figure", "metric"
+            "metric_low", "Lower limit of the 95% interval of that figure", "metric"
         )
         self.metric_high = self._job_gauge(
-            "metric_high", "Upper limit of the 95 % interval of that figure", "metric"
+            "metric_high", "Upper limit of the 95% interval of that figure", "metric"
         )
         self.best_metric = self._job_gauge(
             "best_metric", "The best value of that figure so far", "metric"

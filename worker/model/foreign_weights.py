@@ -7,7 +7,7 @@ import argparse
 import io
 import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from worker.data.image_formats import compression_of
 from worker.errors import ConfigurationError
+from worker.logs import count
 
 _INSIDE = (
     "state_dict_ema",  # timm
@@ -48,6 +50,13 @@ _PLAIN: list[Any] = [
 runs code when unpickled.
 """
 _COUNTER = "n_averaged"  # of torch's AveragedModel
+_OTHERS = {
+    b"<": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer",
+    b"\x89HDF": "an HDF5 file, as Keras writes them",
+    b"\x93NUMPY": "a NumPy array",
+}
+"""Other files, by their first bytes."""
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _MAX_SHOWN = 8
 
@@ -105,17 +114,31 @@ def _decoded(data: bytes, uri: str) -> Any:
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise almost anything
-        foreign = _GLOBAL.search(str(error))
-        if foreign:
-            raise ConfigurationError(
-                f"model.weights: {uri}: holds {foreign[1]} besides the tensors, but only tensors "
-                "and plain data are read; if you trust the file, convert it: python -c "
-                f'"{CONVERT}"'
-            ) from None
-        raise ConfigurationError(
-            f"model.weights: {uri}: is neither safetensors nor a state dict, or it is cut short "
-            f"({type(error).__name__}); copy the file again"
-        ) from None
+        raise ConfigurationError(f"model.weights: {uri}: {_reason(data, error)}") from None
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    """Return why a file cannot be read as weights, and the remedy."""
+    foreign = _GLOBAL.search(str(error))
+    if foreign:
+        return (
+            f"holds {foreign[1]} besides the tensors, but only tensors and plain data are read; if "
+            f'you trust the file, convert it: python -c "{CONVERT}"'
+        )
+    if "TorchScript" in str(error):
+        return "is a TorchScript program; save its `state_dict()`"
+    if not data:
+        return "is empty; copy the file again"
+    what = next((what for mark, what in _OTHERS.items() if data.startswith(mark)), "")
+    if what:
+        return f"is {what}; give a file written by safetensors or `torch.save`"
+    compression = compression_of(data[:8])
+    if compression and compression != "zip":  # as `torch.save` writes
+        return f"is compressed with {compression}; decompress it"
+    return (
+        "is neither safetensors nor a state dict, or it is cut short "
+        f"({type(error).__name__}); copy the file again"
+    )
 
 
 def _is_safetensors(data: bytes) -> bool:
@@ -134,10 +157,25 @@ def _is_state(found: object) -> bool:
     )
 
 
+def _states_in(
+    found: Mapping[Any, Any], depth: int = 2
+) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Yield the state dicts up to some levels down, each with its path, such as `app.model`."""
+    for key, value in found.items():
+        name = str(key)[:40]
+        if _is_state(value):
+            yield name, value
+        elif isinstance(value, Mapping) and depth > 1:
+            yield from ((f"{name}.{inner}", state) for inner, state in _states_in(value, depth - 1))
+
+
 def _describe(found: object) -> str:
-    """Describe the contents of a file that holds no state dict."""
+    """Describe the contents of a file that holds no state dict where one is looked for."""
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
+    inside = [f"{count(len(state), 'tensor')} under {key}" for key, state in _states_in(found)]
+    if inside:
+        return ", ".join(inside[:_MAX_SHOWN])
     keys = [str(key)[:40] for key in list(found)[:_MAX_SHOWN]]
     return (
         f"the keys {', '.join(keys)}{', …' if len(found) > _MAX_SHOWN else ''}"

@@ -46,6 +46,11 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     inside = ""
     if "/" in weights or "." in weights:  # torchvision's weights names contain neither
         try:
+            if weights.endswith("/"):
+                raise ConfigurationError(
+                    f"{weights}: names a folder; the weights of a finished job are "
+                    f"{weights}final/model.safetensors"
+                )
             data = read_uri(weights)
         except ObjectMissing as error:
             raise ConfigurationError(f"model.weights: {error}; check the address") from None

@@ -45,7 +45,9 @@ def require_known(name: str) -> None:
     known = known_models()
     if name not in known:
         near = nearest_models(name)[:3]
-        remedy = f"did you mean {' or '.join(near)}?" if near else "`worker models` lists all"
+        several = ", ".join(near[:-1])
+        names = f"{several} or {near[-1]}" if several else "".join(near)
+        remedy = f"did you mean {names}?" if near else "`worker models` lists all"
         raise ConfigurationError(f"model.backbone: no model {name!r}; {remedy}")
 
 

@@ -87,7 +87,7 @@ def process_group(rank: Rank, listener: socket.socket | None, stop: StopFlag) ->
         if _is_stopping(stop):
             raise StopRequested(_STOPPED_EARLY) from None
         raise InfrastructureError(
-            f"no rendezvous at {rank.master_addr}:{rank.master_port}: {first_line(error)}"
+            f"no rendezvous at {rank.rendezvous}: {first_line(error)}"
         ) from None
     clean = False
     try:
@@ -239,8 +239,7 @@ def _looks(rank: Rank, stop: StopFlag) -> Iterator[None]:
         time.sleep(_POLL_SECONDS)
         if not said and time.monotonic() > began + _QUIET_SECONDS:
             said = True
-            where = f"{rank.master_addr}:{rank.master_port}"
-            log.warning("rank %d is waiting for the other ranks at %s", rank.rank, where)
+            log.warning("rank %d is waiting for the other ranks at %s", rank.rank, rank.rendezvous)
     raise RuntimeError(
         f"the {rank.world_size} ranks did not meet within "
         f"{Settings.from_env().rendezvous_seconds} s"

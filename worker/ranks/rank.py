@@ -26,3 +26,9 @@ class Rank:
     def leads(self) -> bool:
         """Whether this is rank 0, which writes and logs for all ranks."""
         return self.rank == 0
+
+    @property
+    def rendezvous(self) -> str:
+        """The meeting place of the ranks, as `host:port`; IPv6 has brackets (RFC 3986)."""
+        host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
+        return f"{host}:{self.master_port}"

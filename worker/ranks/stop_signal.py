@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import mmap
 import os
 import signal
 import sys
@@ -23,9 +24,22 @@ class StopFlag:
     """Flag set by any of `STOP_SIGNALS`, which all mean the same and may arrive repeatedly.
 
     `listener`, if set, is called for every signal; a parent uses it to forward them to its ranks.
+
+    Args:
+        resumes: Whether the command may end at any instant, as the same command resumes it.
+        commits: Whether the command commits a checkpoint when it is asked to stop.
+        parent: The flag of the process that forwards signals to this one.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, resumes: bool = False, commits: bool = True, parent: "StopFlag | None" = None
+    ) -> None:
+        self._farewell = (
+            "stopped on request; the same command resumes"
+            if resumes
+            else "stopped on request before anything started; run the command again"
+        )
+        self._cost_of_exit = " and loses what was done since the last checkpoint" if commits else ""
         self.requested = False
         self.has_begun = False
         """Whether there may be anything to commit; if not, a signal ends the process immediately.
@@ -33,6 +47,10 @@ class StopFlag:
         self.listener: Callable[[int], None] | None = None
         # In Unix time, not on the monotonic clock, as Slurm states the job's end in Unix time.
         self._deadline: float | None = None
+        # Shared with forked processes: 1 after Ctrl-C in a terminal, which no SIGKILL follows.
+        # Only the parent knows, as it forwards another signal.
+        self._at_leisure: mmap.mmap = parent._at_leisure if parent else mmap.mmap(-1, 1)
+        self._has_parent = parent is not None
         self._process = 0
 
     def install(self) -> None:
@@ -60,7 +78,10 @@ class StopFlag:
         if self.has_begun and not self.requested and os.getpid() == self._process:
             # In a thread, as this signal may have interrupted the writing of another log line.
             threading.Thread(target=self._acknowledge, args=(number,), daemon=True).start()
-        deadline = time.time() + budget(number, time.time(), os.environ)
+        if os.getpid() == self._process and not self._has_parent:
+            self._at_leisure[0] = number == signal.SIGINT and sys.stderr.isatty()
+        limit = math.inf if self._at_leisure[0] else budget(number, time.time(), os.environ)
+        deadline = time.time() + limit
         # An early warning may be followed by a signal with a closer deadline.
         self._deadline = min(deadline, self._deadline or deadline)
         self.requested = True
@@ -68,7 +89,7 @@ class StopFlag:
             self.listener(number)
         elif not self.has_begun:
             # Exit without an exception: one raised in the middle of an import could crash it.
-            log.info("stopped on request before anything started; run the command again")
+            log.info(self._farewell)
             # The terminal may be gone, or the signal may have interrupted a write to it.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 sys.stderr.flush()
@@ -78,8 +99,8 @@ class StopFlag:
         name = signal.Signals(number).name
         if number == signal.SIGINT and sys.stderr.isatty():
             log.info(
-                "stopping after this step; pressing Ctrl-C again exits at once and loses what was "
-                "done since the last checkpoint"
+                "stopping after this step; pressing Ctrl-C again exits at once%s",
+                self._cost_of_exit,
             )
         else:
             log.info("%s: stopping after this step", name)

@@ -107,9 +107,9 @@ class EvaluationEvent(_Event):
     value: Real | None = None
     """Its value; None if it is undefined."""
     low: Real | None = None
-    """Lower limit of its 95 % interval."""
+    """Lower limit of its 95% interval."""
     high: Real | None = None
-    """Upper limit of its 95 % interval."""
+    """Upper limit of its 95% interval."""
     best: Real | None = None
     """Its best value so far, this evaluation included."""
 

@@ -1,6 +1,5 @@
 """Audit of a run's ledger: whether each epoch trained on each sample as often as planned."""
 
-import io
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from worker.array_files import load_array
 from worker.checkpoint.claim import AttemptRecord, attempt_numbers, first_whole
 from worker.data.epoch_plan import Ids, steps_per_epoch
 from worker.data.index import Index
@@ -81,7 +81,7 @@ def read_ledger(store: Store) -> list[LedgerPart]:
 def _read_rows(store: Store, key: str) -> Rows:
     """Return the rows of a ledger object, int64 [n, 2]; raises `DataError` if it is damaged."""
     try:
-        rows: Rows = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+        rows: Rows = load_array(store.get(key))
     except WorkerError:
         raise
     except Exception:  # on arbitrary bytes, numpy's parsers may raise anything

@@ -89,7 +89,7 @@ def _paired_row(runs: Sequence[Run], *, comparable: bool) -> list[tuple[str, lis
             texts.append(_NOTHING)
         else:
             texts.append(str(compare_outcomes(best.outcomes, one.outcomes)))
-    return [("best : this, only right", texts)]
+    return [("images only one gets right (best : this)", texts)]
 
 
 def _results(name: str, values: Sequence[Any], *, stars: bool) -> list[str]:

@@ -23,7 +23,7 @@ def describe_evaluation(record: EvaluationRecord) -> str:
     """Return the figures and the classes with the lowest F1 as text."""
     judgment = record.judgment
     lines = [f"{name:<10} {text}" for name, text in _facts(record)]
-    lines += ["", *table([("", "with 95 % interval"), *figure_rows([judgment])])]
+    lines += ["", *table([("", "with 95% interval"), *figure_rows([judgment])])]
     worst = sorted(
         (one for one in judgment.classes if one.support), key=lambda one: one.f1.value or 0.0
     )

@@ -212,7 +212,7 @@ def _epochs(evaluations: Sequence[EvaluationEvent]) -> dict[str, Any]:
     if metric != "accuracy":
         head.append(METRIC_NAMES[metric])
     else:
-        head[3] = "accuracy, 95 % interval"
+        head[3] = "accuracy, 95% interval"
     for row, event in zip(rows, evaluations, strict=True):
         figure = metric_text(metric, Measure(value=event.value, low=event.low, high=event.high))
         if metric == "accuracy":

@@ -24,7 +24,7 @@ def reliability_chart(judgment: Judgment) -> str:
             x_label="confidence; an honest model lies on the diagonal",
             lines=[
                 Line(name="accuracy", x=x, y=values, dots=True),
-                Line(name="95 % interval", x=x, y=low, color=7),
+                Line(name="95% interval", x=x, y=low, color=7),
                 Line(name="", x=x, y=high, color=7),
                 Line(name="honest", x=[0, 1], y=[0, 1], color=6),
             ],

@@ -59,7 +59,7 @@ class Status:
     metric: Metric
     """The figure that decides which weights are best."""
     value: Measure
-    """That figure in the last evaluation, with its 95 % interval."""
+    """That figure in the last evaluation, with its 95% interval."""
     best: float | None
     """Its best value so far."""
     images_per_second: float | None

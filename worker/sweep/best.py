@@ -14,7 +14,7 @@ from worker.store.json_records import StoredRecord
 from worker.sweep.halving import ranked
 from worker.sweep.plan import Results, SweepPlan, Unit, rung_means, standing
 
-# 97.5 % quantiles of Student's t distribution with 1, 2, … degrees of freedom.
+# 97.5% quantiles of Student's t distribution with 1, 2, … degrees of freedom.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
@@ -29,7 +29,7 @@ class Best(StoredRecord):
     trial: int
     settings: dict[str, JsonValue]
     figure: Measure
-    """Its mean over all repetitions, or the figure of its only one, with a 95 % interval."""
+    """Its mean over all repetitions, or the figure of its only one, with a 95% interval."""
     outputs: tuple[str, ...]
     """The outputs of its jobs, relative to that of the sweep."""
 
@@ -57,7 +57,7 @@ def best_of(plan: SweepPlan, results: Results) -> Best | None:
 
 
 def figure_of(plan: SweepPlan, results: Results, first: Unit) -> Measure:
-    """Return the mean of a trial over its repetitions at a rung, with its 95 % interval.
+    """Return the mean of a trial over its repetitions at a rung, with its 95% interval.
 
     With several repetitions, it is Student's for the mean, which covers what differs between seeds
     and folds, or the one that follows from the intervals of the figures, whichever is wider: equal
@@ -90,7 +90,7 @@ def figure_of(plan: SweepPlan, results: Results, first: Unit) -> Measure:
 
 
 def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of two or more values, and half of its 95 % interval (Student's)."""
+    """Return the mean of two or more values, and half of its 95% interval (Student's)."""
     mean = math.fsum(values) / len(values)
     spread = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     freedom = len(values) - 1

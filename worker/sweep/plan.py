@@ -46,9 +46,9 @@ class UnitResult(StoredRecord):
     value: float | None = None
     """The figure that trials are compared by; None if the trial has failed."""
     low: float | None = None
-    """Lower limit of its 95 % interval."""
+    """Lower limit of its 95% interval."""
     high: float | None = None
-    """Upper limit of its 95 % interval."""
+    """Upper limit of its 95% interval."""
     code: int = 0
     """The exit code of a trial that has failed."""
 

@@ -23,7 +23,7 @@ class TrialStanding:
     rung: int | None
     """The last rung that all of its repetitions have reached; None if there is none yet."""
     figure: Measure
-    """Its figure there, with a 95 % interval."""
+    """Its figure there, with a 95% interval."""
     first: Measure
     """Its figure at the first rung, which all trials reach."""
     state: State

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch.quasirandom import SobolEngine
-
 from worker.errors import ConfigurationError
 from worker.sweep.manifest import REPEATS, SweepManifest, Vary
 
@@ -27,6 +25,9 @@ def trials_of(sweep: SweepManifest) -> tuple[Settings, ...]:
     choices = {p: v.each or () for p, v in sweep.vary.items() if v.each and p not in REPEATS}
     draws: list[Settings] = [{}]
     if ranges:
+        # Torch takes seconds to import, and `status` and `report` do without it.
+        from torch.quasirandom import SobolEngine
+
         engine = SobolEngine(len(ranges), scramble=True, seed=_seed_of(sweep))
         points = engine.draw(sweep.trials or 1).tolist()
         draws = [

@@ -31,6 +31,10 @@ def export_run(run: str, target: str) -> str:
         raise ConfigurationError(
             f"--to: {target!r} is none of tensorboard:DIR, mlflow:URL and wandb:DIR"
         )
+    if kind == "mlflow" and not place.startswith(("http://", "https://", "databricks")):
+        raise ConfigurationError(
+            f"--to: {target!r}: give the address of the server, as in mlflow:http://HOST:PORT"
+        )
     if importlib.util.find_spec(kind) is None:
         raise ConfigurationError(
             f"--to {kind}: needs the package {_PACKAGES[kind]}; pip install {_PACKAGES[kind]}"

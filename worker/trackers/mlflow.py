@@ -1,6 +1,7 @@
 """A run in an MLflow server; a second export adds what is new."""
 
 import math
+import os
 from itertools import islice
 
 from mlflow.entities import Metric, Param
@@ -8,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from worker.errors import InfrastructureError
+from worker.store.aws_settings import address_in
 from worker.trackers.series import Point, TrackedRun
 
 _EXPERIMENT = "worker"
@@ -23,6 +25,9 @@ def export_to_mlflow(run: TrackedRun, url: str) -> str:
     Raises:
         InfrastructureError: If the server cannot be reached or refuses the data.
     """
+    # Its own defaults would retry for many minutes, without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     try:
         client = MlflowClient(tracking_uri=url)
         run_id = _run_id(client, run)
@@ -47,6 +52,8 @@ def export_to_mlflow(run: TrackedRun, url: str) -> str:
             client.set_terminated(run_id, status, round(1000 * run.ended))
     except MlflowException as error:
         text = str(error).splitlines()[0]
+        if "Max retries exceeded" in text:
+            text = f"{address_in(url)} cannot be reached"
         raise InfrastructureError(f"--to mlflow: {text}; check the address") from None
     return run_id
 

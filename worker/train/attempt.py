@@ -163,8 +163,9 @@ class Attempt:
         if lost:
             raise StopRequested(
                 f"stopped on request after step {self.state.step}; the time left was too short for "
-                f"a checkpoint, so the one of step {durable.committed} is kept and "
-                f"{count(lost, 'step')} {'is' if lost == 1 else 'are'} lost; start again to resume"
+                f"a checkpoint (see WORKER_GRACE_SECONDS), so the one of step {durable.committed} "
+                f"is kept and {count(lost, 'step')} {'is' if lost == 1 else 'are'} lost; start "
+                "again to resume"
             )
         raise StopRequested(
             f"stopped on request after step {self.state.step}, "

@@ -112,13 +112,15 @@ class Steps:
             # epoch is saved by the caller, with its evaluation.
             saves = self._is_due(agreed, step + 1) and left and not agreed.saving
             releases = left and step + 1 == attempt.job.kept_release
-            if agreed.bad or reports or agreed.stop or saves or releases:
+            # A rank alone need not wait for the next exchange, which may be a long step away.
+            stops = agreed.stop or (attempt.rank.world_size == 1 and attempt.stop.requested)
+            if agreed.bad or reports or stops or saves or releases:
                 self._finish()
             if agreed.bad:
                 self.leave_out(fresh)
             if reports:
                 self._report()
-            if agreed.stop:
+            if stops:
                 attempt.end_on_request()
             if releases:
                 attempt.save()

@@ -2,9 +2,7 @@
 
 import contextlib
 import logging
-from dataclasses import replace
 
-import torch
 import torch.distributed as dist
 
 from worker.checkpoint.commit import list_commits, read_commit
@@ -13,7 +11,7 @@ from worker.judge.calibration import fit_temperature
 from worker.judge.figure_text import share_text
 from worker.judge.final_figures import FinalFigures
 from worker.judge.judgment import judge
-from worker.judge.tally import Counter, Tally, add_ranks
+from worker.judge.tally import Tally
 from worker.judge.thresholds import Threshold, thresholds_for
 from worker.learn.evaluation import Findings
 from worker.ranks.leader import by_leader
@@ -81,20 +79,20 @@ def _validate(
 ) -> tuple[float, Tally]:
     """Return the temperature, and the sums over the validation set that it leads to."""
     calibrate = attempt.job.manifest.final.calibrate
-    if validated and validated.step == step and not calibrate:
-        return 1.0, validated.findings.tally
+    known = validated if validated and validated.step == step else None
+    if known and not calibrate:
+        return 1.0, known.findings.tally
     result = validation.run(attempt.learner.result, keep_logits=calibrate)
-    if not calibrate:
+    temperature = _fitted_temperature(result.findings) if calibrate else 1.0
+    if temperature != 1:
         if attempt.leads:
-            attempt.evaluations.write("val", step, result.findings, result.pictures)
-        return 1.0, result.findings.tally
-    temperature, tally = _calibrate(result.findings, len(attempt.job.train.index.classes))
-    if attempt.leads and temperature != 1:
-        log.info("final.calibrate: the temperature is %.4g", temperature)
+            log.info("final.calibrate: the temperature is %.4g", temperature)
+        # Once more, as the pictures and the suspected labels depend on the temperature, too.
+        result = validation.run(attempt.learner.result, temperature=temperature)
+    if attempt.leads and (temperature != 1 or not known):
         # In place of the sums before calibration, so that a report shows one kind of them.
-        calibrated = replace(result.findings, tally=tally)
-        attempt.evaluations.write("val", step, calibrated, result.pictures)
-    return temperature, tally
+        attempt.evaluations.write("val", step, result.findings, result.pictures)
+    return temperature, result.findings.tally
 
 
 def _load_weights(attempt: Attempt) -> int:
@@ -132,19 +130,15 @@ def _restore_best(attempt: Attempt) -> int:
     return state.step
 
 
-def _calibrate(findings: Findings, classes: int) -> tuple[float, Tally]:
-    """Return the temperature, and the sums that the calibrated predictions give."""
-    logits, labels = findings.logits, findings.labels
-    assert logits is not None  # noqa: S101 -- the evaluation was told to keep them
-    temperature = fit_temperature(logits, labels)
+def _fitted_temperature(findings: Findings) -> float:
+    """Return the temperature that fits the predictions best; 1 if none does."""
+    assert findings.logits is not None  # noqa: S101 -- the evaluation was told to keep them
+    temperature = fit_temperature(findings.logits, findings.labels)
     if temperature is None:
         if dist.get_rank() == 0:
             log.warning(
                 "final.calibrate: no temperature fits, as all images of data.val are right, or the "
                 "predictions say nothing; the model is left as it is"
             )
-        return 1.0, findings.tally
-    counter = Counter(classes, torch.device("cpu"))
-    for part, of_part in zip(logits.split(1024), labels.split(1024), strict=True):
-        counter.add(part / temperature, of_part)
-    return temperature, add_ranks(counter.own())
+        return 1.0
+    return temperature

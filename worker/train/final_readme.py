@@ -101,7 +101,7 @@ def _figures(name: str, judgment: Judgment | None) -> list[str]:
         (one.name, str(one.support), *map(share_text, (one.precision, one.recall, one.f1)))
         for one in worst
     ]
-    title = f"On the {judgment.images:,} images of the {name} set, with 95 % intervals:"
+    title = f"On the {judgment.images:,} images of the {name} set, with 95% intervals:"
     return [
         title,
         _table(("figure", name), [row for row in rows if row[1] != "-"]),
