@@ -70,7 +70,8 @@ class _Ceph:
             [mon]
             mon_data = {folder}/mon
             mon_data_avail_warn = 1
-            mon_data_avail_crit = 0
+            # Even at 0, a monitor refuses a disk with less than 1 % left.
+            mon_data_avail_crit = -1
             mon_osd_min_down_reporters = 1
             [osd]
             osd_data = {folder}/osd
