@@ -86,6 +86,17 @@ def endpoint_setting(env: Mapping[str, str]) -> tuple[str, str]:
     return (_IN_FILE if url else ENDPOINTS[-1]), url
 
 
+def settings_in(text: str, env: Mapping[str, str]) -> list[str]:
+    """Return the AWS variables whose values a message of botocore quotes; it names none of them."""
+    return [
+        name
+        for name in sorted(env)
+        if name.startswith("AWS_")
+        and env[name]
+        and re.search(rf"(?<!\w){re.escape(env[name])}(?!\w)", text)
+    ]
+
+
 def address_in(url: str) -> str:
     """Return the scheme, host and port of a URL."""
     scheme, _, rest = url.partition("://")

@@ -13,7 +13,7 @@ from botocore.config import Config
 from worker.environment import Settings
 from worker.errors import ConfigurationError
 from worker.store.aws_profile import unknown_profile
-from worker.store.aws_settings import ENDPOINTS, check_settings
+from worker.store.aws_settings import ENDPOINTS, check_settings, settings_in
 from worker.store.error_kinds import refuse_page, refuse_redirect
 from worker.store.identity import find_credentials
 from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
@@ -68,7 +68,8 @@ def _client(pid: int) -> Any:
         text = str(error)
         for name in ENDPOINTS:  # the endpoint may contain a password in any form
             text = text.replace(os.environ.get(name) or name, name)
-        raise ConfigurationError(f"the S3 client refuses the AWS_* settings: {text}") from None
+        named = " or ".join(settings_in(text, os.environ)) or "AWS settings"
+        raise ConfigurationError(f"{named}: refused by the S3 client: {text}") from None
     client.meta.events.register_first("needs-retry.s3", refuse_redirect)
     client.meta.events.register_first("response-received.s3", refuse_page)
     return client
