@@ -336,6 +336,9 @@ STORE: dict[str, Fault] = {
     "`AWS_CA_BUNDLE` names a folder": lambda env: given(
         env, AWS_CA_BUNDLE="/etc/ssl", AWS_ENDPOINT_URL="https://127.0.0.1:9"
     ),
+    "an AWS variable with a value that boto3 refuses": lambda env: given(
+        env, AWS_RETRY_MODE="fast"
+    ),
     "a profile that does not exist": lambda env: given(env, AWS_PROFILE="nobody"),
     "a token without a role": lambda env: with_identity(env, "http://sts:1", AWS_ROLE_ARN=""),
     "the agent that gives credentials to pods (EKS Pod Identity) is out of reach": lambda env: (
