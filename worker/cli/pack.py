@@ -1,12 +1,7 @@
 """The commands that make data sets from any labeled source and show them."""
 
-import hashlib
 import importlib.util
-import os
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +10,7 @@ from click.core import ParameterSource
 
 from worker import __version__
 from worker.cli.group import main
+from worker.cli.pack_options import Part, names_in, pack_options, reading_options, source_options
 from worker.cli.pack_progress import PackProgress
 from worker.errors import ConfigurationError
 from worker.logs import count
@@ -22,31 +18,11 @@ from worker.redaction import redacted
 
 if TYPE_CHECKING:  # these modules take seconds to import
     from worker.data.index import Index
-    from worker.ingest.open_source import SourceOptions
-    from worker.ingest.pack import Pack, PackOptions
+    from worker.ingest.pack import Pack
     from worker.ingest.planned import SetPlan
     from worker.ingest.rows import UnitRows
 
-_MIB = 1 << 20
-_BUDGET = 0.01
 _SHARE = click.FloatRange(min=0, max=1, max_open=True)
-
-
-class _Part(click.ParamType[tuple[int, int]]):
-    name = "I/N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        index, _, total = str(value).partition("/")
-        if index.isdecimal() and total.isdecimal() and 1 <= int(index) <= int(total):
-            return int(index) - 1, int(total)
-        raise click.BadParameter(
-            f"{value!r} is not I/N with I from 1 to N, such as 2/8", ctx, param
-        )
-
-
-def _names(_: Any, __: Any, values: Sequence[str]) -> tuple[str, ...]:
-    names = (name.strip() for value in values for name in value.split(","))
-    return tuple(filter(None, names))
 
 
 @main.command()
@@ -70,7 +46,7 @@ def _names(_: Any, __: Any, values: Sequence[str]) -> tuple[str, ...]:
 @click.option(
     "--keep-classes",
     multiple=True,
-    callback=_names,
+    callback=names_in,
     help="The only classes to pack, comma-separated or one at a time.",
 )
 @click.option(
@@ -119,7 +95,7 @@ def _names(_: Any, __: Any, values: Sequence[str]) -> tuple[str, ...]:
 )
 @click.option(
     "--part",
-    type=_Part(),
+    type=Part(),
     default="1/1",
     help="Pack the I-th of N parts, while other processes pack the rest.",
 )
@@ -174,16 +150,18 @@ def pack(source: str, dest: str, **given: Any) -> None:
     if given["dry_run"]:
         given["part"] = (0, 1)
     _require_apart(source, dest)
-    opened = open_source(source, _source_options(given))
+    opened = open_source(source, source_options(given))
     click.echo(f"{_shown(source)}: {opened.description}", err=True)
     # Only now, as torch takes seconds to import.
     from worker.ingest.pack import Pack, passed_over, plan_of
     from worker.ingest.pack_text import describe_bad, describe_passed_over, describe_plan
 
-    options = _pack_options(given, near=near)
+    options = pack_options(given, near=near)
     if given["create_bucket"] and not given["dry_run"]:
         create_bucket(dest)
-    packing = Pack(opened, dest, options, {"source": _shown(source), "options": _told(given)})
+    packing = Pack(
+        opened, dest, options, {"source": _shown(source), "options": reading_options(given)}
+    )
     if not given["dry_run"] and _is_done(packing, dest):
         return
     units = _read(packing, dry=given["dry_run"])
@@ -252,68 +230,6 @@ def _tell(dest: str, plan: "SetPlan", indexes: "list[Index]") -> None:
             f"{count(index.samples, 'image')} of {len(index.classes)} classes "
             f"in {count(len(index.shards), 'shard')}"
         )
-
-
-def _source_options(given: dict[str, Any]) -> "SourceOptions":
-    from worker.ingest.open_source import SourceOptions
-    from worker.ingest.tar_source import load_map
-
-    return SourceOptions(
-        image=given["image"],
-        label=given["label"],
-        split=given["split"],
-        group=given["group_by"],
-        root=given["root"],
-        mapped=load_map(given["mapped"]) if given["mapped"] else None,
-        allow_pipe=given["allow_pipe"],
-    )
-
-
-def _pack_options(given: dict[str, Any], *, near: bool) -> "PackOptions":
-    from worker.data.class_names import read_classes
-    from worker.ingest.image_check import ImageOptions
-    from worker.ingest.pack import PackOptions
-    from worker.ingest.planned import PlanOptions
-    from worker.ingest.splits import SplitOptions
-
-    budget = _BUDGET if given["error_budget"] is None else given["error_budget"]
-    return PackOptions(
-        image=ImageOptions(
-            max_pixels=given["max_pixels"],
-            longest_side=given["longest_side"],
-            quality=given["quality"],
-            near=near,
-        ),
-        plan=PlanOptions(
-            split=SplitOptions(
-                val=given["val"],
-                test=given["test"],
-                group_by=given["group_by"],
-                seed=given["seed"],
-                resplit=given["resplit"],
-            ),
-            shard_bytes=int(given["shard_size"] * _MIB),
-            classes=read_classes(given["classes"]) if given["classes"] else None,
-            keep_classes=given["keep_classes"],
-            share=given["share"],
-            bad_share=budget if given["bad"] == "skip" else None,
-            allow_duplicates=given["allow_duplicates"],
-        ),
-        workers=given["workers"] or len(os.sched_getaffinity(0)),
-        memory=given["memory"] * _MIB,
-        part=given["part"],
-        overwrite=given["overwrite"],
-    )
-
-
-def _told(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that say how the source is read."""
-    names = ("image", "label", "split", "root", "mapped", "group_by", "classes")
-    told = {name: redacted(given[name]) for name in names if given[name]}
-    if given["mapped"]:  # another function body is another pack
-        file = getattr(sys.modules.get(given["mapped"].partition(":")[0]), "__file__", None)
-        told["map_digest"] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    return told
 
 
 def _record(

@@ -157,19 +157,7 @@ def outline_job(job: Job, ranks: int) -> Outline:
         window=manifest.data.shuffle.window,
         ranks=ranks,
         shards_per_rank=[plan.shards(rank, ranks) for rank in range(ranks)],
-        decoding=str(
-            decoding_of(
-                Rank(
-                    rank=0,
-                    world_size=ranks,
-                    local_rank=0,
-                    local_world_size=_ranks_here(ranks),
-                    master_addr="",
-                    master_port=0,
-                ),
-                job.lanes,
-            )
-        ),
+        decoding=_describe_decoding(job, ranks),
         saving=_describe_saving(manifest.checkpoint),
         settings={
             "optimizer": manifest.optimizer.model_dump(mode="json", exclude={"groups"}),
@@ -188,6 +176,18 @@ def outline_job(job: Job, ranks: int) -> Outline:
         ],
         warnings=likely_mistakes(job, layout, ranks),
     )
+
+
+def _describe_decoding(job: Job, ranks: int) -> str:
+    rank = Rank(
+        rank=0,
+        world_size=ranks,
+        local_rank=0,
+        local_world_size=_ranks_here(ranks),
+        master_addr="",
+        master_port=0,
+    )
+    return str(decoding_of(rank, job.lanes))
 
 
 def _ranks_here(ranks: int) -> int:
