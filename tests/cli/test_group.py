@@ -1,6 +1,6 @@
 """Help and wrong command lines."""
 
-import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +32,10 @@ def test_a_wrong_command_line_is_2(run: Run) -> None:
         (("plan", "x", "--learning-rate", "1"), "set optimizer.lr in the manifest"),
         (("train", "--batch-sise", "3", "x"), "set train.batch_size in the manifest"),
         (("train", "--epoch=3", "x"), "set train.epochs in the manifest"),
+        (("train", "--weights", "w", "x"), "set model.weights in the manifest"),
+        (("train", "--batch", "3", "x"), "set train.batch_size in the manifest"),
+        (("train", "--precision", "bf16", "x"), "set train.precision in the manifest"),  # of two
+        (("sweep", "--epochs", "3", "x"), "set train.epochs in the base job"),
         (("train", "--fly", "3", "x"), "No such option '--fly'."),
         (("pack", "a", "b", "--epochs", "3"), "No such option '--epochs'."),  # of no job
         (("train", "--nprocs", "3", "x"), "Did you mean '--nproc'?"),
@@ -45,14 +49,43 @@ def test_a_setting_given_as_an_option_is_told_its_place(
     assert message in ended.err
 
 
-def test_a_reader_that_has_left_is_no_failure() -> None:
-    """As in `worker schema | head -1`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "worker", "schema"]
-    with os.fdopen(writer, "w") as out:
-        ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+def unread(redirection: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and stderr of a command to whose stdout a shell does this."""
+    command = f"{redirection.format(shlex.join([sys.executable, '-m', 'worker', *arguments]))}"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
+    )
+    return ended.returncode, ended.stderr
+
+
+LEFT = "{} | true"  # as `| head` has left once it has its lines
+CLOSED = "{} >&-"
+
+
+@pytest.mark.parametrize("redirection", [LEFT, CLOSED])
+def test_a_command_whose_output_nobody_reads_does_its_work(
+    redirection: str, pictures: Path, tmp_path: Path
+) -> None:
+    assert unread(redirection, "schema") == (0, "")
+    assert unread(redirection, "pack", "--help") == (0, "")
+    code, log = unread(redirection, "pack", str(pictures), f"{tmp_path}/set")
+    assert code == 0, log
+    assert (tmp_path / "set" / "train" / "index.json").exists()
+    code, _ = unread(redirection, "check", f"{tmp_path}/nosuch.yaml")
+    assert code == 78, "a verdict stays what it is"
+
+
+def test_a_log_that_nobody_reads_does_not_stop_a_command(pictures: Path, tmp_path: Path) -> None:
+    code, _ = unread("{} 2>&1 > /dev/null | true", "pack", str(pictures), f"{tmp_path}/set")
+    assert code == 0
+    assert (tmp_path / "set" / "train" / "index.json").exists()
+
+
+def test_watching_ends_when_nobody_reads(tmp_path: Path) -> None:
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts" / "000001.json").write_text("{}")
+    code, _ = unread("timeout 60 {} | true", "status", "--watch", str(tmp_path))
+    assert code != 124
 
 
 @pytest.mark.parametrize(

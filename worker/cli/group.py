@@ -1,14 +1,14 @@
 """The `worker` command, which turns the errors of its subcommands into exit codes."""
 
 import os
-import select
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from click._termui_impl import ProgressBar
 
 from worker import __version__
+from worker.cli.streams import settle_streams
 from worker.errors import ExitCode, StopRequested
 from worker.launch.guard import leave, report
 from worker.logs import configure_logs
@@ -32,6 +32,10 @@ def settle_torch() -> None:
 class _Commands(click.Group):
     """Command group that reports any command's error on one line and exits with its code."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        settle_streams()  # also for --help
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> NoReturn:
         try:
             code = super().invoke(ctx)
@@ -41,8 +45,6 @@ class _Commands(click.Group):
             raise _redacted(error) from None
         except (click.exceptions.Exit, click.Abort):
             raise
-        except BrokenPipeError as error:
-            code = ExitCode.DONE if _has_no_reader() else report(error)
         except KeyboardInterrupt:
             code = report(StopRequested("stopped on request"))
         except Exception as error:
@@ -50,13 +52,6 @@ class _Commands(click.Group):
         # The interpreter's own end would take a second with torch, in which a stop signal, no
         # longer handled, would make a success a failure.
         leave(code or ExitCode.DONE)
-
-
-def _has_no_reader() -> bool:
-    """Return whether stdout is a pipe that nobody reads anymore, as after `| head`."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are always reported
-    return bool(poll.poll(0))
 
 
 def _by_manifest(error: click.NoSuchOption) -> click.ClickException:
@@ -70,8 +65,9 @@ def _by_manifest(error: click.NoSuchOption) -> click.ClickException:
     path = path_of_setting(error.option_name.lstrip("-"), options)
     if not path:
         return error
+    where = "base job" if ctx.command.name == "sweep" else "manifest"
     return click.UsageError(
-        f"No such option {error.option_name!r}; set {path} in the manifest.", ctx
+        f"No such option {error.option_name!r}; set {path} in the {where}.", ctx
     )
 
 

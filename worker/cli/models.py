@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from worker.cli.group import main, settle_torch
+from worker.cli.streams import has_reader
 from worker.errors import ExitCode, most_fatal
 from worker.logs import count, is_live
 from worker.redaction import redacted
@@ -159,6 +160,8 @@ def _predict_images(model: str, images: tuple[str, ...], top: int | None, *, as_
         else:
             shown = "  ".join(f"{name} {chance:.4f}" for name, chance in chances[:top])
             click.echo(f"{redacted(image)}: {shown}")
+        if not has_reader():
+            break
     if hits[1]:
         figure = share_text(share(*hits))
         on = f"{count(hits[1], 'image')} in folders named like classes"

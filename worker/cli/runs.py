@@ -11,6 +11,7 @@ import time
 import click
 
 from worker.cli.group import main
+from worker.cli.streams import has_reader
 from worker.errors import DataError
 from worker.redaction import redacted
 
@@ -46,7 +47,7 @@ def status(*, run: str, watch: bool, as_json: bool) -> None:
                 width, height = shutil.get_terminal_size()
                 text = "\n".join(_wrapped(text, width)[: height - 1])
             click.echo(text)
-            if not watch or state.startswith(_ENDS):
+            if not watch or state.startswith(_ENDS) or not has_reader():
                 return
             lines = text.count("\n") + 1
             time.sleep(_WATCH_SECONDS)

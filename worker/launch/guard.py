@@ -44,6 +44,6 @@ def leave(code: int) -> NoReturn:
     """
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     os._exit(code)

@@ -1,0 +1,57 @@
+"""Standard output and error that may lose their reader, as `| head` does, or be closed."""
+
+import io
+import os
+import sys
+from typing import Any
+
+
+class _Outlet(io.TextIOWrapper):
+    """Text stream that discards everything once nobody reads it any longer.
+
+    A command that stopped there would leave its work undone, or hide its exit code.
+    """
+
+    has_reader = True
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._discard()
+            super().flush()
+
+    def _discard(self) -> None:
+        self.has_reader = False
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def settle_streams() -> None:
+    """Make writing to stdout and stderr succeed whether or not anybody reads them."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed, as by `>&-`; this takes its descriptor, too
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            outlet = _Outlet(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, outlet)
+
+
+def has_reader() -> bool:
+    """Return whether anybody still reads stdout, as far as what was written so far has shown."""
+    return getattr(sys.stdout, "has_reader", True)
