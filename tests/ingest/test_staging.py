@@ -152,6 +152,15 @@ def test_another_pack_into_the_same_place_is_refused(run: Run, tars: Path, tmp_p
     assert run(*other, "--overwrite").code == 0
 
 
+def test_a_run_is_not_overwritten(run: Run, tars: Path, tmp_path: Path) -> None:
+    attempt = tmp_path / "run" / "attempts" / "000001.json"
+    attempt.parent.mkdir(parents=True)
+    attempt.write_text("{}")
+    refused = run("pack", str(tars), f"{tmp_path}/run", "--overwrite")
+    assert refused.code == 78
+    assert "holds a job (attempts/000001.json); choose another place" in refused.err
+
+
 def test_nothing_of_an_old_set_is_taken_for_the_new_one(
     run: Run, tars: Path, tmp_path: Path
 ) -> None:

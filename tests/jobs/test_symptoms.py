@@ -339,6 +339,7 @@ STORE: dict[str, Fault] = {
     "an AWS variable with a value that boto3 refuses": lambda env: given(
         env, AWS_RETRY_MODE="fast"
     ),
+    "an empty profile": lambda env: given(env, AWS_PROFILE=""),
     "a profile that does not exist": lambda env: given(env, AWS_PROFILE="nobody"),
     "a token without a role": lambda env: with_identity(env, "http://sts:1", AWS_ROLE_ARN=""),
     "the agent that gives credentials to pods (EKS Pod Identity) is out of reach": lambda env: (
@@ -442,7 +443,7 @@ def test_a_role_may_come_from_a_profile(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_configured_endpoints_may_be_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
-    assert endpoint() == "AWS's own S3 (AWS_ENDPOINT_URL is not set)"
+    assert endpoint() == "AWS's own S3 (AWS_IGNORE_CONFIGURED_ENDPOINT_URLS is set)"
     monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "false")
     assert endpoint() == "http://127.0.0.1:1"
 

@@ -32,24 +32,6 @@ def test_an_unreachable_endpoint_is_infrastructure(
         renew_client()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("AWS_RETRY_MODE", "fast"),
-        ("AWS_METADATA_SERVICE_TIMEOUT", "1s"),
-        ("AWS_DEFAULTS_MODE", "none"),
-        ("AWS_STS_REGIONAL_ENDPOINTS", "eu"),
-    ],
-)
-def test_a_variable_that_boto3_refuses_is_named(
-    name: str, value: str, aws: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(name, value)
-    renew_client()
-    with pytest.raises(ConfigurationError, match=f"^{name}: refused by the S3 client: .*{value}"):
-        s3_client()
-
-
 def test_a_missing_bucket_is_configuration(aws: None) -> None:
     with pytest.raises(ConfigurationError, match="s3://no-such-bucket/x/y: no such bucket"):
         open_store("s3://no-such-bucket/x").get("y")

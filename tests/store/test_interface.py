@@ -152,6 +152,13 @@ def test_addresses_hold_no_control_characters(uri: str) -> None:
         read_uri(f"{uri}/x")
 
 
+@pytest.mark.parametrize("uri", ["x" * 256, "~" + "x" * 255, f"file:///tmp/{'x' * 256}"])
+def test_a_name_that_no_file_can_have_is_refused(uri: str) -> None:
+    for use in (open_store, read_uri):
+        with pytest.raises(ConfigurationError, match="has at most 255 bytes; shorten it"):
+            use(uri)
+
+
 def test_an_object_is_replaced_only_as_it_was_seen(store: Store) -> None:
     assert store.replace("final/x", 1, [b"1"], "")
     assert not store.replace("final/x", 1, [b"2"], "")

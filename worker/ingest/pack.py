@@ -99,13 +99,16 @@ class Pack:
         return bool(record and record.pack == self.identity and _has_index(store))
 
     def require_free(self) -> None:
-        """Raise `ConfigurationError` if the destination holds data sets of another pack."""
-        if not self.options.overwrite:
-            for store in self._stores():
-                record = read_dataset_record(store)
-                if record is None or record.pack != self.identity:  # else this one resumes
+        """Raise `ConfigurationError` if the destination holds anything but this pack.
+
+        Data sets of other packs are no hindrance with the option `overwrite`.
+        """
+        for store in self._stores():
+            record = read_dataset_record(store)
+            if record is None or record.pack != self.identity:  # else this one resumes
+                if not self.options.overwrite:
                     require_no_index(store, "choose another place")
-                    require_no_other_kind(store, DATASET, "choose another place")
+                require_no_other_kind(store, DATASET, "choose another place")
 
     def read(self, advance: Advance, *, dry: bool) -> list[UnitRows]:
         """Read this part's units that are still unread; in a dry run, return their rows."""

@@ -31,7 +31,7 @@ from worker.model.weight_means import has_batch_norm
 from worker.ranks.cpu_cores import cores_per_rank
 from worker.ranks.process_group import device_of
 from worker.store import ObjectMissing, open_store
-from worker.store.output_kinds import require_no_other_kind
+from worker.store.output_kinds import MODEL, require_no_other_kind
 from worker.text import read_text
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def run_average(
     with contextlib.suppress(ObjectMissing):
         store.get(FINAL + CARD_NAME, 0, 1)
         raise ConfigurationError(f"--out: {store.uri} already holds a model; use another --out")
-    require_no_other_kind(store, "a model", "use another --out")
+    require_no_other_kind(store, MODEL, "use another --out")
     models = [load_classifier(run) for run in runs]
     require_alike(models)
     _require_common_start(models)

@@ -1,5 +1,6 @@
 """Object storage behind one small interface: S3 or a local folder."""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "write_uri",
 ]
 
+_LONGEST_NAME = 255  # bytes, NAME_MAX of Linux
 _SHELL = re.compile(r"~[\w.-]*(/|$)|\$[\w{]")
 
 
@@ -31,6 +33,7 @@ def open_store(uri: str) -> Store:
     Opening it sends no request. Raises `ConfigurationError` for any other scheme.
     """
     require_no_query(uri)
+    _require_short_names(uri)
     if "://" in uri:
         uri = uri.strip()  # a path may begin or end with a blank
     try:
@@ -79,6 +82,7 @@ def write_uri(uri: str, data: bytes) -> None:
 
 def _open_parent(uri: str) -> tuple[Store, str]:
     require_no_query(uri)
+    _require_short_names(uri)
     parent, _, name = uri.rpartition("/")
     if not name:
         raise ConfigurationError(f"{uri}: names a folder, but a file is needed")
@@ -98,6 +102,18 @@ def require_no_query(uri: str) -> None:
             "an address must not have a ?query; give s3://BUCKET/KEY, and set the credentials in "
             "the environment"
         )
+
+
+def _require_short_names(uri: str) -> None:
+    """Raise `ConfigurationError` for a path with a name that no file can have."""
+    if "://" in uri and not uri.startswith("file:"):
+        return
+    for name in uri.split("/"):
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"{name[:60]}…: a name of a file or folder has at most {_LONGEST_NAME} bytes; "
+                "shorten it"
+            )
 
 
 def read_uri(uri: str, limit: int | None = None) -> bytes:

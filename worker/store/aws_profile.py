@@ -20,10 +20,17 @@ def configured_endpoint() -> str:
         profile = session.get_scoped_config()
         services = session.full_config.get("services", {})
     except boto_errors.ProfileNotFound:
-        raise unknown_profile() from None
+        raise _unknown_profile() from None
     except boto_errors.BotoCoreError as error:
         raise ConfigurationError(first_line(error)) from None
-    own = services.get(profile.get("services", ""), {}).get("s3", {})
+    name = profile.get("services", "")
+    own = services.get(name, {}) if isinstance(name, str) else name
+    own = own.get("s3", {}) if isinstance(own, dict) else own
+    if not isinstance(own, dict):
+        raise ConfigurationError(
+            "the AWS config file: `services` must name a section [services NAME], in which `s3 =` "
+            "is followed by indented settings"
+        )
     return str(own.get("endpoint_url") or profile.get("endpoint_url") or "")
 
 
@@ -35,9 +42,10 @@ def profile_names() -> list[str]:
         return []
 
 
-def unknown_profile() -> ConfigurationError:
-    """Return the error for a profile that does not exist."""
-    name = next(name for name in PROFILES if os.environ.get(name))
+def _unknown_profile() -> ConfigurationError:
+    name = next(name for name in PROFILES if name in os.environ)
+    if not os.environ[name]:
+        return ConfigurationError(f"{name}: is empty; unset it")
     return ConfigurationError(
         f"{name}: no profile {os.environ[name][:60]!r} in ~/.aws/config or ~/.aws/credentials; "
         "correct it, or unset the variable"

@@ -6,10 +6,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
-from worker.errors import ConfigurationError
-from worker.store.aws_profile import configured_endpoint
+from worker.errors import ConfigurationError, first_line
+from worker.store.aws_profile import PROFILES, configured_endpoint
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+IGNORE_ENDPOINTS = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
 _IN_FILE = "endpoint_url in the AWS config file"
 STS_ENDPOINT = "AWS_ENDPOINT_URL_STS"
 IDENTITY_FILE = "AWS_WEB_IDENTITY_TOKEN_FILE"
@@ -26,6 +27,7 @@ _IDENTITIES = (
 """Variables that name files, which are read if the pair of keys is not set."""
 _SCHEME = re.compile(r"[A-Za-z0-9+.-]+://(?=.*@)")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
+_VALID = re.compile(r"must be one of|\bValid\b|Can only")
 
 
 _ECHO = " (a file or Secret made with `echo` ends with a line break: use `printf %s`)"
@@ -52,15 +54,21 @@ def check_settings(env: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{name}: {env[name][:60]!r} is not a region name")
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
         raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
+    if any(name in env for name in PROFILES):
+        configured_endpoint()  # which fails without the profile
     setting, endpoint = endpoint_setting(env)
     _check_files(env, tls=not endpoint.startswith("http://"))
     for name, url in ((STS_ENDPOINT, env.get(STS_ENDPOINT, "")), (setting, endpoint)):
         if url:
             _check_endpoint(name, url)
     exceptions = {"no": env.get("no_proxy") or env.get("NO_PROXY", "")}
-    host = urlsplit(address_in(endpoint)).hostname or ""
+    host = urlsplit(address_in(endpoint)).hostname or f"s3.{_region(env)}.amazonaws.com"
     if not proxy_bypass_environment(host, exceptions):
         _check_proxy(*proxy_in(env))
+
+
+def _region(env: Mapping[str, str]) -> str:
+    return next((env[name] for name in _REGIONS if env.get(name)), "us-east-1")
 
 
 def _check_files(env: Mapping[str, str], *, tls: bool) -> None:
@@ -77,8 +85,8 @@ def _check_files(env: Mapping[str, str], *, tls: bool) -> None:
 
 def endpoint_setting(env: Mapping[str, str]) -> tuple[str, str]:
     """Return the name of the setting that leads to the store, and its value, empty if not set."""
-    if env.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
-        return ENDPOINTS[-1], ""
+    if env.get(IGNORE_ENDPOINTS, "").lower() == "true":
+        return IGNORE_ENDPOINTS, ""
     for name in ENDPOINTS:
         if env.get(name):
             return name, env[name]
@@ -86,15 +94,24 @@ def endpoint_setting(env: Mapping[str, str]) -> tuple[str, str]:
     return (_IN_FILE if url else ENDPOINTS[-1]), url
 
 
-def settings_in(text: str, env: Mapping[str, str]) -> list[str]:
-    """Return the AWS variables whose values a message of botocore quotes; it names none of them."""
-    return [
+def refused_setting(error: Exception, env: Mapping[str, str]) -> ConfigurationError:
+    """Return the error for a setting that botocore refuses, with the name of its variable."""
+    text = first_line(error)
+    for name in ENDPOINTS:  # the endpoint may contain a password in any form
+        text = text.replace(env.get(name) or name, name)
+    # botocore quotes the value, but does not name the variable; a list of valid values may follow.
+    quoted = _VALID.split(text)[0]
+    named = [
         name
         for name in sorted(env)
         if name.startswith("AWS_")
-        and env[name]
-        and re.search(rf"(?<!\w){re.escape(env[name])}(?!\w)", text)
+        and any(
+            part and re.search(rf"(?<!\w){re.escape(part)}(?!\w)", quoted)
+            for part in (env[name], address_in(env[name]).partition("://")[2])
+        )
     ]
+    subject = " or ".join(named) or "AWS settings"
+    return ConfigurationError(f"{subject}: refused by the S3 client: {text}")
 
 
 def address_in(url: str) -> str:
@@ -171,11 +188,11 @@ def _check_endpoint(name: str, url: str) -> None:
             f"{name}: {shown}has an underscore, which boto3 refuses in a host name; use an alias "
             "or the IP address"
         )
-    path = urlsplit(url).path.strip("/")
+    path = urlsplit(url).path.lstrip("/")
     # Some stores are at a path, such as /storage/v1/s3; a single word is a bucket, as in the
-    # address that Cloudflare's pages give.
+    # address that Cloudflare's pages give, unless a slash at its end says that it is not.
     if path not in ("", "s3") and "/" not in path:
         raise ConfigurationError(
             f"{name}: ends with /{path}, which looks like a bucket; remove it, and give the bucket "
-            f"in addresses: s3://{path}/…"
+            f"in addresses: s3://{path}/… (or end the path of a gateway with a slash: /{path}/)"
         )

@@ -11,9 +11,7 @@ from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool
 from botocore.config import Config
 
 from worker.environment import Settings
-from worker.errors import ConfigurationError
-from worker.store.aws_profile import unknown_profile
-from worker.store.aws_settings import ENDPOINTS, check_settings, settings_in
+from worker.store.aws_settings import check_settings, refused_setting
 from worker.store.error_kinds import refuse_page, refuse_redirect
 from worker.store.identity import find_credentials
 from worker.store.request_deadline import WatchedHTTPConnection, WatchedHTTPSConnection
@@ -62,14 +60,8 @@ def _client(pid: int) -> Any:
                 read_timeout=max(1.0, min(30.0, Settings.from_env().store_deadline_seconds / 3)),
             ),
         )
-    except boto_errors.ProfileNotFound:
-        raise unknown_profile() from None
     except (ValueError, boto_errors.BotoCoreError) as error:
-        text = str(error)
-        for name in ENDPOINTS:  # the endpoint may contain a password in any form
-            text = text.replace(os.environ.get(name) or name, name)
-        named = " or ".join(settings_in(text, os.environ)) or "AWS settings"
-        raise ConfigurationError(f"{named}: refused by the S3 client: {text}") from None
+        raise refused_setting(error, os.environ) from None
     client.meta.events.register_first("needs-retry.s3", refuse_redirect)
     client.meta.events.register_first("response-received.s3", refuse_page)
     return client

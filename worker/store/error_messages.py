@@ -13,7 +13,7 @@ import urllib3.exceptions
 
 from worker.errors import ConfigurationError, InfrastructureError, first_line
 from worker.store.aws_profile import PROFILES, profile_names
-from worker.store.aws_settings import address_in, endpoint_setting, proxy_in
+from worker.store.aws_settings import IGNORE_ENDPOINTS, address_in, endpoint_setting, proxy_in
 from worker.store.error_kinds import (
     IdentityError,
     NotS3,
@@ -61,7 +61,8 @@ _REFUSALS = {
 def endpoint() -> str:
     """Return the endpoint's address, without any credentials in it."""
     name, url = endpoint_setting(os.environ)
-    return address_in(url) if url else f"AWS's own S3 ({name} is not set)"
+    state = "is" if name == IGNORE_ENDPOINTS else "is not"
+    return address_in(url) if url else f"AWS's own S3 ({name} {state} set)"
 
 
 def _setting() -> str:

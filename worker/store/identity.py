@@ -14,7 +14,13 @@ import botocore.parsers
 from botocore.credentials import Credentials
 
 from worker.errors import ConfigurationError, InfrastructureError, first_line
-from worker.store.aws_settings import IDENTITY_FILE, ROLE, STS_ENDPOINT, address_in
+from worker.store.aws_settings import (
+    IDENTITY_FILE,
+    ROLE,
+    STS_ENDPOINT,
+    address_in,
+    refused_setting,
+)
 from worker.store.error_kinds import (
     CONTAINER,
     REFUSED_BY_AGENT,
@@ -39,6 +45,8 @@ def find_credentials(session: Any) -> Any:
         credentials = session.get_credentials()
     except boto_errors.CredentialRetrievalError as error:
         raise IdentityError(error.kwargs["provider"]) from error
+    except ValueError as error:
+        raise refused_setting(error, os.environ) from None
     except boto_errors.InvalidConfigError:
         # A profile may set the role, too, so only botocore knows that there is none.
         if os.environ.get(IDENTITY_FILE) and not os.environ.get(ROLE):

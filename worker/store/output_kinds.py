@@ -1,11 +1,16 @@
 """The kinds of outputs, which must not share an address: each would take the other's objects."""
 
 from worker.errors import ConfigurationError
-from worker.layout import ATTEMPTS, INDEX_NAME, PREDICTION_NAME, SWEEP_NAME
+from worker.layout import ATTEMPTS, CARD_NAME, FINAL, INDEX_NAME, PREDICTION_NAME, SWEEP_NAME
 from worker.store.interface import ObjectMissing, Store
 
-JOB, SWEEP, DATASET, PREDICTION = "a job", "a sweep", "a data set", "a prediction"
-_MARKS = {SWEEP: SWEEP_NAME, DATASET: INDEX_NAME, PREDICTION: PREDICTION_NAME}
+JOB, SWEEP, DATASET = "a job", "a sweep", "a data set"
+PREDICTION, MODEL = "a prediction", "a model"  # as `worker average` writes it, without a job
+_MARKS = {
+    SWEEP: SWEEP_NAME,
+    DATASET: INDEX_NAME,
+    PREDICTION: PREDICTION_NAME,
+}
 
 
 def require_no_other_kind(store: Store, own: str, remedy: str) -> None:
@@ -13,21 +18,19 @@ def require_no_other_kind(store: Store, own: str, remedy: str) -> None:
 
     Args:
         store: The output.
-        own: Its kind: `JOB`, `SWEEP`, `DATASET` or `PREDICTION`.
+        own: Its kind: `JOB`, `SWEEP`, `DATASET`, `PREDICTION` or `MODEL`.
         remedy: What to do about it.
     """
-    for kind in (JOB, *_MARKS):
-        mark = _mark(store, kind) if kind != own else ""
-        if mark:
+    attempt = next((info.key for info in store.list(ATTEMPTS)), "")
+    marks = {JOB: attempt} if attempt else {MODEL: FINAL + CARD_NAME}  # a job's model is its own
+    for kind, mark in (marks | _MARKS).items():
+        if kind != own and (mark == attempt or _holds(store, mark)):
             raise ConfigurationError(f"{store.uri} holds {kind} ({mark}); {remedy}")
 
 
-def _mark(store: Store, kind: str) -> str:
-    """Return the name of an object that only this kind of output has; empty if there is none."""
-    if kind == JOB:
-        return next((info.key for info in store.list(ATTEMPTS)), "")
+def _holds(store: Store, name: str) -> bool:
     try:
-        store.get(_MARKS[kind], 0, 1)
+        store.get(name, 0, 1)
     except ObjectMissing:
-        return ""
-    return _MARKS[kind]
+        return False
+    return True
