@@ -64,6 +64,22 @@ def test_a_short_id_of_a_key_may_be_a_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert redacted(text) == "file:///home/stranger/x [hidden] [hidden]"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GOOGLE_APPLICATION_CREDENTIALS", '{"private_key": "hunter2/hunter2"}'),
+        ("DB_PASSWORD_SOCK", "hunter2hunter2"),
+        ("TOKEN_LIMIT", "letmeinplease"),
+        ("PASSWORD_STORE", "hunter2hunter2"),
+    ],
+)
+def test_what_such_a_name_does_not_usually_hold_is_hidden(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert redacted(f"it is {value}") == "it is [hidden]"
+
+
 @pytest.mark.parametrize("name", ["STORE_PASSWORD", "MAX_AUTH_TOKEN", "COUNT_SECRET"])
 def test_what_ends_like_a_secret_is_one_even_if_it_is_a_word(
     name: str, monkeypatch: pytest.MonkeyPatch

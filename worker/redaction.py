@@ -25,13 +25,16 @@ _WORDS = re.compile(r"[A-Za-z]+([-_. ][A-Za-z]+)*")
 # Variables with such names hold the location of a secret. A webhook's URL, however, is itself a
 # secret.
 _PLACE_NAME = re.compile(
-    r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|DIRECTORY|SOCK|URI|URL|ARN|HOST|ADDR|PORT|NAME)$|"
-    r"^GOOGLE_APPLICATION_CREDENTIALS$",
+    r"^(?!.*WEBHOOK).*_(FILE|PATH|DIR|DIRECTORY|URI|URL|ARN|HOST|ADDR|PORT|NAME)$",
     re.IGNORECASE,
 )
-# Such names hold a number, or the name of a program: MAX_NEW_TOKENS, TOKEN_LIMIT, PASSWORD_STORE.
-# What ends like a secret (STORE_PASSWORD) is one.
-_PLAIN_NAME = re.compile(r"^(MAX|MIN|NUM)_.*TOKENS$|_(COUNT|LIMIT|STORE)$", re.IGNORECASE)
+# These do, too, if what they hold looks like a path: SSH_AUTH_SOCK. Some put the secret there.
+_PATH_NAME = re.compile(r"_SOCK$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE)
+_LIKE_A_PATH = re.compile(r"[^\s{]*/[^\s]*|[\w.-]+\.json")
+# Such names hold a number, MAX_NEW_TOKENS and TOKEN_LIMIT, or a word, PASSWORD_STORE. What ends
+# like a secret (STORE_PASSWORD) is one.
+_NUMBER_NAME = re.compile(r"^(MAX|MIN|NUM)_.*TOKENS$|_(COUNT|LIMIT)$", re.IGNORECASE)
+_WORD_NAME = re.compile(r"_STORE$", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/@:\s]*:(.*)@")
 _ADDRESS = re.compile(r"[^\s\"']+")  # a password may hold < and >
 _TOKEN = re.compile(r"[^\s\"'<>]+")
@@ -118,7 +121,11 @@ def _is_secret(name: str, value: str) -> bool:
     """Return whether a variable holds a secret rather than the path to one, or a mere word."""
     if name in _FOLDERS or _PLACE_NAME.search(name):
         return False
-    if _PLAIN_NAME.search(name) and (value.isdecimal() or _WORDS.fullmatch(value)):
+    if _PATH_NAME.search(name) and _LIKE_A_PATH.fullmatch(value):
+        return False
+    if _NUMBER_NAME.search(name) and value.isdecimal():
+        return False
+    if _WORD_NAME.search(name) and _WORDS.fullmatch(value):
         return False
     doubtful = _DOUBTFUL_NAME.search(name) and not _WORDS.fullmatch(value)
     return bool(_SECRET_NAME.search(name) or doubtful)

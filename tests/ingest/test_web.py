@@ -139,6 +139,23 @@ def test_a_login_is_used_and_never_shown(server: str, run: Run, tmp_path: Any) -
     assert "hunter3" not in refused.err + refused.out
 
 
+def test_a_bad_image_of_a_table_is_named_without_login_and_signature(
+    server: str, run: Run, tmp_path: Any
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        f"image,label\nhttp://me:hunter2@{server}/whole.jpg?X-Amz-Signature=deadbeef,ants\n"
+    )
+    refused = run("pack", f"{tmp_path}/t.csv", f"{tmp_path}/set")
+    assert refused.code == 65
+    assert "/whole.jpg?[hidden]: is not a JPEG" in refused.err
+    staged = b"".join(path.read_bytes() for path in tmp_path.glob("set/.pack/**/*.npz"))
+    assert staged
+    for secret in ("hunter2", "deadbeef"):
+        assert secret not in refused.err + refused.out
+        assert secret.encode() not in staged
+        assert secret.encode("utf-32-le") not in staged
+
+
 def test_sources_of_several_kinds_together(server: str, run: Run, tmp_path: Any) -> None:
     (tmp_path / "x.tar").write_bytes(WHOLE)
     ended = run("pack", f"http://{server}/whole.tar::{tmp_path}/x.tar", f"{tmp_path}/set")

@@ -12,8 +12,18 @@ from worker.manifest.yaml import parse_yaml
         ("job: a: b\n", "line 1: .*a value with a colon needs quotation marks"),
         ("data:\n  train: x\n val: y\n", "line 3: indented differently from the keys above it"),
         ("data:\n\ttrain: x\n", "line 2: a tab; indent with spaces"),
-        ("optimizer: {lr: 1\n", "line 2: a bracket or brace before this line is not closed"),
-        ("lr: [1, 2\njob: a\n", "line 2: a bracket or brace before this line is not closed"),
+        ("optimizer: {lr: 1\n", "line 2: a comma is missing, or a bracket or brace is not closed"),
+        (
+            '{"job": "a"\n"lr": 1}',
+            "line 2: a comma is missing, or a bracket or brace is not closed",
+        ),
+        (
+            'output: "s3://runs/"ants\n',
+            "line 1: text after a closing quotation mark; quote the whole",
+        ),
+        ("a: [1]]\n", "line 1: a closing bracket too many"),
+        ("a: {b: 1}}\n", "line 1: a closing brace too many"),
+        ("lr: [1, 2\njob: a\n", "line 2: a comma is missing, or a bracket or brace is not closed"),
         ('job: "a\n', "line 2: a quotation mark before this line is not closed"),
         (
             "groups:\n- match: *\n",

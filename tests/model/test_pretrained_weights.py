@@ -167,9 +167,10 @@ def test_what_is_no_weights_file_at_all_is_named(
         load_pretrained(build(), f"{tmp_path}/w.pth")
 
 
-def test_the_folder_of_a_run_leads_to_its_weights(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=f"{tmp_path}/final/model.safetensors$"):
-        load_pretrained(build(), f"{tmp_path}/")
+@pytest.mark.parametrize("folder", ["", "final/"])
+def test_the_folder_of_a_run_leads_to_its_weights(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"are {tmp_path}/final/model.safetensors$"):
+        load_pretrained(build(), f"{tmp_path}/{folder}")
 
 
 def refused(tmp_path: Path, state: dict[str, torch.Tensor], complaint: str) -> None:

@@ -60,8 +60,12 @@ def test_only_a_command_that_commits_speaks_of_checkpoints(
     assert ("since the last checkpoint" in caplog.text) == commits
 
 
-def time_left(numbers: tuple[int, ...], *, terminal: bool, in_rank: bool) -> None:
+def time_left(
+    numbers: tuple[int, ...], *, terminal: bool, in_rank: bool, torchrun: bool = False
+) -> None:
     """Exit with the seconds left after signals, at most 99, here or in a rank that is forked."""
+    if torchrun:
+        os.environ["TORCHELASTIC_RUN_ID"] = "x"
     stop = StopFlag()
     stop.has_begun = True
     stop.install()
@@ -113,6 +117,18 @@ def test_ctrl_c_in_a_terminal_leaves_all_the_time_there_is(
     process.join(30)
     assert process.exitcode is not None
     assert process.exitcode == 99 if unlimited else 20 < process.exitcode < 30
+
+
+def test_ctrl_c_under_torchrun_is_followed_by_sigkill() -> None:
+    process = get_context("forkserver").Process(
+        target=time_left,
+        args=((INT,),),
+        kwargs={"terminal": True, "in_rank": False, "torchrun": True},
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode is not None
+    assert 20 < process.exitcode < 30
 
 
 def test_a_hangup_stays_ignored_under_nohup() -> None:

@@ -12,6 +12,7 @@ from worker.ingest.image_check import Checked, ImageOptions, check_image
 from worker.ingest.plan import order_of
 from worker.ingest.rows import Row, UnitRows
 from worker.ingest.source import Item, Source
+from worker.redaction import redacted
 from worker.text import read_name
 
 Advance = Callable[[int, int], None]
@@ -58,6 +59,8 @@ def read_unit(
     chunk = _Chunk()
     for item in source.items(unit):
         row, checked, size = _look(item, options)
+        if row.bad:  # an address may have a login or a signature, and what is bad is shown
+            row = row._replace(place=redacted(row.place), bad=redacted(row.bad))
         rows.append(row)
         if checked and put_chunk and (checked.resized or not source.rereads):
             chunk.waiting.append((len(rows) - 1, checked.data))

@@ -11,6 +11,9 @@ from worker.manifest.job import Manifest
 _ALIKE = 0.7
 _ELSEWHERE = {
     "arch": "model.backbone",
+    "weights": "model.weights",
+    "batch": "train.batch_size",
+    "bs": "train.batch_size",
     "architecture": "model.backbone",
     "model_name": "model.backbone",
     "num_epochs": "train.epochs",
@@ -40,7 +43,7 @@ def path_of_setting(name: str, options: Iterable[str]) -> str | None:
     Its name may be that of other tools, or misspelled: `--epoch` yields `train.epochs`.
     """
     name = name.lower().replace("-", "_")
-    paths = dict(_paths(Manifest)) | _ELSEWHERE
+    paths = _paths(Manifest) | _ELSEWHERE
     near = difflib.get_close_matches(name, [*options, *paths], n=1, cutoff=_ALIKE)
     return paths.get(near[0]) if near else None
 
@@ -51,7 +54,7 @@ def remedy_for(key: str, section: list[Any], schema: type[BaseModel]) -> str:
         path = _ELSEWHERE[key.lower()]
         return f"did you mean {path}?" if path else _NO_SETTING
     known = known_keys(section, schema)
-    elsewhere = dict(_paths(schema))
+    elsewhere = _paths(schema)
     near = _nearest(key, known)
     if key in elsewhere and (near or "").lower() != key.lower():
         parent = elsewhere[key].rpartition(".")[0]
@@ -70,13 +73,19 @@ def _nearest(key: str, known: Iterable[str]) -> str | None:
     return next(iter([*close, *begun]), None) if key else None
 
 
-def _paths(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys below a section and their paths, deepest first: `epochs`, `train.epochs`."""
+def _paths(schema: type[BaseModel]) -> dict[str, str]:
+    """Return all keys and their paths; for one of several sections, the path most likely meant."""
+    found = sorted(_each_path(schema), key=lambda at: (at[1].count("."), at[1] != f"train.{at[0]}"))
+    return dict(reversed(found))
+
+
+def _each_path(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys below a section and their paths: `epochs`, `train.epochs`."""
     for name, info in section.model_fields.items():
+        yield name, f"{path}{name}"
         inner = section_in(info.annotation)
         if inner:
-            yield from _paths(inner, f"{path}{name}.")
-    yield from ((name, f"{path}{name}") for name in section.model_fields)
+            yield from _each_path(inner, f"{path}{name}.")
 
 
 def known_keys(location: list[Any], schema: type[BaseModel]) -> list[str]:

@@ -23,9 +23,12 @@ _CLEARER = (
         "mapping values are not allowed",
         "indented farther than the key above it, or a value with a colon needs quotation marks",
     ),
+    ("found '<scalar>'", "text after a closing quotation mark; quote the whole value"),
+    ("<block end>, but found ']'", "a closing bracket too many"),
+    ("<block end>, but found '}'", "a closing brace too many"),
     ("expected <block end>", "indented differently from the keys above it; align them"),
     ("'\\t' that cannot start", "a tab; indent with spaces"),
-    ("expected ',' or", "a bracket or brace before this line is not closed"),
+    ("expected ',' or", "a comma is missing, or a bracket or brace is not closed"),
     ("unexpected end of stream", "a quotation mark before this line is not closed"),
     (
         "expected alphabetic or numeric",

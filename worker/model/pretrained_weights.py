@@ -47,9 +47,9 @@ def load_pretrained(backbone: Backbone, weights: str) -> int:
     if "/" in weights or "." in weights:  # torchvision's weights names contain neither
         try:
             if weights.endswith("/"):
+                file = weights.removesuffix("final/") + "final/model.safetensors"
                 raise ConfigurationError(
-                    f"{weights}: names a folder; the weights of a finished job are "
-                    f"{weights}final/model.safetensors"
+                    f"{weights}: names a folder; the weights of a finished job are {file}"
                 )
             data = read_uri(weights)
         except ObjectMissing as error:

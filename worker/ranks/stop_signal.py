@@ -47,8 +47,8 @@ class StopFlag:
         self.listener: Callable[[int], None] | None = None
         # In Unix time, not on the monotonic clock, as Slurm states the job's end in Unix time.
         self._deadline: float | None = None
-        # Shared with forked processes: 1 after Ctrl-C in a terminal, which no SIGKILL follows.
-        # Only the parent knows, as it forwards another signal.
+        # Shared with forked processes: 1 after Ctrl-C in a terminal, which no SIGKILL follows
+        # except that of torchrun. Only the parent knows, as it forwards another signal.
         self._at_leisure: mmap.mmap = parent._at_leisure if parent else mmap.mmap(-1, 1)
         self._has_parent = parent is not None
         self._process = 0
@@ -79,7 +79,8 @@ class StopFlag:
             # In a thread, as this signal may have interrupted the writing of another log line.
             threading.Thread(target=self._acknowledge, args=(number,), daemon=True).start()
         if os.getpid() == self._process and not self._has_parent:
-            self._at_leisure[0] = number == signal.SIGINT and sys.stderr.isatty()
+            typed = number == signal.SIGINT and sys.stderr.isatty()
+            self._at_leisure[0] = typed and "TORCHELASTIC_RUN_ID" not in os.environ
         limit = math.inf if self._at_leisure[0] else budget(number, time.time(), os.environ)
         deadline = time.time() + limit
         # An early warning may be followed by a signal with a closer deadline.
