@@ -30,7 +30,7 @@ _PLACE_NAME = re.compile(
 )
 # These do, too, if what they hold looks like a path: SSH_AUTH_SOCK. Some put the secret there.
 _PATH_NAME = re.compile(r"_SOCK$|^GOOGLE_APPLICATION_CREDENTIALS$", re.IGNORECASE)
-_LIKE_A_PATH = re.compile(r"[^\s{]*/[^\s]*|[\w.-]+\.json")
+_LIKE_A_PATH = re.compile(r"[^\s{]*/\S*|[^{]*\.json")
 # Such names hold a number, MAX_NEW_TOKENS and TOKEN_LIMIT, or a word, PASSWORD_STORE. What ends
 # like a secret (STORE_PASSWORD) is one.
 _NUMBER_NAME = re.compile(r"^(MAX|MIN|NUM)_.*TOKENS$|_(COUNT|LIMIT)$", re.IGNORECASE)

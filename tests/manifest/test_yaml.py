@@ -19,10 +19,21 @@ from worker.manifest.yaml import parse_yaml
         ),
         (
             'output: "s3://runs/"ants\n',
-            "line 1: text after a closing quotation mark; quote the whole",
+            "line 1: text after a closing quotation mark or bracket",
         ),
         ("a: [1]]\n", "line 1: a closing bracket too many"),
         ("a: {b: 1}}\n", "line 1: a closing brace too many"),
+        ('{"job": "a"}}', "line 1: a closing brace too many"),
+        ("train: ]\n", "line 1: a closing bracket too many"),
+        (
+            "data:\n  train: d\n val\n",
+            "line 3: text after .*, or indented differently from the keys",
+        ),
+        ('job: "a",\n', "line 1: a comma after the value; remove it"),
+        ("job: a\noutput:s3://b/x\nx: 1\n", "line 3: the key before this line needs a colon and a"),
+        ("job: {{ name }}\n", "line 1: braces within braces, as of a template"),
+        ("job: a\n---\njob: b\n", "line 2: a second document after `---`; keep one"),
+        ('output: "C:\\data"\n', "line 1: a backslash in double quotation marks; use single ones"),
         ("lr: [1, 2\njob: a\n", "line 2: a comma is missing, or a bracket or brace is not closed"),
         ('job: "a\n', "line 2: a quotation mark before this line is not closed"),
         (

@@ -78,6 +78,8 @@ def test_services_of_the_config_file_in_another_form_are_no_crash(
 ) -> None:
     (tmp_path / "config").write_text(text)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "default")
+    check_settings(os.environ)  # which does not need them
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     with pytest.raises(ConfigurationError, match="`services` must name a section"):
         check_settings(os.environ)
@@ -102,4 +104,19 @@ def test_a_proxy_that_aws_itself_is_exempt_from_is_not_looked_at(
     with pytest.raises(ConfigurationError, match="HTTPS_PROXY: .* is not an HTTP proxy"):
         check_settings(os.environ)
     monkeypatch.setenv("NO_PROXY", ".amazonaws.com")
+    check_settings(os.environ)
+    monkeypatch.setenv("AWS_REGION", "cn-north-1")
+    monkeypatch.setenv("NO_PROXY", ".amazonaws.com.cn")
+    check_settings(os.environ)
+
+
+def test_the_region_of_the_config_file_counts_for_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy:1")
+    monkeypatch.setenv("NO_PROXY", "s3.eu-west-1.amazonaws.com")
     check_settings(os.environ)

@@ -159,6 +159,10 @@ def test_a_name_that_no_file_can_have_is_refused(uri: str) -> None:
             use(uri)
 
 
+def test_a_pattern_of_shards_may_be_longer() -> None:
+    assert open_store(f"sets/{{{','.join('x' * 9 for _ in range(99))}}}.tar")
+
+
 def test_an_object_is_replaced_only_as_it_was_seen(store: Store) -> None:
     assert store.replace("final/x", 1, [b"1"], "")
     assert not store.replace("final/x", 1, [b"2"], "")

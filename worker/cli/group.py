@@ -60,12 +60,17 @@ def _by_manifest(error: click.NoSuchOption) -> click.ClickException:
     if not ctx or "manifest" not in {parameter.name for parameter in ctx.command.params}:
         return error
     from worker.manifest.keys import path_of_setting
+    from worker.sweep.manifest import SweepManifest
 
     options = (option.lstrip("-") for each in ctx.command.params for option in each.opts)
-    path = path_of_setting(error.option_name.lstrip("-"), options)
+    name, where = error.option_name.lstrip("-"), "manifest"
+    path = path_of_setting(name, options)
+    if ctx.command.name == "sweep":
+        where = "base job"
+        if name in SweepManifest.model_fields:
+            path, where = name, "sweep's manifest"
     if not path:
         return error
-    where = "base job" if ctx.command.name == "sweep" else "manifest"
     return click.UsageError(
         f"No such option {error.option_name!r}; set {path} in the {where}.", ctx
     )

@@ -1,9 +1,12 @@
 """Standard output and error that may lose their reader, as `| head` does, or be closed."""
 
+import codecs
 import io
 import os
 import sys
 from typing import Any
+
+_ERRORS = "backslashreplace"
 
 
 class _Outlet(io.TextIOWrapper):
@@ -30,21 +33,30 @@ class _Outlet(io.TextIOWrapper):
 
     def _discard(self) -> None:
         self.has_reader = False
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
+        _lead_nowhere(self.fileno())
+
+
+def _lead_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)  # inheritable, unlike the other
+    if nowhere != descriptor:
         os.close(nowhere)
 
 
 def settle_streams() -> None:
     """Make writing to stdout and stderr succeed whether or not anybody reads them."""
-    for name in ("stdout", "stderr"):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream: Any = getattr(sys, name)
-        if stream is None:  # closed, as by `>&-`; this takes its descriptor, too
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        if stream is None:  # closed, as by `>&-`; a file of ours must not take its descriptor
+            _lead_nowhere(descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", errors=_ERRORS))
         elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
             outlet = _Outlet(
                 stream.buffer,
-                encoding=stream.encoding,
+                # click would go around a stream in ASCII.
+                encoding="utf-8"
+                if codecs.lookup(stream.encoding).name == "ascii"
+                else stream.encoding,
                 errors=stream.errors,
                 line_buffering=stream.line_buffering,
                 write_through=stream.write_through,

@@ -51,7 +51,7 @@ def path_of_setting(name: str, options: Iterable[str]) -> str | None:
 def remedy_for(key: str, section: list[Any], schema: type[BaseModel]) -> str:
     """Suggest a remedy for an unknown key: a similar key, or the section it belongs in."""
     if key.lower() in _ELSEWHERE and schema is Manifest:
-        path = _ELSEWHERE[key.lower()]
+        path = _ELSEWHERE[key.lower()].removeprefix(f"{'.'.join(map(str, section))}.")
         return f"did you mean {path}?" if path else _NO_SETTING
     known = known_keys(section, schema)
     elsewhere = _paths(schema)

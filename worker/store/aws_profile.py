@@ -1,6 +1,7 @@
 """The profile in the AWS config file, which may set the endpoint."""
 
 import os
+from typing import Any
 
 import botocore.exceptions as boto_errors
 import botocore.session
@@ -10,19 +11,34 @@ from worker.errors import ConfigurationError, first_line
 PROFILES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")  # in botocore's order
 
 
+def require_profile() -> None:
+    """Raise `ConfigurationError` if the profile in use does not exist, or its file is damaged."""
+    _read_profile(botocore.session.Session())
+
+
+def configured_region() -> str:
+    """Return the region that the profile in use sets; empty if it sets none."""
+    return str(_read_profile(botocore.session.Session()).get("region") or "")
+
+
+def _read_profile(session: botocore.session.Session) -> dict[str, Any]:
+    try:
+        profile: dict[str, Any] = session.get_scoped_config()
+    except boto_errors.ProfileNotFound:
+        raise _unknown_profile() from None
+    except boto_errors.BotoCoreError as error:
+        raise ConfigurationError(first_line(error)) from None
+    return profile
+
+
 def configured_endpoint() -> str:
     """Return the endpoint that the profile in use sets for S3; empty if it sets none.
 
     Raises `ConfigurationError` for a profile that does not exist, or a file that is damaged.
     """
     session = botocore.session.Session()
-    try:
-        profile = session.get_scoped_config()
-        services = session.full_config.get("services", {})
-    except boto_errors.ProfileNotFound:
-        raise _unknown_profile() from None
-    except boto_errors.BotoCoreError as error:
-        raise ConfigurationError(first_line(error)) from None
+    profile = _read_profile(session)
+    services = session.full_config.get("services", {})
     name = profile.get("services", "")
     own = services.get(name, {}) if isinstance(name, str) else name
     own = own.get("s3", {}) if isinstance(own, dict) else own

@@ -7,7 +7,12 @@ from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from worker.errors import ConfigurationError, first_line
-from worker.store.aws_profile import PROFILES, configured_endpoint
+from worker.store.aws_profile import (
+    PROFILES,
+    configured_endpoint,
+    configured_region,
+    require_profile,
+)
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 IGNORE_ENDPOINTS = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
@@ -55,20 +60,23 @@ def check_settings(env: Mapping[str, str]) -> None:
     if env.get(_PAIR[0]) and not env.get(_PAIR[1]):
         raise ConfigurationError(f"{_PAIR[1]}: not set, though {_PAIR[0]} is; set both")
     if any(name in env for name in PROFILES):
-        configured_endpoint()  # which fails without the profile
+        require_profile()
     setting, endpoint = endpoint_setting(env)
     _check_files(env, tls=not endpoint.startswith("http://"))
     for name, url in ((STS_ENDPOINT, env.get(STS_ENDPOINT, "")), (setting, endpoint)):
         if url:
             _check_endpoint(name, url)
     exceptions = {"no": env.get("no_proxy") or env.get("NO_PROXY", "")}
-    host = urlsplit(address_in(endpoint)).hostname or f"s3.{_region(env)}.amazonaws.com"
+    host = urlsplit(address_in(endpoint)).hostname or _host_of_aws(env)
     if not proxy_bypass_environment(host, exceptions):
         _check_proxy(*proxy_in(env))
 
 
-def _region(env: Mapping[str, str]) -> str:
-    return next((env[name] for name in _REGIONS if env.get(name)), "us-east-1")
+def _host_of_aws(env: Mapping[str, str]) -> str:
+    """Return the host of AWS's own S3, in China's partition or the other one."""
+    named = next((env[name] for name in _REGIONS if env.get(name)), "")
+    region = named or configured_region() or "us-east-1"
+    return f"s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
 
 
 def _check_files(env: Mapping[str, str], *, tls: bool) -> None:
