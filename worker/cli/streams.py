@@ -38,9 +38,10 @@ class _Outlet(io.TextIOWrapper):
 
 def _lead_nowhere(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)  # inheritable, unlike the other
     if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
         os.close(nowhere)
+    os.set_inheritable(descriptor, True)  # noqa: FBT003 -- takes no keyword
 
 
 def settle_streams() -> None:
