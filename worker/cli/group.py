@@ -55,7 +55,7 @@ class _Commands(click.Group):
 
 
 def _by_manifest(error: click.NoSuchOption) -> click.ClickException:
-    """Return the same error, or where to set what is no option of a job's command but a setting."""
+    """Return the same error or, for a setting of the manifest, one that says where to set it."""
     ctx = error.ctx
     if not ctx or "manifest" not in {parameter.name for parameter in ctx.command.params}:
         return error

@@ -1,4 +1,4 @@
-"""Options of `worker pack`, from the command line to what packs."""
+"""The command line of `worker pack`, translated into the options of the code that packs."""
 
 import hashlib
 import os

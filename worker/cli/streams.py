@@ -6,11 +6,9 @@ import os
 import sys
 from typing import Any
 
-_ERRORS = "backslashreplace"
-
 
 class _Outlet(io.TextIOWrapper):
-    """Text stream that discards everything once nobody reads it any longer.
+    """Text stream that discards its text once nobody reads it anymore.
 
     A command that stopped there would leave its work undone, or hide its exit code.
     """
@@ -50,7 +48,8 @@ def settle_streams() -> None:
         stream: Any = getattr(sys, name)
         if stream is None:  # closed, as by `>&-`; a file of ours must not take its descriptor
             _lead_nowhere(descriptor)
-            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", errors=_ERRORS))
+            nowhere = os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
+            setattr(sys, name, nowhere)
         elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
             outlet = _Outlet(
                 stream.buffer,
@@ -66,5 +65,5 @@ def settle_streams() -> None:
 
 
 def has_reader() -> bool:
-    """Return whether anybody still reads stdout, as far as what was written so far has shown."""
+    """Return whether stdout still had a reader when it was last written to."""
     return getattr(sys.stdout, "has_reader", True)

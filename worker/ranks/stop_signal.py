@@ -48,7 +48,7 @@ class StopFlag:
         # In Unix time, not on the monotonic clock, as Slurm states the job's end in Unix time.
         self._deadline: float | None = None
         # Shared with forked processes: 1 after Ctrl-C in a terminal, which no SIGKILL follows
-        # except that of torchrun. Only the parent knows, as it forwards another signal.
+        # except under torchrun. Only the parent knows, as it forwards another signal.
         self._at_leisure: mmap.mmap = parent._at_leisure if parent else mmap.mmap(-1, 1)
         self._has_parent = parent is not None
         self._process = 0

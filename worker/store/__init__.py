@@ -111,8 +111,7 @@ def _require_short_names(uri: str) -> None:
     for name in uri.split("/"):
         if len(os.fsencode(name)) > _LONGEST_NAME and "{" not in name:  # a pattern of shards
             raise ConfigurationError(
-                f"{name[:60]}…: a name of a file or folder has at most {_LONGEST_NAME} bytes; "
-                "shorten it"
+                f"{name[:60]}…: a file or folder name has at most {_LONGEST_NAME} bytes; shorten it"
             )
 
 
